@@ -1,0 +1,118 @@
+"""Input specifications: the grammar of `--input` and the numbers drawn from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradlint.errors import InputError
+from gradlint.result import InputInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SPEC = re.compile(r"^(?:(?P<name>[^=]+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?$")
+_FILE = re.compile(r"^(?:(?P<name>[^=]+)=)?@(?P<path>.+)$")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What to feed to one input: `below` bounds integers, `value` holds a given array or fixes the numbers.
+
+    `name` is None for a positional input.
+    """
+
+    name: str | None
+    dtype: str
+    shape: tuple[int, ...]
+    below: int | None = None
+    value: Any = None
+    given: bool = False
+
+    @property
+    def text(self) -> str:
+        """The specification as `--input` would take it, without the name."""
+        bound = f"<{self.below}" if self.below is not None else ""
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]{bound}"
+
+    def info(self, fallback: str = "input") -> InputInfo:
+        """The row that the report shows."""
+        return InputInfo(self.name or fallback, self.text, self.given)
+
+    def draw(self, rng: np.random.Generator) -> NDArray[Any]:
+        """Values of shape `shape`: standard normal floats, uniform integers below the bound, fair booleans.
+
+        bfloat16 is drawn as float32, for the caller to convert. Integers without a bound are 0 or 1.
+        """
+        if self.value is not None:
+            return np.asarray(self.value)
+        if self.dtype == "bool":
+            return rng.integers(0, 2, self.shape).astype(bool)
+        if self.dtype.startswith(("int", "uint")):
+            return rng.integers(0, self.below if self.below is not None else 2, self.shape).astype(self.dtype)
+        kind = "float32" if self.dtype == "bfloat16" else self.dtype
+        return rng.standard_normal(self.shape).astype(kind)
+
+
+def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
+    """Read `--input` options such as `x=float32[2,3,224,224]`, `ids=int64[2,128]<1000` and `x=@batch.npz`.
+
+    Raises InputError for a text that is none of these, an unknown dtype, or a file that is not an array.
+    """
+    return tuple(spec for text in texts for spec in _parse(text.strip()))
+
+
+def _parse(text: str) -> list[InputSpec]:
+    if match := _FILE.match(text):
+        return _from_file(match["name"], Path(match["path"]))
+    match = _SPEC.match(text)
+    if match is None:
+        raise InputError(
+            f"--input {text!r} is not understood",
+            hint="write name=dtype[shape], as in x=float32[2,3,224,224], ids=int64[2,128]<1000 or x=@batch.npz",
+        )
+    if match["dtype"] not in DTYPES:
+        raise InputError(f"--input {text!r}: unknown dtype {match['dtype']!r}", hint=f"one of {', '.join(DTYPES)}")
+    shape = tuple(int(part) for part in match["shape"].split(",") if part.strip())
+    below = int(match["below"]) if match["below"] else None
+    if below is not None and not match["dtype"].startswith(("int", "uint")):
+        raise InputError(f"--input {text!r}: a bound goes with an integer dtype", hint="drop the <N")
+    return [InputSpec(match["name"], match["dtype"], shape, below, given=True)]
+
+
+def _from_file(name: str | None, path: Path) -> list[InputSpec]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {name: loaded}
+    except (OSError, ValueError) as error:
+        raise InputError(f"--input: cannot read {path}: {error}", hint="give a .npy or .npz file of plain arrays") from error
+    if name is not None and len(arrays) > 1:
+        if name not in arrays:
+            raise InputError(f"--input: {path} has no array {name!r}", hint=f"it has {', '.join(map(str, arrays))}")
+        arrays = {name: arrays[name]}
+    elif name is not None:
+        arrays = {name: next(iter(arrays.values()))}
+    return [InputSpec(key, str(a.dtype), a.shape, value=a, given=True) for key, a in arrays.items()]
+
+
+def merge_given(inferred: tuple[InputSpec, ...], given: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+    """Replace inferred inputs by given ones, by name, or by position where the given one has no name.
+
+    Raises InputError when a given name is not an input.
+    """
+    merged = {spec.name: spec for spec in inferred}
+    names = list(merged)
+    for index, spec in enumerate(given):
+        name = spec.name if spec.name is not None else (names[index] if index < len(names) else None)
+        if name not in merged:
+            raise InputError(
+                f"the model has no input {spec.name!r}" if spec.name else f"the model has only {len(names)} inputs",
+                hint=f"its inputs are {', '.join(map(str, names)) or 'none'}",
+            )
+        merged[name] = replace(spec, name=name)
+    return tuple(merged.values())

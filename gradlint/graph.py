@@ -1,0 +1,228 @@
+"""The model as gradlint sees it: a typed view of a networkx MultiDiGraph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import networkx as nx
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_CHUNK = 1 << 20  # elements looked at together, so that a weight of any size costs a few MB
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class Ref(NamedTuple):
+    """One tensor: an output (`port`) of the node `node`."""
+
+    node: str
+    port: int = 0
+
+
+class Source(NamedTuple):
+    """A line of the user's code."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What gradlint knows of the values of one weight, over its finite elements."""
+
+    mean: float
+    mean_square: float
+    max_abs: float
+    finite: bool
+
+    @property
+    def std(self) -> float:
+        """Standard deviation, without Bessel's correction."""
+        return math.sqrt(max(self.mean_square - self.mean**2, 0.0))
+
+
+class Weight:
+    """A named parameter or buffer, read only when somebody looks.
+
+    `load` returns the values as an array of shape `shape`. `out_axis` is the axis that indexes output units: 0 for
+    `torch.nn.Linear` and convolutions, 1 for the right operand of an ONNX MatMul. `stride` is the number of input positions a
+    transposed convolution skips, 1 elsewhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str,
+        load: Callable[[], NDArray[Any]],
+        *,
+        out_axis: int = 0,
+        trainable: bool = True,
+        statistics: Statistics | None = None,
+    ) -> None:
+        self.name = name
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.out_axis = out_axis
+        self.trainable = trainable
+        self._load = load
+        if statistics is not None:
+            self.__dict__["statistics"] = statistics
+
+    def __repr__(self) -> str:
+        return f"Weight({self.name!r}, {self.dtype}{list(self.shape)})"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def fan_out(self) -> int:
+        """Number of output units."""
+        return self.shape[self.out_axis] if self.shape else 1
+
+    @property
+    def fan_in(self) -> int:
+        """Number of inputs that one output unit sums."""
+        return self.size // max(self.fan_out, 1)
+
+    def array(self) -> NDArray[Any]:
+        """The values, of shape `shape`; the caller should not keep them."""
+        return self._load()
+
+    def matrix(self) -> NDArray[np.float64]:
+        """The values as float64 of shape (fan_out, fan_in)."""
+        values = np.moveaxis(np.asarray(self.array(), dtype=np.float64), self.out_axis, 0)
+        return values.reshape(values.shape[0], -1)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Statistics over all elements, accumulated in float64, a chunk at a time."""
+        flat = self.array().reshape(-1)
+        total = square = largest = 0.0
+        count = 0
+        for start in range(0, flat.size, _CHUNK):
+            part = np.asarray(flat[start : start + _CHUNK], dtype=np.float64)
+            good = part[np.isfinite(part)] if not np.isfinite(part.sum()) else part
+            count += good.size
+            total += float(good.sum())
+            square += float(np.square(good).sum())
+            largest = max(largest, float(np.abs(good).max(initial=0.0)))
+        seen = max(count, 1)
+        return Statistics(total / seen, square / seen, largest, count == flat.size)
+
+    @cached_property
+    def spectral_norm(self) -> float:
+        """Largest singular value of `matrix()`; for a convolution that is not the norm of the operator."""
+        return float(np.linalg.norm(self.matrix(), 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator call.
+
+    `inputs` holds the activations in order; None stands for a constant, a weight or an argument that was left out.
+    `shape` and `dtype` are those of output 0, None where unknown; an unknown dimension is None. `attrs["constant"]` is the
+    scalar operand of a binary operator, when it has one. `notes` holds provenance: "batch-norm-folded", "no-grad", ...
+    """
+
+    id: str
+    op: str
+    inputs: tuple[Ref | None, ...] = ()
+    weights: Mapping[str, Weight] = field(default_factory=lambda: _EMPTY)
+    attrs: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    shape: tuple[int | None, ...] | None = None
+    dtype: str | None = None
+    module: str = ""
+    module_class: str = ""
+    call: int = 0
+    source: Source | None = None
+    definition: Source | None = None
+    notes: frozenset[str] = frozenset()
+
+    @property
+    def label(self) -> str:
+        """What a person calls this place: the module path, else the node id."""
+        return self.module or self.id
+
+    @property
+    def is_float(self) -> bool:
+        """Whether output 0 can carry a gradient, as far as its dtype is known."""
+        return self.dtype is None or self.dtype.startswith(("float", "bfloat", "double", "complex"))
+
+
+class Graph:
+    """Nodes in execution order, which is a topological order.
+
+    `inputs` are the ids of the nodes whose operator is "input", `outputs` the tensors that the model returns. `mode` is
+    "train" or "eval". Raises ValueError when two nodes share an id or a node uses a later one.
+    """
+
+    def __init__(self, nodes: Iterable[Node], outputs: Iterable[Ref], *, mode: str = "train") -> None:
+        self.mode = mode
+        self.outputs = tuple(outputs)
+        self.nx: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+        self._nodes: dict[str, Node] = {}
+        for node in nodes:
+            if node.id in self._nodes:
+                msg = f"two nodes are called {node.id!r}"
+                raise ValueError(msg)
+            self.nx.add_node(node.id)
+            for slot, ref in enumerate(node.inputs):
+                if ref is None:
+                    continue
+                if ref.node not in self._nodes:
+                    msg = f"{node.id!r} uses {ref.node!r} before it exists"
+                    raise ValueError(msg)
+                self.nx.add_edge(ref.node, node.id, slot=slot, port=ref.port)
+            self._nodes[node.id] = node
+        missing = [ref.node for ref in self.outputs if ref.node not in self._nodes]
+        if missing:
+            msg = f"outputs name unknown nodes: {missing}"
+            raise ValueError(msg)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._nodes
+
+    def __getitem__(self, node_id: str) -> Node:
+        return self._nodes[node_id]
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Ids of the graph inputs, in order."""
+        return tuple(node.id for node in self if node.op == "input")
+
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        """Index of each node in execution order."""
+        return {node_id: index for index, node_id in enumerate(self._nodes)}
+
+    def parents(self, node_id: str) -> list[Node]:
+        """The nodes whose outputs `node_id` reads, in slot order, with repetition."""
+        return [self._nodes[ref.node] for ref in self._nodes[node_id].inputs if ref is not None]
+
+    def children(self, node_id: str) -> list[Node]:
+        """The nodes that read an output of `node_id`, each once, in execution order."""
+        return sorted((self._nodes[child] for child in self.nx.successors(node_id)), key=lambda n: self.position[n.id])
+
+    @cached_property
+    def weights(self) -> Mapping[str, Weight]:
+        """Every weight that some node uses, by name."""
+        return {weight.name: weight for node in self for weight in node.weights.values()}

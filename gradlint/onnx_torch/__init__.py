@@ -1,0 +1,1 @@
+"""A differentiable evaluator of ONNX graphs on torch."""

@@ -1,0 +1,1 @@
+"""The measurement: what one backward pass per seed says about every node."""

@@ -1,0 +1,1 @@
+"""Signal propagation over a Graph, on numpy alone."""
