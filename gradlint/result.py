@@ -46,6 +46,7 @@ class Effect(StrEnum):
 
     EXPLODES = "explodes"
     VANISHES = "vanishes"
+    EITHER = "either"
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,3 +262,5 @@ class TargetReport:
     rules_checked: int = 0
     notes: tuple[str, ...] = ()
     capture: str = "full"  # how the graph was taken; see frontends
+    predicted: Growth | None = None  # the theory's growth, over the same spine
+    time: tuple[TimeGrowth, ...] = ()  # growth along the time axis of each recurrence

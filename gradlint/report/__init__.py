@@ -1,1 +1,38 @@
-"""One module per output format, each `render(reports, ...) -> str`."""
+"""One module per output format, each `render(reports, *, version, **options) -> str`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradlint.result import TargetReport
+
+FORMATS = {
+    "full": "gradlint.report.terminal",
+    "concise": "gradlint.report.concise",
+    "json": "gradlint.report.json_report",
+    "github": "gradlint.report.github",
+}
+_DISTRIBUTION = "gradlint-nn"
+
+
+def render(output_format: str, reports: Sequence[TargetReport], **options: Any) -> str:
+    """The reports as text in one of FORMATS; the module of the format is imported when it is asked for.
+
+    Every format takes `version`, `show_refuted` and `timings`; the full report also `width`, `color` and `unicode`.
+    """
+    text: str = import_module(FORMATS[output_format]).render(reports, **{"version": tool_version()} | options)
+    return text
+
+
+def tool_version() -> str:
+    """The version of gradlint, from the installed distribution or from the checkout it runs in."""
+    try:
+        return metadata.version(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        project = Path(__file__).parents[2] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])

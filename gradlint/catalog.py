@@ -1,0 +1,98 @@
+"""Finding, loading and selecting rules. Rule files are loaded by path; nothing imports them statically."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gradlint.errors import ConfigError, RuleFileError
+from gradlint.rule import Rule
+
+_CODE = re.compile(r"^[A-Z]{2,4}\d{3}$")
+
+
+def builtin_dir() -> Path:
+    """The folder of the built-in pack: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).resolve().parent
+    in_checkout = (package.parent / "pyproject.toml").is_file() and (package.parent / "rules").is_dir()
+    return package.parent / "rules" if in_checkout else package / "rules"
+
+
+def load_rules(dirs: Sequence[Path] = ()) -> tuple[type[Rule], ...]:
+    """The built-in rules and those of further folders, by code. Raises RuleFileError for a file that is not one rule."""
+    rules = _load_folder(builtin_dir(), "gradlint.rules")
+    for index, folder in enumerate(dirs):
+        if not folder.is_dir():
+            raise RuleFileError(f"--rules {folder}: no such folder", hint="give a folder of rule files, one rule a file")
+        rules += _load_folder(folder, f"gradlint_user_rules_{index}")
+    by_code: dict[str, type[Rule]] = {}
+    for rule in rules:
+        other = by_code.setdefault(rule.code, rule)
+        if other is not rule:
+            raise RuleFileError(
+                f"two rules have the code {rule.code}: {other.name} and {rule.name}", hint="give one of them a free code"
+            )
+    return tuple(by_code[code] for code in sorted(by_code))
+
+
+def _load_folder(folder: Path, package: str) -> list[type[Rule]]:
+    files = sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+    return [_load_file(path, f"{package}.{path.stem}") for path in files]
+
+
+def _load_file(path: Path, name: str) -> type[Rule]:
+    loaded = sys.modules.get(name)
+    if loaded is None or Path(loaded.__file__ or "") != path:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[name] = loaded
+        try:
+            spec.loader.exec_module(loaded)
+        except Exception as error:
+            del sys.modules[name]
+            raise RuleFileError(f"{path}: {type(error).__name__}: {error}", hint="mend the rule file") from error
+    found = [
+        value
+        for value in vars(loaded).values()
+        if isinstance(value, type) and issubclass(value, Rule) and value.__module__ == name
+    ]
+    if len(found) != 1:
+        raise RuleFileError(f"{path} defines {len(found)} rules", hint="a rule file holds exactly one subclass of Rule")
+    rule = found[0]
+    if not _CODE.match(getattr(rule, "code", "")) or not getattr(rule, "name", ""):
+        raise RuleFileError(f"{path}: {rule.__name__} has no code such as GL101, or no name", hint="set both on the class")
+    return rule
+
+
+def select(rules: Iterable[type[Rule]], chosen: Sequence[str] = (), ignored: Sequence[str] = ()) -> tuple[type[Rule], ...]:
+    """Rules that a selection keeps. Entries are codes, prefixes of codes, names, or ALL; the longest match decides.
+
+    Without a selection all rules are kept. Raises ConfigError for an entry that matches no rule.
+    """
+    known = tuple(rules)
+    for entry in (*chosen, *ignored):
+        if not any(_strength(entry, rule) for rule in known):
+            words = [rule.code for rule in known] + [rule.name for rule in known]
+            near = difflib.get_close_matches(entry, words, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "gradlint rule --all lists them"
+            raise ConfigError(f"unknown rule {entry!r}", hint=hint)
+    return tuple(rule for rule in known if _best(chosen or ("ALL",), rule) > _best(ignored, rule))
+
+
+def _best(entries: Sequence[str], rule: type[Rule]) -> int:
+    return max((_strength(entry, rule) for entry in entries), default=0)
+
+
+def _strength(entry: str, rule: type[Rule]) -> int:
+    """How specific a selection entry is for a rule, 0 where it does not match."""
+    if entry == "ALL":
+        return 1
+    if entry in {rule.code, rule.name}:
+        return 100
+    return 1 + len(entry) if entry and rule.code.startswith(entry) else 0

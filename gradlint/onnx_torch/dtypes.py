@@ -1,0 +1,99 @@
+"""ONNX element types and tensors as torch ones."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, TypeProto
+from torch import Tensor
+
+TORCH: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.INT8: torch.int8,
+    TensorProto.UINT16: torch.uint16,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.BOOL: torch.bool,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.UINT32: torch.uint32,
+    TensorProto.UINT64: torch.uint64,
+    TensorProto.COMPLEX64: torch.complex64,
+    TensorProto.COMPLEX128: torch.complex128,
+    TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
+    TensorProto.FLOAT8E5M2: torch.float8_e5m2,
+    TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+}
+ONNX = {dtype: code for code, dtype in TORCH.items()}
+_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in TORCH.values()}
+
+
+def torch_dtype(code: int) -> torch.dtype:
+    """The torch dtype of an ONNX element type; raises ValueError where torch has none."""
+    if code not in TORCH:
+        raise ValueError(f"torch has no dtype for the ONNX element type {TensorProto.DataType.Name(code)}")
+    return TORCH[code]
+
+
+def from_numpy(array: NDArray[Any]) -> Tensor:
+    """A writable tensor of the values, bfloat16 and float8 included; it shares memory where that is safe.
+
+    A memory-mapped file is mapped again, copy-on-write: no bytes are read, and writing does not reach the file. Other
+    read-only arrays are copied. Raises TypeError for strings.
+    """
+    if not array.flags.writeable:
+        array = _private(array)
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    dtype = _BY_NAME.get(array.dtype.name)
+    if array.dtype.kind != "V" and array.dtype.name not in ("bfloat16", *(n for n in _BY_NAME if n.startswith("float8"))):
+        return torch.from_numpy(array)
+    if dtype is None:  # 4-bit integers have no torch dtype of their own
+        return torch.from_numpy(array.astype(np.int8))
+    return torch.from_numpy(array.view(np.int16 if array.dtype.itemsize == 2 else np.uint8)).view(dtype)
+
+
+def _private(array: NDArray[Any]) -> NDArray[Any]:
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename is not None and array.size:
+        return np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)
+    return np.array(array)
+
+
+Value = Any
+Load = Callable[[TensorProto], NDArray[Any]]
+
+
+def from_proto(proto: TensorProto, load: Load) -> Value:
+    """The tensor of a TensorProto, as `load` reads it; an array of objects for strings."""
+    array = np.asanyarray(load(proto))
+    return array if array.dtype.kind in "OSU" else from_numpy(array)
+
+
+def from_sparse(proto: Any, load: Load) -> Tensor:
+    """The dense tensor of a SparseTensorProto."""
+    values, indices = from_proto(proto.values, load), from_proto(proto.indices, load)
+    dims = tuple(proto.dims)
+    if indices.dim() == 2:
+        indices = torch.from_numpy(np.ravel_multi_index(tuple(indices.T.numpy()), dims))
+    return values.new_zeros(dims).reshape(-1).index_put((indices,), values).reshape(dims)
+
+
+def type_bytes(value: Any) -> bytes:
+    """The serialized TypeProto of a runtime value; empty for one that is absent."""
+    proto = TypeProto()
+    if isinstance(value, Tensor):
+        proto.tensor_type.elem_type = ONNX[value.dtype]
+        proto.tensor_type.shape.SetInParent()
+        for size in value.shape:
+            proto.tensor_type.shape.dim.add().dim_value = size
+    elif isinstance(value, list) and value:
+        proto.sequence_type.elem_type.ParseFromString(type_bytes(value[0]))
+    return bytes(proto.SerializeToString())

@@ -1,0 +1,222 @@
+"""Operators that work element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from gradlint.onnx_torch.dtypes import torch_dtype
+from gradlint.onnx_torch.registry import Context, Value, op, plain
+
+plain(
+    {
+        "Abs": torch.abs,
+        "Acos": torch.acos,
+        "Acosh": torch.acosh,
+        "Asin": torch.asin,
+        "Asinh": torch.asinh,
+        "Atan": torch.atan,
+        "Atanh": torch.atanh,
+        "BitwiseAnd": torch.bitwise_and,
+        "BitwiseNot": torch.bitwise_not,
+        "BitwiseOr": torch.bitwise_or,
+        "BitwiseXor": torch.bitwise_xor,
+        "Cos": torch.cos,
+        "Cosh": torch.cosh,
+        "Det": torch.linalg.det,
+        "Erf": torch.erf,
+        "GreaterOrEqual": torch.ge,
+        "IsNaN": torch.isnan,
+        "LessOrEqual": torch.le,
+        "Not": torch.logical_not,
+        "Round": torch.round,
+        "Sign": torch.sign,
+        "Sin": torch.sin,
+        "Sinh": torch.sinh,
+        "Tan": torch.tan,
+        "Where": torch.where,
+    }
+)
+
+
+def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
+    @op(name)
+    def kernel(x: Tensor, *, consumed_inputs: tuple[int, ...] = ()) -> Tensor:  # noqa: ARG001 - a relic of opset 1
+        return function(x)
+
+
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "Ceil": torch.ceil,
+    "Exp": torch.exp,
+    "Floor": torch.floor,
+    "Log": torch.log,
+    "Neg": torch.neg,
+    "Reciprocal": torch.reciprocal,
+    "Relu": torch.relu,
+    "Sigmoid": torch.sigmoid,
+    "Sqrt": torch.sqrt,
+    "Tanh": torch.tanh,
+}
+for _name, _function in _UNARY.items():
+    _unary(_name, _function)
+
+
+def align(a: Tensor, b: Tensor, axis: int | None) -> Tensor:
+    """`b` with trailing axes added so that its first axis meets `axis` of `a`, the broadcasting of opsets before 7."""
+    return b if axis is None else b.reshape(b.shape + (1,) * (a.dim() - axis % max(a.dim(), 1) - b.dim()))
+
+
+def _binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    @op(name)
+    def kernel(
+        a: Tensor,
+        b: Tensor,
+        *,
+        axis: int | None = None,
+        broadcast: int = 0,
+        consumed_inputs: tuple[int, ...] = (),  # noqa: ARG001 - a relic of opset 1
+    ) -> Tensor:
+        return function(a, align(a, b, axis) if broadcast else b)
+
+
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
+
+
+def _power(base: Tensor, exponent: Tensor) -> Tensor:
+    if not base.is_floating_point():  # integers to a negative or broken power
+        return torch.pow(base.double(), exponent).to(base.dtype)
+    return torch.pow(base, exponent).to(base.dtype)
+
+
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Add": torch.add,
+    "And": torch.logical_and,
+    "Div": _divide,
+    "Equal": torch.eq,
+    "Greater": torch.gt,
+    "Less": torch.lt,
+    "Mul": torch.mul,
+    "Or": torch.logical_or,
+    "Pow": _power,
+    "Sub": torch.sub,
+    "Xor": torch.logical_xor,
+}
+for _name, _combine in _BINARY.items():
+    _binary(_name, _combine)
+
+
+@op("Max")
+def maximum(*xs: Tensor) -> Tensor:
+    return reduce(torch.maximum, xs)
+
+
+@op("Min")
+def minimum(*xs: Tensor) -> Tensor:
+    return reduce(torch.minimum, xs)
+
+
+@op("Sum")
+def total(*xs: Tensor) -> Tensor:
+    return reduce(torch.add, xs)
+
+
+@op("Mean")
+def mean(*xs: Tensor) -> Tensor:
+    return reduce(torch.add, xs) / len(xs)
+
+
+@op("Mod")
+def modulo(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
+    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
+
+
+@op("BitShift")
+def bit_shift(x: Tensor, by: Tensor, *, direction: str) -> Tensor:
+    wide, amount = x.long(), by.long()
+    return (wide << amount if direction == "LEFT" else wide >> amount).to(x.dtype)
+
+
+@op("Clip")
+def clip(
+    x: Tensor,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    *,
+    min_: float | None = None,
+    max_: float | None = None,
+    consumed_inputs: tuple[int, ...] = (),  # noqa: ARG001 - a relic of opset 1
+) -> Tensor:
+    floor, ceiling = (low if low is not None else min_), (high if high is not None else max_)
+    if floor is not None:
+        x = torch.maximum(x, torch.as_tensor(floor, dtype=x.dtype))
+    return x if ceiling is None else torch.minimum(x, torch.as_tensor(ceiling, dtype=x.dtype))
+
+
+@op("IsInf")
+def is_infinite(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
+    return (torch.isposinf(x) & bool(detect_positive)) | (torch.isneginf(x) & bool(detect_negative))
+
+
+@op("Identity")
+def identity(x: Value) -> Value:
+    return x
+
+
+@op("Cast")
+def cast(x: Tensor, *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001 - 8-bit floats
+    return x.to(_named(to) if isinstance(to, str) else torch_dtype(to))
+
+
+def _named(name: str) -> torch.dtype:
+    from onnx import TensorProto  # noqa: PLC0415 - opset 1 alone names its types
+
+    return torch_dtype(TensorProto.DataType.Value(name))
+
+
+@op("CastLike")
+def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001
+    return x.to(like.dtype)
+
+
+@op("RandomNormalLike")
+def random_normal_like(x: Tensor, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0, seed: float | None = None) -> Tensor:
+    return mean + scale * torch.randn(x.shape, generator=generator(seed), dtype=torch_dtype(dtype) if dtype else x.dtype)
+
+
+@op("RandomUniformLike")
+def random_uniform_like(x: Tensor, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0, seed: float | None = None) -> Tensor:
+    return low + (high - low) * torch.rand(x.shape, generator=generator(seed), dtype=torch_dtype(dtype) if dtype else x.dtype)
+
+
+@op("Bernoulli")
+def bernoulli(x: Tensor, *, dtype: int | None = None, seed: float | None = None) -> Tensor:
+    return torch.bernoulli(x, generator=generator(seed)).to(torch_dtype(dtype) if dtype else x.dtype)
+
+
+@op("Dropout")
+def dropout(
+    ctx: Context,
+    x: Tensor,
+    ratio_input: Tensor | None = None,
+    training_mode: Tensor | None = None,
+    *,
+    ratio: float = 0.5,
+    seed: int | None = None,
+    is_test: int = 0,
+    consumed_inputs: tuple[int, ...] = (),  # noqa: ARG001 - a relic of opset 1
+) -> tuple[Tensor, Tensor]:
+    p = float(ratio_input) if ratio_input is not None else ratio
+    training = not is_test if ctx.opset < 7 else training_mode is not None and bool(training_mode)
+    if not training or p == 0.0:
+        return x, torch.ones_like(x, dtype=torch.bool)
+    keep = torch.rand(x.shape, generator=generator(seed)) >= p
+    return torch.where(keep, x / (1.0 - p), torch.zeros((), dtype=x.dtype)), keep
+
+
+def generator(seed: float | None) -> torch.Generator | None:
+    """A generator for the `seed` attribute; None stands for the global one."""
+    return None if seed is None else torch.Generator().manual_seed(int(seed))

@@ -1,0 +1,185 @@
+"""Growth along the spine as rows of numbers and bars; no colour, no rich."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gradlint.graph import Source
+from gradlint.ops import Kind, operator
+from gradlint.report.wording import decimal, printable
+from gradlint.result import SpinePoint, TimeGrowth
+
+MAX_LINES = 16
+_ENDS = 3  # rows that folding keeps at each end
+_FULL_SCALE = 4.0  # decades that fill the chart at least: models that fail by growth start near there
+_BEND = 0.15  # decades off a straight line that folding shows
+_FOLLOWERS = {Kind.ACTIVATION, Kind.DROPOUT, Kind.SHAPE, Kind.SOFTMAX, Kind.MATH, Kind.MUL, Kind.POOL, Kind.REDUCE, Kind.CUT}
+_NORM_FOLLOWS = {Kind.LINEAR, Kind.CONV}
+
+
+class Glyphs(NamedTuple):
+    """The characters of a chart: a whole cell, half a cell at the end of a bar to the right or to the left, and the axis."""
+
+    bar: str
+    right: str
+    left: str
+    axis: str
+
+
+ASCII = Glyphs("#", "", "", "|")
+BLOCKS = Glyphs("\u2588", "\u258c", "\u2590", "\u2502")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One layer of the chart, in decades at the layer's output; `nodes` are the spine nodes that it stands for."""
+
+    label: str
+    backward: float | None
+    predicted: float | None = None
+    forward: float | None = None
+    source: Source | None = None
+    nodes: frozenset[str] = frozenset()
+
+    @property
+    def value(self) -> float | None:
+        """What the bar shows: the measured gain, else the predicted one."""
+        return self.predicted if self.backward is None else self.backward
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Rows that were folded away: how many, and the change towards the input a row, with whether it is the same everywhere."""
+
+    rows: int
+    step: float
+    even: bool
+
+    def __str__(self) -> str:
+        step = "" if math.isnan(self.step) else f", {decimal(self.step, 2, sign=True)} {'each' if self.even else 'on average'}"
+        return f"... {self.rows} more{step} ..."
+
+
+def layer_rows(spine: Sequence[SpinePoint]) -> list[Row]:
+    """One row a layer: points of one module in a row, with the activations, norms and reshapes that follow a weight layer."""
+    groups: list[list[SpinePoint]] = []
+    for point in spine:
+        if groups and _continues(groups[-1], point):
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return [_row(group) for group in groups]
+
+
+def _continues(group: Sequence[SpinePoint], point: SpinePoint) -> bool:
+    kind, first = operator(point.op).kind, operator(group[0].op).kind
+    if point.place.module and point.place.module == group[-1].place.module:
+        return True
+    if first is Kind.INPUT:
+        return False
+    return kind in _FOLLOWERS or (kind is Kind.NORM and first in _NORM_FOLLOWS and len(group) == 1)
+
+
+def _row(group: Sequence[SpinePoint]) -> Row:
+    first, last = group[0], group[-1]
+    label = first.place.module or first.place.node
+    return Row(
+        label=printable(label if re.search(r"[^\W\d_]", label) else f"{label} {first.op}"),
+        backward=last.backward,
+        predicted=last.predicted_backward,
+        forward=last.forward,
+        source=first.source,
+        nodes=frozenset(point.place.node for point in group),
+    )
+
+
+def time_rows(time: TimeGrowth) -> list[Row]:
+    """One row a step of a recurrence."""
+    return [Row(f"step {step}", backward) for step, backward in enumerate(time.backward)]
+
+
+def fold(rows: Sequence[Row], limit: int = MAX_LINES) -> list[Row | Gap]:
+    """At most `limit` lines: both ends, and between them the rows where the curve leaves a straight line most."""
+    if len(rows) <= limit:
+        return list(rows)
+    levels = _levels(rows)
+    kept = {*range(_ENDS), *range(len(rows) - _ENDS, len(rows))}
+    tolerance = max(_BEND, 0.04 * (max(levels) - min(levels)))
+    while True:
+        off, index = max(_deviations(levels, sorted(kept)))
+        wider = {*kept, index}
+        if off <= tolerance or _lines(sorted(wider)) > limit:
+            break
+        kept = wider
+    return list(_folded(rows, levels, sorted(kept)))
+
+
+def _levels(rows: Sequence[Row]) -> list[float]:
+    """The curve with a number everywhere: what is not finite lies a decade beyond the rest, what is unknown continues."""
+    finite = [row.value for row in rows if row.value is not None and math.isfinite(row.value)] or [0.0]
+    levels: list[float] = []
+    for row in rows:
+        if row.value is None:
+            levels.append(levels[-1] if levels else 0.0)
+        elif math.isfinite(row.value):
+            levels.append(row.value)
+        else:
+            levels.append(min(finite) - 1.0 if row.value < 0 else max(finite) + 1.0)
+    return levels
+
+
+def _deviations(levels: Sequence[float], kept: Sequence[int]) -> Iterator[tuple[float, int]]:
+    """Distance of every row from the straight line between the kept rows around it."""
+    yield 0.0, kept[0]
+    for low, high in zip(kept, kept[1:], strict=False):
+        slope = (levels[high] - levels[low]) / (high - low)
+        for index in range(low + 1, high):
+            yield abs(levels[index] - levels[low] - slope * (index - low)), index
+
+
+def _lines(kept: Sequence[int]) -> int:
+    return len(kept) + sum(after - before > 1 for before, after in zip(kept, kept[1:], strict=False))
+
+
+def _folded(rows: Sequence[Row], levels: Sequence[float], kept: Sequence[int]) -> Iterator[Row | Gap]:
+    previous = -1
+    for index in kept:
+        hidden = index - previous - 1
+        if hidden == 1:
+            yield rows[index - 1]
+        elif hidden > 1:
+            steps = [levels[at] - levels[at + 1] for at in range(previous, index)]
+            known = all(row.value is not None and math.isfinite(row.value) for row in rows[previous : index + 1])
+            mean = sum(steps) / len(steps)
+            even = all(abs(step - mean) <= max(0.05, 0.2 * abs(mean)) for step in steps)
+            yield Gap(hidden, mean if known else math.nan, even)
+        yield rows[index]
+        previous = index
+
+
+def bars(rows: Sequence[Row | Gap], width: int, glyphs: Glyphs) -> list[str]:
+    """A bar for each row, `width` cells wide with the axis: from 0 to the right where positive, to the left where negative."""
+    values = [row.value for row in rows if isinstance(row, Row) and row.value is not None and math.isfinite(row.value)]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    low, high = (0.0 if -low < 0.05 * high else low), (0.0 if high < -0.05 * low else high)
+    stretch = max(1.0, _FULL_SCALE / ((high - low) or 1.0))
+    low, high = (low * stretch, high * stretch) if high > low else (0.0, _FULL_SCALE)
+    cells = width - 1
+    zero = round(cells * -low / (high - low))
+    scale = cells / (high - low)
+    return [_bar(row.value if isinstance(row, Row) else None, scale, zero, cells, glyphs) for row in rows]
+
+
+def _bar(value: float | None, scale: float, zero: int, cells: int, glyphs: Glyphs) -> str:
+    if value is None or math.isnan(value) or value == -math.inf:
+        return " " * zero + glyphs.axis
+    room = cells - zero if value > 0 else zero
+    length = min(room, scale * abs(value))  # room is reached by an infinite value
+    halves = round(2 * length) if glyphs.right else 2 * round(length)
+    if value < 0:
+        return f"{(glyphs.left if halves % 2 else '') + glyphs.bar * (halves // 2):>{zero}}{glyphs.axis}"
+    return f"{' ' * zero}{glyphs.axis}{glyphs.bar * (halves // 2)}{glyphs.right if halves % 2 else ''}"

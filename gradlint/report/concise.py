@@ -1,0 +1,23 @@
+"""One line a finding, for editors and grep: `net.py:14: GL101 error name [place] message`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gradlint.report.wording import located, place, printable, shown, totals
+from gradlint.result import TargetReport
+
+
+def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool = False, **_: Any) -> str:  # noqa: ARG001
+    """Findings of every target, the target standing in for a line of code where there is none; then the totals."""
+    lines = []
+    for report in reports:
+        for finding in shown(report, refuted=show_refuted):
+            where = place(finding, report)
+            spot = f" [{where}]" if where else ""
+            cause = f" (caused by {finding.caused_by})" if finding.caused_by else ""
+            code = f"{finding.rule} {finding.severity} {finding.name}"
+            lines.append(printable(f"{located(finding) or report.target}: {code}{spot} {finding.message}{cause}"))
+        lines.append(printable(f"{report.target}: {report.verdict}, score {report.score}/100"))
+    return "\n".join([*lines, totals(reports, refuted=show_refuted), ""])

@@ -1,0 +1,81 @@
+"""The sentence beside the verdict: what the gradient does, over how many layers, and how fast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gradlint.report.chart import Row
+from gradlint.report.wording import count, decimal, place, printable
+from gradlint.result import Growth, Place, TargetReport, Verdict
+
+_GROWING = 1.0  # decades over a time axis that are worth a chart
+_NON_FINITE_RULES = ("GL604", "GL804", "GL805")
+
+
+def headline(report: TargetReport, rows: Sequence[Row]) -> str:
+    """One sentence without a full stop, for people who do not know the theory."""
+    if report.verdict is Verdict.NON_FINITE:
+        return _non_finite(report)
+    growth, origin = (report.growth, "") if report.growth is not None else (report.predicted, "predicted: ")
+    if growth is None:
+        return "the gradient was not measured" if report.seeds == 0 else "the gradient could not be measured"
+    return origin + ", ".join(part for part in (_size(report.verdict, growth), _pace(growth, rows, report.verdict)) if part)
+
+
+def one_offs(growth: Growth) -> str:
+    """The single steps over a decade, which sustained growth leaves out."""
+    steps = ", ".join(f"{decimal(jump.decades, sign=True)} at {printable(_name(jump.place))}" for jump in growth.jumps)
+    return f"one-off steps, not counted as growth: {steps}"
+
+
+def is_growing(growth: Growth) -> bool:
+    """Whether a growth is large enough to be drawn."""
+    return not abs(growth.decades) < _GROWING
+
+
+def _non_finite(report: TargetReport) -> str:
+    first = next((finding for finding in report.findings if finding.rule in _NON_FINITE_RULES), None)
+    where = place(first, report) if first else ""
+    return f"NaN or infinity, first at {where}" if where else "NaN or infinity in the pass"
+
+
+def _size(verdict: Verdict, growth: Growth) -> str:
+    if not math.isfinite(growth.decades):
+        return "gradient is zero before the output" if growth.decades < 0 else "gradient overflows"
+    spread = f" (+-{decimal(growth.spread)})" if growth.spread is not None and math.isfinite(growth.spread) else ""
+    if verdict is Verdict.HEALTHY:
+        return f"gradient stays within 10^{decimal(abs(growth.decades))}{spread}"
+    verb = "grows" if growth.decades > 0 else "shrinks"
+    return f"gradient {verb} 10^{decimal(growth.decades)}{spread}"
+
+
+def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict) -> str:
+    if growth.per_step is not None and math.isfinite(growth.per_step):
+        return f"x{_factor(growth.per_step)} a time step"
+    first, last = _index(growth.start, rows), _index(growth.end, rows)
+    if first is None or last is None or last <= first:
+        return f"over {count(len(rows), 'layer')}" if rows else ""
+    layers = last - first
+    where = f"over {count(layers, 'layer')}"
+    if layers < len(rows) - 2:
+        where += f", {rows[first].label} to {rows[last].label}"
+    upper, lower = rows[first].value, rows[last].value
+    if verdict is Verdict.HEALTHY or upper is None or lower is None or not math.isfinite(upper - lower):
+        return where
+    return f"{where}, x{_factor((upper - lower) / layers)} a layer"
+
+
+def _factor(decades: float) -> str:
+    factor = 10**decades
+    return f"{factor:.2f}" if 0.1 <= factor < 100 else f"{factor:.2g}"
+
+
+def _index(spot: Place | None, rows: Sequence[Row]) -> int | None:
+    if spot is None:
+        return None
+    return next((index for index, row in enumerate(rows) if spot.node in row.nodes), None)
+
+
+def _name(spot: Place) -> str:
+    return spot.module or spot.node

@@ -1,0 +1,154 @@
+"""The machine-readable report, "gradlint-report/1"; `schema()` is its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from gradlint.report.wording import short_path
+from gradlint.result import Finding, Growth, Place, SpinePoint, TargetReport, TimeGrowth
+
+SCHEMA = "gradlint-report/1"
+
+
+def render(reports: Sequence[TargetReport], *, version: str, timings: bool = True, **_: Any) -> str:
+    """Every report in full, refuted findings included: readers filter by `confidence`."""
+    document = {"schema": SCHEMA, "version": version, "targets": [_target(report, timings=timings) for report in reports]}
+    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) that every report satisfies."""
+    text = resources.files("gradlint.report").joinpath("schema.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def _target(report: TargetReport, *, timings: bool) -> dict[str, Any]:
+    document = {
+        "target": report.target,
+        "frontend": report.frontend,
+        "mode": report.mode,
+        "capture": report.capture,
+        "seeds": report.seeds,
+        "verdict": report.verdict.value,
+        "score": report.score,
+        "growth": _growth(report.growth, report.predicted),
+        "time": [_time(time) for time in report.time],
+        "spine": [_point(point) for point in report.spine],
+        "findings": [_finding(finding) for finding in report.findings],
+        "coverage": {
+            "nodes": report.coverage.nodes,
+            "understood": report.coverage.understood,
+            "probed": report.coverage.probed,
+            "unknown_ops": dict(sorted(report.coverage.unknown_ops.items())),
+        },
+        "rules_checked": report.rules_checked,
+        "skipped": [{"rule": skipped.rule, "because": skipped.because} for skipped in report.skipped],
+        "inputs": [{"name": item.name, "spec": item.spec, "given": item.given} for item in report.inputs],
+        "notes": list(report.notes),
+    }
+    return document | ({"timings": {name: _decades(spent) for name, spent in report.timings.items()}} if timings else {})
+
+
+def _growth(measured: Growth | None, predicted: Growth | None) -> dict[str, Any] | None:
+    """Measured growth, with the place of the predicted one where nothing was measured; None where there is neither."""
+    known = measured or predicted
+    if known is None:
+        return None
+    return {
+        "predicted_decades": _decades(predicted.decades if predicted else None),
+        "measured_decades": _decades(measured.decades if measured else None),
+        "rise_decades": _decades(known.rise),
+        "fall_decades": _decades(known.fall),
+        "total_decades": _decades(known.total),
+        "spread_decades": _decades(known.spread),
+        "relative_decades": _decades(known.relative),
+        "decades_per_step": _decades(known.per_step),
+        "start": _place(known.start),
+        "end": _place(known.end),
+        "jumps": [_place(jump.place) | {"decades": _decades(jump.decades)} for jump in known.jumps],
+    }
+
+
+def _place(place: Place | None) -> Any:
+    return None if place is None else {"node": place.node, "module": place.module}
+
+
+def _time(time: TimeGrowth) -> dict[str, Any]:
+    return {
+        "node": time.node,
+        "decades": _decades(time.growth.decades),
+        "decades_per_step": _decades(time.growth.per_step),
+        "backward_decades": [_decades(value) for value in time.backward],
+    }
+
+
+def _point(point: SpinePoint) -> dict[str, Any]:
+    return {
+        "node": point.place.node,
+        "module": point.place.module,
+        "op": point.op,
+        "file": short_path(point.source.file) if point.source else None,
+        "line": point.source.line if point.source else None,
+        "backward_decades": {"predicted": _decades(point.predicted_backward), "measured": _decades(point.backward)},
+        "forward_decades": {"predicted": _decades(point.predicted_forward), "measured": _decades(point.forward)},
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    remedy = finding.remedy
+    verified = remedy.verified if remedy else None
+    return {
+        "rule": finding.rule,
+        "name": finding.name,
+        "severity": finding.severity.value,
+        "confidence": finding.confidence.value,
+        "message": finding.message,
+        "node": finding.node,
+        "nodes": list(finding.nodes),
+        "module": finding.module,
+        "file": short_path(finding.file) if finding.file else None,
+        "line": finding.line,
+        "effect": finding.effect.value if finding.effect else None,
+        "span": {"start": finding.span[0], "end": finding.span[1]} if finding.span else None,
+        "caused_by": finding.caused_by,
+        "evidence": _plain(finding.evidence),
+        "remedy": {
+            "summary": remedy.summary,
+            "edits": [_plain(edit) for edit in remedy.edits],
+            "verified": {"before": _decades(verified[0]), "after": _decades(verified[1])} if verified else None,
+        }
+        if remedy
+        else None,
+        "fingerprint": finding.fingerprint,
+    }
+
+
+def _decades(value: float | None) -> float | str | None:
+    """A number to 4 decimal places, never -0.0; what is not finite by name."""
+    if value is None or not math.isfinite(value):
+        return None if value is None else _name(value)
+    return round(float(value), 4) + 0.0
+
+
+def _name(value: float) -> str:
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def _plain(value: Any) -> Any:
+    """Any value of a rule as JSON has it: numbers to 6 significant digits, numpy scalars and arrays by their own values."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") + 0.0 if math.isfinite(value) else _name(value)
+    return str(value)

@@ -1,0 +1,196 @@
+"""What a rule is. A rule file imports this module alone.
+
+A rule looks at a `Subject` and yields findings. Its module docstring is its documentation: a first line "GLnnn name:
+sentence", then the sections *What it finds*, *Why it explodes* (or *Why it vanishes*, *Why it matters*), *How to fix it* and
+*References*. Its `examples` are run by the test suite: each is a small graph and the nodes that the rule must report there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, ClassVar
+
+from gradlint.graph import Graph, Node, Ref, Source, Weight
+from gradlint.growth import HEALTHY, JUMP, LIMIT
+from gradlint.ops import Kind, operator
+from gradlint.result import Confidence, Cut, Effect, Finding, Gains, Growth, Measurement, NonFinite, Remedy, Severity, TimeGrowth
+from gradlint.sketch import Sketch
+from gradlint.structure import Recurrence, ResidualSum, Structure, is_weight_layer, kind_of
+from gradlint.theory.gaussian import chi, critical_gain, moments
+from gradlint.theory.propagation import Step, main_weight, propagate, squared_gain
+
+__all__ = [
+    "HEALTHY",
+    "JUMP",
+    "LIMIT",
+    "Confidence",
+    "Cut",
+    "Effect",
+    "Example",
+    "Finding",
+    "Gains",
+    "Graph",
+    "Growth",
+    "Kind",
+    "Measurement",
+    "Needs",
+    "Node",
+    "NonFinite",
+    "Recurrence",
+    "Ref",
+    "Remedy",
+    "ResidualSum",
+    "Rule",
+    "Severity",
+    "Sketch",
+    "Source",
+    "Step",
+    "Structure",
+    "Subject",
+    "TimeGrowth",
+    "Weight",
+    "chi",
+    "compact",
+    "critical_gain",
+    "is_weight_layer",
+    "kind_of",
+    "main_weight",
+    "moments",
+    "operator",
+    "propagate",
+    "squared_gain",
+]
+
+
+class Needs(StrEnum):
+    """What a rule cannot do without; the engine skips it, with the reason, where that is missing."""
+
+    GRAPH = "graph"
+    PROBE = "probe"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model as rules see it. `measurement` is None where nothing was probed."""
+
+    graph: Graph
+    measurement: Measurement | None = None
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Spine, residual sums, depth, recurrences; narrowed to what ran where the model was probed."""
+        if self.measurement is None:
+            return Structure(self.graph)
+        live = {node for node, gains in self.measurement.gains.items() if gains.forward is not None}
+        return Structure(self.graph, live=live)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Predicted gradient factor of every spine step."""
+        return propagate(self.structure)
+
+    def stretches(self, follows: Callable[[Step], bool] = lambda step: step.decades is not None) -> Iterator[tuple[Step, ...]]:
+        """Runs of consecutive spine steps that `follows` accepts, by default those that theory can follow."""
+        run: list[Step] = []
+        for step in self.steps:
+            if follows(step):
+                run.append(step)
+            elif run:
+                yield tuple(run)
+                run = []
+        if run:
+            yield tuple(run)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A small model, and the nodes that the rule must report in it (none: it must stay silent)."""
+
+    build: Callable[[], Sketch]
+    fires_on: tuple[str, ...] = ()
+
+
+class Rule(ABC):
+    """Base of all rules. A subclass sets the class variables and yields findings from `check`."""
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    severity: ClassVar[Severity]
+    needs: ClassVar[Needs] = Needs.GRAPH
+    examples: ClassVar[tuple[Example, ...]]
+
+    @abstractmethod
+    def check(self, subject: Subject) -> Iterable[Finding]:
+        """Yield a finding for every place that has the pattern."""
+
+    def applies(self, subject: Subject) -> str | None:
+        """None when the rule has something to look at, else the reason why it has not."""
+        del subject
+        return None
+
+    @classmethod
+    def documentation(cls) -> str:
+        """The rule's documentation, "" under `python -OO`, which strips it."""
+        return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+
+    def finding(
+        self,
+        subject: Subject,
+        nodes: Sequence[str],
+        message: str,
+        *,
+        severity: Severity | None = None,
+        remedy: str | None = None,
+        effect: Effect | None = None,
+        span: tuple[str, str] | None = None,
+        confidence: Confidence = Confidence.PREDICTED,
+        **evidence: Any,
+    ) -> Finding:
+        """A finding of this rule about `nodes`, which are put in execution order.
+
+        With an `effect`, the probe checks the claim over `span` (first and last node; by default over the whole model).
+        """
+        graph = subject.graph
+        ordered = tuple(sorted(nodes, key=graph.position.__getitem__))
+        first = graph[ordered[0]] if ordered else None
+        return Finding(
+            rule=self.code,
+            name=self.name,
+            severity=severity or self.severity,
+            message=message,
+            nodes=ordered,
+            module=compact([graph[node].module for node in ordered]),
+            source=(first.definition or first.source) if first else None,
+            confidence=confidence,
+            evidence=evidence,
+            remedy=Remedy(remedy) if remedy else None,
+            effect=effect,
+            span=span,
+        )
+
+
+def compact(modules: Iterable[str]) -> str:
+    """Module paths as a person writes them: "blocks.0-29.fc" for blocks.0.fc to blocks.29.fc, else first, second, ...
+
+    More than three unlike paths become "first ... last".
+    """
+    unique = list(dict.fromkeys(module for module in modules if module))
+    patterns: dict[tuple[str, ...], list[list[int]]] = {}
+    for module in unique:
+        parts = module.split(".")
+        shape = tuple("#" if part.isdigit() else part for part in parts)
+        patterns.setdefault(shape, []).append([int(part) for part in parts if part.isdigit()])
+    texts = [_pattern(shape, rows) for shape, rows in patterns.items()]
+    return ", ".join(texts) if len(texts) <= 3 else f"{texts[0]} ... {texts[-1]}"
+
+
+def _pattern(shape: tuple[str, ...], rows: list[list[int]]) -> str:
+    columns = [sorted(set(column)) for column in zip(*rows, strict=True)]
+    ranges = iter(str(column[0]) if len(column) == 1 else f"{column[0]}-{column[-1]}" for column in columns)
+    return ".".join(next(ranges) if part == "#" else part for part in shape)

@@ -1,0 +1,163 @@
+"""A builder of small graphs, for the examples of rules and for tests: shapes, weights and gains without a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradlint.graph import Graph, Node, Ref, Source, Statistics, Weight
+from gradlint.growth import summarise
+from gradlint.result import Gains, Growth, Measurement
+from gradlint.structure import Structure
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Sketch:
+    """Nodes are added one by one; each method returns the id of the node it added.
+
+    A node is called `name`, or its operator with a running number. `module` gives its module path.
+    """
+
+    def __init__(self, mode: str = "train") -> None:
+        self.mode = mode
+        self._nodes: list[Node] = []
+        self._outputs: list[Ref] = []
+        self._measured: dict[str, Any] | None = None
+        self._gains: dict[str, Gains] = {}
+
+    # nodes ----------------------------------------------------------------------------------------------------------
+
+    def op(
+        self,
+        op: str,
+        *inputs: str | None,
+        name: str | None = None,
+        weights: Mapping[str, Weight] | None = None,
+        shape: tuple[int | None, ...] | None = None,
+        dtype: str = "float32",
+        module: str = "",
+        notes: Sequence[str] = (),
+        source: Source | None = None,
+        **attrs: Any,
+    ) -> str:
+        """Add a node of any operator."""
+        count = sum(node.op == op for node in self._nodes)
+        node_id = name or f"{op}{count}"
+        refs = tuple(None if item is None else Ref(item) for item in inputs)
+        self._nodes.append(
+            Node(node_id, op, refs, weights or {}, attrs, shape, dtype, module, source=source, notes=frozenset(notes))
+        )
+        return node_id
+
+    def input(self, *shape: int, name: str = "x", dtype: str = "float32") -> str:
+        """Add a graph input."""
+        return self.op("input", name=name, shape=shape, dtype=dtype)
+
+    def weight(self, *shape: int, gain: float = 1.0, mean: float = 0.0, max_abs: float | None = None, name: str = "") -> Weight:
+        """A weight that nobody drew: fan_in times its variance is gain squared. `max_abs` defaults to three deviations."""
+        fan_in = math.prod(shape[1:])
+        variance = gain**2 / max(fan_in, 1)
+        largest = max_abs if max_abs is not None else abs(mean) + 3.0 * math.sqrt(variance)
+        label = name or f"weight{len(self._nodes)}"
+        statistics = Statistics(mean, variance + mean**2, largest, finite=True)
+        return Weight(label, shape, "float32", lambda: np.full(shape, mean), statistics=statistics)
+
+    def array(self, values: NDArray[Any], name: str = "") -> Weight:
+        """A weight with real values."""
+        return Weight(name or f"weight{len(self._nodes)}", values.shape, str(values.dtype), lambda: values)
+
+    def linear(
+        self,
+        x: str,
+        width: int = 64,
+        *,
+        gain: float = 1.0,
+        uniform: bool = False,
+        module: str = "",
+        name: str | None = None,
+        weight: Weight | None = None,
+    ) -> str:
+        """Add a square weight layer of gain sqrt(fan_in Var W); `uniform` gives its weight the bound of a uniform draw."""
+        bound = gain * math.sqrt(3.0 / width) if uniform else None
+        made = weight or self.weight(width, width, gain=gain, max_abs=bound)
+        return self.op("linear", x, weights={"weight": made}, shape=(8, width), module=module, name=name)
+
+    def norm(self, x: str, op: str = "layer_norm", *, module: str = "") -> str:
+        """Add a normalisation with unit scale."""
+        return self.op(op, x, shape=(8, 64), module=module, eps=1e-5)
+
+    def stack(self, depth: int, act: str = "tanh", *, gain: float = 1.0, norm: str | None = None, uniform: bool = False) -> str:
+        """A plain stack under an input: `depth` times weight layer, normalisation if any, activation. Returns its last node."""
+        x = self.input(8, 64)
+        for index in range(depth):
+            x = self.linear(x, gain=gain, uniform=uniform, module=f"layers.{index}")
+            x = self.norm(x, norm) if norm else x
+            x = self.op(act, x, shape=(8, 64))
+        return x
+
+    def blocks(
+        self, depth: int, act: str = "relu", *, gain: float = math.sqrt(2.0), norm: str | None = None, scale: float = 1.0
+    ) -> str:
+        """A stack of residual blocks x + scale * W2 act(W1 norm(x)) under an input. Returns the last sum."""
+        x = self.input(8, 64)
+        for index in range(depth):
+            h = self.norm(x, norm) if norm else x
+            h = self.linear(h, gain=gain, module=f"blocks.{index}.fc1")
+            h = self.op(act, h, shape=(8, 64))
+            h = self.linear(h, gain=1.0, module=f"blocks.{index}.fc2")
+            h = self.op("mul", h, None, constant=scale) if scale != 1.0 else h
+            x = self.op("add", x, h, shape=(8, 64), module=f"blocks.{index}")
+        return x
+
+    def output(self, *nodes: str) -> Sketch:
+        """Name the outputs; the last node is the output when this is never called."""
+        self._outputs.extend(Ref(node) for node in nodes)
+        return self
+
+    # measurement ----------------------------------------------------------------------------------------------------
+
+    def gains(self, node: str, backward: float, forward: float = 0.0, relative: float | None = None) -> Sketch:
+        """Pretend that the probe measured these decades at a node."""
+        self._gains[node] = Gains(backward, forward, backward if relative is None else relative)
+        return self.measured()
+
+    def ramp(self, decades: float) -> Sketch:
+        """Pretend that the backward gain falls evenly by this much from the first spine node to the last."""
+        spine = Structure(self.graph).spine
+        for index, node in enumerate(spine):
+            self.gains(node, decades * (1.0 - index / max(len(spine) - 1, 1)))
+        return self.measured()
+
+    def measured(self, **fields: Any) -> Sketch:
+        """Pretend that the probe ran, with these fields of Measurement set."""
+        self._measured = {**(self._measured or {}), **fields}
+        return self
+
+    # results --------------------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> Graph:
+        """The graph so far."""
+        return Graph(self._nodes, self._outputs or [Ref(self._nodes[-1].id)], mode=self.mode)
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """What the probe is said to have seen; None when it is said to have seen nothing."""
+        if self._measured is None:
+            return None
+        graph = self.graph
+        structure = Structure(graph)
+        gains = {node.id: self._gains.get(node.id, Gains(0.0, 0.0, 0.0)) for node in graph}
+        fields: dict[str, Any] = {
+            "gains": gains,
+            "spine": structure.spine,
+            "trunk": tuple(ref.node for ref in structure.trunk),
+            "growth": summarise(graph, structure.spine, gains) if structure.spine else Growth(0.0),
+            "seeds": 1,
+        }
+        return Measurement(**{**fields, **self._measured})

@@ -1,0 +1,348 @@
+"""What shape a model has: signal, trunk outputs, spine, residual sums, depth, recurrence. Linear-time walks over a Graph."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from gradlint.graph import Graph, Node, Ref
+from gradlint.ops import Kind, operator
+
+_TRANSPARENT = frozenset({Kind.SHAPE, Kind.DROPOUT})
+_FINAL = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid", "hardsigmoid"})
+_LAYERS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.ATTENTION})
+_LONGEST_BLOCK = 2000  # nodes looked at in search of the fork of one sum: longer ones are U-Nets, not blocks
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualSum:
+    """An addition whose operands come from one tensor: `fork` is where they part.
+
+    `branch` holds the nodes between fork and sum that the skip path does not use, in execution order; `skip` those of the
+    skip path (empty or transparent for an identity).
+    """
+
+    node: str
+    fork: str
+    branch: tuple[str, ...]
+    skip: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """Nodes that apply one weight again and again to its own result, first use first."""
+
+    weight: str
+    nodes: tuple[str, ...]
+
+
+def kind_of(node: Node) -> Kind:
+    """Kind of a node's operator."""
+    return operator(node.op).kind
+
+
+def is_weight_layer(node: Node) -> bool:
+    """Whether the node mixes units with a weight of its own."""
+    return kind_of(node) in _LAYERS and bool(node.weights)
+
+
+class Structure:
+    """Everything about a graph that follows from its shape alone.
+
+    `live`, when given, are the nodes that really ran and carried a gradient: the probe narrows the structure to the branch
+    that was taken.
+    """
+
+    def __init__(self, graph: Graph, *, live: Collection[str] | None = None) -> None:
+        self.graph = graph
+        self._live = None if live is None else frozenset(live)
+
+    # signal ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Where the differentiable signal starts: float inputs and embeddings; casts from integers only for want of these.
+
+        A mask is cast from integers too, and would bypass every layer.
+        """
+        floats = [node.id for node in self.graph if self._starts(node)]
+        if floats:
+            return tuple(floats)
+        return tuple(
+            node.id
+            for node in self.graph
+            if node.is_float and self._alive(node.id) and node.op != "input" and node.inputs and not self._float_parents(node)
+        )
+
+    @cached_property
+    def trunk(self) -> tuple[Ref, ...]:
+        """The tensors that gradients start from: the model's outputs, taken before a final softmax, sigmoid or loss.
+
+        Outputs that carry no gradient (argmax, a mask) are followed back to the last tensor that does. A head whose weight is
+        all zeros trains from its second step on and hides everything before it: its input takes its place.
+        """
+        found: dict[Ref, None] = {}
+        for ref in self.graph.outputs:
+            for start in self._differentiable(ref):
+                found[self._before_zero_head(self._before_final(start))] = None
+        return tuple(found)
+
+    @cached_property
+    def signal(self) -> tuple[str, ...]:
+        """Nodes on a differentiable path from a source to a trunk output, in execution order."""
+        down: set[str] = set()
+        sources = set(self.sources)
+        for node in self.graph:
+            if node.id in sources or (self._carries(node) and any(p.id in down for p in self._float_parents(node))):
+                down.add(node.id)
+        up = {ref.node for ref in self.trunk if ref.node in down}
+        for node in reversed(list(self.graph)):
+            if node.id in up and not operator(node.op).cuts:
+                up.update(parent.id for parent in self._float_parents(node) if parent.id in down)
+        return tuple(node.id for node in self.graph if node.id in up)
+
+    @cached_property
+    def signal_set(self) -> frozenset[str]:
+        """`signal` as a set."""
+        return frozenset(self.signal)
+
+    def signal_parents(self, node_id: str) -> list[str]:
+        """Parents on the signal, in slot order, each once."""
+        return list(dict.fromkeys(p.id for p in self.graph.parents(node_id) if p.id in self.signal_set))
+
+    @cached_property
+    def spine(self) -> tuple[str, ...]:
+        """Nodes that every differentiable path from input to trunk output passes, in order.
+
+        Scanning in topological order, a node is one of them when every edge that is open before it ends in it.
+        """
+        ends = {ref.node for ref in self.trunk}
+        readers: dict[str, int] = defaultdict(int)
+        for node_id in self.signal:
+            for parent in self.signal_parents(node_id):
+                readers[parent] += 1
+        chain, waiting = [], len([s for s in self.sources if s in self.signal_set])
+        sources = set(self.sources)
+        for node_id in self.signal:
+            waiting -= len(self.signal_parents(node_id)) + (node_id in sources)
+            if waiting == 0:
+                chain.append(node_id)
+            waiting += readers[node_id] + (node_id in ends)
+        return tuple(chain)
+
+    @cached_property
+    def levels(self) -> tuple[tuple[str, ...], ...]:
+        """Cuts of the graph by depth: at each depth, the tensors made so far that a deeper node still reads.
+
+        They stand in for the spine where a model has none (several inputs, long skips to several heads).
+        """
+        last: dict[str, int] = {}
+        for node_id in self.signal:
+            for parent in self.signal_parents(node_id):
+                last[parent] = max(last.get(parent, 0), self.depths[node_id])
+        for ref in self.trunk:
+            last[ref.node] = self.depth + 1
+        cuts: list[list[str]] = [[] for _ in range(self.depth + 1)]
+        for node_id, end in last.items():
+            if node_id in self.signal_set and end - self.depths[node_id] <= _LONGEST_BLOCK:
+                for level in range(self.depths[node_id], end):
+                    cuts[level].append(node_id)
+        return tuple(tuple(cut) for cut in cuts if cut)
+
+    # layers ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """Weight layers on the longest path that ends in each node of the signal; a weight used again counts once."""
+        depths: dict[str, int] = {}
+        seen: set[str] = set()
+        for node_id in self.signal:
+            node = self.graph[node_id]
+            here = max((depths[parent] for parent in self.signal_parents(node_id)), default=0)
+            if is_weight_layer(node):
+                names = {weight.name for weight in node.weights.values()}
+                here += not names <= seen
+                seen |= names
+            depths[node_id] = here
+        return depths
+
+    @cached_property
+    def depth(self) -> int:
+        """Weight layers on the longest path from input to trunk output."""
+        return max(self.depths.values(), default=0)
+
+    @cached_property
+    def residual_sums(self) -> tuple[ResidualSum, ...]:
+        """Every addition on the signal whose operands part from one tensor, in execution order."""
+        found = (self._residual(node_id) for node_id in self.signal if self.graph[node_id].op in {"add", "sub"})
+        return tuple(item for item in found if item is not None)
+
+    @cached_property
+    def recurrences(self) -> tuple[Recurrence, ...]:
+        """Weights of weight layers that are used by nodes which are ancestors of one another."""
+        users: dict[str, list[str]] = defaultdict(list)
+        for node_id in self.signal:
+            node = self.graph[node_id]
+            if is_weight_layer(node):
+                main = node.weights.get("recurrent") or node.weights.get("weight") or next(iter(node.weights.values()))
+                users[main.name].append(node_id)
+        chains = ((name, self._chain(nodes)) for name, nodes in users.items() if len(nodes) > 1)
+        return tuple(Recurrence(name, chain) for name, chain in chains if len(chain) > 1)
+
+    @cached_property
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """Nodes of each repeated module, by its path ("encoder.layers.3"): the outermost path that ends in a number."""
+        members: dict[str, list[str]] = defaultdict(list)
+        for node in self.graph:
+            name = block_name(node.module)
+            if name:
+                members[name].append(node.id)
+        siblings: dict[str, int] = defaultdict(int)
+        for name in members:
+            siblings[name.rpartition(".")[0]] += 1
+        return {name: tuple(ids) for name, ids in members.items() if siblings[name.rpartition(".")[0]] > 1}
+
+    # helpers --------------------------------------------------------------------------------------------------------
+
+    def strip(self, node_id: str) -> str:
+        """The nearest node upstream that does more than move elements."""
+        while kind_of(self.graph[node_id]) in _TRANSPARENT:
+            parents = self._float_parents(self.graph[node_id])
+            if len(parents) != 1:
+                break
+            node_id = parents[0].id
+        return node_id
+
+    def is_ancestor(self, upper: str, lower: str) -> bool:
+        """Whether a path leads from `upper` to `lower`."""
+        floor = self.graph.position[upper]
+        stack, seen = [lower], {lower}
+        while stack:
+            for parent in self.graph.parents(stack.pop()):
+                if parent.id == upper:
+                    return True
+                if parent.id not in seen and self.graph.position[parent.id] > floor:
+                    seen.add(parent.id)
+                    stack.append(parent.id)
+        return False
+
+    def _alive(self, node_id: str) -> bool:
+        return self._live is None or node_id in self._live
+
+    def _starts(self, node: Node) -> bool:
+        if not node.is_float or not self._alive(node.id):
+            return False
+        if node.op == "input":
+            return True
+        return kind_of(node) is Kind.EMBEDDING and not self._float_parents(node)
+
+    def _carries(self, node: Node) -> bool:
+        return node.is_float and self._alive(node.id) and not operator(node.op).cuts and "no-grad" not in node.notes
+
+    def _float_parents(self, node: Node) -> list[Node]:
+        return [parent for parent in self.graph.parents(node.id) if parent.is_float and self._alive(parent.id)]
+
+    def _differentiable(self, ref: Ref) -> Iterable[Ref]:
+        """The last differentiable tensors on the way to an output, in order of execution."""
+        node = self.graph[ref.node]
+        if self._carries(node):
+            return [ref]
+        stack, seen, found = [ref.node], {ref.node}, []
+        while stack:
+            for parent_ref in self.graph[stack.pop()].inputs:
+                if parent_ref is None or parent_ref.node in seen:
+                    continue
+                seen.add(parent_ref.node)
+                if self._carries(self.graph[parent_ref.node]) and self.graph[parent_ref.node].op != "input":
+                    found.append(parent_ref)
+                else:
+                    stack.append(parent_ref.node)
+        return sorted(found, key=lambda item: self.graph.position[item.node])
+
+    def _before_final(self, ref: Ref) -> Ref:
+        at = ref
+        while True:
+            node = self.graph[at.node]
+            parents = [item for item in node.inputs if item is not None and self.graph[item.node].is_float]
+            if not parents:
+                return ref
+            if node.op in _FINAL or kind_of(node) is Kind.LOSS:
+                return parents[0]
+            if kind_of(node) not in _TRANSPARENT or len(parents) != 1:
+                return ref
+            at = parents[0]
+
+    def _before_zero_head(self, ref: Ref) -> Ref:
+        at = ref
+        while True:
+            node = self.graph[at.node]
+            parents = [item for item in node.inputs if item is not None and self.graph[item.node].is_float]
+            if len(parents) != 1 or parents[0].node in self.sources:
+                return ref
+            if is_weight_layer(node):
+                weight = node.weights.get("weight")
+                zero = weight is not None and weight.statistics.finite and weight.statistics.max_abs == 0.0
+                return parents[0] if zero else ref
+            if kind_of(node) not in _TRANSPARENT and not (node.op == "add" and "bias" in node.weights):
+                return ref
+            at = parents[0]
+
+    def _residual(self, node_id: str) -> ResidualSum | None:
+        operands = self.signal_parents(node_id)
+        if len(operands) < 2:
+            return None
+        position = self.graph.position
+        heap = [(-position[operand], operand) for operand in operands]
+        heapq.heapify(heap)
+        inside: list[str] = []
+        while len({item for _, item in heap}) > 1 and len(inside) < _LONGEST_BLOCK:
+            _, here = heapq.heappop(heap)
+            while heap and heap[0][1] == here:
+                heapq.heappop(heap)
+            inside.append(here)
+            parents = self.signal_parents(here)
+            if not parents:
+                return None
+            for parent in parents:
+                heapq.heappush(heap, (-position[parent], parent))
+        if len({item for _, item in heap}) != 1:
+            return None
+        return self._split(node_id, heap[0][1], operands)
+
+    def _split(self, node_id: str, fork: str, operands: list[str]) -> ResidualSum:
+        sides = [self._between(fork, operand) for operand in operands]
+        sides.sort(key=lambda side: sum(is_weight_layer(self.graph[n]) for n in side) * _LONGEST_BLOCK + len(side))
+        skip = sides[0]
+        branch = dict.fromkeys(n for side in sides[1:] for n in side if n not in set(skip))
+        ordered = sorted(branch, key=self.graph.position.__getitem__)
+        return ResidualSum(node_id, fork, tuple(ordered), tuple(skip))
+
+    def _between(self, fork: str, end: str) -> list[str]:
+        if end == fork:
+            return []
+        floor = self.graph.position[fork]
+        seen, stack = {end}, [end]
+        while stack:
+            for parent in self.signal_parents(stack.pop()):
+                if parent not in seen and self.graph.position[parent] > floor:
+                    seen.add(parent)
+                    stack.append(parent)
+        return sorted(seen, key=self.graph.position.__getitem__)
+
+    def _chain(self, nodes: list[str]) -> tuple[str, ...]:
+        chain = [nodes[0]]
+        chain.extend(after for before, after in itertools.pairwise(nodes) if self.is_ancestor(before, after))
+        return tuple(chain)
+
+
+def block_name(module: str) -> str:
+    """The outermost prefix of a module path that ends in a number, "" when there is none."""
+    parts = module.split(".")
+    for index, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: index + 1])
+    return ""
