@@ -140,6 +140,8 @@ class Measurement:
     cuts: tuple[Cut, ...] = ()
     dead: bool = False  # no weight of the model can get a gradient that is not zero
     stopped_at: str | None = None  # the operator that the evaluator could not run
+    ran: frozenset[str] = frozenset()
+    live: frozenset[str] | None = None  # nodes whose output requires grad; None: all
     by_cuts: bool = False  # growth was read from cuts by depth, for want of a spine
     notes: tuple[str, ...] = ()
 

@@ -22,8 +22,12 @@ from gradlint.ops import Kind, operator
 from gradlint.result import Confidence, Cut, Effect, Finding, Gains, Growth, Measurement, NonFinite, Remedy, Severity, TimeGrowth
 from gradlint.sketch import Sketch
 from gradlint.structure import Recurrence, ResidualSum, Structure, is_weight_layer, kind_of
+from gradlint.theory.branches import has_norm, normalises, starts_at_zero, sum_growth
 from gradlint.theory.gaussian import chi, critical_gain, moments
+from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised
 from gradlint.theory.propagation import Step, main_weight, propagate, squared_gain
+from gradlint.theory.recurrence import Loop, loops
+from gradlint.theory.trends import Layer, Trend, fall, is_plain, layers, rise
 
 __all__ = [
     "HEALTHY",
@@ -38,6 +42,8 @@ __all__ = [
     "Graph",
     "Growth",
     "Kind",
+    "Layer",
+    "Loop",
     "Measurement",
     "Needs",
     "Node",
@@ -54,17 +60,30 @@ __all__ = [
     "Structure",
     "Subject",
     "TimeGrowth",
+    "Trend",
     "Weight",
     "chi",
     "compact",
     "critical_gain",
+    "fall",
+    "has_norm",
+    "is_constant",
+    "is_plain",
+    "is_torch_default",
     "is_weight_layer",
     "kind_of",
+    "layers",
+    "looks_initialised",
+    "loops",
     "main_weight",
     "moments",
+    "normalises",
     "operator",
     "propagate",
+    "rise",
     "squared_gain",
+    "starts_at_zero",
+    "sum_growth",
 ]
 
 
@@ -87,8 +106,7 @@ class Subject:
         """Spine, residual sums, depth, recurrences; narrowed to what ran where the model was probed."""
         if self.measurement is None:
             return Structure(self.graph)
-        live = {node for node, gains in self.measurement.gains.items() if gains.forward is not None}
-        return Structure(self.graph, live=live)
+        return Structure(self.graph, live=self.measurement.live)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -106,6 +124,33 @@ class Subject:
                 run = []
         if run:
             yield tuple(run)
+
+    def chains(self, *, norms: bool = False) -> Iterator[tuple[Step, ...]]:
+        """Runs of plain steps that theory can follow: operators in a row with no skip round them; broken at norms unless asked."""
+        return self.stretches(
+            lambda step: (
+                step.decades is not None
+                and is_plain(self.structure, step)
+                and (norms or not normalises(self.graph, self.graph[step.node]))
+            )
+        )
+
+    def is_initialised(self, nodes: Iterable[str]) -> bool:
+        """Whether the weight matrices of these nodes look as if nobody had trained them."""
+        return looks_initialised(
+            weight
+            for node in nodes
+            if is_weight_layer(self.graph[node])
+            for role, weight in self.graph[node].weights.items()
+            if len(weight.shape) > 1 and "bias" not in role
+        )
+
+    def can_claim(self, nodes: Iterable[str]) -> bool:
+        """Whether a claim about growth through these nodes can stand: the probe will check it, or their weights look drawn.
+
+        Predictions are about random weights; about trained ones nothing is claimed that is not measured.
+        """
+        return self.measurement is not None or self.is_initialised(nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +217,33 @@ class Rule(ABC):
             remedy=Remedy(remedy) if remedy else None,
             effect=effect,
             span=span,
+        )
+
+    def claim(
+        self,
+        subject: Subject,
+        nodes: Sequence[str],
+        message: str,
+        *,
+        effect: Effect,
+        span: tuple[str, str],
+        decades: float,
+        remedy: str,
+        **evidence: Any,
+    ) -> Finding:
+        """A finding about growth. Unmeasured, it is a warning where the predicted `decades` stay under LIMIT."""
+        sure = subject.measurement is not None or abs(decades) >= LIMIT
+        severity = self.severity if sure or self.severity is Severity.NOTE else Severity.WARNING
+        return self.finding(
+            subject,
+            nodes,
+            message,
+            severity=severity,
+            remedy=remedy,
+            effect=effect,
+            span=span,
+            decades=decades,
+            **evidence,
         )
 
 

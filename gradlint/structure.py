@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +13,11 @@ from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import Kind, operator
 
 _TRANSPARENT = frozenset({Kind.SHAPE, Kind.DROPOUT})
-_FINAL = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid", "hardsigmoid"})
+FINAL = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid", "hardsigmoid"})
+"""Operators that turn logits into a prediction: gradients are measured from their input."""
+
 _LAYERS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.ATTENTION})
+_SHALLOW = 8  # weight layers: fewer than this are one block
 _LONGEST_BLOCK = 2000  # nodes looked at in search of the fork of one sum: longer ones are U-Nets, not blocks
 
 
@@ -133,6 +136,15 @@ class Structure:
                 chain.append(node_id)
             waiting += readers[node_id] + (node_id in ends)
         return tuple(chain)
+
+    @cached_property
+    def spine_is_representative(self) -> bool:
+        """Whether the spine has three nodes or more and no gap that hides over half of the layers (two towers, a U-Net)."""
+        if len(self.spine) < 3:
+            return False
+        marks = [0, *(self.depths[node_id] for node_id in self.spine), self.depth]
+        widest = max(after - before for before, after in itertools.pairwise(marks))
+        return self.depth < _SHALLOW or widest <= self.depth / 2
 
     @cached_property
     def levels(self) -> tuple[tuple[str, ...], ...]:
@@ -270,7 +282,7 @@ class Structure:
             parents = [item for item in node.inputs if item is not None and self.graph[item.node].is_float]
             if not parents:
                 return ref
-            if node.op in _FINAL or kind_of(node) is Kind.LOSS:
+            if node.op in FINAL or kind_of(node) is Kind.LOSS:
                 return parents[0]
             if kind_of(node) not in _TRANSPARENT or len(parents) != 1:
                 return ref
@@ -311,7 +323,17 @@ class Structure:
                 heapq.heappush(heap, (-position[parent], parent))
         if len({item for _, item in heap}) != 1:
             return None
-        return self._split(node_id, heap[0][1], operands)
+        found = self._split(node_id, heap[0][1], operands)
+        return None if any(self._is_time_step(self.graph[inner]) for inner in found.skip) else found
+
+    def _is_time_step(self, node: Node) -> bool:
+        """Whether a node feeds one step of a recurrence, which is no skip path: a slice, or a projection used at every step."""
+        shared = is_weight_layer(node) and any(self._uses[weight.name] > 1 for weight in node.weights.values())
+        return shared or node.op == "slice"
+
+    @cached_property
+    def _uses(self) -> Counter[str]:
+        return Counter(weight.name for node in self.graph for weight in node.weights.values())
 
     def _split(self, node_id: str, fork: str, operands: list[str]) -> ResidualSum:
         sides = [self._between(fork, operand) for operand in operands]

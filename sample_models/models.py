@@ -130,7 +130,7 @@ class TransformerBlock(nn.Module):
         self.fc1 = nn.Linear(width, 2 * width, bias=False)
         self.fc2 = nn.Linear(2 * width, width, bias=False)
         nn.init.kaiming_normal_(self.fc1.weight, nonlinearity="relu")
-        nn.init.normal_(self.fc2.weight, std=(2 * width) ** -0.5)
+        nn.init.kaiming_normal_(self.fc2.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """From (batch, tokens, width) to the same."""

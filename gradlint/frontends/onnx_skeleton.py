@@ -94,13 +94,13 @@ def _reference(location: str, offset: int, length: int) -> bytes:
     return bytes(tensor.SerializeToString())
 
 
-def _slim(data: Any, start: int, end: int, message: str, location: str, depth: int = 0) -> bytes | None:
-    """The message in `data[start:end]` with references for large tensors; None when it has none."""
+def _slim(data: Any, span: tuple[int, int], message: str, location: str, depth: int = 0) -> bytes | None:
+    """The message in the bytes `span` of `data` with references for large tensors; None when it has none."""
     if depth > _NESTING:
         raise _BrokenError
     parts: list[bytes] = []
-    copied = start
-    for number, wire, at, body, stop in _fields(data, start, end):
+    copied, end = span
+    for number, wire, at, body, stop in _fields(data, copied, end):
         if wire != 2 or stop - body <= _INLINE:
             continue
         replacement = None
@@ -108,7 +108,7 @@ def _slim(data: Any, start: int, end: int, message: str, location: str, depth: i
             if number == _RAW_DATA:
                 replacement = _reference(location, body, stop - body)
         elif (child := _CHILDREN[message].get(number)) is not None:
-            smaller = _slim(data, body, stop, child, location, depth + 1)
+            smaller = _slim(data, (body, stop), child, location, depth + 1)
             replacement = None if smaller is None else _delimited(number, smaller)
         if replacement is not None:
             parts += [data[copied:at], replacement]
@@ -135,6 +135,34 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     yield from _node_tensors(graph.node)
+
+
+def _has_garbled_names(proto: onnx.ModelProto) -> bool:
+    """Whether a name is not UTF-8; protobuf then hands out bytes."""
+    functions = proto.functions
+    names = [(f.domain, f.name, *f.input, *f.output) for f in functions] + [(o.domain,) for o in proto.opset_import]
+    return (
+        any(not isinstance(name, str) for group in names for name in group)
+        or _is_garbled(proto.graph)
+        or any(_is_garbled(function) for function in functions)
+    )
+
+
+def _is_garbled(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+    if isinstance(graph, onnx.GraphProto):
+        values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+        if not all(isinstance(value.name, str) for value in values):
+            return True
+        dims = (dim for value in graph.input for dim in value.type.tensor_type.shape.dim)
+        if not all(isinstance(dim.dim_param, str) for dim in dims):
+            return True
+    for node in graph.node:
+        if not all(isinstance(name, str) for name in (node.name, node.op_type, node.domain, *node.input, *node.output)):
+            return True
+        for attribute in node.attribute:
+            if not isinstance(attribute.name, str) or any(map(_is_garbled, (attribute.g, *attribute.graphs))):
+                return True
+    return False
 
 
 def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
@@ -304,7 +332,8 @@ def _serialized(proto: onnx.ModelProto) -> bytes:
         return bytes(proto.SerializeToString())
     except (ValueError, EncodeError) as error:  # over 2 GiB
         raise TargetError(
-            f"the ONNX model in memory cannot be serialized: {error}", hint="save it to a file with external data, and give the path"
+            f"the ONNX model in memory cannot be serialized: {error}",
+            hint="save it to a file with external data, and give the path",
         ) from error
 
 
@@ -316,12 +345,14 @@ def _parse(origin: Path | bytes, location: str, label: str) -> onnx.ModelProto:
         with _opened(origin) as data:
             if data[:23] == b"version https://git-lfs":
                 raise TargetError(f"{label}: this is a Git LFS pointer, not the model", hint="fetch the file with `git lfs pull`")
-            slim = _slim(data, 0, len(data), "model", location)
+            slim = _slim(data, (0, len(data)), "model", location)
             proto = onnx.ModelProto.FromString(data[:] if slim is None else slim)
     except OSError as error:
         raise TargetError(f"{label}: cannot be read: {error.strerror or error}") from error
     except (_BrokenError, DecodeError) as error:
         raise TargetError(f"{label}: not an ONNX file, or cut short", hint=damaged) from error
+    if _has_garbled_names(proto):
+        raise TargetError(f"{label}: a name in the file is not UTF-8 text", hint=damaged)
     if not proto.HasField("graph") or not proto.graph.node:
         raise TargetError(f"{label}: holds no ONNX graph with nodes", hint=damaged)
     return proto

@@ -15,30 +15,29 @@ plain({"Softplus": nnf.softplus, "Softsign": nnf.softsign, "Mish": nnf.mish, "Ha
 
 
 @op("LeakyRelu")
-def leaky_relu(x: Tensor, *, alpha: float = 0.01, consumed_inputs: tuple[int, ...] = ()) -> Tensor:  # noqa: ARG001
+def _leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
     return nnf.leaky_relu(x, alpha)
 
 
 @op("PRelu")
-def prelu(ctx: Context, x: Tensor, slope: Tensor, *, consumed_inputs: tuple[int, ...] = ()) -> Tensor:  # noqa: ARG001
+def _prelu(ctx: Context, x: Tensor, slope: Tensor) -> Tensor:
     if ctx.opset < 7 and slope.dim() == 1 and x.dim() > 1:
         slope = align(x, slope, 1)
     return torch.where(x >= 0, x, slope * x)
 
 
 @op("Elu")
-def elu(x: Tensor, *, alpha: float = 1.0, consumed_inputs: tuple[int, ...] = ()) -> Tensor:  # noqa: ARG001
+def _elu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return nnf.elu(x, alpha)
 
 
 @op("Selu")
-def selu(
+def _selu(
     ctx: Context,
     x: Tensor,
     *,
     alpha: float | None = None,
     gamma: float | None = None,
-    consumed_inputs: tuple[int, ...] = (),  # noqa: ARG001 - a relic of opset 1
 ) -> Tensor:
     default_alpha, default_gamma = (1.6732, 1.0507) if ctx.opset < 6 else (1.6732632423543772, 1.0507009873554805)
     alpha, gamma = default_alpha if alpha is None else alpha, default_gamma if gamma is None else gamma
@@ -46,32 +45,32 @@ def selu(
 
 
 @op("Celu")
-def celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+def _celu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return nnf.celu(x, alpha)
 
 
 @op("Gelu")
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     return nnf.gelu(x, approximate=approximate)
 
 
 @op("Swish")
-def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+def _swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return x * torch.sigmoid(alpha * x)
 
 
 @op("HardSigmoid")
-def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5, consumed_inputs: tuple[int, ...] = ()) -> Tensor:  # noqa: ARG001
+def _hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     return torch.clamp(alpha * x + beta, 0.0, 1.0)
 
 
 @op("ThresholdedRelu")
-def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+def _thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return nnf.threshold(x, alpha, 0.0)
 
 
 @op("Shrink")
-def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
+def _shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
     shrunk = torch.where(x > lambd, x - bias, torch.zeros_like(x))
     return torch.where(x < -lambd, x + bias, shrunk)
 

@@ -48,23 +48,29 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
     """A writable tensor of the values, bfloat16 and float8 included; it shares memory where that is safe.
 
     A memory-mapped file is mapped again, copy-on-write: no bytes are read, and writing does not reach the file. Other
-    read-only arrays are copied. Raises TypeError for strings.
+    read-only arrays are copied, as are misaligned ones. Raises TypeError for what torch has no dtype for.
     """
-    if not array.flags.writeable:
+    if not (array.flags.writeable and array.flags.aligned and array.flags.c_contiguous):
         array = _private(array)
-    array = np.ascontiguousarray(array).reshape(array.shape)
     dtype = _BY_NAME.get(array.dtype.name)
-    if array.dtype.kind != "V" and array.dtype.name not in ("bfloat16", *(n for n in _BY_NAME if n.startswith("float8"))):
+    if array.dtype.kind in "biufc" and dtype is not None:
         return torch.from_numpy(array)
-    if dtype is None:  # 4-bit integers have no torch dtype of their own
+    if dtype is None and array.dtype.name in ("int4", "uint4"):
         return torch.from_numpy(array.astype(np.int8))
+    if dtype is None:
+        raise TypeError(f"torch has no dtype for {array.dtype.name}")
     return torch.from_numpy(array.view(np.int16 if array.dtype.itemsize == 2 else np.uint8)).view(dtype)
 
 
 def _private(array: NDArray[Any]) -> NDArray[Any]:
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename is not None and array.size:
-        return np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)
-    return np.array(array)
+    """The same values where writing is safe and torch may read."""
+    owner: Any = array.base if isinstance(array.base, np.memmap) else array
+    source: Any = owner.base
+    if isinstance(owner, np.memmap) and isinstance(source, mmap.mmap) and owner.filename is not None:
+        whole = owner.ctypes.data == array.ctypes.data and array.flags.c_contiguous and array.flags.aligned
+        if whole and array.size:
+            return np.memmap(owner.filename, array.dtype, "c", owner.offset, array.shape)
+    return np.array(array, order="C")
 
 
 Value = Any
@@ -72,9 +78,12 @@ Load = Callable[[TensorProto], NDArray[Any]]
 
 
 def from_proto(proto: TensorProto, load: Load) -> Value:
-    """The tensor of a TensorProto, as `load` reads it; an array of objects for strings."""
+    """The tensor of a TensorProto, as `load` reads it; the array itself for strings and what else torch does not know."""
     array = np.asanyarray(load(proto))
-    return array if array.dtype.kind in "OSU" else from_numpy(array)
+    try:
+        return from_numpy(array)
+    except TypeError:
+        return array
 
 
 def from_sparse(proto: Any, load: Load) -> Tensor:
@@ -83,7 +92,8 @@ def from_sparse(proto: Any, load: Load) -> Tensor:
     dims = tuple(proto.dims)
     if indices.dim() == 2:
         indices = torch.from_numpy(np.ravel_multi_index(tuple(indices.T.numpy()), dims))
-    return values.new_zeros(dims).reshape(-1).index_put((indices,), values).reshape(dims)
+    dense: Tensor = values.new_zeros(dims).reshape(-1).index_put((indices,), values)
+    return dense.reshape(dims)
 
 
 def type_bytes(value: Any) -> bytes:

@@ -44,7 +44,7 @@ plain(
 
 def _unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
     @op(name)
-    def kernel(x: Tensor, *, consumed_inputs: tuple[int, ...] = ()) -> Tensor:  # noqa: ARG001 - a relic of opset 1
+    def kernel(x: Tensor) -> Tensor:
         return function(x)
 
 
@@ -77,7 +77,6 @@ def _binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         *,
         axis: int | None = None,
         broadcast: int = 0,
-        consumed_inputs: tuple[int, ...] = (),  # noqa: ARG001 - a relic of opset 1
     ) -> Tensor:
         return function(a, align(a, b, axis) if broadcast else b)
 
@@ -110,64 +109,62 @@ for _name, _combine in _BINARY.items():
 
 
 @op("Max")
-def maximum(*xs: Tensor) -> Tensor:
+def _maximum(*xs: Tensor) -> Tensor:
     return reduce(torch.maximum, xs)
 
 
 @op("Min")
-def minimum(*xs: Tensor) -> Tensor:
+def _minimum(*xs: Tensor) -> Tensor:
     return reduce(torch.minimum, xs)
 
 
 @op("Sum")
-def total(*xs: Tensor) -> Tensor:
+def _total(*xs: Tensor) -> Tensor:
     return reduce(torch.add, xs)
 
 
 @op("Mean")
-def mean(*xs: Tensor) -> Tensor:
+def _mean(*xs: Tensor) -> Tensor:
     return reduce(torch.add, xs) / len(xs)
 
 
 @op("Mod")
-def modulo(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
+def _modulo(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
     return torch.fmod(a, b) if fmod else torch.remainder(a, b)
 
 
 @op("BitShift")
-def bit_shift(x: Tensor, by: Tensor, *, direction: str) -> Tensor:
+def _bit_shift(x: Tensor, by: Tensor, *, direction: str) -> Tensor:
     wide, amount = x.long(), by.long()
     return (wide << amount if direction == "LEFT" else wide >> amount).to(x.dtype)
 
 
 @op("Clip")
-def clip(
+def _clip(
     x: Tensor,
     low: Tensor | None = None,
     high: Tensor | None = None,
     *,
     min_: float | None = None,
     max_: float | None = None,
-    consumed_inputs: tuple[int, ...] = (),  # noqa: ARG001 - a relic of opset 1
 ) -> Tensor:
     floor, ceiling = (low if low is not None else min_), (high if high is not None else max_)
-    if floor is not None:
-        x = torch.maximum(x, torch.as_tensor(floor, dtype=x.dtype))
-    return x if ceiling is None else torch.minimum(x, torch.as_tensor(ceiling, dtype=x.dtype))
+    bounds = [None if bound is None else torch.as_tensor(bound, dtype=x.dtype) for bound in (floor, ceiling)]
+    return x if bounds == [None, None] else torch.clamp(x, *bounds)
 
 
 @op("IsInf")
-def is_infinite(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
+def _is_infinite(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
     return (torch.isposinf(x) & bool(detect_positive)) | (torch.isneginf(x) & bool(detect_negative))
 
 
 @op("Identity")
-def identity(x: Value) -> Value:
+def _identity(x: Value) -> Value:
     return x
 
 
 @op("Cast")
-def cast(x: Tensor, *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001 - 8-bit floats
+def _cast(x: Tensor, *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001 - 8-bit floats
     return x.to(_named(to) if isinstance(to, str) else torch_dtype(to))
 
 
@@ -178,27 +175,31 @@ def _named(name: str) -> torch.dtype:
 
 
 @op("CastLike")
-def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001
+def _cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001
     return x.to(like.dtype)
 
 
 @op("RandomNormalLike")
-def random_normal_like(x: Tensor, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0, seed: float | None = None) -> Tensor:
+def _random_normal_like(
+    x: Tensor, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0, seed: float | None = None
+) -> Tensor:
     return mean + scale * torch.randn(x.shape, generator=generator(seed), dtype=torch_dtype(dtype) if dtype else x.dtype)
 
 
 @op("RandomUniformLike")
-def random_uniform_like(x: Tensor, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0, seed: float | None = None) -> Tensor:
+def _random_uniform_like(
+    x: Tensor, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0, seed: float | None = None
+) -> Tensor:
     return low + (high - low) * torch.rand(x.shape, generator=generator(seed), dtype=torch_dtype(dtype) if dtype else x.dtype)
 
 
 @op("Bernoulli")
-def bernoulli(x: Tensor, *, dtype: int | None = None, seed: float | None = None) -> Tensor:
+def _bernoulli(x: Tensor, *, dtype: int | None = None, seed: float | None = None) -> Tensor:
     return torch.bernoulli(x, generator=generator(seed)).to(torch_dtype(dtype) if dtype else x.dtype)
 
 
 @op("Dropout")
-def dropout(
+def _dropout(
     ctx: Context,
     x: Tensor,
     ratio_input: Tensor | None = None,
@@ -207,7 +208,6 @@ def dropout(
     ratio: float = 0.5,
     seed: int | None = None,
     is_test: int = 0,
-    consumed_inputs: tuple[int, ...] = (),  # noqa: ARG001 - a relic of opset 1
 ) -> tuple[Tensor, Tensor]:
     p = float(ratio_input) if ratio_input is not None else ratio
     training = not is_test if ctx.opset < 7 else training_mode is not None and bool(training_mode)

@@ -65,6 +65,7 @@ class Kernel:
     wants_context: bool
 
 
+RELICS = frozenset({"consumed_inputs"})  # attributes of early opsets that never meant anything to a result
 KERNELS: dict[str, Kernel] = {}  # operators of the default domain
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
-from importlib import import_module, metadata
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,10 +27,20 @@ def render(output_format: str, reports: Sequence[TargetReport], **options: Any) 
     return text
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """The text without control characters but those in `keep`: names from model files must not steer a terminal or a log."""
+    return "".join(char if char.isprintable() or char in keep else " " for char in text)
+
+
 def tool_version() -> str:
     """The version of gradlint, from the installed distribution or from the checkout it runs in."""
+    from importlib import metadata  # noqa: PLC0415 - slow, and not needed to show help
+
     try:
         return metadata.version(_DISTRIBUTION)
     except metadata.PackageNotFoundError:
+        import tomllib  # noqa: PLC0415
+        from pathlib import Path  # noqa: PLC0415
+
         project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -10,28 +11,32 @@ from typing import NamedTuple
 
 from gradlint.graph import Source
 from gradlint.ops import Kind, operator
-from gradlint.report.wording import decimal, printable
+from gradlint.report import printable
+from gradlint.report.wording import decimal
 from gradlint.result import SpinePoint, TimeGrowth
 
 MAX_LINES = 16
+_WHOLE = 9  # rows that are never folded
 _ENDS = 3  # rows that folding keeps at each end
 _FULL_SCALE = 4.0  # decades that fill the chart at least: models that fail by growth start near there
+_NOTHING = 1e-6  # decades that are not drawn
 _BEND = 0.15  # decades off a straight line that folding shows
 _FOLLOWERS = {Kind.ACTIVATION, Kind.DROPOUT, Kind.SHAPE, Kind.SOFTMAX, Kind.MATH, Kind.MUL, Kind.POOL, Kind.REDUCE, Kind.CUT}
 _NORM_FOLLOWS = {Kind.LINEAR, Kind.CONV}
 
 
 class Glyphs(NamedTuple):
-    """The characters of a chart: a whole cell, half a cell at the end of a bar to the right or to the left, and the axis."""
+    """The characters of a chart: a whole cell, half a cell at the end of a bar to the right or to the left, axis, folded bar."""
 
     bar: str
     right: str
     left: str
     axis: str
+    folded: str
 
 
-ASCII = Glyphs("#", "", "", "|")
-BLOCKS = Glyphs("\u2588", "\u258c", "\u2590", "\u2502")
+ASCII = Glyphs("#", "", "", "|", ":")
+BLOCKS = Glyphs("\u2588", "\u258c", "\u2590", "\u2502", "\u2591")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +58,22 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Rows that were folded away: how many, and the change towards the input a row, with whether it is the same everywhere."""
+    """Rows that were folded away: how many, the middle of their values, and the change a row towards the input.
+
+    `even` says that the change is about the same at every row; `step` and `value` are None where a value is not finite.
+    """
 
     rows: int
-    step: float
+    value: float | None
+    step: float | None
     even: bool
 
     def __str__(self) -> str:
-        step = "" if math.isnan(self.step) else f", {decimal(self.step, 2, sign=True)} {'each' if self.even else 'on average'}"
-        return f"... {self.rows} more{step} ..."
+        if self.step is None:
+            return f"... {self.rows} more ..."
+        if abs(self.step) < 0.005 and self.even:
+            return f"... {self.rows} more, flat ..."
+        return f"... {self.rows} more, {decimal(self.step, 2, sign=True)} {'each' if self.even else 'on average'} ..."
 
 
 def layer_rows(spine: Sequence[SpinePoint]) -> list[Row]:
@@ -104,7 +116,7 @@ def time_rows(time: TimeGrowth) -> list[Row]:
 
 def fold(rows: Sequence[Row], limit: int = MAX_LINES) -> list[Row | Gap]:
     """At most `limit` lines: both ends, and between them the rows where the curve leaves a straight line most."""
-    if len(rows) <= limit:
+    if len(rows) <= min(_WHOLE, limit):
         return list(rows)
     levels = _levels(rows)
     kept = {*range(_ENDS), *range(len(rows) - _ENDS, len(rows))}
@@ -135,14 +147,14 @@ def _levels(rows: Sequence[Row]) -> list[float]:
 def _deviations(levels: Sequence[float], kept: Sequence[int]) -> Iterator[tuple[float, int]]:
     """Distance of every row from the straight line between the kept rows around it."""
     yield 0.0, kept[0]
-    for low, high in zip(kept, kept[1:], strict=False):
+    for low, high in itertools.pairwise(kept):
         slope = (levels[high] - levels[low]) / (high - low)
         for index in range(low + 1, high):
             yield abs(levels[index] - levels[low] - slope * (index - low)), index
 
 
 def _lines(kept: Sequence[int]) -> int:
-    return len(kept) + sum(after - before > 1 for before, after in zip(kept, kept[1:], strict=False))
+    return len(kept) + sum(after - before > 1 for before, after in itertools.pairwise(kept))
 
 
 def _folded(rows: Sequence[Row], levels: Sequence[float], kept: Sequence[int]) -> Iterator[Row | Gap]:
@@ -156,7 +168,7 @@ def _folded(rows: Sequence[Row], levels: Sequence[float], kept: Sequence[int]) -
             known = all(row.value is not None and math.isfinite(row.value) for row in rows[previous : index + 1])
             mean = sum(steps) / len(steps)
             even = all(abs(step - mean) <= max(0.05, 0.2 * abs(mean)) for step in steps)
-            yield Gap(hidden, mean if known else math.nan, even)
+            yield Gap(hidden, (levels[previous] + levels[index]) / 2 if known else None, mean if known else None, even)
         yield rows[index]
         previous = index
 
@@ -166,12 +178,13 @@ def bars(rows: Sequence[Row | Gap], width: int, glyphs: Glyphs) -> list[str]:
     values = [row.value for row in rows if isinstance(row, Row) and row.value is not None and math.isfinite(row.value)]
     low, high = min([0.0, *values]), max([0.0, *values])
     low, high = (0.0 if -low < 0.05 * high else low), (0.0 if high < -0.05 * low else high)
-    stretch = max(1.0, _FULL_SCALE / ((high - low) or 1.0))
-    low, high = (low * stretch, high * stretch) if high > low else (0.0, _FULL_SCALE)
+    stretch = max(1.0, _FULL_SCALE / max(high - low, _NOTHING))
+    low, high = (low * stretch, high * stretch) if high - low > _NOTHING else (0.0, _FULL_SCALE)
     cells = width - 1
     zero = round(cells * -low / (high - low))
     scale = cells / (high - low)
-    return [_bar(row.value if isinstance(row, Row) else None, scale, zero, cells, glyphs) for row in rows]
+    faint = glyphs._replace(bar=glyphs.folded, left="", right="")
+    return [_bar(row.value, scale, zero, cells, glyphs if isinstance(row, Row) else faint) for row in rows]
 
 
 def _bar(value: float | None, scale: float, zero: int, cells: int, glyphs: Glyphs) -> str:

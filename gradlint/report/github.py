@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradlint.report.wording import place, printable, short_path, shown, target_file
+from gradlint.report import printable
+from gradlint.report.wording import place, short_path, shown, target_file
 from gradlint.result import Finding, Severity, TargetReport
 
 _COMMAND = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "notice"}
@@ -29,7 +30,7 @@ def _annotation(finding: Finding, report: TargetReport) -> str:
     elif file := target_file(report):
         properties = {"file": file} | properties
     written = ",".join(f"{key}={value.translate(_PROPERTY)}" for key, value in properties.items())
-    where = place(finding, report)
+    where = place(finding)
     fix = f"\nfix: {finding.remedy.summary}" if finding.remedy else ""
     message = f"{where}: {finding.message}{fix}" if where else f"{finding.message}{fix}"
     return f"::{_COMMAND[finding.severity]} {written}::{message.translate(_DATA)}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gradlint.report import printable
 from gradlint.report.chart import Row
-from gradlint.report.wording import count, decimal, place, printable
+from gradlint.report.wording import count, decimal, growths, merged, place
 from gradlint.result import Growth, Place, TargetReport, Verdict
 
 _GROWING = 1.0  # decades over a time axis that are worth a chart
@@ -17,10 +18,13 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     """One sentence without a full stop, for people who do not know the theory."""
     if report.verdict is Verdict.NON_FINITE:
         return _non_finite(report)
-    growth, origin = (report.growth, "") if report.growth is not None else (report.predicted, "predicted: ")
+    measured, predicted = growths(report)
+    growth, origin = (measured, "") if measured is not None else (predicted, "predicted: ")
     if growth is None:
         return "the gradient was not measured" if report.seeds == 0 else "the gradient could not be measured"
-    return origin + ", ".join(part for part in (_size(report.verdict, growth), _pace(growth, rows, report.verdict)) if part)
+    if not math.isfinite(growth.decades):
+        return _endless(growth, rows)
+    return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}"
 
 
 def one_offs(growth: Growth) -> str:
@@ -36,30 +40,36 @@ def is_growing(growth: Growth) -> bool:
 
 def _non_finite(report: TargetReport) -> str:
     first = next((finding for finding in report.findings if finding.rule in _NON_FINITE_RULES), None)
-    where = place(first, report) if first else ""
+    where = place(first) if first else ""
     return f"NaN or infinity, first at {where}" if where else "NaN or infinity in the pass"
 
 
+def _endless(growth: Growth, rows: Sequence[Row]) -> str:
+    if not growth.decades < 0:
+        return "gradient overflows"
+    starved = [row.label for row in rows if row.value == -math.inf]
+    return f"no gradient reaches {starved[-1]} or anything before it" if starved else "no gradient reaches the input"
+
+
 def _size(verdict: Verdict, growth: Growth) -> str:
-    if not math.isfinite(growth.decades):
-        return "gradient is zero before the output" if growth.decades < 0 else "gradient overflows"
-    spread = f" (+-{decimal(growth.spread)})" if growth.spread is not None and math.isfinite(growth.spread) else ""
+    spread = f" (+-{growth.spread:.1f})" if growth.spread is not None and 0.05 <= growth.spread < math.inf else ""
     if verdict is Verdict.HEALTHY:
         return f"gradient stays within 10^{decimal(abs(growth.decades))}{spread}"
-    verb = "grows" if growth.decades > 0 else "shrinks"
+    verb = "grows" if growth.decades > 0 else "shrinks to"
     return f"gradient {verb} 10^{decimal(growth.decades)}{spread}"
 
 
 def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict) -> str:
     if growth.per_step is not None and math.isfinite(growth.per_step):
-        return f"x{_factor(growth.per_step)} a time step"
+        return f", x{_factor(growth.per_step)} a time step"
     first, last = _index(growth.start, rows), _index(growth.end, rows)
     if first is None or last is None or last <= first:
-        return f"over {count(len(rows), 'layer')}" if rows else ""
+        return ""
     layers = last - first
-    where = f"over {count(layers, 'layer')}"
+    where = f" over {count(layers, 'layer')}"
     if layers < len(rows) - 2:
-        where += f", {rows[first].label} to {rows[last].label}"
+        ends = rows[first].label, rows[last].label
+        where += f" ({merged(ends, filled=True) or ' to '.join(ends)})"
     upper, lower = rows[first].value, rows[last].value
     if verdict is Verdict.HEALTHY or upper is None or lower is None or not math.isfinite(upper - lower):
         return where

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from gradlint.report.wording import short_path
+from gradlint.report.wording import growths, short_path, shown
 from gradlint.result import Finding, Growth, Place, SpinePoint, TargetReport, TimeGrowth
 
 SCHEMA = "gradlint-report/1"
 
 
-def render(reports: Sequence[TargetReport], *, version: str, timings: bool = True, **_: Any) -> str:
-    """Every report in full, refuted findings included: readers filter by `confidence`."""
-    document = {"schema": SCHEMA, "version": version, "targets": [_target(report, timings=timings) for report in reports]}
-    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool = False, timings: bool = True, **_: Any) -> str:
+    """Every report in full, as one document."""
+    targets = [_target(report, refuted=show_refuted, timings=timings) for report in reports]
+    document = {"schema": SCHEMA, "version": version, "targets": targets}
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def schema() -> dict[str, Any]:
@@ -27,7 +28,7 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def _target(report: TargetReport, *, timings: bool) -> dict[str, Any]:
+def _target(report: TargetReport, *, refuted: bool, timings: bool) -> dict[str, Any]:
     document = {
         "target": report.target,
         "frontend": report.frontend,
@@ -36,10 +37,10 @@ def _target(report: TargetReport, *, timings: bool) -> dict[str, Any]:
         "seeds": report.seeds,
         "verdict": report.verdict.value,
         "score": report.score,
-        "growth": _growth(report.growth, report.predicted),
+        "growth": _growth(*growths(report)),
         "time": [_time(time) for time in report.time],
         "spine": [_point(point) for point in report.spine],
-        "findings": [_finding(finding) for finding in report.findings],
+        "findings": [_finding(finding) for finding in shown(report, refuted=refuted)],
         "coverage": {
             "nodes": report.coverage.nodes,
             "understood": report.coverage.understood,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gradlint.result import Confidence, Finding, Severity, TargetReport, Verdict
+from gradlint.report import printable
+from gradlint.result import Confidence, Finding, Growth, Severity, TargetReport, Verdict
 
 _NUMBER = re.compile(r"(\d+)")
+_LETTER = re.compile(r"[^\W\d_]")
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
 _FACTORY = re.compile(r"^(?P<file>.+\.py):[A-Za-z_][\w.]*$")
 _FILE_FRONTENDS = ("onnx", "pt2", "weights")
-
-
-def printable(text: str) -> str:
-    """The text without control characters: names come from model files and must not steer a terminal or a log."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def count(number: int, noun: str) -> str:
@@ -45,6 +43,13 @@ def short_path(file: str) -> str:
     return path.as_posix()
 
 
+def growths(report: TargetReport) -> tuple[Growth | None, Growth | None]:
+    """The measured and the predicted growth; without a probe, the growth of a report is the predicted one."""
+    if report.seeds:
+        return report.growth, report.predicted
+    return None, report.predicted or report.growth
+
+
 def target_file(report: TargetReport) -> str | None:
     """The file that the target is or names; None for `pkg.mod:attr`, an object, and standard input."""
     if report.frontend in _FILE_FRONTENDS:
@@ -54,24 +59,31 @@ def target_file(report: TargetReport) -> str | None:
 
 
 def shown(report: TargetReport, *, refuted: bool) -> list[Finding]:
-    """The findings to show, causes before the symptoms that they explain; refuted ones last, if at all."""
+    """The findings to show in the order of the report, symptoms moved behind what explains them; refuted ones last, if at all."""
     findings = [finding for finding in report.findings if refuted or finding.confidence is not Confidence.REFUTED]
-    return sorted(findings, key=lambda finding: (finding.confidence is Confidence.REFUTED, finding.caused_by is not None))
+    last = {finding.rule: index for index, finding in enumerate(findings)}
+    order = {id(finding): index for index, finding in enumerate(findings)}
+
+    def key(finding: Finding) -> tuple[bool, int, bool]:
+        behind = last.get(finding.caused_by or "", order[id(finding)])
+        return finding.confidence is Confidence.REFUTED, behind, finding.caused_by is not None
+
+    return sorted(findings, key=key)
 
 
-def place(finding: Finding, report: TargetReport) -> str:
-    """Where a finding is, in one short phrase: `blocks.3.fc`, `blocks.0-29.fc`, `stem and 4 more`."""
-    if len(finding.nodes) < 2:
-        return printable(finding.module or finding.node or "")
-    modules = {point.place.node: point.place.module for point in report.spine}
-    labels = list(dict.fromkeys(modules.get(node) or node for node in finding.nodes))
-    return printable(_merged(labels) or f"{labels[0]} and {len(labels) - 1} more")
+def place(finding: Finding) -> str:
+    """Where a finding is, in one short phrase: `blocks.3.fc`, `/blocks.0-29/fc/Gemm`, `stem and 4 more`."""
+    if finding.module or len(finding.nodes) < 2:
+        return _named(finding.module or finding.node or "")
+    return _named(merged(finding.nodes) or f"{finding.nodes[0]} and {len(finding.nodes) - 1} more")
 
 
-def _merged(labels: Sequence[str]) -> str | None:
-    """One label for several that differ in a single number, None where they differ in more."""
-    if len(labels) == 1:
-        return labels[0]
+def _named(label: str) -> str:
+    return printable(label if not label or _LETTER.search(label) else f"module {label}")
+
+
+def merged(labels: Sequence[str], *, filled: bool = False) -> str | None:
+    """One label for several that differ in a single number, None where they differ in more; `filled`: all between are meant."""
     parts = [_NUMBER.split(label) for label in labels]
     if len({len(part) for part in parts}) > 1:
         return None
@@ -79,8 +91,8 @@ def _merged(labels: Sequence[str]) -> str | None:
     if len(varying) != 1 or varying[0] % 2 == 0:
         return None
     numbers = sorted({int(part[varying[0]]) for part in parts})
-    strides = {after - before for before, after in zip(numbers, numbers[1:], strict=False)}
-    listed = f"{numbers[0]}-{numbers[-1]}" if strides == {1} else ",".join(map(str, _abridged(numbers)))
+    strides = {after - before for before, after in itertools.pairwise(numbers)}
+    listed = f"{numbers[0]}-{numbers[-1]}" if filled or strides == {1} else ",".join(map(str, _abridged(numbers)))
     return "".join([*parts[0][: varying[0]], listed, *parts[0][varying[0] + 1 :]])
 
 
@@ -102,17 +114,17 @@ def states(text: str, number: float) -> bool:
     return False
 
 
-def totals(reports: Sequence[TargetReport], *, refuted: bool) -> str:
-    """The closing sentence over all targets, and where to read about the worst finding."""
+def totals(reports: Sequence[TargetReport], *, refuted: bool) -> tuple[str, str]:
+    """The closing sentence over all targets; and where to read about the worst finding, empty without findings."""
     findings = [finding for report in reports for finding in shown(report, refuted=refuted)]
     parts = [count(number, severity) for severity, number in _tally(findings) if number]
     verdicts = Counter(report.verdict for report in reports)
     models = count(len(reports), "model")
     if len(reports) > 1:
         models += f" ({', '.join(f'{verdicts[verdict]} {_AS_STATE[verdict]}' for verdict in Verdict if verdicts[verdict])})"
-    closing = f"{models}: {', '.join(parts) if parts else 'no findings'}."
     worst = min(findings, key=lambda finding: finding.severity.rank, default=None)
-    return f"{closing} Read more: gradlint rule {worst.rule}" if worst else closing
+    pointer = f"Read more: gradlint rule {worst.rule}" if worst else ""
+    return f"{models}: {', '.join(parts) if parts else 'no findings'}.", pointer
 
 
 _AS_STATE = {

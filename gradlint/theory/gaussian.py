@@ -33,14 +33,15 @@ def _grid(points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return z, weights
 
 
-def _key(attrs: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+def parameters(attrs: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """The attributes that an activation's function depends on, as the `key` of `chi` and `critical_gain`."""
     names = ("alpha", "negative_slope")
     return tuple((name, float(attrs[name])) for name in names if isinstance(attrs.get(name), (int, float)))
 
 
 def moments(op: str, q: float, attrs: Mapping[str, Any]) -> Moments | None:
     """Moments of an activation on pre-activations of variance q; None when `op` is not an activation with a known function."""
-    return _moments(op, float(f"{q:.6g}"), _key(attrs))
+    return _moments(op, float(f"{q:.6g}"), parameters(attrs))
 
 
 @lru_cache(maxsize=4096)
@@ -59,7 +60,7 @@ def shared_moment(op: str, q: float, c: float, attrs: Mapping[str, Any]) -> floa
 
     It is E_s[(E_t phi(s + t))^2] with the shared part s ~ N(0, c) and the private part t ~ N(0, q - c).
     """
-    return _shared(op, float(f"{q:.5g}"), float(f"{min(max(c, 0.0), q):.5g}"), _key(attrs))
+    return _shared(op, float(f"{q:.5g}"), float(f"{min(max(c, 0.0), q):.5g}"), parameters(attrs))
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from gradlint.graph import Node, Weight
 from gradlint.ops import Kind
 from gradlint.structure import ResidualSum, Structure, is_weight_layer, kind_of
@@ -150,8 +152,10 @@ def _norm(node: Node, state: State, mode: str) -> tuple[State, float] | None:
     if node.op == "batch_norm":
         running = node.weights.get("running_var")
         if running is not None and not node.attrs.get("training", mode == "train"):
-            factor = gamma / max(running.statistics.mean + eps, 1e-30)
-            return State(state.q * factor, state.c * factor), factor
+            variance = np.maximum(running.matrix().reshape(-1) + eps, 1e-30)
+            squares = scale.matrix().reshape(-1) ** 2 if scale is not None else np.ones_like(variance)
+            # running statistics are those of the data, so the output has the moments of the affine map
+            return State(gamma, 0.0), float(np.mean(squares / variance))
         factor = gamma / max(state.q - state.c + eps, 1e-30)
         return State(gamma, 0.0), factor
     if node.op in {"layer_norm", "group_norm", "instance_norm", "rms_norm"}:

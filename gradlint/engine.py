@@ -1,0 +1,247 @@
+"""One target from name to report: load, probe, run the rules, confront them with the probe, judge."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gradlint.catalog import load_rules, select
+from gradlint.frontends.inputs import InputSpec
+from gradlint.graph import Graph
+from gradlint.growth import HEALTHY, LIMIT, along, place, signed, summarise
+from gradlint.load import load
+from gradlint.ops import Kind
+from gradlint.result import (
+    Confidence,
+    Coverage,
+    Effect,
+    Finding,
+    Gains,
+    Growth,
+    Measurement,
+    Severity,
+    Skipped,
+    SpinePoint,
+    TargetReport,
+)
+from gradlint.rule import Needs, Rule, Subject
+from gradlint.score import judge, worst_growth
+from gradlint.structure import kind_of
+
+Progress = Callable[[str], None]
+
+_SYMPTOMS = frozenset({"GL801", "GL802", "GL804", "GL805"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a target is checked."""
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
+    probe: bool = True
+    seed: int = 0
+    seeds: int = 3
+    mode: str | None = None
+    rules_dirs: tuple[Path, ...] = ()
+
+
+@dataclass
+class _Clock:
+    """Seconds by stage."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - start
+
+
+def check(target: object, options: Options | None = None, *, progress: Progress | None = None) -> TargetReport:
+    """Check one target: a path, `pkg.mod:attr`, `file.py:attr`, a torch module or an ONNX model.
+
+    Raises GradlintError when it cannot be read, imported or run.
+    """
+    options = options or Options()
+    say = progress or (lambda _: None)
+    clock = _Clock()
+    rules = select(load_rules(options.rules_dirs), options.select, options.ignore)
+    say("reading")
+    with clock("load"):
+        loaded = load(target, options.inputs, options.mode, probe=options.probe)
+    measurement = None
+    if options.probe:
+        with clock("probe"):
+            from gradlint.probe.jacobian import measure  # noqa: PLC0415 - torch is imported only where it is needed
+
+            measurement = measure(loaded.runnable(), seeds=options.seeds, seed=options.seed, progress=say)
+    graph = loaded.graph_of()
+    subject = Subject(graph, measurement)
+    say("applying rules")
+    with clock("theory"):
+        spine, predicted, conclusive = _spine_points(subject)
+    with clock("rules"):
+        findings, skipped = _run_rules(rules, subject)
+    growth = worst_growth(measurement) if measurement is not None else predicted
+    broken = any(finding.rule == "GL604" for finding in findings) or any(_is_broken(graph))
+    verdict, score = judge(measurement, growth, conclusive=conclusive, broken_weight=broken)
+    return TargetReport(
+        target=loaded.name,
+        frontend=loaded.frontend,
+        mode=graph.mode,
+        verdict=verdict,
+        score=score,
+        growth=growth,
+        spine=spine,
+        findings=findings,
+        coverage=_coverage(graph, measurement),
+        skipped=skipped,
+        inputs=loaded.inputs,
+        timings=clock.stages,
+        seeds=measurement.seeds if measurement else 0,
+        rules_checked=len(rules) - len(skipped),
+        notes=tuple(loaded.notes_of()),
+        capture=loaded.capture_of(),
+    )
+
+
+def _is_broken(graph: Graph) -> Iterator[bool]:
+    return (not weight.statistics.finite for weight in graph.weights.values())
+
+
+def _coverage(graph: Graph, measurement: Measurement | None) -> Coverage:
+    unknown = Counter(str(node.attrs.get("name", node.op)) for node in graph if kind_of(node) is Kind.UNKNOWN)
+    ran = len(measurement.ran & {node.id for node in graph}) if measurement else 0
+    return Coverage(len(graph), len(graph) - sum(unknown.values()), ran, dict(unknown))
+
+
+def _spine_points(subject: Subject) -> tuple[tuple[SpinePoint, ...], Growth | None, bool]:
+    """The chart's rows, the predicted growth (None where theory follows nothing), and whether it followed everything."""
+    graph, measurement = subject.graph, subject.measurement
+    steps = {step.node: step for step in subject.steps}
+    chain = measurement.spine if measurement is not None else subject.structure.spine
+    level: float | None = 0.0
+    predicted: dict[str, Gains] = {}
+    for node in reversed(subject.structure.spine):
+        step = steps.get(node)
+        forward = None if step is None or step.state.q <= 0 else _half_log(step.state.q)
+        predicted[node] = Gains(level, forward if step is not None and step.decades is not None else None)
+        level = level + step.decades if level is not None and step is not None and step.decades is not None else None
+    measured = measurement.gains if measurement is not None else {}
+    points = tuple(
+        SpinePoint(
+            place(graph, node),
+            graph[node].op,
+            measured[node].backward if node in measured else None,
+            measured[node].forward if node in measured else None,
+            predicted[node].backward if node in predicted else None,
+            predicted[node].forward if node in predicted else None,
+            graph[node].definition or graph[node].source,
+        )
+        for node in chain
+    )
+    conclusive = len(steps) > 1 and all(step.decades is not None for step in steps.values())
+    growth = summarise(graph, subject.structure.spine, predicted) if any(s.decades is not None for s in steps.values()) else None
+    return points, growth, conclusive
+
+
+def _half_log(q: float) -> float:
+    return 0.5 * math.log10(q)
+
+
+# rules ------------------------------------------------------------------------------------------------------------------
+
+
+def _run_rules(rules: Sequence[type[Rule]], subject: Subject) -> tuple[tuple[Finding, ...], tuple[Skipped, ...]]:
+    findings: list[Finding] = []
+    skipped: list[Skipped] = []
+    for rule_class in rules:
+        rule = rule_class()
+        reason = "nothing was probed" if rule.needs is Needs.PROBE and subject.measurement is None else rule.applies(subject)
+        if reason is not None:
+            skipped.append(Skipped(rule.code, reason))
+            continue
+        findings.extend(confront(finding, subject.measurement) for finding in rule.check(subject))
+    findings = [replace(finding, fingerprint=_fingerprint(finding)) for finding in _relate(findings)]
+    findings.sort(key=_order)
+    return tuple(findings), tuple(skipped)
+
+
+def _order(finding: Finding) -> tuple[bool, int, bool, float, str]:
+    refuted = finding.confidence is Confidence.REFUTED
+    return refuted, finding.severity.rank, finding.caused_by is not None, -finding.decades, finding.rule
+
+
+def confront(finding: Finding, measurement: Measurement | None) -> Finding:
+    """What the probe says of a claim: measured with its decades and severity, or refuted.
+
+    A claim about growth stands when the gradient really changes by HEALTHY decades or more over the claimed span, in the claimed
+    direction; below LIMIT it is a warning at most.
+    """
+    if finding.effect is None or measurement is None:
+        return finding
+    measured = _measured_over(finding, measurement)
+    if measured is None:
+        return finding
+    holds = {
+        Effect.EXPLODES: measured >= HEALTHY,
+        Effect.VANISHES: measured <= -HEALTHY,
+        Effect.EITHER: abs(measured) >= HEALTHY,
+    }[finding.effect]
+    if not holds:
+        return replace(finding, confidence=Confidence.REFUTED, evidence={**finding.evidence, "measured_decades": measured})
+    severity = finding.severity if abs(measured) >= LIMIT else max(finding.severity, Severity.WARNING, key=lambda s: s.rank)
+    evidence = {**finding.evidence, "decades": measured}
+    return replace(finding, confidence=Confidence.MEASURED, severity=severity, evidence=evidence)
+
+
+def _measured_over(finding: Finding, measurement: Measurement) -> float | None:
+    """Sustained growth over the part of the measured spine that a finding speaks of; None where nothing was measured there."""
+    spine = list(measurement.spine)
+    if measurement.dead:
+        return None
+    if finding.span is not None and all(node in spine for node in finding.span):
+        first, last = (spine.index(node) for node in finding.span)
+        spine = spine[max(first - 1, 0) : last + 1]
+    levels = along(spine, {node: measurement.backward(node) for node in spine})[1]
+    return signed(levels)[0] if len(levels) > 1 else None
+
+
+def _relate(findings: Sequence[Finding]) -> list[Finding]:
+    """Point symptoms at the strongest finding that explains them."""
+    causes = [f for f in findings if f.rule not in _SYMPTOMS and f.confidence is not Confidence.REFUTED and _explains(f)]
+    related = []
+    for finding in findings:
+        cause = _cause_of(finding, causes) if finding.rule in _SYMPTOMS else None
+        related.append(replace(finding, caused_by=cause.rule) if cause else finding)
+    return related
+
+
+def _explains(finding: Finding) -> bool:
+    return finding.effect is not None or finding.rule in {"GL604", "GL104", "GL501", "GL502"}
+
+
+def _cause_of(symptom: Finding, causes: Sequence[Finding]) -> Finding | None:
+    wanted = {
+        "GL801": lambda f: f.effect in {Effect.EXPLODES, Effect.EITHER},
+        "GL802": lambda f: f.effect in {Effect.VANISHES, Effect.EITHER} or f.rule == "GL104",
+        "GL804": lambda f: f.rule == "GL604" or f.effect is Effect.EXPLODES,
+        "GL805": lambda f: f.rule == "GL604" or f.effect is Effect.EXPLODES,
+    }[symptom.rule]
+    fitting = [cause for cause in causes if wanted(cause)]
+    return min(fitting, key=lambda cause: (cause.severity.rank, -cause.decades), default=None)
+
+
+def _fingerprint(finding: Finding) -> str:
+    """Stable across runs and changes of numbers: rule and graph path."""
+    where = finding.module or finding.node or ""
+    return hashlib.sha256(f"{finding.rule}|{where}".encode()).hexdigest()[:16]

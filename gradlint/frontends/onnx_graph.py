@@ -1,0 +1,181 @@
+"""The graph of an ONNX model: subgraphs of If flattened, constants left out, weights by role."""
+
+from __future__ import annotations
+
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator
+from itertools import count
+
+import onnx
+from onnx import shape_inference
+
+from gradlint.errors import TargetError
+from gradlint.frontends import onnx_constants
+from gradlint.frontends.onnx_constants import Constant, Folder, TensorType
+from gradlint.frontends.onnx_metadata import Provenance, provenance, state_kinds
+from gradlint.frontends.onnx_names import assign_ids, input_id, subgraph_scope
+from gradlint.frontends.onnx_roles import Call, Operand, Weights, describe
+from gradlint.frontends.onnx_skeleton import Skeleton, dtype_name
+from gradlint.graph import Graph, Node, Ref
+
+Values = ChainMap[str, Operand]
+Types = ChainMap[str, TensorType]
+
+
+def infer_shapes(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str | None]:
+    """The model with the types that onnx can infer, or as it is together with the reason why it cannot."""
+    try:
+        return shape_inference.infer_shapes(proto, data_prop=True), None
+    except Exception as error:  # noqa: BLE001 - onnx raises bare RuntimeError and ValueError, shapes are a help, not a need
+        return proto, str(error).strip().partition("\n")[0]
+
+
+def free_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller has to give: those that no initializer sets."""
+    held = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in held]
+
+
+def tensor_type(value: onnx.TypeProto) -> TensorType | None:
+    """Dtype and shape of a type, None when it is not that of a tensor."""
+    if not value.HasField("tensor_type"):
+        return None
+    tensor = value.tensor_type
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim)
+    return dtype_name(tensor.elem_type), shape
+
+
+def build_graph(skeleton: Skeleton) -> tuple[Graph, str | None]:
+    """The graph of a model whose local functions are inlined, and why shapes are missing, if they are.
+
+    Raises TargetError when a node reads a tensor that does not exist.
+    """
+    inferred, reason = infer_shapes(skeleton.proto)
+    return _Builder(skeleton, inferred).build(), reason
+
+
+class _Builder:
+    """Nodes in execution order, gathered while graphs are walked."""
+
+    def __init__(self, skeleton: Skeleton, inferred: onnx.ModelProto) -> None:
+        self._skeleton = skeleton
+        self._graph = inferred.graph
+        self._opsets = {item.domain: item.version for item in skeleton.proto.opset_import}
+        self._opsets[""] = self._opsets.pop("ai.onnx", self._opsets.get("", 1))
+        self._folder = Folder(self._opsets, skeleton.label)
+        self._weights = Weights(dict(state_kinds(skeleton.proto.graph)))
+        self._nodes: list[Node] = []
+        self._named: set[str] = set()
+        self._calls: Counter[tuple[str, str]] = Counter()
+
+    def build(self) -> Graph:
+        values: Values = ChainMap()
+        for value in free_inputs(self._graph):
+            dtype, shape = tensor_type(value.type) or (None, None)
+            self._nodes.append(Node(input_id(value.name), "input", shape=shape, dtype=dtype))
+            values[value.name] = Ref(input_id(value.name))
+        outputs = self._walk(self._graph, values, ChainMap())
+        train = any(node.attrs.get("training_mode") for node in self._nodes)
+        try:
+            return Graph(self._nodes, [ref for ref in outputs if ref is not None], mode="train" if train else "eval")
+        except ValueError as error:
+            raise TargetError(f"{self._skeleton.label}: not a valid ONNX graph: {error}") from error
+
+    def _walk(self, graph: onnx.GraphProto, values: Values, types: Types, scope: str = "") -> list[Ref | None]:
+        """Add the nodes of a graph and return its outputs, None for constant ones; `values` and `types` are its names."""
+        types.update(_declared(graph))
+        for tensor in graph.initializer:
+            values[tensor.name] = onnx_constants.from_tensor(self._skeleton, tensor, self._unique(tensor.name, scope))
+        for node, node_id in zip(graph.node, assign_ids(graph, scope), strict=True):
+            operands = [self._find(name, values, node_id) for name in node.input]
+            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+                operands += self._control(node, node_id, values, types)
+                self._add(node, node_id, operands, values, types)
+                continue
+            constants = self._constants(node, operands, types, scope)
+            values.update(zip(node.output, constants, strict=True))
+            if None in constants:
+                self._add(node, node_id, operands, values, types)
+        found = [self._find(output.name, values, scope or "the graph") for output in graph.output]
+        return [operand if isinstance(operand, Ref) else None for operand in found]
+
+    def _find(self, name: str, values: Values, reader: str) -> Operand:
+        if not name:
+            return None
+        if name not in values:
+            raise TargetError(
+                f"{self._skeleton.label}: {reader} reads {name!r}, which nothing before it makes",
+                hint="check the file with onnx.checker.check_model, and export it again",
+            )
+        return values[name]
+
+    def _unique(self, name: str, scope: str) -> str:
+        """The name of a constant, with its scope where another graph has the same."""
+        unique = scope + name if name in self._named else name
+        self._named.add(unique)
+        return unique
+
+    def _constants(self, node: onnx.NodeProto, operands: list[Operand], types: Types, scope: str) -> list[Constant | None]:
+        """What the outputs are when no activation is read; None for those that have no value at hand."""
+        if any(isinstance(operand, Ref) for operand in operands):
+            return [onnx_constants.from_types(node, operands[0], types)] if len(node.output) == 1 else [None] * len(node.output)
+        if node.op_type == "Constant":
+            return [onnx_constants.from_node(self._skeleton, node, self._unique(name, scope)) for name in node.output]
+        inputs = [operand if isinstance(operand, Constant) else None for operand in operands]
+        return self._folder.fold(node, inputs, [types.get(name) for name in node.output])
+
+    def _control(self, node: onnx.NodeProto, node_id: str, values: Values, types: Types) -> Iterator[Operand]:
+        """The operands that a control node has besides its inputs: the outputs of both branches, or what a body captures."""
+        for attribute in sorted(node.attribute, key=lambda a: a.name != "then_branch"):
+            for graph in (attribute.g, *attribute.graphs):
+                if node.op_type == "If":
+                    yield from self._walk(graph, values.new_child(), types.new_child(), subgraph_scope(node_id, attribute.name))
+                else:
+                    yield from (values[name] for name in captured(graph) if isinstance(values.get(name), Ref))
+
+    def _add(self, node: onnx.NodeProto, node_id: str, operands: list[Operand], values: Values, types: Types) -> None:
+        call = Call(node, operands, self._opsets.get(node.domain if node.domain != "ai.onnx" else "", 1), self._weights.make)
+        describe(call)
+        origin: Provenance = provenance(node)
+        first = next(filter(None, node.output), "")
+        dtype, shape = types.get(first, (None, None))
+        self._nodes.append(
+            Node(
+                node_id,
+                call.op,
+                tuple(operand if isinstance(operand, Ref) else None for operand in operands),
+                call.weights,
+                call.attrs,
+                shape,
+                dtype,
+                origin.module,
+                origin.module_class,
+                self._calls[origin.module, call.op],
+                origin.source,
+                notes=origin.notes,
+            )
+        )
+        self._calls[origin.module, call.op] += 1
+        values.update((name, Ref(node_id, port)) for port, name in zip(count(), node.output) if name)
+
+
+def _declared(graph: onnx.GraphProto) -> dict[str, TensorType]:
+    """The types that a graph states for its tensors."""
+    stated = ((value.name, tensor_type(value.type)) for value in (*graph.value_info, *graph.input, *graph.output))
+    return {name: kind for name, kind in stated if kind is not None}
+
+
+def captured(graph: onnx.GraphProto) -> Iterable[str]:
+    """The names that a subgraph reads from the graphs around it, in order of first use."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    found: dict[str, None] = {}
+    for node in graph.node:
+        inner = [sub for a in node.attribute for sub in (a.g, *a.graphs)]
+        for name in (*node.input, *(name for sub in inner for name in captured(sub))):
+            if name and name not in own:
+                found[name] = None
+        own.update(node.output)
+    found.update((value.name, None) for value in graph.output if value.name not in own)
+    return found

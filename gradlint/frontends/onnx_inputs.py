@@ -1,0 +1,151 @@
+"""Inputs of an ONNX model: what the file says of them, and sensible sizes where it says nothing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+
+from gradlint.errors import InputError
+from gradlint.frontends.inputs import DTYPES, InputSpec
+from gradlint.frontends.onnx_graph import tensor_type
+from gradlint.frontends.onnx_names import input_id
+from gradlint.graph import Graph, Node
+from gradlint.ops import Kind, operator
+
+_BATCH = 8
+_PIXELS = 64
+_STEPS = 16
+_CHANNELS = 3
+_SAMPLE_RATE = 16000
+_LARGEST = 1 << 30  # elements
+_THROUGH = {Kind.SHAPE, Kind.CONCAT, Kind.ADD, Kind.MUL, Kind.NORM}  # what an input may pass on its way to a layer
+_STATE_SLOTS = {5, 6}  # initial_h and initial_c of RNN, GRU and LSTM
+_STATE_NAME = re.compile(r"(h|c|hn|cn|h_?0|c_?0|h_?in|c_?in|(rnn_|lstm_|gru_)?(state|hidden|cell)s?)", re.IGNORECASE)
+_RATE_NAME = re.compile(r"sr|(sample|sampling)_?rate", re.IGNORECASE)
+_STEPS_NAME = re.compile(r"seq|time|len|frame|step|token", re.IGNORECASE)
+
+
+def infer_inputs(
+    values: Sequence[onnx.ValueInfoProto], graph: Graph, skip: frozenset[str] = frozenset()
+) -> tuple[InputSpec, ...]:
+    """What to feed to each graph input; a dimension that the file leaves open gets a size from its layer or its place.
+
+    An open first axis is a batch of 8, image sides are 64, sequences have 16 steps, integers stay below the size of the
+    embedding that they index, recurrent states are zero. Inputs in `skip` are not looked at: their specification is empty.
+    Raises InputError for an input that is no tensor of numbers or whose rank is unknown.
+    """
+    sizes: dict[str, int] = {}
+    return tuple(
+        InputSpec(value.name, "float32", ()) if value.name in skip else _Reader(value, graph, sizes).spec() for value in values
+    )
+
+
+class _Reader:
+    """One graph input; `sizes` are the named dimensions that earlier inputs have fixed."""
+
+    def __init__(self, value: onnx.ValueInfoProto, graph: Graph, sizes: dict[str, int]) -> None:
+        self._value = value
+        self._name = value.name
+        self._sizes = sizes
+        self._readers = list(_readers(graph, input_id(value.name)))
+
+    def spec(self) -> InputSpec:
+        """The specification; see `infer_inputs` for what it raises."""
+        kind = tensor_type(self._value.type)
+        if kind is None or not (kind[0] == "bfloat16" or kind[0] in np.sctypeDict):
+            raise InputError(
+                f"input {self._name!r} holds {kind[0] if kind else 'no tensor'}, which cannot be drawn",
+                hint="lint the part of the model behind it, or leave the probe out with --no-probe",
+            )
+        dtype, dims = kind
+        if dims is None:
+            example = "int64[1,16]<1000" if dtype.startswith("int") else f"{dtype if dtype in DTYPES else 'float32'}[1,3,64,64]"
+            raise InputError(
+                f"input {self._name!r} has an unknown number of dimensions", hint=f"give it with --input {self._name}={example}"
+            )
+        shape = tuple(self._size(axis) for axis in range(len(dims)))
+        if math.prod(shape) > _LARGEST:
+            raise InputError(
+                f"input {self._name!r} of shape {list(shape)} is too large to be drawn",
+                hint=f"give a smaller one with --input {self._name}={dtype}[{','.join('1' for _ in shape)}]",
+            )
+        if dtype.startswith(("int", "uint")):
+            if math.prod(shape) == 1 and _RATE_NAME.fullmatch(self._name) and np.iinfo(dtype).max >= _SAMPLE_RATE:
+                return InputSpec(self._name, dtype, shape, value=np.full(shape, _SAMPLE_RATE, dtype))
+            return InputSpec(self._name, dtype, shape, self._below(dtype))
+        zeros = np.zeros(shape, dtype if dtype in np.sctypeDict else "float32")
+        return InputSpec(self._name, dtype, shape, value=zeros if self._is_state and dtype != "bool" else None)
+
+    @property
+    def _is_state(self) -> bool:
+        fed = any(slot in _STATE_SLOTS and operator(node.op).kind is Kind.RNN for node, slot, _ in self._readers)
+        return fed or _STATE_NAME.fullmatch(self._name) is not None
+
+    def _size(self, axis: int) -> int:
+        dim = self._value.type.tensor_type.shape.dim[axis]
+        if dim.dim_value > 0:
+            return int(dim.dim_value)
+        size = self._sizes.get(dim.dim_param) or self._guess(axis, dim.dim_param)
+        if dim.dim_param:
+            self._sizes[dim.dim_param] = size
+        return size
+
+    def _guess(self, axis: int, name: str) -> int:
+        rank = len(self._value.type.tensor_type.shape.dim)
+        if _STEPS_NAME.search(name):
+            return self._steps(axis, rank)
+        if axis == 0 or self._is_state or "batch" in name.lower():
+            return _BATCH
+        return self._features(axis, rank) or (
+            _CHANNELS if rank >= 4 and axis == 1 else _PIXELS if rank == 4 else self._steps(axis, rank)
+        )
+
+    def _features(self, axis: int, rank: int) -> int | None:
+        """The number of channels or features that the first layer asks for in this axis."""
+        for node, slot, moved in self._readers:
+            weight = node.weights.get("weight")
+            if weight is None or slot != 0:
+                continue
+            kind = operator(node.op).kind
+            if kind is Kind.CONV and len(weight.shape) == rank and axis == 1:
+                return weight.shape[0] if node.op == "conv_transpose" else weight.shape[1] * int(node.attrs.get("group", 1))
+            if kind in {Kind.LINEAR, Kind.RNN} and axis == rank - 1 and not moved:
+                return weight.fan_in
+        return None
+
+    def _steps(self, axis: int, rank: int) -> int:
+        """16 steps; along the last axis, where samples of a waveform lie, at least two windows of the first convolution."""
+        if axis != rank - 1:
+            return _STEPS
+        kernels = [max(node.weights["weight"].shape[2:], default=1) for node, _, _ in self._readers if _slides(node)]
+        return max(_STEPS, 2 * kernels[0] if kernels else 0)
+
+    def _below(self, dtype: str) -> int:
+        """The bound of an integer input: the smallest table that it indexes, 2 where it indexes none."""
+        tables = [node.weights["weight"].shape[0] for node, slot, _ in self._readers if node.op == "embedding" and slot == 1]
+        classes = [int(node.attrs["classes"]) for node, _, _ in self._readers if "classes" in node.attrs]
+        return max(1, min([*tables, *classes, int(np.iinfo(dtype).max)])) if tables or classes else 2
+
+
+def _slides(node: Node) -> bool:
+    return node.op == "conv" and "weight" in node.weights
+
+
+def _readers(graph: Graph, start: str) -> Iterator[tuple[Node, int, bool]]:
+    """Nodes that an input reaches through moves, casts and sums, nearest first; slot, and whether axes moved on the way."""
+    queue, seen = deque([(start, False)]), {start}
+    while queue:
+        node_id, moved = queue.popleft()
+        for child in graph.children(node_id):
+            for slot, ref in enumerate(child.inputs):
+                if ref is not None and ref.node == node_id:
+                    yield child, slot, moved
+            passes = operator(child.op).kind in _THROUGH or child.op == "control"
+            if passes and child.id not in seen:
+                seen.add(child.id)
+                queue.append((child.id, moved or child.op == "reshape"))

@@ -1,0 +1,156 @@
+"""Who made a tensor: within one run, the node that produced it or the weights that it was computed from."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlint.graph import Ref, Weight
+
+View = Callable[[Tensor], Tensor]
+_NAMES_SHOWN = 4
+
+
+class _Made(NamedTuple):
+    tensor: weakref.ref[Tensor]
+    ref: Ref | None  # None for a constant
+    version: int
+
+
+class Origin(NamedTuple):
+    """Where a tensor comes from: a node, or weights; a constant has neither. `version` counts writes to its memory."""
+
+    ref: Ref | None
+    weights: tuple[str, ...]
+    version: int
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested lists, tuples, slices and dictionaries, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, slice):
+        yield from tensors((value.start, value.stop, value.step))
+
+
+def replaced(value: Any, new: Iterator[Tensor]) -> Any:
+    """`value` with its tensors taken from `new`, in the order of `tensors`; lists, (named) tuples and mappings keep their type."""
+    if isinstance(value, Tensor):
+        return next(new)
+    if isinstance(value, (list, tuple)):
+        items = [replaced(item, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # type: ignore[arg-type,call-arg]
+    if isinstance(value, dict):
+        return {key: replaced(item, new) for key, item in value.items()}
+    return value
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor beneath the wrappers of functorch (vmap and its kin)."""
+    functorch = getattr(torch._C, "_functorch", None)  # noqa: SLF001 - no public way to see through a batched tensor
+    while functorch is not None and functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def version(tensor: Tensor) -> int:
+    """How often the memory of `tensor` was written in place; tensors made in inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - aliases share it
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.float32` is "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Values as an array; types that numpy lacks become float32."""
+    tensor = tensor.detach().cpu().resolve_conj()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.dtype is torch.bfloat16 or "float8" in str(tensor.dtype):
+        tensor = tensor.float()
+    return tensor.numpy()
+
+
+class Lineage:
+    """The memory of one run.
+
+    A tensor is known by identity. Writes through an alias are followed by the version counter that aliases share: a view
+    whose memory was written since it was made stands for its base.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._made: dict[int, _Made] = {}
+        self._weights: dict[int, tuple[Any, tuple[str, ...]]] = {}
+        self._seen: dict[tuple[str, int], Weight] = {}
+        for name, tensor in weights.items():
+            self._weights.setdefault(id(tensor), (lambda kept=tensor: kept, (name,)))
+
+    def made(self, tensor: Tensor, ref: Ref | None) -> None:
+        """Remember that `tensor` now holds `ref`, or a constant."""
+        tensor = unwrapped(tensor)
+        self._made[id(tensor)] = _Made(weakref.ref(tensor), ref, version(tensor))
+
+    def derived(self, tensor: Tensor, names: tuple[str, ...]) -> None:
+        """Remember that `tensor` was computed from the weights `names` and from nothing that was fed."""
+        tensor = unwrapped(tensor)
+        if id(tensor) not in self._weights or self._weights[id(tensor)][0]() is not tensor:
+            self._weights[id(tensor)] = (weakref.ref(tensor), names)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether `tensor` itself, not only what it is a view of, was met in this run or is a weight."""
+        made = self._made.get(id(tensor))
+        owner = self._weights.get(id(tensor), (None, ()))[0]
+        return (made is not None and made.tensor() is tensor) or (owner is not None and owner() is tensor)
+
+    def origin(self, tensor: Tensor) -> Origin:
+        """What is known of `tensor`; what is not known by itself is what its base is."""
+        tensor = unwrapped(tensor)
+        now = version(tensor)
+        made = self._made.get(id(tensor))
+        ref = made.ref if made is not None and made.tensor() is tensor else None
+        if made is not None and ref is not None and made.version == now:
+            return Origin(ref, (), now)
+        base = tensor._base  # noqa: SLF001 - the only link from a view to what it looks at
+        if base is not None and (of_base := self.origin(base)).ref is not None:
+            return Origin(of_base.ref, (), now)
+        if ref is not None:
+            return Origin(ref, (), now)
+        owner, names = self._weights.get(id(tensor), (None, ()))
+        if owner is not None and owner() is tensor:
+            return Origin(None, names, now)
+        return Origin(None, self.origin(base).weights if base is not None else (), now)
+
+    def weight(self, tensor: Tensor, *, out_axis: int = 0, view: View | None = None) -> Weight:
+        """A parameter, buffer or tensor computed from them, as the graph's Weight; `view` changes its layout."""
+        names = self.origin(tensor).weights or ("constant",)
+        tensor = unwrapped(tensor)
+        values = view(tensor.detach()) if view else tensor.detach()
+        more = f"+{len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        name = "+".join(names[:_NAMES_SHOWN]) + more
+        own = view is None and id(tensor) in self._weights and not tensor.grad_fn
+        if own and (name, out_axis) in self._seen:
+            return self._seen[name, out_axis]
+        weight = Weight(
+            name,
+            tuple(values.shape),
+            dtype_name(values.dtype),
+            lambda: to_numpy(values),
+            out_axis=min(out_axis, max(values.ndim - 1, 0)),
+            trainable=tensor.requires_grad,
+        )
+        if own:
+            self._seen[name, out_axis] = weight
+        return weight

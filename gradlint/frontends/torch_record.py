@@ -1,0 +1,317 @@
+"""Writes the graph of one run, node by node, and hands every node's tensors to the probe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradlint.frontends import torch_ops
+from gradlint.frontends.base import Edit, Tap
+from gradlint.frontends.torch_lineage import Lineage, dtype_name, replaced, tensors, unwrapped, version
+from gradlint.frontends.torch_source import Definitions
+from gradlint.frontends.user_code import calling_line
+from gradlint.graph import Graph, Node, Ref, Weight
+
+_SIDE_OUTPUTS = ("past_key_values", "hidden_states", "attentions", "cache_params", "encoder_last_hidden_state", "model_output")
+
+
+class Recorder:
+    """One run of a module.
+
+    With `known` None the run writes `nodes`; else it only repeats the ids of `known` for `tap` and `edit`. What goes wrong in
+    here, and not in the user's code, is kept in `failure` and ends the recording, not the run.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, tap: Tap | None, edit: Edit | None, known: Graph | None, stop: CodeType | None = None
+    ) -> None:
+        weights: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        weights.update(module.named_buffers(remove_duplicate=False))
+        self.lineage = Lineage({_path(name): tensor for name, tensor in weights.items()})
+        self.nodes: list[Node] = []
+        self.failure: Exception | None = None
+        self.depth = 0  # above 0 inside a call that is one node, where nothing is recorded
+        self.checkpoints = 0  # above 0 inside a checkpointed region
+        self.used_gaps = False  # whether an operator was seen only beneath the function mode
+        self._paths = {id(child): _path(name) for name, child in module.named_modules()}
+        self._definitions = Definitions(module) if known is None else None
+        self._stack = [("", type(module).__name__)]
+        self._counts: Counter[str] = Counter()
+        self._ids: set[str] = set()
+        self._known, self._stop, self._tap, self._edit = known, stop, tap, edit
+        self._late: list[tuple[str, tuple[Tensor, ...], tuple[Tensor | None, ...]]] = []
+
+    def feed(self, name: str, tensor: Tensor) -> Tensor:
+        """Enter a graph input; returns the tensor to feed."""
+        node_id = self._identify("", name)
+        if tensor.is_floating_point() or tensor.is_complex():
+            tensor = tensor.requires_grad_().clone()  # a leaf could not be written in place
+        if self._edit is not None and (new := self._edit(node_id, (tensor,))) is not None:
+            tensor = new[0]
+        if self._known is None:
+            self.nodes.append(Node(node_id, "input", shape=tuple(tensor.shape), dtype=dtype_name(tensor.dtype)))
+        self.lineage.made(tensor, Ref(node_id))
+        self._show(node_id, (tensor,), ())
+        return tensor
+
+    def enter(self, module: nn.Module) -> None:
+        """A module is called; one that is not part of the tree counts as its caller."""
+        path = self._paths.get(id(module))
+        self._stack.append(self._stack[-1] if path is None else (path, type(module).__name__))
+
+    def leave(self, module: nn.Module, args: Any, outcome: Any) -> None:
+        """A module returns; an output that nobody was seen to make makes the module one node."""
+        if not self.depth and self.failure is None:
+            with self.silent():
+                self.show_late()
+            lost = (out for out in tensors(outcome) if out.grad_fn is not None and not any(self.lineage.origin(out)[:2]))
+            if next(lost, None) is not None:
+                self.module(module, args, outcome)
+        if len(self._stack) > 1:
+            self._stack.pop()
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Record nothing in the body."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+    def module(self, module: nn.Module, args: Any, outcome: Any) -> Any:
+        """Record a whole module call as one node."""
+        op, name = torch_ops.of_module(module)
+        return self.call(name, None, (args,), {}, lambda: outcome, whole=(op, module))
+
+    def call(
+        self,
+        name: str,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        run: Callable[[], Any],
+        *,
+        whole: tuple[str, nn.Module | None] | None = None,
+        note: str | None = None,
+        gap: bool = False,
+    ) -> Any:
+        """Run a call and record it; `gap` marks one seen beneath autograd, whose tensors get their history later."""
+        with self.silent():
+            call = None
+            try:
+                if not gap:
+                    self.show_late()
+                operands = (*tensors(args), *(t for key, value in kwargs.items() if key != "out" for t in tensors(value)))
+                call = torch_ops.Call(name, function, args, kwargs, operands, tuple(map(self.lineage.origin, operands)))
+            except Exception as error:  # noqa: BLE001 - ours, not the user's; the next rung takes over
+                self.failure = error
+            outcome = run()
+            if call is None:
+                return outcome
+            try:
+                return self._recorded(call, outcome, whole, note, gap=gap)
+            except Exception as error:  # noqa: BLE001
+                self.failure = error
+                return outcome
+
+    def _recorded(
+        self, call: torch_ops.Call, outcome: Any, whole: tuple[str, nn.Module | None] | None, note: str | None, *, gap: bool
+    ) -> Any:
+        is_store = call.name == "__setitem__"
+        outputs = [call.operands[0]] if is_store else list(tensors(outcome))
+        if not outputs:
+            return outcome
+        if all(origin.ref is None for origin in call.origins):
+            self._unfed(call, outputs)
+            return outcome
+        written = is_store or _was_written(call, outputs[0])
+        if not written and all(any(out is operand for operand in call.operands) for out in outputs):
+            return outcome  # `x.contiguous()` of a contiguous x
+        op = whole[0] if whole else torch_ops.canonical(call)
+        node_id = self._identify(self._stack[-1][0], op)
+        new = outputs if gap else self._edited(node_id, outputs if written else _awake(call, outputs), written=written)
+        if any(now is not then for now, then in zip(new, outputs, strict=True)):
+            outputs, outcome = new, replaced(outcome, iter(new))
+        slots = list(torch_ops.slots(call, op))
+        inputs = tuple(call.origins[slot].ref if slot is not None else None for slot in slots)
+        if self._known is None:
+            notes = (note, "inplace" if written else None)
+            self._write(node_id, op, call, inputs, outputs[0], whole, frozenset(filter(None, notes)))
+        for port, out in enumerate(outputs):
+            self.lineage.made(out, Ref(node_id, port))
+        fed = tuple(call.operands[slot] if slot is not None and call.origins[slot].ref else None for slot in slots)
+        self._show(node_id, tuple(outputs), fed, late=gap)
+        if gap:
+            self.used_gaps = True
+        if written:
+            self._write_back(outputs[0], node_id)
+        return outcome
+
+    def _unfed(self, call: torch_ops.Call, outputs: list[Tensor]) -> None:
+        """Outputs of weights and constants alone are no nodes: they are derived weights, or constants."""
+        names = tuple(dict.fromkeys(name for origin in call.origins for name in origin.weights))
+        for out in outputs:
+            if names:
+                self.lineage.derived(out, names)
+            elif not self.lineage.knows(out):
+                self.lineage.made(out, None)
+        for operand, origin in zip(call.operands, call.origins, strict=True):
+            if not origin.weights and not self.lineage.knows(operand):
+                self.lineage.made(operand, None)
+
+    def _edited(self, node_id: str, outputs: list[Tensor], *, written: bool) -> list[Tensor]:
+        if self._edit is None:
+            return outputs
+        new = self._edit(node_id, tuple(out.clone() for out in outputs) if written else tuple(outputs))
+        if new is None:
+            return outputs
+        if written:
+            outputs[0].copy_(new[0])
+            return outputs
+        return list(new)
+
+    def _write_back(self, view: Tensor, node_id: str) -> None:
+        """After a write through a view: what the base holds now comes from the base as it was and from the written view."""
+        base = view._base  # noqa: SLF001
+        if base is None:
+            return
+        if not self.lineage.knows(base):  # hidden inside the call that made the view: it stands for the view
+            self.lineage.made(base, Ref(node_id))
+            return
+        op = "reshape" if base.numel() == view.numel() else "slice"
+        whole, path = self._identify(self._stack[-1][0], op), self._stack[-1]
+        before = self.lineage.origin(base).ref
+        if self._known is None:
+            facts = {"shape": tuple(base.shape), "dtype": dtype_name(base.dtype), "source": self.nodes[-1].source}
+            inputs = (before, Ref(node_id))
+            notes = frozenset({"inplace"})
+            self.nodes.append(Node(whole, op, inputs, module=path[0], module_class=path[1], notes=notes, **facts))
+        self.lineage.made(base, Ref(whole))
+        self._show(whole, (base,), (base if before else None, view))
+
+    def _write(
+        self,
+        node_id: str,
+        op: str,
+        call: torch_ops.Call,
+        inputs: tuple[Ref | None, ...],
+        out: Tensor,
+        whole: tuple[str, nn.Module | None] | None,
+        notes: frozenset[str],
+    ) -> None:
+        path, module_class = self._stack[-1]
+        weights: dict[str, Weight]
+        if whole and whole[1] is not None:
+            weights, attrs = torch_ops.module_weights(whole[1], op, self.lineage), {"name": call.name}
+        else:
+            named = torch_ops.bound(call)
+            weights = torch_ops.weights(call, op, named, self.lineage)
+            attrs = torch_ops.attributes(call, op, named)
+        assert self._definitions is not None
+        self.nodes.append(
+            Node(
+                node_id,
+                op,
+                inputs,
+                weights,
+                attrs,
+                shape=tuple(unwrapped(out).shape),
+                dtype=dtype_name(out.dtype),
+                module=path,
+                module_class=module_class,
+                call=int(node_id.rpartition(":")[2]) if node_id.rpartition(":")[2].isdigit() else 0,
+                source=calling_line(2, self._stop),
+                definition=self._definitions.line(path),
+                notes=notes | self._region(call),
+            )
+        )
+
+    def _region(self, call: torch_ops.Call) -> frozenset[str]:
+        """Notes on where in the user's code the call stands."""
+        alive = any(operand.requires_grad for operand, origin in zip(call.operands, call.origins, strict=True) if origin.ref)
+        cut = torch.is_inference_mode_enabled() or (alive and not torch.is_grad_enabled())
+        return frozenset({"no-grad"} if cut else ()) | frozenset({"checkpoint"} if self.checkpoints else ())
+
+    def _identify(self, path: str, op: str) -> str:
+        stem = f"{path}:{op}" if path else op
+        while True:
+            index = self._counts[stem]
+            self._counts[stem] += 1
+            node_id = f"{stem}:{index}" if index else stem
+            if node_id not in self._ids:
+                self._ids.add(node_id)
+                return node_id
+
+    def _show(
+        self, node_id: str, outputs: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...], *, late: bool = False
+    ) -> None:
+        if self._tap is None or (self._known is not None and node_id not in self._known):
+            return
+        if late:
+            self._late.append((node_id, outputs, inputs))
+        else:
+            self._tap(node_id, tuple(map(unwrapped, outputs)), inputs)
+
+    def show_late(self) -> None:
+        """Tap what was seen beneath autograd, now that it has its history."""
+        late, self._late = self._late, []
+        for shown in late:
+            if self._tap is not None:
+                self._tap(*shown)
+
+    def results(self, returned: Any) -> list[tuple[Ref, Tensor]]:
+        """The float tensors of what the model returned that came from a node, each once; the differentiable ones if any are."""
+        self.show_late()
+        floats = [out for out in _returned(returned) if out.is_floating_point() or out.is_complex()]
+        floats = [out for out in floats if out.requires_grad] or floats
+        found: dict[Ref, Tensor] = {}
+        for out in floats:
+            if (ref := self.lineage.origin(out).ref) is not None:
+                found.setdefault(ref, out)
+        return list(found.items())
+
+
+def _path(name: str) -> str:
+    """A module or parameter name without the wrapper that torch.compile puts around a module."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _was_written(call: torch_ops.Call, out: Tensor) -> bool:
+    for operand, origin in zip(call.operands, call.origins, strict=True):
+        if operand is out:
+            in_place = call.name.endswith("_") and not call.name.endswith("__")
+            return in_place if call.name == "detach_" or operand.is_inference() else version(unwrapped(operand)) != origin.version
+    return False
+
+
+def _awake(call: torch_ops.Call, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Let the first float that is made of fed integers require grad, so that it can be differentiated."""
+    fed = [operand for operand, origin in zip(call.operands, call.origins, strict=True) if origin.ref is not None]
+    asleep = not any(operand.is_floating_point() or operand.is_complex() for operand in fed)
+    if not asleep or all(operand.dtype is torch.bool for operand in fed) or not torch.is_grad_enabled():
+        return list(outputs)
+    return [
+        out.detach().requires_grad_().clone() if out.is_floating_point() and not out.requires_grad else out for out in outputs
+    ]
+
+
+def _returned(value: Any) -> Iterator[Tensor]:
+    """Tensors of nested sequences, mappings and dataclasses, without caches and intermediate states."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _returned(item)
+    elif isinstance(value, Mapping) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        items = value if isinstance(value, Mapping) else {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        main = [key for key in items if not str(key).endswith(_SIDE_OUTPUTS)]
+        for key in main or items:
+            yield from _returned(items[key])

@@ -1,0 +1,163 @@
+"""Where a submodule was written down: the line of the user's code that assigns it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from gradlint.frontends.user_code import calling_line, is_user_file, shown
+from gradlint.graph import Source
+
+_BUILT: weakref.WeakKeyDictionary[nn.Module, Source] = weakref.WeakKeyDictionary()
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@contextmanager
+def recorded_construction() -> Iterator[None]:
+    """Remember, for every submodule that the body gives to a module, the user's line that did so.
+
+    This finds lines that no look at the source can: in functions that build a model, in loops, after `add_module`.
+    """
+
+    def remember(_parent: nn.Module, _name: str, child: nn.Module | None) -> None:
+        if child is not None and child not in _BUILT and (line := calling_line(1)) is not None:
+            _BUILT[child] = line
+
+    handle = register_module_module_registration_hook(remember)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Written(NamedTuple):
+    """An expression of the user's and its file."""
+
+    file: str
+    expression: ast.expr
+
+    @property
+    def source(self) -> Source:
+        return Source(shown(self.file), self.expression.lineno)
+
+
+class Definitions:
+    """Lines of definition for the submodules of one module, looked up by path."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._modules = dict(root.named_modules(remove_duplicate=False))
+        self._written: dict[str, _Written | None] = {}
+        self._lines: dict[str, Source | None] = {"": None}
+
+    def line(self, path: str) -> Source | None:
+        """Where the module at `path` is assigned to its parent, or stands in a container's argument list."""
+        if path not in self._lines:
+            self._lines[path] = self._find(path)
+        return self._lines[path]
+
+    def _find(self, path: str) -> Source | None:
+        if path not in self._modules:
+            return None
+        written = self._expression(path)
+        if written is not None:
+            return written.source
+        parent, _, name = path.rpartition(".")
+        built = _BUILT.get(self._modules[path])
+        return _element_line(self._modules[parent], name, built) if built is not None else self.line(parent)
+
+    def _expression(self, path: str) -> _Written | None:
+        if path not in self._written:
+            self._written[path] = self._look(path) if path in self._modules else None
+        return self._written[path]
+
+    def _look(self, path: str) -> _Written | None:
+        parent_path, _, name = path.rpartition(".")
+        parent = self._modules.get(parent_path)
+        if parent is None or not path:
+            return None
+        for kind in type(parent).__mro__:
+            if kind.__module__.startswith("torch.") or not issubclass(kind, nn.Module):
+                continue
+            if (found := _assigned(kind).get(name)) is not None:
+                return found
+        outer = self._expression(parent_path)
+        if outer is None or not type(parent).__module__.startswith("torch."):
+            return None
+        element = _element(outer.expression, parent, name)
+        return outer if element is None else _Written(outer.file, element)
+
+
+@cache
+def _tree(file: str) -> ast.Module | None:
+    try:
+        return ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return None
+
+
+@cache
+def _assigned(kind: type) -> dict[str, _Written]:
+    """What the methods of a class assign to `self.NAME`; the first assignment in `__init__` wins."""
+    try:
+        file = inspect.getsourcefile(kind)
+    except TypeError:  # written at a prompt
+        return {}
+    tree = _tree(file) if file and is_user_file(file) else None
+    if file is None or tree is None:
+        return {}
+    body: list[ast.stmt] = tree.body
+    for part in kind.__qualname__.split("."):
+        if part == "<locals>":
+            continue
+        nested = (node for statement in body for node in ast.walk(statement))
+        scope = next((n for n in nested if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == part), None)
+        if scope is None:
+            return {}
+        body = scope.body
+    methods = [statement for statement in body if isinstance(statement, ast.FunctionDef)]
+    methods.sort(key=lambda method: method.name != "__init__")
+    found: dict[str, _Written] = {}
+    for method in methods:
+        for name, value in _self_assignments(method):
+            found.setdefault(name, _Written(file, value))
+    return found
+
+
+def _self_assignments(method: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:
+    for node in ast.walk(method):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        for target in targets:
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and value is not None:
+                yield target.attr, value
+
+
+def _element(expression: ast.expr, container: nn.Module, name: str) -> ast.expr | None:
+    """The argument of a container's call that child `name` is; None when the arguments do not say."""
+    if not isinstance(expression, ast.Call) or not isinstance(container, _CONTAINERS):
+        return None
+    items: list[ast.expr] = expression.args
+    if len(items) == 1 and isinstance(items[0], (ast.List, ast.Tuple)):
+        items = items[0].elts
+    names = list(container._modules)  # noqa: SLF001 - in order, without looking the children up
+    if len(items) != len(names) or any(isinstance(item, ast.Starred) for item in items):
+        return None
+    return items[names.index(name)]
+
+
+def _element_line(parent: nn.Module, name: str, line: Source) -> Source:
+    """Refine the line of a container's call to that of the argument."""
+    tree = _tree(str(Path(line.file).resolve()))
+    for node in ast.walk(tree) if tree is not None and isinstance(parent, _CONTAINERS) else ():
+        if isinstance(node, ast.Call) and node.lineno == line.line and (item := _element(node, parent, name)) is not None:
+            return Source(line.file, item.lineno)
+    return line

@@ -1,0 +1,103 @@
+"""From what the user typed to a model that can be looked at, and run where the probe is wanted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradlint.errors import ConfigError, TargetError, UnsafeFileError
+from gradlint.frontends.inputs import InputSpec, merge_given
+from gradlint.graph import Graph
+from gradlint.result import InputInfo
+
+if TYPE_CHECKING:
+    from gradlint.frontends.base import Runnable
+
+_PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib"})
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A target that was read. `runnable` makes what the probe runs; `graph_of` gives the graph once that may be asked for."""
+
+    name: str
+    frontend: str
+    specs: tuple[InputSpec, ...]
+    runnable: Callable[[], Runnable]
+    graph_of: Callable[[], Graph]
+    notes_of: Callable[[], Sequence[str]] = tuple
+    capture_of: Callable[[], str] = lambda: "full"
+
+    @property
+    def inputs(self) -> tuple[InputInfo, ...]:
+        """The inputs as the report shows them."""
+        return tuple(spec.info(f"input {index}") for index, spec in enumerate(self.specs))
+
+
+def load(target: object, inputs: tuple[InputSpec, ...] = (), mode: str | None = None, *, probe: bool = True) -> Loaded:
+    """Read a target: a path, a name of Python code, a torch module, a factory, or an ONNX model in memory or as bytes.
+
+    A torch module that will not be probed is captured here, by one forward pass. Raises GradlintError for what cannot be read,
+    imported or run; a file that could run code when it is read is refused.
+    """
+    if isinstance(target, Path) or (isinstance(target, str) and (target == "-" or ":" not in target or Path(target).exists())):
+        return _from_path(str(target), inputs, mode)
+    if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
+        return _onnx(target, "model", inputs, mode)
+    return _torch(target, inputs, mode, probe=probe)
+
+
+def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None) -> Loaded:
+    if text == "-":
+        return _onnx(sys.stdin.buffer.read(), "-", inputs, mode)
+    path = Path(text)
+    if not path.exists():
+        raise TargetError(f"{text}: no such file", hint="give a model file, a folder of them, pkg.mod:attr or file.py:attr")
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
+        raise UnsafeFileError(
+            f"{text}: reading a pickle or a TorchScript archive runs code from it",
+            hint="export the model to ONNX, or name the code that builds it: gradlint file.py:build_model",
+        )
+    if suffix == ".py":
+        raise TargetError(f"{text}: which model in it?", hint=f"name the factory or module: gradlint {text}:build_model")
+    if suffix != ".onnx":
+        raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint="give an .onnx file")
+    return _onnx(path, text, inputs, mode)
+
+
+def _onnx(source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | None) -> Loaded:
+    from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
+
+    if mode == "train":
+        raise ConfigError(
+            f"{name}: an ONNX file is measured in the mode that it was exported in",
+            hint="export it with training=TrainingMode.TRAINING, or lint the torch module",
+        )
+    file = read_onnx(source)
+    specs = merge_given(file.inputs, inputs)
+
+    def runnable() -> Runnable:
+        from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415 - torch
+
+        return OnnxRunnable(file, specs)
+
+    return Loaded(name, "onnx", specs, runnable, lambda: file.graph, lambda: file.notes)
+
+
+def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
+    from gradlint.frontends.targets import load_target  # noqa: PLC0415
+    from gradlint.frontends.torch_module import TorchRunnable, resolve  # noqa: PLC0415 - torch
+
+    name = target if isinstance(target, str) else type(target).__name__
+    module, args, kwargs = resolve(load_target(target) if isinstance(target, str) else target)
+    model = TorchRunnable(module, inputs, args=args, kwargs=kwargs, mode=mode or "train", target_name=name)
+    if not probe:
+        import numpy as np  # noqa: PLC0415
+
+        with model.untouched():
+            model.forward([spec.draw(np.random.default_rng(0)) for spec in model.inputs])
+    return Loaded(name, "torch", model.inputs, lambda: model, lambda: model.graph, lambda: model.notes, lambda: model.capture)

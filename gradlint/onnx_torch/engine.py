@@ -1,0 +1,173 @@
+"""Runs planned ONNX graphs on torch tensors, node after node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
+
+from gradlint.errors import ForwardError, GradlintError
+from gradlint.frontends.base import PartialRun
+from gradlint.onnx_torch import (
+    activation,
+    control,
+    elementwise,
+    index,
+    nn,
+    norm,
+    pool,
+    quantize,
+    reduce,
+    resize,
+    rnn,
+    shape,
+    signal,
+    vision,
+)
+from gradlint.onnx_torch.dtypes import Load, type_bytes
+from gradlint.onnx_torch.plan import STANDARD, Plan, Planner, Step
+from gradlint.onnx_torch.registry import KERNELS, RELICS, Context, Kernel, SubGraph, Value
+
+FAMILIES = (activation, control, elementwise, index, nn, norm, pool, quantize, reduce, resize, rnn, shape, signal, vision)
+"""The modules whose import fills the operator table."""
+
+Values = tuple[Value, ...]
+Observer = Callable[[Step, Values, Values], Values]
+_NESTING = 64  # function bodies in function bodies: an untrusted file may call itself
+
+
+class Engine:
+    """An ONNX model ready to run.
+
+    `constants` holds initializers and constants by name; `run` takes replacements for them, so that the owner decides what
+    is a parameter. `load` reads the values of a TensorProto.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, load: Load) -> None:
+        self._opsets = _opsets(proto.opset_import)
+        self._planner = Planner(load)
+        self._functions = {(f.domain, f.name, getattr(f, "overload", "")): f for f in proto.functions}
+        self._bodies: dict[tuple[str, bytes], Plan] = {}
+        self.plan = self._planner.graph(proto.graph, self._opsets)
+
+    @property
+    def constants(self) -> dict[str, Value]:
+        """Every constant that is at hand, by key; entries that the owner keeps elsewhere may be removed."""
+        return self._planner.constants
+
+    def run(self, feeds: Mapping[str, Value], constants: Mapping[str, Value], observer: Observer | None = None) -> Values:
+        """The graph's outputs for inputs by name.
+
+        `observer(step, outputs, inputs)` is called after every node of the graph and of the branches taken, and returns
+        the outputs to go on with. Raises PartialRun at an operator that cannot be run, ForwardError where one fails.
+        """
+        return _Run(self, constants, observer).graph(self.plan, dict(feeds))
+
+    def body(self, step: Step, inputs: Values) -> Plan:
+        """The plan of the function that defines the operator of `step`; raises PartialRun when there is none."""
+        local = self._functions.get((step.domain, step.op, getattr(step.node, "overload", "")))
+        local = local or self._functions.get((step.node.domain, step.op, getattr(step.node, "overload", "")))
+        function, defaults, types = (local, [], b"") if local is not None else _schema_body(step, inputs)
+        key = (step.id, types)
+        if key not in self._bodies:
+            opsets = self._opsets | _opsets(function.opset_import)
+            given = {a.name: a for a in (*defaults, *function.attribute_proto, *step.node.attribute)}
+            self._bodies[key] = self._planner.function(function, opsets, f"{step.id}/", given)
+        return self._bodies[key]
+
+
+def _opsets(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    return {"" if entry.domain in STANDARD else entry.domain: entry.version for entry in imports}
+
+
+def _schema_body(step: Step, inputs: Values) -> tuple[Any, list[onnx.AttributeProto], bytes]:
+    """The function that the specification gives for an operator, attribute defaults, and the types it was built for."""
+    missing = PartialRun(step.id, step.op, "gradlint cannot run this operator, and the ONNX standard has no function for it")
+    try:
+        schema = onnx.defs.get_schema(step.op, step.opset, step.domain)
+    except onnx.defs.SchemaError:
+        raise missing from None
+    defaults = [a.default_value for a in schema.attributes.values() if a.default_value.name]
+    if schema.has_function:
+        return schema.function_body, defaults, b""
+    if not schema.has_context_dependent_function:
+        raise missing
+    versions = [v for v in schema.context_dependent_function_opset_versions if v <= step.opset]
+    types = [type_bytes(value) for value in inputs]
+    built = schema.get_context_dependent_function_with_opset_version(
+        max(versions, default=step.opset), step.node.SerializeToString(), types
+    )
+    if not built:
+        raise missing
+    return onnx.FunctionProto.FromString(built), defaults, b"\0".join(types)
+
+
+class _Run:
+    """One run of a model: its constants and who watches; `depth` counts the function bodies around it."""
+
+    def __init__(self, engine: Engine, constants: Mapping[str, Value], observer: Observer | None = None, depth: int = 0) -> None:
+        self._engine = engine
+        self._constants = constants
+        self._observer = observer
+        self._depth = depth
+
+    def graph(self, plan: Plan, env: dict[str, Value]) -> Values:
+        """The outputs of a plan in an environment that holds its inputs and captures."""
+        held = self._engine.constants
+        for name, key in plan.constants.items():
+            if name not in env:  # an input may replace an initializer of its name
+                env[name] = self._constants[key] if key in self._constants else held[key]
+        for step in plan.steps:
+            inputs = tuple(env[name] if name else None for name in step.inputs)
+            outputs = self._call(step, inputs, env)
+            if self._observer is not None:
+                outputs = self._observer(step, outputs, inputs)
+            env.update(zip(step.outputs, outputs, strict=False))
+            for name in step.last:
+                env.pop(name, None)
+        return tuple(env.get(name) for name in plan.outputs)  # a function leaves out what is not asked for
+
+    def _call(self, step: Step, inputs: Values, env: Mapping[str, Value]) -> Values:
+        kernel = KERNELS.get(step.op) if not step.domain else None
+        try:
+            result = self._body(step, inputs) if kernel is None else self._kernel(kernel, step, inputs, env)
+        except GradlintError:
+            raise
+        except PartialRun as stop:
+            if stop.node == step.id or step.op == "If":
+                raise
+            raise PartialRun(step.id, step.op, f"it needs {stop.op}: {stop.reason}") from stop  # inner nodes have no place
+        except NotImplementedError as error:  # torch has no kernel for this dtype
+            raise PartialRun(step.id, step.op, str(error)) from error
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            shapes = ", ".join(str(list(getattr(value, "shape", ()))) for value in inputs)
+            raise ForwardError(
+                f"{step.op} at {step.id} fails on inputs of shapes {shapes}: {error}",
+                hint="check the input shapes (--input NAME=DTYPE[SHAPE]) and that onnxruntime can run the file",
+            ) from error
+        return result if isinstance(result, tuple) else (result,)
+
+    def _body(self, step: Step, inputs: Values) -> Values:
+        if self._depth > _NESTING:
+            raise RecursionError("functions call one another without end")
+        plan = self._engine.body(step, inputs)
+        absent = (None,) * (len(plan.inputs) - len(inputs))
+        feeds = dict(zip(plan.inputs, inputs + absent, strict=True))
+        return _Run(self._engine, self._constants, None, self._depth + 1).graph(plan, feeds)
+
+    def _kernel(self, kernel: Kernel, step: Step, inputs: Values, env: Mapping[str, Value]) -> Any:
+        try:
+            attrs = {kernel.attributes[name]: value for name, value in step.attrs.items() if name not in RELICS}
+        except KeyError as error:
+            raise PartialRun(step.id, step.op, f"the attribute {error} is not supported") from None
+        if not kernel.wants_context:
+            return kernel.function(*inputs, **attrs)
+
+        def run(graph: SubGraph, arguments: Sequence[Value], observed: bool) -> Values:
+            assert isinstance(graph, Plan)
+            inner = {name: env[name] for name in graph.captures}
+            inner.update(zip(graph.inputs, arguments, strict=False))
+            return _Run(self._engine, self._constants, self._observer if observed else None, self._depth).graph(graph, inner)
+
+        return kernel.function(Context(step.op, step.opset, step.outputs, run), *inputs, **attrs)

@@ -1,0 +1,168 @@
+"""Plans: ONNX graphs with decoded attributes and resolved names, made once and run many times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import AttributeProto
+
+from gradlint.frontends.onnx_names import assign_ids, subgraph_scope
+from gradlint.onnx_torch.dtypes import Load, from_proto, from_sparse
+from gradlint.onnx_torch.registry import KERNELS, Value
+
+Opsets = Mapping[str, int]
+STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node, and the `last` names, whose values nobody reads after it."""
+
+    id: str
+    op: str
+    domain: str
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    node: onnx.NodeProto
+    last: tuple[str, ...] = ()
+
+    @property
+    def graphs(self) -> Iterator[Plan]:
+        """The planned sub-graphs among the attributes."""
+        return (value for value in self.attrs.values() if isinstance(value, Plan))
+
+    @property
+    def reads(self) -> Iterator[str]:
+        """Names of the inputs and of what the sub-graphs use from outside."""
+        yield from filter(None, self.inputs)
+        for graph in self.graphs:
+            yield from graph.captures
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A graph or function body.
+
+    `constants` maps a name in this graph to its key among the constants of the model; `captures` are the names that it
+    takes from the graph around it.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, str]
+    steps: tuple[Step, ...]
+    captures: frozenset[str]
+
+
+class Planner:
+    """Plans graphs and collects their constants in `constants`, by name.
+
+    `load` reads the values of a TensorProto.
+    """
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self.constants: dict[str, Value] = {}
+
+    def graph(self, graph: onnx.GraphProto, opsets: Opsets, scope: str = "") -> Plan:
+        """Plan a graph whose nodes get the ids that the static graph gives them."""
+        found = {tensor.name: self._keep(tensor.name, scope, from_proto(tensor, self._load)) for tensor in graph.initializer}
+        for sparse in graph.sparse_initializer:
+            found[sparse.values.name] = self._keep(sparse.values.name, scope, from_sparse(sparse, self._load))
+        inputs = [value.name for value in graph.input if value.name not in found]
+        outputs = [value.name for value in graph.output]
+        return self._plan(
+            zip(assign_ids(graph, scope), graph.node, strict=True), inputs, outputs, found=found, opsets=opsets, scope=scope
+        )
+
+    def function(self, body: onnx.FunctionProto, opsets: Opsets, scope: str, given: Mapping[str, AttributeProto]) -> Plan:
+        """Plan a function body for one call, whose attributes are `given`."""
+        ids = [f"{scope}{node.name or node.op_type}#{index}" for index, node in enumerate(body.node)]
+        nodes = [_bound(node, given) for node in body.node]
+        return self._plan(zip(ids, nodes, strict=True), list(body.input), list(body.output), found={}, opsets=opsets, scope=scope)
+
+    def _plan(
+        self,
+        nodes: Iterable[tuple[str, onnx.NodeProto]],
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        found: dict[str, str],
+        opsets: Opsets,
+        scope: str,
+    ) -> Plan:
+        steps = []
+        for node_id, node in nodes:
+            attrs = {a.name: self._attribute(a, opsets, subgraph_scope(node_id, a.name)) for a in node.attribute}
+            if node.op_type == "Constant" and node.domain in STANDARD:
+                name = node.output[0]
+                found[name] = self._keep(name, scope, KERNELS["Constant"].function(**attrs))
+                continue
+            domain = "" if node.domain in STANDARD else node.domain
+            opset = opsets.get(domain, 1)
+            steps.append(Step(node_id, node.op_type, domain, opset, tuple(node.input), tuple(node.output), attrs, node))
+        bound = {*inputs, *found, *(name for step in steps for name in step.outputs)}
+        read = {name for step in steps for name in step.reads}
+        return Plan(
+            tuple(inputs),
+            tuple(outputs),
+            found,
+            tuple(_with_last(steps, outputs)),
+            frozenset((read | set(outputs)) - bound),
+        )
+
+    def _keep(self, name: str, scope: str, value: Value) -> str:
+        """The key of a constant: its name, with its scope where another graph has the same."""
+        key = scope + name if name in self.constants else name
+        self.constants[key] = value
+        return key
+
+    def _attribute(self, a: AttributeProto, opsets: Opsets, scope: str) -> Any:
+        kind = AttributeProto
+        if a.type == kind.GRAPH:
+            return self.graph(a.g, opsets, scope)
+        if a.type == kind.TENSOR:
+            return from_proto(a.t, self._load)
+        if a.type == kind.SPARSE_TENSOR:
+            return from_sparse(a.sparse_tensor, self._load)
+        value = onnx.helper.get_attribute_value(a)
+        if a.type == kind.STRING:
+            return value.decode("utf-8", "replace")
+        if a.type == kind.STRINGS:
+            return tuple(text.decode("utf-8", "replace") for text in value)
+        return tuple(value) if a.type in (kind.INTS, kind.FLOATS) else value
+
+
+def _bound(node: onnx.NodeProto, given: Mapping[str, AttributeProto]) -> onnx.NodeProto:
+    """The node of a function body with the caller's attributes in place of references; a reference to none is left out."""
+    bound = onnx.NodeProto()
+    bound.CopyFrom(node)
+    del bound.attribute[:]
+    for attribute in node.attribute:
+        if attribute.ref_attr_name and attribute.ref_attr_name not in given:
+            continue
+        own = bound.attribute.add()
+        own.CopyFrom(given[attribute.ref_attr_name] if attribute.ref_attr_name else attribute)
+        own.name = attribute.name
+        for graph in [own.g] if own.HasField("g") else []:
+            nodes = [_bound(inner, given) for inner in graph.node]
+            del graph.node[:]
+            graph.node.extend(nodes)
+    return bound
+
+
+def _with_last(steps: Sequence[Step], outputs: Sequence[str]) -> Iterator[Step]:
+    """The steps, each with the names that may be forgotten after it."""
+    reader = {name: index for index, step in enumerate(steps) for name in (*step.outputs, *step.reads)}
+    last: dict[int, list[str]] = {}
+    for name, index in reader.items():
+        if name and name not in outputs:
+            last.setdefault(index, []).append(name)
+    for index, s in enumerate(steps):
+        names = tuple(last.get(index, ()))
+        yield Step(s.id, s.op, s.domain, s.opset, s.inputs, s.outputs, s.attrs, s.node, names)

@@ -1,0 +1,97 @@
+"""An ONNX file as a model that the probe can run, watch and edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlint.frontends.base import Edit, Tap, Tensors
+from gradlint.frontends.inputs import InputSpec
+from gradlint.frontends.onnx_file import OnnxFile
+from gradlint.frontends.onnx_names import input_id
+from gradlint.graph import Graph, Ref
+from gradlint.onnx_torch.dtypes import from_numpy
+from gradlint.onnx_torch.module import OnnxModule, derived
+from gradlint.onnx_torch.plan import Step
+
+_FIRST_FLOATS = frozenset({"Cast", "CastLike", "Gather", "OneHot"})  # turn integers of the input into floats
+
+
+class OnnxRunnable:
+    """A file behind the protocol `gradlint.frontends.base.Runnable`.
+
+    `inputs` says what to feed, by default what the file implies. Raises InputError when that cannot be inferred.
+    """
+
+    frontend = "onnx"
+
+    def __init__(self, file: OnnxFile, inputs: tuple[InputSpec, ...] | None = None) -> None:
+        self.mode = file.mode
+        self.inputs = file.inputs if inputs is None else inputs
+        self.module = OnnxModule(file)
+        self._graph = file.graph
+        self._derived = frozenset(derived(self.module.engine.plan, set(self.module.input_names)))
+        reader = {ref: node.id for node in self._graph for ref in node.inputs if ref is not None}
+        self._last: dict[str, list[Ref]] = {}
+        for ref, node_id in reader.items():
+            if ref not in self._graph.outputs:
+                self._last.setdefault(node_id, []).append(ref)
+
+    @property
+    def graph(self) -> Graph:
+        """The static graph, whose nodes a run taps."""
+        return self._graph
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """A run writes to nothing but the random state of torch, which this restores."""
+        with torch.random.fork_rng(devices=[]):
+            yield
+
+    def forward(self, inputs: Sequence[Any], tap: Tap | None = None, edit: Edit | None = None) -> Tensors:
+        """Run on arrays in the order of `inputs`; see `gradlint.frontends.base.Runnable`."""
+        seen: dict[Ref, Any] = {}
+
+        def show(node_id: str, outputs: Tensors) -> Tensors:
+            """Let `edit` replace outputs, tap them, and return them."""
+            if node_id not in self._graph:
+                return outputs
+            tensors = tuple(value if isinstance(value, Tensor) else None for value in outputs)
+            edited = edit(node_id, tensors) if edit is not None else None
+            if edited is not None:
+                tensors = tuple(edited)
+                outputs = tuple(old if new is None else new for old, new in zip(outputs, tensors, strict=True))
+            if tap is not None:
+                refs = self._graph[node_id].inputs
+                tap(node_id, tensors, tuple(None if ref is None else seen.get(ref) for ref in refs))
+            seen.update((Ref(node_id, port), value) for port, value in enumerate(outputs))
+            for ref in self._last.get(node_id, ()):
+                seen.pop(ref, None)
+            return outputs
+
+        def observe(step: Step, outputs: Tensors, _: Tensors) -> Tensors:
+            asked = outputs[: len(step.outputs)]
+            if step.op in _FIRST_FLOATS and step.id in self._derived:
+                asked = tuple(_differentiable(value) for value in asked)
+            return show(step.id, asked)
+
+        feeds = {}
+        for spec, array in zip(self.inputs, inputs, strict=True):
+            value = from_numpy(np.asarray(array)).to(getattr(torch, spec.dtype))
+            if value.is_floating_point():
+                value = value.detach().requires_grad_().clone()
+            (feeds[str(spec.name)],) = show(input_id(str(spec.name)), (value,))
+        self.module.run(feeds, observe)
+        return tuple(seen[ref] for ref in self._graph.outputs)
+
+
+def _differentiable(value: Any) -> Any:
+    """The tensor, or, where the signal becomes a float here, a copy that requires grad."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.requires_grad:
+        return value
+    return value.detach().requires_grad_().clone()

@@ -1,0 +1,159 @@
+"""Why a gradient is missing, zero or not finite: the first operator that makes it so."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from gradlint.graph import Graph, Node
+from gradlint.growth import UNDERFLOW
+from gradlint.ops import Kind, operator
+from gradlint.probe.recorder import Seen
+from gradlint.result import Cut, NonFinite
+from gradlint.structure import Structure, is_weight_layer, kind_of
+
+_SINGULAR = frozenset({"sqrt", "rsqrt", "log", "pow", "div", "reciprocal", "sum", "l2_normalize", "var", "tan", "abs"})
+
+
+def first_nonfinite_forward(graph: Graph, seen: Mapping[str, Seen]) -> NonFinite | None:
+    """The first operator whose non-finite values reach an output.
+
+    A mask of -inf that a softmax takes away again reaches none, and an output that is -inf in places is one.
+    """
+    stack = [ref.node for ref in graph.outputs if ref.node in seen and _broken(seen[ref.node])]
+    reached = set(stack)
+    while stack:
+        for parent in graph.parents(stack.pop()):
+            if parent.id in seen and parent.id not in reached and seen[parent.id].kind is not None:
+                reached.add(parent.id)
+                stack.append(parent.id)
+    firsts = [node for node in reached if not any(parent.id in reached for parent in graph.parents(node))]
+    if not firsts:
+        return None
+    node = min(firsts, key=graph.position.__getitem__)
+    return NonFinite(node, seen[node].kind or "NaN", seen[node].operands)
+
+
+def _broken(seen: Seen) -> bool:
+    return seen.kind == "NaN" or (seen.kind == "infinity" and seen.high > 0 and seen.high == float("inf"))
+
+
+def first_nonfinite_backward(structure: Structure, seen: Mapping[str, Seen]) -> NonFinite | None:
+    """The operator whose backward pass turns a finite gradient into one that is not."""
+    graph = structure.graph
+    for node_id in reversed(structure.signal):
+        here = seen.get(node_id)
+        if here is None or here.gradient_kind is None:
+            continue
+        makers = [child for child in graph.children(node_id) if child.id in structure.signal_set and child.id in seen]
+        makers.sort(key=lambda child: child.op not in _SINGULAR)
+        maker = makers[0].id if makers else node_id
+        ranges = tuple((seen[p.id].low, seen[p.id].high) for p in graph.parents(maker) if p.id in seen and p.is_float)
+        return NonFinite(maker, here.gradient_kind, ranges)
+    return None
+
+
+def is_dead(structure: Structure, seen: Mapping[str, Seen]) -> bool:
+    """Whether no weight layer can learn: wherever a gradient arrives the input is zero, and the other way round.
+
+    A gradient that faded below the smallest number is not meant.
+    """
+    layers = [node for node in structure.graph if is_weight_layer(node) and node.id in seen and _trains(node)]
+    if not layers or any(seen[node.id].gradient and _input_square(structure, node, seen) for node in layers):
+        return False
+    behind = {ref.node for ref in structure.trunk}
+    heads = [node for node in layers if any(parent.id in behind for parent in structure.graph.parents(node.id))]
+    return not any(_input_square(structure, node, seen) for node in heads)
+
+
+def _trains(node: Node) -> bool:
+    return any(weight.trainable for weight in node.weights.values())
+
+
+def _input_square(structure: Structure, node: Node, seen: Mapping[str, Seen]) -> float:
+    return sum(seen[parent.id].square for parent in structure.graph.parents(node.id) if parent.id in seen and parent.is_float)
+
+
+def find_cuts(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Cut, ...]:
+    """Operators that keep every gradient from trainable weights before them, with the weights that starve."""
+    graph = structure.graph
+    useful = _leads_to_output(structure, seen)
+    starved: dict[str, list[str]] = defaultdict(list)
+    for node in graph:
+        if node.id in useful and node.id in seen and is_weight_layer(node) and _trains(node) and not seen[node.id].gradient:
+            culprit = _culprit(structure, seen, useful, node.id)
+            if culprit is not None:
+                names = (weight.name for weight in node.weights.values() if weight.trainable)
+                starved[culprit].extend(name for name in names if name not in starved[culprit])
+    spine = _spine_without_cuts(structure)
+    return tuple(Cut(culprit, _cause(graph[culprit]), tuple(names), culprit in spine) for culprit, names in starved.items())
+
+
+def _leads_to_output(structure: Structure, seen: Mapping[str, Seen]) -> set[str]:
+    """Nodes that ran before the trunk and whose values an output depends on, through operators that pass no gradient too."""
+    useful = {ref.node for ref in structure.trunk}
+    for node in reversed(list(structure.graph)):
+        if node.id in useful:
+            useful.update(parent.id for parent in structure.graph.parents(node.id) if parent.id in seen)
+    return useful
+
+
+def _culprit(structure: Structure, seen: Mapping[str, Seen], useful: set[str], start: str) -> str | None:
+    """The first operator downstream that has a gradient, or passes none by nature; None when it is no fault.
+
+    A layer of zeros that itself gets a gradient and an input unblocks what is before it with the first update.
+    """
+    graph = structure.graph
+    stack, reached = [start], {start}
+    found: list[str] = []
+    while stack:
+        here = stack.pop()
+        for child in graph.children(here):
+            if child.id not in useful or child.id in reached:
+                continue
+            reached.add(child.id)
+            if operator(child.op).cuts or "no-grad" in child.notes:
+                found.append(child.id)
+            elif seen.get(child.id, Seen()).gradient:
+                if _zero_start(child) or _faded(seen[child.id]):
+                    return None
+                found.append(child.id)
+            else:
+                stack.append(child.id)
+    return min(found, key=graph.position.__getitem__) if found else None
+
+
+def _zero_start(node: Node) -> bool:
+    weight = node.weights.get("weight") or node.weights.get("scale")
+    return weight is not None and weight.statistics.max_abs == 0.0
+
+
+def _faded(seen: Seen) -> bool:
+    return bool(seen.gradient) and (seen.gradient or 0.0) < 10.0 ** (2 * UNDERFLOW)
+
+
+def _cause(node: Node) -> str:
+    if "no-grad" in node.notes:
+        return "no-grad region"
+    if operator(node.op).cuts:
+        return node.op
+    return f"{node.op} with zero gradient" if kind_of(node) is not Kind.ACTIVATION else f"dead {node.op}"
+
+
+def _spine_without_cuts(structure: Structure) -> set[str]:
+    """The nodes that every path passes when operators that cut are taken for ones that do not."""
+    graph = structure.graph
+    open_edges, chain = 0, set()
+    useful = {ref.node for ref in structure.trunk}
+    for node in reversed(list(graph)):
+        if node.id in useful:
+            useful.update(parent.id for parent in graph.parents(node.id) if parent.is_float or operator(parent.op).cuts)
+    children = {node.id: sum(child.id in useful for child in graph.children(node.id)) for node in graph if node.id in useful}
+    for node in graph:
+        if node.id not in useful:
+            continue
+        open_edges -= len({parent.id for parent in graph.parents(node.id) if parent.id in useful})
+        if open_edges == 0:
+            chain.add(node.id)
+        open_edges += children[node.id]
+    return chain

@@ -1,0 +1,231 @@
+"""The Jacobian probe: ||J_n||_F of every node n from one backward pass per seed (DESIGN section 5, THEORY section 4).
+
+With v ~ N(0, I) on the trunk outputs, E ||J_n^T v||^2 = ||J_n||_F^2 (Hutchinson 1990).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+
+from gradlint.frontends.base import PartialRun, Runnable
+from gradlint.graph import Graph, Ref
+from gradlint.growth import summarise
+from gradlint.ops import Kind, Operator, operator
+from gradlint.probe.causes import find_cuts, first_nonfinite_backward, first_nonfinite_forward, is_dead
+from gradlint.probe.recorder import Recorder, Seen, square_sum
+from gradlint.probe.timeaxis import time_growth
+from gradlint.result import Gains, Growth, Measurement
+from gradlint.structure import FINAL, Structure
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One seed: what was seen, the graph it was seen on, and the squared norms of cotangent and trunk output."""
+
+    graph: Graph
+    structure: Structure
+    seen: Mapping[str, Seen]
+    steps: Mapping[str, Mapping[int, list[float]]]
+    cotangent: float
+    output: float
+    stopped: PartialRun | None
+
+    def gains(self, node: str) -> Gains:
+        """Backward, forward and relative gain of a node that ran, in decades."""
+        seen = self.seen[node]
+        forward = _decades(seen.square, max(seen.size, 1))
+        if seen.gradient is None:
+            return Gains(None, forward, None)
+        backward = _decades(seen.gradient, self.cotangent)
+        return Gains(backward, forward, backward + _decades(seen.square, self.output))
+
+
+def _decades(square: float, reference: float) -> float:
+    """1/2 log10 of a ratio of squares; -inf for zero, inf and NaN as they are."""
+    if square == 0.0:
+        return -math.inf
+    if not math.isfinite(square) or reference == 0.0:
+        return square if reference else math.nan
+    return 0.5 * (math.log10(square) - math.log10(reference))
+
+
+def measure(model: Runnable, *, seeds: int = 3, seed: int = 0, progress: Progress | None = None) -> Measurement:
+    """Probe a model with `seeds` random inputs and cotangents, and hand it back untouched.
+
+    Raises ForwardError when the model's forward raises.
+    """
+    passes: list[Pass] = []
+    keep: tuple[Ref, ...] | None = None
+    with model.untouched(), torch.enable_grad():
+        for index in range(seeds):
+            if progress is not None:
+                progress(f"probing, seed {index + 1} of {seeds}")
+            passes.append(_one_pass(model, seed + index, keep))
+            keep = passes[-1].structure.trunk if passes[-1].stopped is None else None
+            if first_nonfinite_forward(passes[-1].graph, passes[-1].seen) is not None:
+                break
+    return _combine(passes)
+
+
+def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None) -> Pass:
+    recorder, outputs, stopped = _forward(model, seed, keep or ())
+    graph = model.graph if stopped is None else _until(model.graph, stopped, recorder.seen)
+    live = {node for node, seen in recorder.seen.items() if seen.differentiable}
+    structure = Structure(graph, live=live)
+    trunk = _trunk_tensors(structure, recorder, outputs)
+    if trunk is None:  # the trunk is known only now: run again and hold it
+        recorder, outputs, stopped = _forward(model, seed, structure.trunk)
+        trunk = _trunk_tensors(structure, recorder, outputs) or []
+    cotangent = output = 0.0
+    if trunk and first_nonfinite_forward(graph, recorder.seen) is None:
+        cotangent, output = _backward(trunk, recorder.sources, seed)
+    recorder.sources.clear()
+    return Pass(graph, structure, recorder.seen, recorder.steps, cotangent, output, stopped)
+
+
+def _forward(model: Runnable, seed: int, keep: Sequence[Ref]) -> tuple[Recorder, dict[Ref, torch.Tensor], PartialRun | None]:
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    names = _Names(model)
+    recorder = Recorder(names.is_final, names.is_sequence, frozenset(keep))
+    try:
+        outputs = model.forward([spec.draw(rng) for spec in model.inputs], tap=recorder)
+    except PartialRun as stopped:
+        return recorder, {}, stopped
+    return recorder, dict(zip(model.graph.outputs, outputs, strict=True)), None
+
+
+class _Names:
+    """What node ids say of operators: read from the graph, or from the id itself while the graph is being captured."""
+
+    def __init__(self, model: Runnable) -> None:
+        try:
+            self._graph: Graph | None = model.graph
+        except RuntimeError:
+            self._graph = None
+
+    def _operators(self, node: str) -> list[Operator]:
+        if self._graph is not None and node in self._graph:
+            return [operator(self._graph[node].op)]
+        return [operator(name) for name in node.split(":")]
+
+    def is_final(self, node: str) -> bool:
+        return any(row.name in FINAL or row.kind is Kind.LOSS for row in self._operators(node))
+
+    def is_sequence(self, node: str) -> bool:
+        return any(row.kind is Kind.RNN and not row.name.endswith("_cell") for row in self._operators(node))
+
+
+def _until(graph: Graph, stopped: PartialRun, seen: Mapping[str, Seen]) -> Graph:
+    """The part of a graph that ran before an operator that could not; its open ends are the outputs."""
+    nodes = [node for node in graph if node.id in seen]
+    ran = {node.id for node in nodes}
+    ends = [ref for ref in graph[stopped.node].inputs if ref is not None and ref.node in ran] if stopped.node in graph else []
+    differentiable = [ref for ref in ends if seen[ref.node].differentiable]
+    if not differentiable:
+        differentiable = [Ref(node.id) for node in nodes if seen[node.id].differentiable][-1:]
+    return Graph(nodes, differentiable, mode=graph.mode)
+
+
+def _trunk_tensors(structure: Structure, recorder: Recorder, outputs: Mapping[Ref, torch.Tensor]) -> list[torch.Tensor] | None:
+    """The tensors that gradients start from; None when one of them was not held."""
+    held = {**outputs, **recorder.kept}
+    for node, tensor in recorder.finals:
+        first = next((ref for ref in structure.graph[node].inputs if ref is not None), None) if node in structure.graph else None
+        if first is not None:
+            held.setdefault(first, tensor)
+    if any(ref not in held for ref in structure.trunk):
+        return None
+    return [held[ref] for ref in structure.trunk if held[ref].requires_grad]
+
+
+def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], seed: int) -> tuple[float, float]:
+    """Run the backward pass; squared norms of the cotangent and of the trunk output."""
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = [torch.randn(t.shape, generator=generator, dtype=_drawn(t)).to(t.device, t.dtype) for t in trunk]
+    total = sum(square_sum(v)[0] for v in cotangents)
+    output = sum(square_sum(t.detach())[0] for t in trunk)
+    if sources:
+        torch.autograd.grad(trunk, sources, cotangents, allow_unused=True)
+    return total, output
+
+
+def _drawn(tensor: torch.Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype in {torch.float64, torch.complex64, torch.complex128} else torch.float32
+
+
+def _combine(passes: Sequence[Pass]) -> Measurement:
+    last = passes[-1]
+    graph, structure = last.graph, last.structure
+    each = [{node: one.gains(node) for node in one.seen} for one in passes]
+    gains = {node: _median([gains[node] for gains in each if node in gains]) for node in last.seen}
+    by_cuts = not structure.spine_is_representative
+    chain, per_seed = _chain(structure, each) if by_cuts else (list(structure.spine), each)
+    shown = {node: _median([one[node] for one in per_seed if node in one]) for node in chain} if by_cuts else gains
+    singles = [{node: one[node].backward for node in chain if node in one} for one in per_seed]
+    forward = first_nonfinite_forward(graph, last.seen)
+    growth = summarise(graph, chain, shown, singles)
+    return Measurement(
+        gains={**gains, **shown},
+        spine=tuple(chain),
+        trunk=tuple(ref.node for ref in structure.trunk),
+        growth=growth if forward is None else Growth(0.0),
+        seeds=len(passes),
+        time=() if forward else time_growth(structure, [one.steps for one in passes], [one.cotangent for one in passes], gains),
+        nonfinite_forward=forward,
+        nonfinite_backward=None if forward else first_nonfinite_backward(structure, last.seen),
+        cuts=() if forward else find_cuts(structure, last.seen),
+        dead=forward is None and is_dead(structure, last.seen),
+        stopped_at=str(last.stopped) if last.stopped else None,
+        by_cuts=by_cuts,
+        ran=frozenset(last.seen),
+        live=frozenset(node for node, seen in last.seen.items() if seen.differentiable),
+    )
+
+
+def _median(gains: Sequence[Gains]) -> Gains:
+    def middle(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(median(known)) if known else None
+
+    return Gains(
+        middle([item.backward for item in gains]),
+        middle([item.forward for item in gains]),
+        middle([item.relative for item in gains]),
+    )
+
+
+def _chain(structure: Structure, each: Sequence[Mapping[str, Gains]]) -> tuple[list[str], list[dict[str, Gains]]]:
+    """Cuts by depth as a chain: each is named after its newest node, its gain is that of all its tensors together."""
+    names = [max(cut, key=structure.graph.position.__getitem__) for cut in structure.levels]
+    rows = [
+        {
+            name: Gains(
+                _together([gains[node].backward for node in cut if node in gains]),
+                gains[name].forward if name in gains else None,
+                _together([gains[node].relative for node in cut if node in gains]),
+            )
+            for name, cut in zip(names, structure.levels, strict=True)
+        }
+        for gains in each
+    ]
+    return list(dict.fromkeys(names)), rows
+
+
+def _together(decades: Sequence[float | None]) -> float | None:
+    """Decades of the root of the sum of squares."""
+    known = [value for value in decades if value is not None]
+    if not known or not all(value < math.inf for value in known):
+        return known[0] if known else None
+    top = max(known)
+    if top == -math.inf:
+        return top
+    return top + 0.5 * math.log10(sum(10.0 ** (2.0 * (value - top)) for value in known))

@@ -1,0 +1,129 @@
+"""One run of a model under observation: levels on the way forward, gradient norms on the way back."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import torch
+
+from gradlint.frontends.base import Tensors
+from gradlint.graph import Ref
+
+_KEPT_FINALS = 32  # inputs of the last softmax-like operators, one of which may turn out to be the trunk output
+_LARGE = 1e15  # squares beyond it overflow float32
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one run showed of one node, over all its float outputs."""
+
+    square: float = 0.0  # sum of h^2
+    size: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    differentiable: bool = False
+    gradient: float | None = None  # sum of g^2; None where no gradient arrived
+    gradient_kind: str | None = None  # "NaN" or "infinity"
+    operands: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def kind(self) -> str | None:
+        """What is wrong with the values, "NaN" or "infinity"; None where they are finite."""
+        if math.isnan(self.low) or math.isnan(self.high):
+            return "NaN"
+        return "infinity" if self.size and (math.isinf(self.low) or math.isinf(self.high)) else None
+
+
+def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
+    """Sum of squares in float64, smallest and largest value; NaN and infinities come through."""
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if values.numel() == 0:
+        return 0.0, 0.0, 0.0
+    low, high = (float(value) for value in torch.aminmax(values))
+    scale = max(abs(low), abs(high))
+    if not math.isfinite(scale) or scale == 0.0:
+        return (scale if math.isnan(scale) or scale else 0.0), low, high
+    if scale > _LARGE or scale < 1.0 / _LARGE or values.dtype in {torch.float16, torch.bfloat16}:
+        return float(torch.linalg.vector_norm(values.double() / scale)) ** 2 * scale**2, low, high
+    return float(torch.linalg.vector_norm(values)) ** 2, low, high
+
+
+@dataclass
+class Recorder:
+    """A tap. `keep` names tensors to hold until the backward pass, `is_sequence` the nodes whose input 0 has a time axis.
+
+    After the run, `seen` has every node that ran, `sources` the tensors where differentiable signal starts, and after the
+    backward pass `steps` the squared gradient norms along axis 0 and 1 of each sequence.
+    """
+
+    is_final: Callable[[str], bool]
+    is_sequence: Callable[[str], bool]
+    keep: Collection[Ref] = ()
+    seen: dict[str, Seen] = field(default_factory=dict)
+    sources: list[torch.Tensor] = field(default_factory=list)
+    kept: dict[Ref, torch.Tensor] = field(default_factory=dict)
+    finals: deque[tuple[str, torch.Tensor]] = field(default_factory=lambda: deque(maxlen=_KEPT_FINALS))
+    steps: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+
+    def __call__(self, node: str, outputs: Tensors, inputs: Tensors) -> None:
+        """See `frontends.base.Tap`."""
+        seen = self.seen.setdefault(node, Seen())
+        floats = [tensor for tensor in inputs if _is_float(tensor)]
+        for port, tensor in enumerate(outputs):
+            if _is_float(tensor):
+                self._look(node, seen, port, tensor)
+        if seen.differentiable and not any(tensor.requires_grad for tensor in floats):
+            self.sources.extend(tensor for tensor in outputs if _is_float(tensor) and tensor.requires_grad)
+        if seen.kind is not None:
+            seen.operands = tuple(square_sum(tensor.detach())[1:] for tensor in floats)
+        if self.is_final(node) and floats:
+            self.finals.append((node, floats[0]))
+        if floats and floats[0].requires_grad and self.is_sequence(node):
+            self._watch_steps(node, floats[0])
+
+    def _look(self, node: str, seen: Seen, port: int, tensor: torch.Tensor) -> None:
+        square, low, high = square_sum(tensor.detach())
+        seen.square += square
+        seen.size += tensor.numel()
+        # min() and max() drop a NaN in one of the two orders
+        seen.low = low if math.isnan(low) else min(seen.low, low)
+        seen.high = high if math.isnan(high) else max(seen.high, high)
+        if Ref(node, port) in self.keep:
+            self.kept[Ref(node, port)] = tensor
+        if tensor.requires_grad:
+            seen.differentiable = True
+            _on_gradient(tensor, _Gradient(seen))
+
+    def _watch_steps(self, node: str, sequence: torch.Tensor) -> None:
+        def watch(gradient: torch.Tensor) -> None:
+            squares = gradient.detach().double().square()
+            self.steps[node] = {
+                axis: squares.movedim(axis, 0).reshape(gradient.shape[axis], -1).sum(1).tolist()
+                for axis in range(min(gradient.ndim - 1, 2))
+            }
+
+        _on_gradient(sequence, watch)
+
+
+@dataclass(slots=True)
+class _Gradient:
+    """The hook on one tensor: adds its gradient to what was seen of its node, and keeps no tensor."""
+
+    seen: Seen
+
+    def __call__(self, gradient: torch.Tensor) -> None:
+        square, low, high = square_sum(gradient.detach())
+        if not math.isfinite(square):
+            self.seen.gradient_kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
+        self.seen.gradient = (self.seen.gradient or 0.0) + square
+
+
+def _is_float(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _on_gradient(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> None:
+    tensor.register_hook(hook)  # type: ignore[no-untyped-call]

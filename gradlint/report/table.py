@@ -1,0 +1,68 @@
+"""The chart as a table of text: which columns fit, and what stands left and right of the bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradlint.report.chart import Gap, Row
+from gradlint.report.wording import decimal, short_path
+
+_FEWEST_CELLS, _MOST_CELLS = 12, 40
+_LONGEST_LABEL, _LONGEST_LINE = 30, 18
+_NUMBER, _PREDICTED, _SIGNAL = 7, 11, 8  # widths of the number columns with the blanks before them
+
+
+class Table:
+    """Columns for rows that have been folded: label, source line, gradient, bar, predicted gradient, signal.
+
+    Columns without a value are left out; signal, predicted gradient and source line, in this order, give way to the bars where
+    `width` is short. `cells` is the width of a bar, `before` that of all that stands left of it, `head` the line of headings.
+    """
+
+    def __init__(self, lines: Sequence[Row | Gap], heading: str, width: int) -> None:
+        rows = [line for line in lines if isinstance(line, Row)]
+        measured = any(row.backward is not None for row in rows)
+        where = min(max(len(_line_of(row)) for row in rows), _LONGEST_LINE)
+        optional = {
+            "where": where + 2 if where else 0,
+            "predicted": _PREDICTED if measured and any(row.predicted is not None for row in rows) else 0,
+            "signal": _SIGNAL if any(row.forward is not None for row in rows) else 0,
+        }
+        gaps = [len(str(line)) - optional["where"] - _NUMBER for line in lines if isinstance(line, Gap)]
+        self._label = min(max(len(heading), *(len(row.label) for row in rows), *gaps), _LONGEST_LABEL) + 2
+        while optional and width - self._label - _NUMBER - sum(optional.values()) < _FEWEST_CELLS:
+            optional.popitem()
+        self._optional = optional
+        self.before = self._label + optional.get("where", 0) + _NUMBER
+        self.cells = min(max(width - self._label - _NUMBER - sum(optional.values()), _FEWEST_CELLS), _MOST_CELLS)
+        title = "gradient, decades" if measured else "predicted gradient, decades"
+        extra = "".join(f"{name:>{optional[name]}}" for name in ("predicted", "signal") if optional.get(name))
+        self.head = f"{heading:<{self.before - _NUMBER}}{title:<{_NUMBER + self.cells}}{extra}".rstrip()
+
+    def left(self, line: Row | Gap) -> str:
+        """What stands before the bar; longer than `before` when a gap's words leave no room for one."""
+        if isinstance(line, Gap):
+            return f"{line} ".ljust(self.before)
+        width = self._optional.get("where", 0)
+        where = f"{_shortened(_line_of(line), width - 2):<{width}}" if width else ""
+        return f"{_shortened(line.label, self._label - 2):<{self._label}}{where}{decimal(line.value):>{_NUMBER - 1}} "
+
+    def right(self, line: Row | Gap) -> str:
+        """What stands after the bar."""
+        if isinstance(line, Gap):
+            return ""
+        values = {"predicted": line.predicted, "signal": line.forward}
+        return "".join(f"{decimal(value):>{self._optional[name]}}" for name, value in values.items() if self._optional.get(name))
+
+
+def _line_of(row: Row) -> str:
+    return f"{short_path(row.source.file).rpartition('/')[2]}:{row.source.line}" if row.source else ""
+
+
+def _shortened(name: str, width: int) -> str:
+    """A dotted name that keeps its end, cut at a dot where that leaves enough."""
+    if len(name) <= width:
+        return name
+    tail = name[2 - width :]
+    dot = tail.find(".")
+    return f"..{tail[dot + 1 :] if 0 <= dot < width // 3 else tail}"

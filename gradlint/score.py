@@ -1,0 +1,54 @@
+"""Verdict and score. The one place where growth becomes a judgement."""
+
+from __future__ import annotations
+
+import math
+
+from gradlint.growth import HEALTHY, LIMIT
+from gradlint.result import Confidence, Finding, Growth, Measurement, Severity, TargetReport, Verdict
+
+# P(trouble) is a logistic function of sustained growth: 1/2 at the limit, 2 % where 90 % of healthy architectures stay below.
+_SLOPE = math.log(49.0) / (LIMIT - HEALTHY)
+
+
+def worst_growth(measurement: Measurement) -> Growth:
+    """Growth over the spine, or along time where that explodes further.
+
+    Fading along time is what recurrences do at initialization; it costs memory, not training, and is left to rules.
+    """
+    recurrent = max((item.growth for item in measurement.time), key=lambda growth: growth.decades, default=None)
+    if recurrent is not None and recurrent.decades >= LIMIT and recurrent.decades > abs(measurement.growth.decades):
+        return recurrent
+    return measurement.growth
+
+
+def judge(
+    measurement: Measurement | None, growth: Growth | None, *, conclusive: bool, broken_weight: bool
+) -> tuple[Verdict, int]:
+    """Verdict and score from 0 to 100, falling as growth rises.
+
+    Without a measurement `growth` is the predicted one, and `conclusive` says whether theory followed the whole spine.
+    """
+    if broken_weight or (measurement is not None and (measurement.nonfinite_forward or measurement.nonfinite_backward)):
+        return Verdict.NON_FINITE, 0
+    if measurement is not None and measurement.dead:
+        return Verdict.VANISHES, 0
+    if growth is None:
+        return Verdict.UNKNOWN, 50
+    score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(growth.decades) - LIMIT), 700.0))))
+    if abs(growth.decades) >= LIMIT:
+        return (Verdict.EXPLODES if growth.decades > 0 else Verdict.VANISHES), score
+    measured = measurement is not None and any(gains.backward is not None for gains in measurement.gains.values())
+    return (Verdict.HEALTHY if measured or conclusive else Verdict.UNKNOWN), score
+
+
+def failing(finding: Finding, fail_on: Severity) -> bool:
+    """Whether a finding is at or above a severity and not refuted."""
+    return finding.confidence is not Confidence.REFUTED and finding.severity.rank <= fail_on.rank
+
+
+def failed(report: TargetReport, fail_on: Severity | None, min_score: int | None) -> bool:
+    """Whether a report fails a check: a finding at or above `fail_on` (None: never), or a score under `min_score`."""
+    if min_score is not None and report.score < min_score:
+        return True
+    return fail_on is not None and any(failing(finding, fail_on) for finding in report.findings)
