@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradlint.errors import ConfigError, TargetError, UnsafeFileError
 from gradlint.frontends.inputs import InputSpec, merge_given
+from gradlint.frontends.targets import is_python_target, load_target
 from gradlint.graph import Graph
 from gradlint.result import InputInfo
 
@@ -43,7 +44,7 @@ def load(target: object, inputs: tuple[InputSpec, ...] = (), mode: str | None = 
     A torch module that will not be probed is captured here, by one forward pass. Raises GradlintError for what cannot be read,
     imported or run; a file that could run code when it is read is refused.
     """
-    if isinstance(target, Path) or (isinstance(target, str) and (target == "-" or ":" not in target or Path(target).exists())):
+    if isinstance(target, Path) or (isinstance(target, str) and not is_python_target(target)):
         return _from_path(str(target), inputs, mode)
     if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
         return _onnx(target, "model", inputs, mode)
@@ -89,11 +90,10 @@ def _onnx(source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | Non
 
 
 def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
-    from gradlint.frontends.targets import load_target  # noqa: PLC0415
     from gradlint.frontends.torch_module import TorchRunnable, resolve  # noqa: PLC0415 - torch
 
     name = target if isinstance(target, str) else type(target).__name__
-    module, args, kwargs = resolve(load_target(target) if isinstance(target, str) else target)
+    module, args, kwargs = resolve(load_target(target)[0] if isinstance(target, str) else target)
     model = TorchRunnable(module, inputs, args=args, kwargs=kwargs, mode=mode or "train", target_name=name)
     if not probe:
         import numpy as np  # noqa: PLC0415

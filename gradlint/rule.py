@@ -27,12 +27,13 @@ from gradlint.theory.gaussian import chi, critical_gain, moments
 from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised
 from gradlint.theory.propagation import Step, main_weight, propagate, squared_gain
 from gradlint.theory.recurrence import Loop, loops
-from gradlint.theory.trends import Layer, Trend, fall, is_plain, layers, rise
+from gradlint.theory.trends import RECTIFIERS, Layer, Trend, fall, is_plain, layers, rise
 
 __all__ = [
     "HEALTHY",
     "JUMP",
     "LIMIT",
+    "RECTIFIERS",
     "Confidence",
     "Cut",
     "Effect",
@@ -126,7 +127,7 @@ class Subject:
             yield tuple(run)
 
     def chains(self, *, norms: bool = False) -> Iterator[tuple[Step, ...]]:
-        """Runs of plain steps that theory can follow: operators in a row with no skip round them; broken at norms unless asked."""
+        """Runs of plain steps that theory can follow: no skip goes round any operator. Norms break a run unless asked for."""
         return self.stretches(
             lambda step: (
                 step.decades is not None

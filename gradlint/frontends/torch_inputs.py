@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gradlint.errors import InputError
+from gradlint.errors import InputError, TargetError
 from gradlint.frontends.inputs import InputSpec, merge_given
 from gradlint.frontends.torch_lineage import dtype_name, to_numpy
 from gradlint.frontends.user_code import described
@@ -115,7 +115,7 @@ def infer(module: nn.Module, given: tuple[InputSpec, ...], attempt: Callable[[Fe
 
     Raises InputError, with what the forward said to the first guess, when there is none.
     """
-    complaint: Exception | None = None
+    complaint: BaseException | None = None
     tried = []
     for guess in _guesses(module, given):
         if guess in tried:
@@ -123,8 +123,10 @@ def infer(module: nn.Module, given: tuple[InputSpec, ...], attempt: Callable[[Fe
         tried.append(guess)
         try:
             attempt(guess)
+        except TargetError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a wrong input makes the user's forward raise
-            complaint = complaint or error
+            complaint = complaint or error.__cause__ or error
         else:
             return guess
     needed = [p.name for p in parameters(module) if p.default is p.empty and p.kind is not p.VAR_KEYWORD] or ["x"]

@@ -187,7 +187,11 @@ class TorchRunnable:
                 self._plain(self.module, tensors)
             return
         with torch_state.same_process(), torch.no_grad():
-            trial = copy.deepcopy(self.module)
+            try:
+                trial = copy.deepcopy(self.module)
+            except RuntimeError as error:
+                hint = "run its forward once before handing it over"
+                raise TargetError(f"a model with lazy parameters has to be copied: {described(error)}", hint=hint) from error
             self._plain(trial, tensors)
         self.module = trial
         self.notes.append("lazy parameters were given their shapes on a copy of the model")

@@ -22,6 +22,7 @@ _CELLS = frozenset({"rnn_cell", "lstm_cell", "gru_cell"})
 _NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
 _PRODUCTS = frozenset({"linear", "matmul"})
 _HIDDEN_ATTRS = frozenset({"inplace", "has_biases", "train", "cudnn_enabled", "memory_format", "non_blocking", "copy"})
+_SCALAR_OPTIONS = frozenset({"alpha", "value", "rounding_mode"})
 _CELL_ROLES = {"w_ih": "weight", "w_hh": "recurrent", "b_ih": "bias", "b_hh": "recurrent_bias"}
 
 
@@ -78,7 +79,8 @@ def slots(call: Call, op: str) -> Iterator[int | None]:
         yield from (index for index in range(len(call.operands)) if not call.is_weight(index))
         return
     if op not in _SCALAR_OPERANDS:
-        yield from range(len(call.operands))
+        first = _left_factor(call) if op in _PRODUCTS else 0
+        yield from (*range(first, len(call.operands)), *range(first))  # a summand goes last
         return
     pair = list(islice([*call.args, *call.kwargs.values()], 2))
     order: list[int | None] = []
@@ -267,6 +269,8 @@ def attributes(call: Call, op: str, named: Mapping[str, Any]) -> dict[str, Any]:
     bare = call.name.strip("_")
     found = {key: _plain(value) for key, value in named.items() if key not in _HIDDEN_ATTRS and not key.startswith("_")}
     attrs = {key: value for key, value in found.items() if value is not None}
+    if op in _SCALAR_OPERANDS:
+        attrs = {key: value for key, value in attrs.items() if key in _SCALAR_OPTIONS}
     if bare != op:
         attrs["name"] = bare
     if op in _SCALAR_OPERANDS:

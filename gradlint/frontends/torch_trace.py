@@ -40,8 +40,10 @@ class FunctionTracer(TorchFunctionMode):
         """Run `func` and record it, unless it stands inside a recorded call or only asks a question."""
         kwargs = kwargs or {}
         recorder = self.recorder
-        if recorder.depth or recorder.failure is not None or _is_silent(func):
+        if recorder.depth or recorder.failure is not None:
             return func(*args, **kwargs)
+        if _is_silent(func):
+            return None if _asks_for_grad(func, args) else func(*args, **kwargs)
         return recorder.call(function_name(func), func, args, kwargs, lambda: func(*args, **kwargs))
 
 
@@ -68,6 +70,11 @@ class GapTracer(TorchDispatchMode):
 def _is_silent(func: Any) -> bool:
     name = getattr(func, "__name__", "")
     return (func.__self__.__name__ not in _PROPERTIES) if name == "__get__" else name in _SILENT
+
+
+def _asks_for_grad(func: Any, args: Any) -> bool:
+    """Whether this is `x.requires_grad = ...`, legal for an input of the user's, on an input that is fed as no leaf."""
+    return getattr(func, "__name__", "") == "__set__" and func.__self__.__name__ == "requires_grad" and not args[0].is_leaf
 
 
 @contextmanager

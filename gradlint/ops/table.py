@@ -179,7 +179,7 @@ _ROWS = (
         "Tan Sinh Cosh Atan Asin Acos Asinh Acosh Atanh",
     ),
     _row("erfinv", _K.MATH, "erfinv erfc lgamma digamma i0 special_i0"),
-    _row("remainder", _K.MATH, "remainder fmod", "Mod"),
+    _row("remainder", _K.MATH, "remainder fmod mod", "Mod"),
     _row(
         "complex",
         _K.MATH,
@@ -296,7 +296,7 @@ _ROWS = (
     _row(
         "round",
         _K.CUT,
-        "round floor ceil trunc fix sign sgn floor_divide heaviside frac_cut bucketize searchsorted signbit",
+        "round floor ceil trunc fix sign sgn floor_divide floordiv heaviside frac_cut bucketize searchsorted signbit",
         "Round Floor Ceil Sign Hardmax Bucketize",
     ),
     _row(

@@ -20,6 +20,7 @@ _WHOLE = 9  # rows that are never folded
 _ENDS = 3  # rows that folding keeps at each end
 _FULL_SCALE = 4.0  # decades that fill the chart at least: models that fail by growth start near there
 _NOTHING = 1e-6  # decades that are not drawn
+_SLIVER = 0.1  # share of the scale below which the other side of the axis is not drawn
 _BEND = 0.15  # decades off a straight line that folding shows
 _FOLLOWERS = {Kind.ACTIVATION, Kind.DROPOUT, Kind.SHAPE, Kind.SOFTMAX, Kind.MATH, Kind.MUL, Kind.POOL, Kind.REDUCE, Kind.CUT}
 _NORM_FOLLOWS = {Kind.LINEAR, Kind.CONV}
@@ -98,7 +99,7 @@ def _continues(group: Sequence[SpinePoint], point: SpinePoint) -> bool:
 
 def _row(group: Sequence[SpinePoint]) -> Row:
     first, last = group[0], group[-1]
-    label = first.place.module or first.place.node
+    label = first.place.module or first.place.node.removeprefix("input:")
     return Row(
         label=printable(label if re.search(r"[^\W\d_]", label) else f"{label} {first.op}"),
         backward=last.backward,
@@ -120,7 +121,7 @@ def fold(rows: Sequence[Row], limit: int = MAX_LINES) -> list[Row | Gap]:
         return list(rows)
     levels = _levels(rows)
     kept = {*range(_ENDS), *range(len(rows) - _ENDS, len(rows))}
-    tolerance = max(_BEND, 0.04 * (max(levels) - min(levels)))
+    tolerance = max(_BEND, 0.06 * (max(levels) - min(levels)))
     while True:
         off, index = max(_deviations(levels, sorted(kept)))
         wider = {*kept, index}
@@ -167,7 +168,7 @@ def _folded(rows: Sequence[Row], levels: Sequence[float], kept: Sequence[int]) -
             steps = [levels[at] - levels[at + 1] for at in range(previous, index)]
             known = all(row.value is not None and math.isfinite(row.value) for row in rows[previous : index + 1])
             mean = sum(steps) / len(steps)
-            even = all(abs(step - mean) <= max(0.05, 0.2 * abs(mean)) for step in steps)
+            even = all(abs(step - mean) <= max(0.1, 0.3 * abs(mean)) for step in steps)
             yield Gap(hidden, (levels[previous] + levels[index]) / 2 if known else None, mean if known else None, even)
         yield rows[index]
         previous = index
@@ -177,7 +178,7 @@ def bars(rows: Sequence[Row | Gap], width: int, glyphs: Glyphs) -> list[str]:
     """A bar for each row, `width` cells wide with the axis: from 0 to the right where positive, to the left where negative."""
     values = [row.value for row in rows if isinstance(row, Row) and row.value is not None and math.isfinite(row.value)]
     low, high = min([0.0, *values]), max([0.0, *values])
-    low, high = (0.0 if -low < 0.05 * high else low), (0.0 if high < -0.05 * low else high)
+    low, high = (0.0 if -low < _SLIVER * high else low), (0.0 if high < -_SLIVER * low else high)
     stretch = max(1.0, _FULL_SCALE / max(high - low, _NOTHING))
     low, high = (low * stretch, high * stretch) if high - low > _NOTHING else (0.0, _FULL_SCALE)
     cells = width - 1

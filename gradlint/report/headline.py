@@ -22,8 +22,11 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     growth, origin = (measured, "") if measured is not None else (predicted, "predicted: ")
     if growth is None:
         return "the gradient was not measured" if report.seeds == 0 else "the gradient could not be measured"
+    starved = [row.label for row in rows if row.value == -math.inf]
+    if report.verdict is Verdict.VANISHES and starved:
+        return f"no gradient reaches {starved[-1]} or anything before it"
     if not math.isfinite(growth.decades):
-        return _endless(growth, rows)
+        return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
     return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}"
 
 
@@ -44,13 +47,6 @@ def _non_finite(report: TargetReport) -> str:
     return f"NaN or infinity, first at {where}" if where else "NaN or infinity in the pass"
 
 
-def _endless(growth: Growth, rows: Sequence[Row]) -> str:
-    if not growth.decades < 0:
-        return "gradient overflows"
-    starved = [row.label for row in rows if row.value == -math.inf]
-    return f"no gradient reaches {starved[-1]} or anything before it" if starved else "no gradient reaches the input"
-
-
 def _size(verdict: Verdict, growth: Growth) -> str:
     spread = f" (+-{growth.spread:.1f})" if growth.spread is not None and 0.05 <= growth.spread < math.inf else ""
     if verdict is Verdict.HEALTHY:
@@ -62,6 +58,8 @@ def _size(verdict: Verdict, growth: Growth) -> str:
 def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict) -> str:
     if growth.per_step is not None and math.isfinite(growth.per_step):
         return f", x{_factor(growth.per_step)} a time step"
+    if verdict is Verdict.HEALTHY:
+        return f" over {count(len(rows) - 1, 'layer')}" if len(rows) > 1 else ""
     first, last = _index(growth.start, rows), _index(growth.end, rows)
     if first is None or last is None or last <= first:
         return ""
@@ -71,7 +69,7 @@ def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict) -> str:
         ends = rows[first].label, rows[last].label
         where += f" ({merged(ends, filled=True) or ' to '.join(ends)})"
     upper, lower = rows[first].value, rows[last].value
-    if verdict is Verdict.HEALTHY or upper is None or lower is None or not math.isfinite(upper - lower):
+    if upper is None or lower is None or not math.isfinite(upper - lower):
         return where
     return f"{where}, x{_factor((upper - lower) / layers)} a layer"
 

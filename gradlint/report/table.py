@@ -15,7 +15,7 @@ _NUMBER, _PREDICTED, _SIGNAL = 7, 11, 8  # widths of the number columns with the
 class Table:
     """Columns for rows that have been folded: label, source line, gradient, bar, predicted gradient, signal.
 
-    Columns without a value are left out; signal, predicted gradient and source line, in this order, give way to the bars where
+    Columns without a value, or predictions of less than half of the rows, are left out; signal, predicted gradient and source line, in this order, give way to the bars where
     `width` is short. `cells` is the width of a bar, `before` that of all that stands left of it, `head` the line of headings.
     """
 
@@ -25,7 +25,7 @@ class Table:
         where = min(max(len(_line_of(row)) for row in rows), _LONGEST_LINE)
         optional = {
             "where": where + 2 if where else 0,
-            "predicted": _PREDICTED if measured and any(row.predicted is not None for row in rows) else 0,
+            "predicted": _PREDICTED if measured and 2 * sum(row.predicted is not None for row in rows) > len(rows) else 0,
             "signal": _SIGNAL if any(row.forward is not None for row in rows) else 0,
         }
         gaps = [len(str(line)) - optional["where"] - _NUMBER for line in lines if isinstance(line, Gap)]

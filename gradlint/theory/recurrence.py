@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -48,8 +49,7 @@ class Loop:
     @cached_property
     def radius(self) -> float | None:
         """Largest spectral radius of the recurrent matrices, of each gate on its own; None for one too wide to look at."""
-        found = [_radius(block) for weight in self.weights if weight.shape[-1] <= _WIDEST for block in _blocks(weight)]
-        return max(found, default=None)
+        return max((float(np.abs(np.linalg.eigvals(block)).max()) for block in self._blocks()), default=None)
 
     def exponent(self, steps: int) -> float | None:
         """Predicted decades of gradient growth per step of an ungated loop; None for a gated or a too wide one.
@@ -61,10 +61,17 @@ class Loop:
         if phi is None or self.activation in _GATED:
             return None
         length = max(min(steps, _LONGEST), 1)
-        blocks = [block for weight in self.weights if weight.shape[-1] <= _WIDEST for block in _blocks(weight)]
         noise = math.sqrt(max(self.input_square, 1e-4))
-        grown = [_tangent_growth(block, phi, derivative(phi), noise, length) for block in blocks if np.isfinite(block).all()]
-        return max((value / length for value in grown), default=None)
+        grown = (_tangent_growth(block, phi, derivative(phi), noise, length) for block in self._blocks())
+        return max((decades / length for decades in grown), default=None)
+
+    def _blocks(self) -> Iterator[NDArray[np.float64]]:
+        """The finite square matrices that the recurrent weights stack: gates, directions."""
+        for weight in self.weights:
+            width = weight.shape[-1]
+            if width <= _WIDEST:
+                blocks = np.asarray(weight.array(), dtype=np.float64).reshape(-1, width, width)
+                yield from (block for block in blocks if np.isfinite(block).all())
 
 
 def loops(structure: Structure) -> list[Loop]:
@@ -117,16 +124,6 @@ def _recurrent(node: Node) -> tuple[Weight, ...]:
 def _input_square(node: Node) -> float:
     weight = node.weights.get("weight")
     return squared_gain(weight) if weight is not None else 1.0
-
-
-def _blocks(weight: Weight) -> NDArray[np.float64]:
-    """The square matrices that a recurrent weight stacks: gates, directions."""
-    width = weight.shape[-1]
-    return np.asarray(weight.array(), dtype=np.float64).reshape(-1, width, width)
-
-
-def _radius(block: NDArray[np.float64]) -> float:
-    return float(np.abs(np.linalg.eigvals(block)).max()) if np.isfinite(block).all() else math.nan
 
 
 def _tangent_growth(block: NDArray[np.float64], phi: Function, slope: Function, noise: float, length: int) -> float:

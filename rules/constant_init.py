@@ -1,0 +1,133 @@
+"""GL104 constant-init: all elements of a weight are equal, so its units start alike and stay alike.
+
+What it finds:
+    Weight matrices whose elements are all the same number. Zeros are reported where they stop learning: two zero layers in a
+    row, or a zero layer that the whole signal passes. One zero layer at the end of a residual branch, at the head, or on a side
+    path is a known good start and is not reported; nor are depthwise layers, frozen ones, and trained models.
+
+Why it matters:
+    Units with equal weights compute the same value and receive the same gradient: they never differ, and the layer works as one
+    unit. With zeros in two consecutive layers each gets its gradient through the other, which is zero: neither ever moves.
+
+How to fix it:
+    Draw the weights at random, for example with nn.init.kaiming_normal_ or nn.init.xavier_normal_; keep zeros for biases and for
+    the last layer of a residual branch.
+
+References:
+    Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.4 (symmetry between units must be broken).
+    Zhang, Dauphin, Ma 2019, Fixup Initialization, arXiv 1901.09321 (the last layer of a branch may start at zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradlint.rule import (
+    Example,
+    Finding,
+    Node,
+    Rule,
+    Severity,
+    Sketch,
+    Subject,
+    Weight,
+    is_constant,
+    is_weight_layer,
+    looks_initialised,
+)
+
+
+def _stack(*gains: float, means: dict[int, float] | None = None) -> Sketch:
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    for index, gain in enumerate(gains):
+        weight = sketch.weight(64, 64, gain=gain, mean=(means or {}).get(index, 0.0))
+        x = sketch.op("relu", sketch.linear(x, weight=weight), shape=(8, 64))
+    return sketch
+
+
+def _branches(first: float) -> Sketch:
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    for _ in range(2):
+        h = sketch.op("relu", sketch.linear(x, gain=first), shape=(8, 64))
+        x = sketch.op("add", x, sketch.linear(h, gain=0.0), shape=(8, 64))
+    return sketch
+
+
+def _depthwise() -> Sketch:
+    sketch = Sketch()
+    blur = sketch.weight(16, 1, 3, 3, gain=0.0, mean=1 / 9)
+    sketch.op("conv", sketch.input(8, 16, 32, 32), weights={"weight": blur}, shape=(8, 16, 32, 32), groups=16)
+    return sketch
+
+
+class ConstantInit(Rule):
+    """Weight matrices of equal elements."""
+
+    code = "GL104"
+    name = "constant-init"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _stack(1.4, 0.0, 1.4, means={1: 0.01}), fires_on=("linear1",)),
+        Example(lambda: _stack(0.0, 0.0, 0.0), fires_on=("linear0", "linear1", "linear2")),
+        Example(lambda: _stack(1.4, 0.0, 1.4), fires_on=("linear1",)),
+        Example(lambda: _branches(0.0), fires_on=("linear0", "linear1", "linear2", "linear3")),
+        Example(lambda: _stack(1.4, 1.4, 0.0)),
+        Example(lambda: _stack(1.4, 1.4, 1.4, means={1: 0.01})),
+        Example(lambda: _branches(1.4)),
+        Example(_depthwise),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding for constants, one for zeros."""
+        flat = {node.id: weights for node in subject.graph if (weights := _flat(node))}
+        others = (node for node in subject.graph if node.id not in flat and is_weight_layer(node))
+        matrices = (weight for node in others for weight in node.weights.values() if len(weight.shape) > 1)
+        if not flat or not looks_initialised(matrices):
+            return
+        zeros = [node for node, weights in flat.items() if all(weight.statistics.max_abs == 0.0 for weight in weights)]
+        constants = [node for node in flat if node not in zeros]
+        if constants:
+            yield self._report(subject, constants, "the same number everywhere; their units start alike and stay alike")
+        if stuck := _stuck(subject, zeros):
+            yield self._report(subject, stuck, "all zeros; no gradient passes them")
+
+    def _report(self, subject: Subject, nodes: list[str], why: str) -> Finding:
+        layers = "1 weight layer is" if len(nodes) == 1 else f"{len(nodes)} weight layers are"
+        remedy = "draw these weights at random, e.g. nn.init.kaiming_normal_(w)"
+        return self.finding(subject, nodes, f"{layers} {why}", remedy=remedy, layers=len(nodes))
+
+
+def _flat(node: Node) -> list[Weight]:
+    """The constant matrices of a weight layer that mix several inputs into several units."""
+    if not is_weight_layer(node):
+        return []
+    return [
+        weight
+        for role, weight in node.weights.items()
+        if "bias" not in role and _mixes(weight) and weight.trainable and is_constant(weight)
+    ]
+
+
+def _mixes(weight: Weight) -> bool:
+    return len(weight.shape) > 1 and weight.fan_out > 1 and weight.size // weight.fan_out > 1 and 1 not in weight.shape[:2]
+
+
+def _stuck(subject: Subject, zeros: list[str]) -> list[str]:
+    """Zero layers with another one next to them, and those that the whole signal passes, but for the last layer."""
+    pairs = [(before, node) for node in zeros if (before := _layer_before(subject, node)) in zeros]
+    stuck = {node for pair in pairs for node in pair if node is not None}
+    spine = [node for node in subject.structure.spine if is_weight_layer(subject.graph[node])]
+    stuck.update(node for node in spine[:-1] if node in zeros)
+    return [node for node in zeros if node in stuck]
+
+
+def _layer_before(subject: Subject, node_id: str) -> str | None:
+    """The weight layer that feeds a node through operators of one input."""
+    parents = subject.graph.parents(node_id)
+    while len(parents) == 1:
+        if is_weight_layer(parents[0]):
+            return parents[0].id
+        parents = subject.graph.parents(parents[0].id)
+    return None

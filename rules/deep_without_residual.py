@@ -1,0 +1,96 @@
+"""GL201 deep-without-residual: many weight layers in a row and no skip connection round any of them.
+
+What it finds:
+    20 or more weight layers in a plain chain, with or without normalisation, through which the gradient is predicted (or
+    measured) to grow or shrink by 2.2 decades or more.
+
+Why it explodes:
+    The gradient of the first layer is a product over all layers of the chain. A product of many factors is stable only while each
+    is very close to one, which holds at initialisation at best and for the first updates at most; the depth that information
+    survives is finite on both sides of the critical line. A skip connection turns the product into a sum that always has the
+    identity as a term.
+
+How to fix it:
+    Group two or three layers to a block and add its input to its output, x + f(norm(x)). Without skips, orthogonal weights at the
+    critical gain hold the longest.
+
+References:
+    He, Zhang, Ren, Sun 2016, Deep Residual Learning, arXiv 1512.03385 (a plain net of 34 layers trains worse than one of 18).
+    Schoenholz, Gilmer, Ganguli, Sohl-Dickstein 2017, Deep Information Propagation, arXiv 1611.01232 (depth scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradlint.rule import (
+    HEALTHY,
+    Effect,
+    Example,
+    Finding,
+    Rule,
+    Severity,
+    Sketch,
+    Step,
+    Subject,
+    fall,
+    is_plain,
+    is_weight_layer,
+    rise,
+)
+
+DEEP = 20  # weight layers: plain nets train well at 18 and degrade at 34 (He 2016, figure 4); VGG-19 is the deepest in wide use
+
+
+def _stack(depth: int, act: str, gain: float) -> Sketch:
+    sketch = Sketch()
+    sketch.stack(depth, act, gain=gain)
+    return sketch
+
+
+def _blocks() -> Sketch:
+    sketch = Sketch()
+    sketch.blocks(20, norm="layer_norm")
+    return sketch
+
+
+class DeepWithoutResidual(Rule):
+    """Long plain chains."""
+
+    code = "GL201"
+    name = "deep-without-residual"
+    severity = Severity.WARNING
+    examples = (
+        Example(lambda: _stack(20, "relu", 2.0), fires_on=tuple(f"linear{index}" for index in range(20))),
+        Example(lambda: _stack(20, "relu", 1.0), fires_on=tuple(f"linear{index}" for index in range(20))),
+        Example(lambda: _stack(19, "relu", 2.0)),
+        Example(lambda: _stack(40, "relu", 2.0**0.5)),
+        Example(_blocks),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per chain."""
+        structure = subject.structure
+        for chain in subject.stretches(lambda step: is_plain(structure, step)):
+            nodes = [step.node for step in chain if is_weight_layer(subject.graph[step.node])]
+            depth = structure.depths[chain[-1].node] - structure.depths[structure.signal_parents(chain[0].node)[0]]
+            decades = _predicted(chain)
+            unlikely = subject.measurement is None and abs(decades) < HEALTHY
+            if depth < DEEP or unlikely or not subject.can_claim(nodes):
+                continue
+            yield self.claim(
+                subject,
+                nodes,
+                f"{depth} weight layers in a row and no skip connection: the gradient is a product over all of them",
+                effect=Effect.EITHER,
+                span=(chain[0].node, chain[-1].node),
+                decades=decades,
+                remedy="add each block's input to its output, x + f(norm(x)), every two or three layers",
+                depth=depth,
+                limit=DEEP,
+            )
+
+
+def _predicted(chain: tuple[Step, ...]) -> float:
+    """Sustained growth over the chain, the larger of rise and fall; a step that theory cannot follow counts as neutral."""
+    return max(rise(chain).decades, fall(chain).decades, key=abs)

@@ -1,0 +1,113 @@
+"""GL301 missing-normalization: a deep residual or attention model has no normalisation anywhere.
+
+What it finds:
+    Twelve or more residual sums, or two or more residual blocks with attention, in a model without a single normalisation, where
+    the gradient is predicted to grow by 2.2 decades or more. A BatchNorm that an exporter folded into its layer counts as one.
+
+Why it explodes:
+    Each sum adds the square of its branch to that of the skip path, and nothing ever takes it back: growth is exponential in
+    depth. In attention the logits grow with the square of the signal, so the softmax saturates as well. A norm at the start of
+    each branch makes the growth linear; a norm of the sum resets it.
+
+How to fix it:
+    Put a LayerNorm or RMSNorm before each branch, x + f(norm(x)), and one behind the last sum. Without norms, scale the branches
+    by 1/sqrt(2 L) and start their last weights at zero.
+
+References:
+    Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745.
+    De, Smith 2020, Batch Normalization Biases Residual Blocks Towards the Identity Function, arXiv 2002.10444.
+    Zhang, Dauphin, Ma 2019, Fixup Initialization, arXiv 1901.09321 (what it takes to do without).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+
+from gradlint.rule import (
+    HEALTHY,
+    Effect,
+    Example,
+    Finding,
+    Kind,
+    Rule,
+    Severity,
+    Sketch,
+    Step,
+    Subject,
+    kind_of,
+    normalises,
+    starts_at_zero,
+    sum_growth,
+)
+
+MANY = 12  # residual sums; 2^(12/2) is 1.8 decades at unit branches: below, the sums of a healthy model need no norm
+ATTENTIVE = 2  # residual blocks with attention make a transformer
+ASK = (
+    HEALTHY / 2
+)  # predicted decades that are worth the probe's answer: of branches that theory cannot follow it is a lower bound
+
+
+def _transformer(depth: int, *, norm: bool = False, gain: float = 1.0, notes: tuple[str, ...] = ()) -> Sketch:
+    sketch = Sketch()
+    x = sketch.input(8, 16, 64)
+    for _ in range(depth):
+        h = sketch.norm(x) if norm else x
+        q, k, v = (sketch.linear(h, gain=gain) for _ in range(3))
+        h = sketch.linear(sketch.op("attention", q, k, v, notes=notes), gain=gain)
+        x = sketch.op("add", x, h, shape=(8, 16, 64))
+        h = sketch.op("relu", sketch.linear(sketch.norm(x) if norm else x, gain=sqrt(2.0)), shape=(8, 16, 64))
+        x = sketch.op("add", x, sketch.linear(h, gain=gain), shape=(8, 16, 64))
+    return sketch
+
+
+class MissingNormalization(Rule):
+    """Deep residual and attention models without a norm."""
+
+    code = "GL301"
+    name = "missing-normalization"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _transformer(9), fires_on=tuple(f"add{index}" for index in range(18))),
+        Example(lambda: _transformer(7)),
+        Example(lambda: _transformer(9, gain=0.2)),
+        Example(lambda: _transformer(9, norm=True)),
+        Example(lambda: _transformer(9, notes=("batch-norm-folded",))),
+    )
+
+    def applies(self, subject: Subject) -> str | None:
+        """Not where something is normalised."""
+        graph = subject.graph
+        if any("batch-norm-folded" in node.notes or normalises(graph, node) for node in graph):
+            return "the model has a normalisation"
+        return None
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding for the whole model."""
+        structure = subject.structure
+        sums = [step for step in subject.steps if step.residual and not starts_at_zero(structure, step.residual)]
+        attentive = sum(_attends(subject, step) for step in sums)
+        if self.applies(subject) or not (len(sums) >= MANY or attentive >= ATTENTIVE):
+            return
+        growth = [sum_growth(structure, step) for step in sums]
+        decades = sum(growth) - max(growth)
+        needed = HEALTHY if subject.measurement is None else ASK
+        if decades < needed or not subject.can_claim([node for step in sums for node in step.via]):
+            return
+        what = f"{attentive} of them with attention, " if attentive else ""
+        yield self.claim(
+            subject,
+            [step.node for step in sums],
+            f"{len(sums)} residual sums, {what}and no normalisation in the whole model",
+            effect=Effect.EXPLODES,
+            span=(sums[0].node, sums[-1].node),
+            decades=decades,
+            remedy="normalise the input of every branch, x + f(norm(x)), with LayerNorm or RMSNorm",
+            sums=len(sums),
+            attention=attentive,
+        )
+
+
+def _attends(subject: Subject, step: Step) -> bool:
+    kinds = {kind_of(subject.graph[node]) for node in step.via}
+    return Kind.ATTENTION in kinds or {Kind.SOFTMAX, Kind.MATMUL} <= kinds

@@ -1,0 +1,109 @@
+"""GL202 residual-sum-unscaled: residual sums in a row add up with neither a norm nor a small branch to hold them.
+
+What it finds:
+    Consecutive residual sums whose branches are not normalised, not scaled down and do not start at zero, so that the gradient
+    is predicted to grow by 2.2 decades or more over them.
+
+Why it explodes:
+    At initialisation the branch is independent of the skip path, so their squares add: a block multiplies the mean square of
+    signal and gradient by 1 + g, g being the squared gain of the branch. With the usual g = 1 that is 2 a block, 0.15 decades:
+    30 blocks make 10^4.5.
+
+How to fix it:
+    Scale each of L branches by 1/sqrt(2 L), or start the last weight of each branch at zero, or normalise at the start of each
+    branch.
+
+References:
+    Zhang, Dauphin, Ma 2019, Fixup Initialization, arXiv 1901.09321 (growth of 2 a block, scaling by depth).
+    De, Smith 2020, Batch Normalization Biases Residual Blocks Towards the Identity Function, arXiv 2002.10444.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+
+from gradlint.rule import (
+    HEALTHY,
+    Effect,
+    Example,
+    Finding,
+    Rule,
+    Severity,
+    Sketch,
+    Step,
+    Subject,
+    has_norm,
+    normalises,
+    starts_at_zero,
+    sum_growth,
+)
+
+ASK = (
+    HEALTHY / 2
+)  # predicted decades that are worth the probe's answer: of branches that theory cannot follow it is a lower bound
+
+
+def _blocks(depth: int, *, norm: str | None = None, scale: float = 1.0, last: float = 1.0) -> Sketch:
+    sketch = Sketch()
+    if last == 1.0:
+        sketch.blocks(depth, norm=norm, scale=scale)
+        return sketch
+    x = sketch.input(8, 64)
+    for _ in range(depth):
+        h = sketch.op("relu", sketch.linear(x, gain=sqrt(2.0)), shape=(8, 64))
+        x = sketch.op("add", x, sketch.linear(h, gain=last), shape=(8, 64))
+    return sketch
+
+
+class ResidualSumUnscaled(Rule):
+    """Residual sums that nothing holds."""
+
+    code = "GL202"
+    name = "residual-sum-unscaled"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _blocks(16), fires_on=tuple(f"add{index}" for index in range(16))),
+        Example(lambda: _blocks(15)),
+        Example(lambda: _blocks(30, norm="layer_norm")),
+        Example(lambda: _blocks(30, scale=1 / sqrt(60))),
+        Example(lambda: _blocks(30, last=0.0)),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per run of sums without a norm between them."""
+        needed = HEALTHY if subject.measurement is None else ASK
+        for group in _groups(subject):
+            growth = [sum_growth(subject.structure, step) for step in group]
+            decades = sum(growth) - max(growth)
+            inside = [node for step in group for node in step.via]
+            if decades < needed or not subject.can_claim(inside):
+                continue
+            count = len(group)
+            yield self.claim(
+                subject,
+                [step.node for step in group],
+                f"{count} residual sums in a row have no norm and no small branch: "
+                f"the gradient grows x{10 ** (decades / (count - 1)):.2f} a block",
+                effect=Effect.EXPLODES,
+                span=(group[0].node, group[-1].node),
+                decades=decades,
+                remedy=f"scale each branch by 1/sqrt(2 L) = {1 / sqrt(2 * count):.2f}, or zero its last weight, "
+                "or normalise its input",
+                sums=count,
+            )
+
+
+def _groups(subject: Subject) -> Iterator[list[Step]]:
+    """Runs of residual sums that no norm parts; sums whose branch starts at zero neither count nor part them."""
+    group: list[Step] = []
+    for step in subject.steps:
+        residual = step.residual
+        normed = has_norm(subject.structure, residual) if residual else normalises(subject.graph, subject.graph[step.node])
+        if normed and group:
+            yield group
+            group = []
+        if residual is not None and not normed and not starts_at_zero(subject.structure, residual):
+            group.append(step)
+    if group:
+        yield group

@@ -1,0 +1,88 @@
+"""GL101 weight-gain-above-critical: weight layers in a row are drawn too large for the activation between them.
+
+What it finds:
+    Weight layers in a plain chain, neither normalised nor bypassed by a skip, whose gain sqrt(fan_in x mean square weight)
+    exceeds the critical gain of their activation, so that the predicted gradient grows by 2.2 decades or more.
+
+Why it explodes:
+    Going back through a layer multiplies the mean square of the gradient by chi = gain^2 E phi'(z)^2. At the critical gain chi
+    is 1. Above it the factor is the same at every layer, so the gradient grows exponentially with depth: N(0, 1) weights of 64
+    inputs have gain 8. Depth turns a small excess into a large one: 1.2 a layer is 10^4 after 50 layers.
+
+How to fix it:
+    Draw the weights at the critical gain: nn.init.orthogonal_ or nn.init.xavier_normal_ with that gain for tanh,
+    nn.init.kaiming_normal_ for ReLU. Or scale the weights that are there once, or normalise between the layers.
+
+References:
+    Schoenholz, Gilmer, Ganguli, Sohl-Dickstein 2017, Deep Information Propagation, arXiv 1611.01232 (chi, critical line).
+    He, Zhang, Ren, Sun 2015, Delving Deep into Rectifiers, arXiv 1502.01852 (fan_in Var W = 2 for ReLU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import log10
+from statistics import median
+
+from gradlint.rule import HEALTHY, Effect, Example, Finding, Rule, Severity, Sketch, Subject, compact, layers, rise
+
+MARGIN = 1.05  # gain over critical: sampling error of a drawn gain is 1/sqrt(2 n) for n weights, 5 % at n = 200
+EXPLAINED = 0.5  # of the predicted growth: an excess that explains less is not the cause
+
+
+def _stack(depth: int, act: str, gain: float, norm: str | None = None) -> Sketch:
+    sketch = Sketch()
+    sketch.stack(depth, act, gain=gain, norm=norm)
+    return sketch
+
+
+def _trained() -> Sketch:
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    for _ in range(30):
+        x = sketch.op("tanh", sketch.linear(x, weight=sketch.weight(64, 64, gain=2.5, mean=0.1)), shape=(8, 64))
+    return sketch
+
+
+class WeightGainAboveCritical(Rule):
+    """Weight layers whose gain lies over the critical gain of their activation."""
+
+    code = "GL101"
+    name = "weight-gain-above-critical"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _stack(30, "tanh", 2.5), fires_on=tuple(f"linear{index}" for index in range(30))),
+        Example(lambda: _stack(12, "relu", 2.5), fires_on=tuple(f"linear{index}" for index in range(12))),
+        Example(lambda: _stack(20, "tanh", 2.5)),
+        Example(lambda: _stack(30, "tanh", 1.0)),
+        Example(lambda: _stack(30, "tanh", 2.5, norm="layer_norm")),
+        Example(_trained),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per chain that grows."""
+        for chain in subject.chains():
+            trend = rise(chain)
+            if trend.decades < HEALTHY or trend.span is None:
+                continue
+            above = [layer for layer in layers(subject.structure, trend.steps) if layer.gain > MARGIN * layer.critical]
+            explained = sum(log10(layer.gain / layer.critical) for layer in above)
+            nodes = [layer.node for layer in above]
+            if explained < EXPLAINED * trend.decades or not subject.is_initialised(nodes):
+                continue
+            gain, critical = median(layer.gain for layer in above), median(layer.critical for layer in above)
+            act = above[0].activation.op if above[0].activation else "a linear chain"
+            where = compact(subject.graph[node].module for node in nodes) or "the layers"
+            yield self.claim(
+                subject,
+                nodes,
+                f"{len(nodes)} weight layers have gain {gain:.2f}; {act} is critical at {critical:.2f}: "
+                f"the gradient grows x{10 ** (trend.decades / len(nodes)):.2f} a layer",
+                effect=Effect.EXPLODES,
+                span=trend.span,
+                decades=trend.decades,
+                remedy=f"scale the weights of {where} by {critical / gain:.2f}, or nn.init.orthogonal_(w, gain={critical:.2f})",
+                gain=gain,
+                critical=critical,
+                layers=len(nodes),
+            )

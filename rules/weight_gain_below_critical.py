@@ -1,0 +1,106 @@
+"""GL102 weight-gain-below-critical: weight layers in a row are drawn too small for the activation between them.
+
+What it finds:
+    Weight layers in a plain chain, neither normalised nor bypassed by a skip, whose gain sqrt(fan_in x mean square weight) lies
+    under the critical gain of their activation, so that the predicted gradient shrinks by 2.2 decades or more. PyTorch's default
+    draw under rectifiers is GL103, activations that saturate at any sensible gain are GL402.
+
+Why it vanishes:
+    Going back through a layer multiplies the mean square of the gradient by chi = gain^2 E phi'(z)^2. At the critical gain chi
+    is 1. Under it signal and gradient shrink by the same factor at every layer: the first layers hardly learn.
+
+How to fix it:
+    Draw the weights at the critical gain: nn.init.xavier_normal_ or nn.init.orthogonal_ with that gain for tanh and for linear
+    chains, nn.init.kaiming_normal_ for rectifiers. Or normalise between the layers, or add skip connections.
+
+References:
+    Glorot, Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, AISTATS.
+    Schoenholz, Gilmer, Ganguli, Sohl-Dickstein 2017, Deep Information Propagation, arXiv 1611.01232 (chi, critical line).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import log10, sqrt
+from statistics import median
+
+from gradlint.rule import (
+    HEALTHY,
+    RECTIFIERS,
+    Effect,
+    Example,
+    Finding,
+    Layer,
+    Rule,
+    Severity,
+    Sketch,
+    Subject,
+    compact,
+    fall,
+    is_torch_default,
+    layers,
+    main_weight,
+)
+
+MARGIN = 0.95  # gain under critical: sampling error of a drawn gain is 1/sqrt(2 n) for n weights, 5 % at n = 200
+EXPLAINED = 0.5  # of the predicted decay: a deficit that explains less is not the cause
+REACHABLE = 2.0  # critical gain; no initialiser in use draws a larger one (tanh has 5/3), beyond it the activation is to blame
+
+
+def _stack(depth: int, act: str, gain: float, *, norm: str | None = None, uniform: bool = False) -> Sketch:
+    sketch = Sketch()
+    sketch.stack(depth, act, gain=gain, norm=norm, uniform=uniform)
+    return sketch
+
+
+class WeightGainBelowCritical(Rule):
+    """Weight layers whose gain lies under the critical gain of their activation."""
+
+    code = "GL102"
+    name = "weight-gain-below-critical"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _stack(12, "tanh", 0.5), fires_on=tuple(f"linear{index}" for index in range(12))),
+        Example(lambda: _stack(20, "relu", 1.0), fires_on=tuple(f"linear{index}" for index in range(20))),
+        Example(lambda: _stack(7, "tanh", 0.5)),
+        Example(lambda: _stack(12, "tanh", 1.0)),
+        Example(lambda: _stack(12, "tanh", 0.5, norm="layer_norm")),
+        Example(lambda: _stack(40, "relu", sqrt(1 / 3), uniform=True)),
+        Example(lambda: _stack(20, "sigmoid", 1.0)),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per chain that shrinks."""
+        for chain in subject.chains():
+            trend = fall(chain)
+            if trend.decades > -HEALTHY or trend.span is None:
+                continue
+            below = [layer for layer in layers(subject.structure, trend.steps) if self._is_low(subject, layer)]
+            explained = sum(log10(layer.critical / layer.gain) for layer in below)
+            nodes = [layer.node for layer in below]
+            if explained < -EXPLAINED * trend.decades or not subject.is_initialised(nodes):
+                continue
+            gain, critical = median(layer.gain for layer in below), median(layer.critical for layer in below)
+            act = below[0].activation.op if below[0].activation else "a linear chain"
+            where = compact(subject.graph[node].module for node in nodes) or "the layers"
+            yield self.claim(
+                subject,
+                nodes,
+                f"{len(nodes)} weight layers have gain {gain:.2f}; {act} is critical at {critical:.2f}: "
+                f"the gradient shrinks x{10 ** (trend.decades / len(nodes)):.2f} a layer",
+                effect=Effect.VANISHES,
+                span=trend.span,
+                decades=trend.decades,
+                remedy=f"scale the weights of {where} by {critical / gain:.2f}, or nn.init.orthogonal_(w, gain={critical:.2f})",
+                gain=gain,
+                critical=critical,
+                layers=len(nodes),
+            )
+
+    @staticmethod
+    def _is_low(subject: Subject, layer: Layer) -> bool:
+        if not 0.0 < layer.gain < MARGIN * layer.critical or layer.critical > REACHABLE:
+            return False
+        weight = main_weight(subject.graph[layer.node])
+        rectified = layer.activation is not None and layer.activation.op in RECTIFIERS
+        return not (rectified and weight is not None and is_torch_default(weight))

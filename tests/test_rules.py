@@ -1,0 +1,90 @@
+"""Every rule of the built-in pack keeps the contract of a rule file, and every example does what it says."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from gradlint.catalog import builtin_dir, load_rules
+from gradlint.result import Severity
+from gradlint.rule import Example, Needs, Rule, Subject
+
+RULES = load_rules()
+EXAMPLES = [
+    pytest.param(rule, example, id=f"{rule.code}-{index}-{'fires' if example.fires_on else 'silent'}")
+    for rule in RULES
+    for index, example in enumerate(rule.examples)
+]
+PACK = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+SECTIONS = ["What it finds", "Why it", "How to fix it", "References"]
+
+
+@pytest.mark.parametrize(("rule", "example"), EXAMPLES)
+def test_example_is_reported_on_exactly_the_named_nodes(rule: type[Rule], example: Example):
+    sketch = example.build()
+    subject = Subject(sketch.graph, sketch.measurement)
+    findings = list(rule().check(subject))
+    assert {node for finding in findings for node in finding.nodes} == set(example.fires_on)
+    assert bool(findings) == bool(example.fires_on)
+
+
+@pytest.mark.parametrize(("rule", "example"), EXAMPLES)
+def test_findings_of_an_example_can_be_reported(rule: type[Rule], example: Example):
+    sketch = example.build()
+    subject = Subject(sketch.graph, sketch.measurement)
+    for finding in rule().check(subject):
+        assert (finding.rule, finding.name) == (rule.code, rule.name)
+        assert finding.severity.rank >= rule.severity.rank or "decades" in finding.evidence
+        assert finding.message
+        assert finding.message[-1] != "."
+        assert (finding.effect is None) == (finding.span is None)
+        assert all(node in subject.graph for node in (*finding.nodes, *(finding.span or ())))
+
+
+@PACK
+def test_file_is_named_by_its_rule(rule: type[Rule]):
+    assert Path(inspect.getfile(rule)).stem == rule.name.replace("-", "_")
+    assert Path(inspect.getfile(rule)).parent == builtin_dir()
+
+
+@PACK
+def test_documentation_is_headed_by_code_and_name_and_has_its_sections(rule: type[Rule]):
+    first, *rest = rule.documentation().splitlines()
+    assert re.fullmatch(rf"{rule.code} {rule.name}: .+\.", first)
+    headings = [line.removesuffix(":") for line in rest if line and not line.startswith(" ")]
+    assert len(headings) == len(SECTIONS)
+    assert all(heading.startswith(section) for heading, section in zip(headings, SECTIONS, strict=True))
+    assert headings[1] in {"Why it explodes", "Why it vanishes", "Why it matters"}
+
+
+@PACK
+def test_rule_has_an_example_that_fires_and_one_that_does_not(rule: type[Rule]):
+    assert {bool(example.fires_on) for example in rule.examples} == {True, False}
+
+
+@PACK
+def test_rule_file_imports_nothing_of_gradlint_but_the_rule_module(rule: type[Rule]):
+    text = Path(inspect.getfile(rule)).read_text(encoding="utf-8")
+    assert set(re.findall(r"^\s*(?:from|import) (gradlint[\w.]*)", text, re.MULTILINE)) == {"gradlint.rule"}
+
+
+@PACK
+def test_rule_that_needs_the_probe_has_only_probed_examples_and_others_run_without(rule: type[Rule]):
+    for example in rule.examples:
+        sketch = example.build()
+        if rule.needs is Needs.PROBE:
+            assert sketch.measurement is not None
+        else:
+            list(rule().check(Subject(sketch.graph)))
+
+
+def test_codes_and_names_are_unique():
+    assert len({rule.code for rule in RULES}) == len({rule.name for rule in RULES}) == len(list(builtin_dir().glob("[!_]*.py")))
+
+
+def test_pack_has_the_rules_of_the_main_job():
+    expected = "101 102 103 104 201 202 301 302 402 501 502 604 801 802 804 805 806 901 902".split()
+    assert {f"GL{number}" for number in expected} <= {rule.code for rule in RULES}
+    assert all(isinstance(rule.severity, Severity) for rule in RULES)
