@@ -25,7 +25,6 @@ from gradlint.report import FORMATS, printable, render, tool_version
 
 if TYPE_CHECKING:
     from gradlint.result import TargetReport
-    from gradlint.rule import Rule
 
 _CLEAN, _FAILED, _NOT_ANALYSED, _INTERRUPTED = 0, 1, 2, 130
 _WIDTH, _WIDEST = 80, 100
@@ -309,6 +308,7 @@ def rule(*, codes: tuple[str, ...], every: bool, output_format: str, rules: tupl
     """Explain rules, named by code, prefix or name; without any, list them."""
     del debug  # read where the command line ends
     from gradlint.catalog import load_rules, select
+    from gradlint.report.rule_page import as_json, listed, page
 
     known = load_rules(rules)
     wanted = tuple(code.upper() if code[-1:].isdigit() else code for code in codes)
@@ -316,34 +316,14 @@ def rule(*, codes: tuple[str, ...], every: bool, output_format: str, rules: tupl
     if (codes or every) and not all(entry.documentation() for entry in chosen):
         raise GradlintError("python -OO strips the documentation of rules", hint="run gradlint without -OO")
     if output_format == "json":
-        _print(_rules_as_json(chosen), color=False)
+        _print(as_json(chosen), color=False)
     elif codes or every:
-        _print("\n\n".join(_page(entry, colored=_colored(color)) for entry in chosen), color=_colored(color))
+        colored, width = _colored(color), _width() if sys.stdout.isatty() else None
+        bold = (lambda text: click.style(text, bold=True)) if colored else str
+        _print("\n\n".join(page(entry.documentation(), width, bold=bold) for entry in chosen), color=colored)
     else:
-        _print("".join(f"{entry.code}  {entry.severity:<7}  {entry.name}\n" for entry in chosen), color=False)
+        _print(listed(chosen), color=False)
     return _CLEAN
-
-
-def _rules_as_json(chosen: Sequence[type[Rule]]) -> str:
-    import json
-
-    listed = [
-        {"code": entry.code, "name": entry.name, "severity": entry.severity.value, "documentation": entry.documentation()}
-        for entry in chosen
-    ]
-    return json.dumps(listed, indent=2) + "\n"
-
-
-def _page(entry: type[Rule], *, colored: bool) -> str:
-    """A rule's documentation; on a terminal the title and the headings, which an indented paragraph follows, stand out."""
-    lines = [*entry.documentation().split("\n"), ""]
-    if not colored:
-        return "\n".join(lines)
-    styled = [click.style(lines[0], bold=True)]
-    for line, following in zip(lines[1:], [*lines[2:], ""], strict=True):
-        heading = line and not line.startswith(" ") and following.startswith(" ")
-        styled.append(click.style(line, bold=True) if heading else line)
-    return "\n".join(styled)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

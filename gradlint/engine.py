@@ -109,7 +109,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         timings=clock.stages,
         seeds=measurement.seeds if measurement else 0,
         rules_checked=len(rules) - len(skipped),
-        notes=tuple(loaded.notes_of()),
+        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ())),
         capture=loaded.capture_of(),
     )
 

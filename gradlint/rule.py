@@ -19,7 +19,20 @@ from typing import Any, ClassVar
 from gradlint.graph import Graph, Node, Ref, Source, Weight
 from gradlint.growth import HEALTHY, JUMP, LIMIT
 from gradlint.ops import Kind, operator
-from gradlint.result import Confidence, Cut, Effect, Finding, Gains, Growth, Measurement, NonFinite, Remedy, Severity, TimeGrowth
+from gradlint.result import (
+    Confidence,
+    Cut,
+    Effect,
+    Finding,
+    Gains,
+    Growth,
+    Measurement,
+    NonFinite,
+    Place,
+    Remedy,
+    Severity,
+    TimeGrowth,
+)
 from gradlint.sketch import Sketch
 from gradlint.structure import Recurrence, ResidualSum, Structure, is_weight_layer, kind_of
 from gradlint.theory.branches import has_norm, normalises, starts_at_zero, sum_growth
@@ -49,6 +62,7 @@ __all__ = [
     "Needs",
     "Node",
     "NonFinite",
+    "Place",
     "Recurrence",
     "Ref",
     "Remedy",
@@ -81,6 +95,7 @@ __all__ = [
     "normalises",
     "operator",
     "propagate",
+    "ranges",
     "rise",
     "squared_gain",
     "starts_at_zero",
@@ -125,6 +140,20 @@ class Subject:
                 run = []
         if run:
             yield tuple(run)
+
+    def growth_over_time(self, node: str) -> float | None:
+        """Measured sustained rise of the gradient along the time axis of the recurrence at `node`, in decades."""
+        found = self.measurement.time if self.measurement is not None else ()
+        return next((item.growth.rise for item in found if item.node == node), None)
+
+    def layers_between(self, start: Place, end: Place) -> tuple[list[str], int]:
+        """The weight layers of the measured chain from start to end (those two where it has none), and the depth between."""
+        first, last = self.graph.position[start.node], self.graph.position[end.node]
+        chain = self.measurement.spine if self.measurement is not None else ()
+        within = [node for node in chain if first <= self.graph.position[node] <= last]
+        layers = [node for node in within if is_weight_layer(self.graph[node])]
+        depth = self.structure.depths.get(end.node, 0) - self.structure.depths.get(start.node, 0)
+        return layers or list(dict.fromkeys((start.node, end.node))), depth or len(layers)
 
     def chains(self, *, norms: bool = False) -> Iterator[tuple[Step, ...]]:
         """Runs of plain steps that theory can follow: no skip goes round any operator. Norms break a run unless asked for."""
@@ -261,6 +290,12 @@ def compact(modules: Iterable[str]) -> str:
         patterns.setdefault(shape, []).append([int(part) for part in parts if part.isdigit()])
     texts = [_pattern(shape, rows) for shape, rows in patterns.items()]
     return ", ".join(texts) if len(texts) <= 3 else f"{texts[0]} ... {texts[-1]}"
+
+
+def ranges(found: NonFinite) -> str:
+    """The operands of the operator that broke, as people read them: "(operands in [-3, 5], [0, 0])", or nothing."""
+    operands = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in found.operands)
+    return f" (operands in {operands})" if operands else ""
 
 
 def _pattern(shape: tuple[str, ...], rows: list[list[int]]) -> str:

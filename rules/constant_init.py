@@ -10,8 +10,8 @@ Why it matters:
     unit. With zeros in two consecutive layers each gets its gradient through the other, which is zero: neither ever moves.
 
 How to fix it:
-    Draw the weights at random, for example with nn.init.kaiming_normal_ or nn.init.xavier_normal_; keep zeros for biases and for
-    the last layer of a residual branch.
+    Draw the weights at random, for example with nn.init.kaiming_normal_ or nn.init.xavier_normal_; keep zeros for biases and
+    for the last layer of a residual branch.
 
 References:
     Goodfellow, Bengio, Courville 2016, Deep Learning, section 8.4 (symmetry between units must be broken).
@@ -81,7 +81,7 @@ class ConstantInit(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for constants, one for zeros."""
-        flat = {node.id: weights for node in subject.graph if (weights := _flat(node))}
+        flat = {node.id: weights for node, weights in ((node, _flat(node)) for node in subject.graph) if weights}
         others = (node for node in subject.graph if node.id not in flat and is_weight_layer(node))
         matrices = (weight for node in others for weight in node.weights.values() if len(weight.shape) > 1)
         if not flat or not looks_initialised(matrices):
@@ -116,18 +116,20 @@ def _mixes(weight: Weight) -> bool:
 
 def _stuck(subject: Subject, zeros: list[str]) -> list[str]:
     """Zero layers with another one next to them, and those that the whole signal passes, but for the last layer."""
-    pairs = [(before, node) for node in zeros if (before := _layer_before(subject, node)) in zeros]
-    stuck = {node for pair in pairs for node in pair if node is not None}
     spine = [node for node in subject.structure.spine if is_weight_layer(subject.graph[node])]
-    stuck.update(node for node in spine[:-1] if node in zeros)
+    stuck = set(spine[:-1])
+    for node in zeros:
+        before = _layer_before(subject, node)
+        if before in zeros:
+            stuck |= {node, before}
     return [node for node in zeros if node in stuck]
 
 
-def _layer_before(subject: Subject, node_id: str) -> str | None:
-    """The weight layer that feeds a node through operators of one input."""
+def _layer_before(subject: Subject, node_id: str) -> str:
+    """The weight layer that feeds a node through operators of one input, "" when there is none."""
     parents = subject.graph.parents(node_id)
     while len(parents) == 1:
         if is_weight_layer(parents[0]):
             return parents[0].id
         parents = subject.graph.parents(parents[0].id)
-    return None
+    return ""

@@ -5,14 +5,14 @@ What it finds:
     measured) to grow or shrink by 2.2 decades or more.
 
 Why it explodes:
-    The gradient of the first layer is a product over all layers of the chain. A product of many factors is stable only while each
-    is very close to one, which holds at initialisation at best and for the first updates at most; the depth that information
-    survives is finite on both sides of the critical line. A skip connection turns the product into a sum that always has the
-    identity as a term.
+    The gradient of the first layer is a product over all layers of the chain. A product of many factors is stable only while
+    each is very close to one, which holds at initialisation at best and for the first updates at most; the depth that
+    information survives is finite on both sides of the critical line. A skip connection turns the product into a sum that
+    always has the identity as a term.
 
 How to fix it:
-    Group two or three layers to a block and add its input to its output, x + f(norm(x)). Without skips, orthogonal weights at the
-    critical gain hold the longest.
+    Group two or three layers to a block and add its input to its output, x + f(norm(x)). Without skips, orthogonal weights at
+    the critical gain hold the longest.
 
 References:
     He, Zhang, Ren, Sun 2016, Deep Residual Learning, arXiv 1512.03385 (a plain net of 34 layers trains worse than one of 18).

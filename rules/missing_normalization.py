@@ -1,8 +1,9 @@
 """GL301 missing-normalization: a deep residual or attention model has no normalisation anywhere.
 
 What it finds:
-    Twelve or more residual sums, or two or more residual blocks with attention, in a model without a single normalisation, where
-    the gradient is predicted to grow by 2.2 decades or more. A BatchNorm that an exporter folded into its layer counts as one.
+    Twelve or more residual sums, or two or more residual blocks with attention, in a model without a single normalisation,
+    where the gradient is predicted to grow by 2.2 decades or more. A BatchNorm that an exporter folded into its layer counts as
+    one.
 
 Why it explodes:
     Each sum adds the square of its branch to that of the skip path, and nothing ever takes it back: growth is exponential in
@@ -10,8 +11,8 @@ Why it explodes:
     each branch makes the growth linear; a norm of the sum resets it.
 
 How to fix it:
-    Put a LayerNorm or RMSNorm before each branch, x + f(norm(x)), and one behind the last sum. Without norms, scale the branches
-    by 1/sqrt(2 L) and start their last weights at zero.
+    Put a LayerNorm or RMSNorm before each branch, x + f(norm(x)), and one behind the last sum. Without norms, scale the
+    branches by 1/sqrt(2 L) and start their last weights at zero.
 
 References:
     Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745.

@@ -1,8 +1,8 @@
 """GL302 norm-without-residual: BatchNorm after every layer of a deep chain without skips explodes by itself.
 
 What it finds:
-    A plain chain in which normalisations alternate with weight layers and no skip goes round them, whose gradient is predicted to
-    grow by 2.2 decades or more.
+    A plain chain in which normalisations alternate with weight layers and no skip goes round them, whose gradient is predicted
+    to grow by 2.2 decades or more.
 
 Why it explodes:
     BatchNorm divides by the deviation over the batch. A ReLU turns part of the signal into a mean that all samples share, and
@@ -60,7 +60,7 @@ class NormWithoutResidual(Rule):
     name = "norm-without-residual"
     severity = Severity.ERROR
     examples = (
-        Example(lambda: _stack(30, "batch_norm"), fires_on=tuple(f"batch_norm{index}" for index in range(30))),
+        Example(lambda: _stack(30, "batch_norm"), fires_on=tuple(f"batch_norm{index}" for index in range(1, 30))),
         Example(lambda: _stack(24, "batch_norm")),
         Example(lambda: _stack(60, "layer_norm")),
         Example(_blocks),

@@ -9,7 +9,7 @@ Why it vanishes:
     signal beyond. The gradient is multiplied by it at every layer. Weights cannot make up for it: a sigmoid would need gain 10.
 
 How to fix it:
-    Use ReLU, GELU or tanh between layers and keep the sigmoid for the last one. If an activation saturates that need not, make the
+    Use ReLU, GELU or tanh between layers and keep the sigmoid for the last one. Where tanh or its kin saturates, make the
     weights and biases before it smaller, or normalise its input.
 
 References:
@@ -49,7 +49,7 @@ class SaturatingChain(Rule):
     name = "saturating-chain"
     severity = Severity.ERROR
     examples = (
-        Example(lambda: _stack(20, "sigmoid"), fires_on=tuple(f"sigmoid{index}" for index in range(20))),
+        Example(lambda: _stack(20, "sigmoid"), fires_on=tuple(f"sigmoid{index}" for index in range(19))),
         Example(lambda: _stack(20, "tanh", bias=3.0), fires_on=tuple(f"tanh{index}" for index in range(20))),
         Example(lambda: _stack(4, "sigmoid")),
         Example(lambda: _stack(20, "tanh")),

@@ -2,8 +2,8 @@
 
 What it finds:
     Weight layers in a plain chain, neither normalised nor bypassed by a skip, whose gain sqrt(fan_in x mean square weight) lies
-    under the critical gain of their activation, so that the predicted gradient shrinks by 2.2 decades or more. PyTorch's default
-    draw under rectifiers is GL103, activations that saturate at any sensible gain are GL402.
+    under the critical gain of their activation, so that the predicted gradient shrinks by 2.2 decades or more. PyTorch's
+    default draw under rectifiers is GL103, activations that saturate at any sensible gain are GL402.
 
 Why it vanishes:
     Going back through a layer multiplies the mean square of the gradient by chi = gain^2 E phi'(z)^2. At the critical gain chi

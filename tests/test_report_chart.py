@@ -75,7 +75,7 @@ def test_folding_shows_where_the_slope_changes():
 
 
 def test_a_gap_over_an_uneven_stretch_says_that_its_step_is_a_mean():
-    zigzag = fold(rows_of([0.06 * (index % 2) + 0.01 * (100 - index) for index in range(100)]))
+    zigzag = fold(rows_of([0.14 * (index % 2) + 0.01 * (100 - index) for index in range(100)]))
     gap = next(line for line in zigzag if isinstance(line, Gap))
     assert str(gap) == "... 94 more, +0.01 on average ..."
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from gradlint.catalog import builtin_dir, load_rules
 from gradlint.result import Severity
 from gradlint.rule import Example, Needs, Rule, Subject
@@ -85,6 +86,6 @@ def test_codes_and_names_are_unique():
 
 
 def test_pack_has_the_rules_of_the_main_job():
-    expected = "101 102 103 104 201 202 301 302 402 501 502 604 801 802 804 805 806 901 902".split()
+    expected = (101, 102, 103, 104, 201, 202, 301, 302, 402, 501, 502, 604, 801, 802, 804, 805, 806, 901, 902)
     assert {f"GL{number}" for number in expected} <= {rule.code for rule in RULES}
     assert all(isinstance(rule.severity, Severity) for rule in RULES)

@@ -36,7 +36,8 @@ class Feed:
 def parameters(module: nn.Module) -> list[inspect.Parameter]:
     """What `module.forward` takes, without self; nothing where it cannot be told."""
     if isinstance(module, torch.jit.ScriptModule):
-        names = [argument.name for argument in module.forward.schema.arguments[1:]]
+        forward: Any = module.forward
+        names = [argument.name for argument in forward.schema.arguments[1:]]
         return [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     try:
         return list(inspect.signature(module.forward).parameters.values())
@@ -49,9 +50,7 @@ def as_spec(name: str | None, tensor: Tensor) -> InputSpec:
     return InputSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), value=to_numpy(tensor), given=True)
 
 
-def feed_values(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: tuple[InputSpec, ...]
-) -> Feed:
+def feed_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: tuple[InputSpec, ...]) -> Feed:
     """The feed of arguments that the user handed over; `given` replaces tensors among them by name or position.
 
     A tensor is named by its argument, and inside it by index or key: "x", "x.0", "batch.mask".
@@ -62,7 +61,7 @@ def feed_values(
     def name(path: tuple[Any, ...], leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        keys = [next(value for attribute in ("idx", "key", "name") if (value := getattr(k, attribute, None)) is not None) for k in path]
+        keys = [_key(entry) for entry in path]
         if keys[0] == 0:
             keys[1] = taken[keys[1]] if keys[1] < len(taken) else f"args.{keys[1] - len(taken)}"
         spec = as_spec(".".join(map(str, keys[1:])), leaf)
@@ -72,6 +71,11 @@ def feed_values(
     merged = {spec.name: spec for spec in merge_given(tuple(specs.values()), given)}
     args, kwargs = pytree.tree_map(lambda leaf: merged[leaf.name] if isinstance(leaf, InputSpec) else leaf, tree)
     return Feed(args, kwargs)
+
+
+def _key(entry: Any) -> Any:
+    """Index, key or attribute of one step into nested arguments."""
+    return next(value for kind in ("idx", "key", "name") if (value := getattr(entry, kind, None)) is not None)
 
 
 def feed_given(module: nn.Module, given: tuple[InputSpec, ...]) -> Feed | None:

@@ -45,12 +45,12 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def replaced(value: Any, new: Iterator[Tensor]) -> Any:
-    """`value` with its tensors taken from `new`, in the order of `tensors`; lists, (named) tuples and mappings keep their type."""
+    """`value` with its tensors taken from `new`, in the order of `tensors`; lists and (named) tuples keep their type."""
     if isinstance(value, Tensor):
         return next(new)
     if isinstance(value, (list, tuple)):
         items = [replaced(item, new) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # type: ignore[arg-type,call-arg]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         return {key: replaced(item, new) for key, item in value.items()}
     return value

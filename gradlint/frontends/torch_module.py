@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn import parameter
 from torch.utils import _pytree as pytree
 
 from gradlint.errors import ForwardError, TargetError
@@ -44,7 +44,7 @@ def resolve(obj: Any, name: str = "the target") -> tuple[nn.Module, tuple[Any, .
         return obj, (), {}
     if isinstance(obj, tuple) and len(obj) in {2, 3} and isinstance(obj[0], nn.Module):
         obj = Target(*obj)
-    module, args, kwargs = (getattr(obj, key, default) for key, default in (("module", None), ("args", ()), ("kwargs", {})))
+    module, args, kwargs = getattr(obj, "module", None), getattr(obj, "args", ()), getattr(obj, "kwargs", {})
     if not isinstance(module, nn.Module):
         raise TargetError(
             f"{name} is of type {type(obj).__name__}, not a torch.nn.Module",
@@ -81,10 +81,11 @@ class TorchRunnable:
         self._graph: Graph | None = None
         self._guarded = False
         self._has_gaps = True  # until the first run tells
+        feed: torch_inputs.Feed | None = None
         if args or kwargs:
             feed = torch_inputs.feed_values(self.module, args, kwargs or {}, inputs_given)
-        else:
-            feed = torch_inputs.feed_given(self.module, inputs_given) if inputs_given else None
+        elif inputs_given:
+            feed = torch_inputs.feed_given(self.module, inputs_given)
         if feed is None:
             torch_inputs.infer(self.module, inputs_given, self._attempt)
         elif _is_lazy(self.module):
@@ -203,4 +204,4 @@ def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 def _is_lazy(module: nn.Module) -> bool:
-    return any(isinstance(t, UninitializedTensorMixin) for t in (*module.parameters(), *module.buffers()))
+    return any(parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))

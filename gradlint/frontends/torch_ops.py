@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 from gradlint.frontends.torch_lineage import Lineage, Origin, View, dtype_name
 from gradlint.graph import Weight
@@ -48,7 +49,7 @@ class Call:
 
 def function_name(function: Any) -> str:
     """The bare name of what torch calls: "relu_", "__add__", "T" for a property, "data_get" for reading `.data`."""
-    if isinstance(function, torch._ops.OpOverload):
+    if isinstance(function, OpOverload):
         return str(function._schema.name.rpartition("::")[2])  # noqa: SLF001
     name = getattr(function, "__name__", type(function).__name__)
     if name != "__get__":
@@ -143,10 +144,12 @@ def _fits(kind: str, argument: Any) -> bool:
 
 @cache
 def _schema_names(function: Any, name: str, kinds: tuple[str, ...]) -> tuple[str, ...] | None:
-    if isinstance(function, torch._ops.OpOverload):
+    if isinstance(function, OpOverload):
         return tuple(argument.name for argument in function._schema.arguments)  # noqa: SLF001
-    packet = getattr(torch.ops.aten, name, None) or getattr(torch.ops.aten, name.strip("_"), None)
-    for overload in packet.overloads() if packet is not None else ():
+    found = (getattr(torch.ops.aten, candidate, None) for candidate in (name, name.strip("_")))
+    packet = next((each for each in found if isinstance(each, OpOverloadPacket)), None)
+    overloads: list[str] = packet.overloads() if packet is not None else []  # type: ignore[no-untyped-call]
+    for overload in overloads:
         arguments = getattr(packet, overload)._schema.arguments  # noqa: SLF001
         positional = [argument for argument in arguments if not argument.kwarg_only]
         if len(kinds) <= len(positional) and all(map(_fits, kinds, positional)):
@@ -225,7 +228,8 @@ def _factor_weights(call: Call, op: str, lineage: Lineage) -> dict[str, Weight]:
             continue
         tensor = call.operands[index]
         on_left = (index == left) != is_reversed(call.name)
-        axis, view = (0 if on_left else tensor.ndim - 1), None
+        axis = 0 if on_left else tensor.ndim - 1
+        view: View | None = None
         if tensor.ndim == 1:
             axis, view = 1, _as_column
         if op == "linear" and call.name == "einsum":

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ from gradlint.frontends.user_code import calling_line
 from gradlint.graph import Graph, Node, Ref, Weight
 
 _SIDE_OUTPUTS = ("past_key_values", "hidden_states", "attentions", "cache_params", "encoder_last_hidden_state", "model_output")
+
+
+class Whole(NamedTuple):
+    """A call whose operator is decided from outside: a custom function, or a module taken as one node."""
+
+    op: str
+    module: nn.Module | None = None
 
 
 class Recorder:
@@ -89,7 +96,7 @@ class Recorder:
     def module(self, module: nn.Module, args: Any, outcome: Any) -> Any:
         """Record a whole module call as one node."""
         op, name = torch_ops.of_module(module)
-        return self.call(name, None, (args,), {}, lambda: outcome, whole=(op, module))
+        return self.call(name, None, (args,), {}, lambda: outcome, whole=Whole(op, module))
 
     def call(
         self,
@@ -99,7 +106,7 @@ class Recorder:
         kwargs: Mapping[str, Any],
         run: Callable[[], Any],
         *,
-        whole: tuple[str, nn.Module | None] | None = None,
+        whole: Whole | None = None,
         note: str | None = None,
         gap: bool = False,
     ) -> Any:
@@ -122,9 +129,7 @@ class Recorder:
                 self.failure = error
                 return outcome
 
-    def _recorded(
-        self, call: torch_ops.Call, outcome: Any, whole: tuple[str, nn.Module | None] | None, note: str | None, *, gap: bool
-    ) -> Any:
+    def _recorded(self, call: torch_ops.Call, outcome: Any, whole: Whole | None, note: str | None, *, gap: bool) -> Any:
         is_store = call.name == "__setitem__"
         outputs = [call.operands[0]] if is_store else list(tensors(outcome))
         if not outputs:
@@ -135,7 +140,7 @@ class Recorder:
         written = is_store or _was_written(call, outputs[0])
         if not written and all(any(out is operand for operand in call.operands) for out in outputs):
             return outcome  # `x.contiguous()` of a contiguous x
-        op = whole[0] if whole else torch_ops.canonical(call)
+        op = whole.op if whole else torch_ops.canonical(call)
         node_id = self._identify(self._stack[-1][0], op)
         new = outputs if gap else self._edited(node_id, outputs if written else _awake(call, outputs), written=written)
         if any(now is not then for now, then in zip(new, outputs, strict=True)):
@@ -143,8 +148,8 @@ class Recorder:
         slots = list(torch_ops.slots(call, op))
         inputs = tuple(call.origins[slot].ref if slot is not None else None for slot in slots)
         if self._known is None:
-            notes = (note, "inplace" if written else None)
-            self._write(node_id, op, call, inputs, outputs[0], whole, frozenset(filter(None, notes)))
+            notes = self._region(call) | ({"inplace"} if written else set()) | ({note} if note else set())
+            self._append(node_id, op, inputs, outputs[0], meaning=self._meaning(call, op, whole), notes=notes)
         for port, out in enumerate(outputs):
             self.lineage.made(out, Ref(node_id, port))
         fed = tuple(call.operands[slot] if slot is not None and call.origins[slot].ref else None for slot in slots)
@@ -187,52 +192,50 @@ class Recorder:
             self.lineage.made(base, Ref(node_id))
             return
         op = "reshape" if base.numel() == view.numel() else "slice"
-        whole, path = self._identify(self._stack[-1][0], op), self._stack[-1]
+        whole = self._identify(self._stack[-1][0], op)
         before = self.lineage.origin(base).ref
         if self._known is None:
-            facts = {"shape": tuple(base.shape), "dtype": dtype_name(base.dtype), "source": self.nodes[-1].source}
-            inputs = (before, Ref(node_id))
-            notes = frozenset({"inplace"})
-            self.nodes.append(Node(whole, op, inputs, module=path[0], module_class=path[1], notes=notes, **facts))
+            self._append(whole, op, (before, Ref(node_id)), base, notes=frozenset({"inplace"}))
         self.lineage.made(base, Ref(whole))
         self._show(whole, (base,), (base if before else None, view))
 
-    def _write(
+    def _meaning(self, call: torch_ops.Call, op: str, whole: Whole | None) -> tuple[dict[str, Weight], dict[str, Any]]:
+        """Weights and attributes of a call."""
+        if whole is not None and whole.module is not None:
+            return torch_ops.module_weights(whole.module, op, self.lineage), {"name": call.name}
+        named = torch_ops.bound(call)
+        return torch_ops.weights(call, op, named, self.lineage), torch_ops.attributes(call, op, named)
+
+    def _append(
         self,
         node_id: str,
         op: str,
-        call: torch_ops.Call,
         inputs: tuple[Ref | None, ...],
         out: Tensor,
-        whole: tuple[str, nn.Module | None] | None,
-        notes: frozenset[str],
+        *,
+        meaning: tuple[dict[str, Weight], dict[str, Any]] | None = None,
+        notes: frozenset[str] = frozenset(),
     ) -> None:
         path, module_class = self._stack[-1]
-        weights: dict[str, Weight]
-        if whole and whole[1] is not None:
-            weights, attrs = torch_ops.module_weights(whole[1], op, self.lineage), {"name": call.name}
-        else:
-            named = torch_ops.bound(call)
-            weights = torch_ops.weights(call, op, named, self.lineage)
-            attrs = torch_ops.attributes(call, op, named)
+        weights, attrs = meaning or ({}, {})
+        index = node_id.rpartition(":")[2]
         assert self._definitions is not None
-        self.nodes.append(
-            Node(
-                node_id,
-                op,
-                inputs,
-                weights,
-                attrs,
-                shape=tuple(unwrapped(out).shape),
-                dtype=dtype_name(out.dtype),
-                module=path,
-                module_class=module_class,
-                call=int(node_id.rpartition(":")[2]) if node_id.rpartition(":")[2].isdigit() else 0,
-                source=calling_line(2, self._stop),
-                definition=self._definitions.line(path),
-                notes=notes | self._region(call),
-            )
+        node = Node(
+            node_id,
+            op,
+            inputs,
+            weights,
+            attrs,
+            shape=tuple(unwrapped(out).shape),
+            dtype=dtype_name(out.dtype),
+            module=path,
+            module_class=module_class,
+            call=int(index) if index.isdigit() else 0,
+            source=calling_line(1, self._stop),
+            definition=self._definitions.line(path),
+            notes=notes,
         )
+        self.nodes.append(node)
 
     def _region(self, call: torch_ops.Call) -> frozenset[str]:
         """Notes on where in the user's code the call stands."""
@@ -250,9 +253,7 @@ class Recorder:
                 self._ids.add(node_id)
                 return node_id
 
-    def _show(
-        self, node_id: str, outputs: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...], *, late: bool = False
-    ) -> None:
+    def _show(self, node_id: str, outputs: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...], *, late: bool = False) -> None:
         if self._tap is None or (self._known is not None and node_id not in self._known):
             return
         if late:

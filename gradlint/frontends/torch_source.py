@@ -87,8 +87,9 @@ class Definitions:
         for kind in type(parent).__mro__:
             if kind.__module__.startswith("torch.") or not issubclass(kind, nn.Module):
                 continue
-            if (found := _assigned(kind).get(name)) is not None:
-                return found
+            file = _file(kind)
+            if file is not None and (value := _assigned(file, kind.__qualname__).get(name)) is not None:
+                return _Written(file, value)
         outer = self._expression(parent_path)
         if outer is None or not type(parent).__module__.startswith("torch."):
             return None
@@ -104,18 +105,20 @@ def _tree(file: str) -> ast.Module | None:
         return None
 
 
-@cache
-def _assigned(kind: type) -> dict[str, _Written]:
-    """What the methods of a class assign to `self.NAME`; the first assignment in `__init__` wins."""
+def _file(kind: type[nn.Module]) -> str | None:
     try:
         file = inspect.getsourcefile(kind)
     except TypeError:  # written at a prompt
-        return {}
-    tree = _tree(file) if file and is_user_file(file) else None
-    if file is None or tree is None:
-        return {}
-    body: list[ast.stmt] = tree.body
-    for part in kind.__qualname__.split("."):
+        return None
+    return file if file and is_user_file(file) else None
+
+
+@cache
+def _assigned(file: str, qualname: str) -> dict[str, ast.expr]:
+    """What the methods of a class assign to `self.NAME`; the first assignment in `__init__` wins."""
+    tree = _tree(file)
+    body: list[ast.stmt] = tree.body if tree is not None else []
+    for part in qualname.split("."):
         if part == "<locals>":
             continue
         nested = (node for statement in body for node in ast.walk(statement))
@@ -125,10 +128,10 @@ def _assigned(kind: type) -> dict[str, _Written]:
         body = scope.body
     methods = [statement for statement in body if isinstance(statement, ast.FunctionDef)]
     methods.sort(key=lambda method: method.name != "__init__")
-    found: dict[str, _Written] = {}
+    found: dict[str, ast.expr] = {}
     for method in methods:
         for name, value in _self_assignments(method):
-            found.setdefault(name, _Written(file, value))
+            found.setdefault(name, value)
     return found
 
 

@@ -6,6 +6,8 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -43,7 +45,8 @@ def same_process() -> Iterator[None]:
 
 
 def _restored_process() -> Callable[[], None]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if on_gpu else None
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
 
@@ -88,7 +91,7 @@ def _same(tensor: Tensor, values: Tensor) -> bool:
 
 def _restored_attributes(module: nn.Module) -> Callable[[], None]:
     """What each submodule holds: attributes by reference, and the tables of parameters, buffers, children and hooks."""
-    kept = []
+    kept: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]]]] = []
     for child in module.modules():
         if isinstance(child, torch.jit.ScriptModule):
             kept.append((child, {"training": child.training}, {}))

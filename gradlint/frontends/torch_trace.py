@@ -16,16 +16,18 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradlint.frontends.torch_ops import function_name
-from gradlint.frontends.torch_record import Recorder
+from gradlint.frontends.torch_record import Recorder, Whole
 
+_jit: Any = torch.jit  # in part untyped
 _PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})  # those that make a tensor of the tensor's values
-_SILENT = frozenset(
+_QUESTIONS = (  # they ask about a tensor, or leave the world of tensors
     "size dim ndimension stride storage_offset numel nelement element_size is_contiguous is_floating_point is_complex is_signed "
     "data_ptr untyped_storage storage register_hook register_post_accumulate_grad_hook retain_grad requires_grad_ backward "
     "get_device is_same_size has_names is_inference is_nonzero is_pinned is_shared share_memory_ __set__ __len__ __repr__ "
     "__format__ __hash__ __bool__ __int__ __float__ __index__ __contains__ __delete__ item tolist numpy __array__ __reduce_ex__ "
-    "__deepcopy__ _set_grad_enabled set_grad_enabled result_type can_cast is_tensor is_storage set_ resize_ resize_as_".split()
+    "__deepcopy__ _set_grad_enabled set_grad_enabled result_type can_cast is_tensor is_storage set_ resize_ resize_as_"
 )
+_SILENT = frozenset(_QUESTIONS.split())
 _BOOKKEEPING = frozenset({"detach", "alias", "lift_fresh", "lift_fresh_copy"})  # what autograd itself does beneath a call
 
 
@@ -47,11 +49,11 @@ class FunctionTracer(TorchFunctionMode):
         return recorder.call(function_name(func), func, args, kwargs, lambda: func(*args, **kwargs))
 
 
-class GapTracer(TorchDispatchMode):
+class GapTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operators that no function call accounts for: those of TorchScript and of other compiled code."""
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -120,7 +122,7 @@ def eager(recorder: Recorder | None = None) -> Iterator[None]:
         warnings.simplefilter("ignore")
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[no-untyped-call]
+        stack.enter_context(_jit.optimized_execution(False))
         stack.enter_context(_checkpoints(recorder))
         yield
 
@@ -183,7 +185,7 @@ def _custom_functions(recorder: Recorder) -> Iterator[None]:
             return _reentrant(recorder, *args)
         named = (None, *args) if cls.forward.__code__.co_argcount == len(args) + 1 else args  # the context comes first
         note = f"custom-function:{cls.__name__}"
-        return recorder.call(cls.__name__, cls.forward, named, kwargs, run, whole=("unknown", None), note=note)
+        return recorder.call(cls.__name__, cls.forward, named, kwargs, run, whole=Whole("unknown"), note=note)
 
     with _replaced(base, "apply", classmethod(apply)):
         yield

@@ -51,6 +51,10 @@ class Engine:
         self._bodies: dict[tuple[str, bytes], Plan] = {}
         self.plan = self._planner.graph(proto.graph, self._opsets)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """The engine itself: plans do not change, so that copies of a module share them."""
+        return self
+
     @property
     def constants(self) -> dict[str, Value]:
         """Every constant that is at hand, by key; entries that the owner keeps elsewhere may be removed."""

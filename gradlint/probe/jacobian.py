@@ -163,7 +163,12 @@ def _drawn(tensor: torch.Tensor) -> torch.dtype:
 
 
 def _combine(passes: Sequence[Pass]) -> Measurement:
-    last = passes[-1]
+    """Medians over the seeds that took the path of the first one, on which the graph was taken."""
+    taken = [one for one in passes if one.seen.keys() == passes[0].seen.keys()]
+    notes = ()
+    if len(taken) < len(passes):
+        notes = (f"{len(passes) - len(taken)} of {len(passes)} seeds took another path (layer drop, a branch): left out",)
+    passes, last = taken, taken[0]
     graph, structure = last.graph, last.structure
     each = [{node: one.gains(node) for node in one.seen} for one in passes]
     gains = {node: _median([gains[node] for gains in each if node in gains]) for node in last.seen}
@@ -186,6 +191,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
         dead=forward is None and is_dead(structure, last.seen),
         stopped_at=str(last.stopped) if last.stopped else None,
         by_cuts=by_cuts,
+        notes=notes,
         ran=frozenset(last.seen),
         live=frozenset(node for node, seen in last.seen.items() if seen.differentiable),
     )

@@ -17,7 +17,7 @@ _NON_FINITE_RULES = ("GL604", "GL804", "GL805")
 def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     """One sentence without a full stop, for people who do not know the theory."""
     if report.verdict is Verdict.NON_FINITE:
-        return _non_finite(report)
+        return _non_finite(report, rows)
     measured, predicted = growths(report)
     growth, origin = (measured, "") if measured is not None else (predicted, "predicted: ")
     if growth is None:
@@ -41,9 +41,10 @@ def is_growing(growth: Growth) -> bool:
     return not abs(growth.decades) < _GROWING
 
 
-def _non_finite(report: TargetReport) -> str:
-    first = next((finding for finding in report.findings if finding.rule in _NON_FINITE_RULES), None)
-    where = place(first) if first else ""
+def _non_finite(report: TargetReport, rows: Sequence[Row]) -> str:
+    found = [place(finding) for finding in report.findings if finding.rule in _NON_FINITE_RULES]
+    broken = [row.label for row in rows if row.forward is not None and not row.forward < math.inf]
+    where = next(iter([*found, *broken]), "")
     return f"NaN or infinity, first at {where}" if where else "NaN or infinity in the pass"
 
 

@@ -15,8 +15,9 @@ _NUMBER, _PREDICTED, _SIGNAL = 7, 11, 8  # widths of the number columns with the
 class Table:
     """Columns for rows that have been folded: label, source line, gradient, bar, predicted gradient, signal.
 
-    Columns without a value, or predictions of less than half of the rows, are left out; signal, predicted gradient and source line, in this order, give way to the bars where
-    `width` is short. `cells` is the width of a bar, `before` that of all that stands left of it, `head` the line of headings.
+    Columns without a value are left out, as are predictions of less than half of the rows; signal, predicted gradient and source
+    line, in this order, give way to the bars where `width` is short. `cells` is the width of a bar, `before` that of all that
+    stands left of it, `head` the line of headings.
     """
 
     def __init__(self, lines: Sequence[Row | Gap], heading: str, width: int) -> None:

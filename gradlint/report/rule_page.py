@@ -1,0 +1,59 @@
+"""Rules as text: a list, a page for each, or JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradlint.rule import Rule
+
+
+def listed(rules: Sequence[type[Rule]]) -> str:
+    """One line a rule: code, severity, name."""
+    return "".join(f"{rule.code}  {rule.severity:<7}  {rule.name}\n" for rule in rules)
+
+
+def as_json(rules: Sequence[type[Rule]]) -> str:
+    """A list of objects with code, name, severity and documentation."""
+    described = [
+        {"code": rule.code, "name": rule.name, "severity": rule.severity.value, "documentation": rule.documentation()}
+        for rule in rules
+    ]
+    return json.dumps(described, indent=2) + "\n"
+
+
+def page(documentation: str, width: int | None = None, *, bold: Callable[[str], str] = str) -> str:
+    """A rule's documentation, filled to `width` where one is given; `bold` marks the title and the headings.
+
+    A heading is a line that an indented paragraph follows.
+    """
+    lines = documentation.split("\n")
+    if width is not None:
+        lines = _filled(lines, width)
+    marked = [bold(lines[0])]
+    for line, following in zip(lines[1:], [*lines[2:], ""], strict=True):
+        heading = line and not line.startswith(" ") and following.startswith(" ")
+        marked.append(bold(line) if heading else line)
+    return "\n".join([*marked, ""])
+
+
+def _filled(lines: Sequence[str], width: int) -> list[str]:
+    """Indented paragraphs wrapped anew; a line that ends a sentence stays the end of a line, which keeps lists apart."""
+    joined: list[str] = []
+    for line in lines:
+        indent = _indent(line)
+        if line.strip() and indent and joined and _indent(joined[-1]) == indent and not joined[-1].endswith((".", ":")):
+            joined[-1] += f" {line.strip()}"
+        else:
+            joined.append(line)
+    filled = []
+    for line in joined:
+        filled += textwrap.wrap(line, width, subsequent_indent=_indent(line), break_on_hyphens=False) or [""]
+    return filled
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]

@@ -1,0 +1,82 @@
+"""GL802 jacobian-decay: the measured gradient vanishes on its way from the output to the first layers.
+
+What it finds:
+    A sustained decay of the measured gradient by 3.5 decades or more over the layers that every path passes, or a model in
+    which no weight can get a gradient at all. Decay over the steps of a recurrence is not reported here: it costs memory, not
+    training.
+
+Why it vanishes:
+    Each layer multiplies the gradient by its Jacobian. Where the factors are under one on average, the product fades
+    exponentially with depth: the last layers learn on top of first layers that hardly move.
+
+How to fix it:
+    Look at the finding that names the cause. Where there is none: raise the weight gain to the critical value of the
+    activation, or add normalisation or skip connections between start and end.
+
+References:
+    Hochreiter 1991; Bengio, Simard, Frasconi 1994, Learning long-term dependencies with gradient descent is difficult.
+    Schoenholz, Gilmer, Ganguli, Sohl-Dickstein 2017, Deep Information Propagation, arXiv 1611.01232 (depth scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradlint.rule import (
+    LIMIT,
+    Confidence,
+    Example,
+    Finding,
+    Needs,
+    Rule,
+    Severity,
+    Sketch,
+    Subject,
+    is_weight_layer,
+)
+
+
+def _stack(decades: float, *, dead: bool = False) -> Sketch:
+    sketch = Sketch()
+    sketch.stack(4, "tanh")
+    return sketch.ramp(decades).measured(dead=dead)
+
+
+class JacobianDecay(Rule):
+    """The measured vanishing itself."""
+
+    code = "GL802"
+    name = "jacobian-decay"
+    severity = Severity.ERROR
+    needs = Needs.PROBE
+    examples = (
+        Example(lambda: _stack(-4.2), fires_on=("linear0", "linear1", "linear2", "linear3")),
+        Example(lambda: _stack(0.0, dead=True), fires_on=("linear0", "linear1", "linear2", "linear3")),
+        Example(lambda: _stack(-3.6)),
+        Example(lambda: _stack(4.2)),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """At most one finding."""
+        found = subject.measurement
+        if found is None:
+            return
+        growth = found.growth
+        if found.dead:
+            nodes = [node.id for node in subject.graph if is_weight_layer(node)]
+            message = "no weight of the model gets a gradient that is not zero"
+            remedy = "draw the weights at random; look for a layer of zeros, a dead activation or a detach"
+            yield self.finding(subject, nodes, message, remedy=remedy, confidence=Confidence.MEASURED, layers=len(nodes))
+        elif growth.decades <= -LIMIT and growth.start and growth.end:
+            nodes, layers = subject.layers_between(growth.start, growth.end)
+            factor = 10 ** (growth.decades / max(layers, 1))
+            yield self.finding(
+                subject,
+                nodes,
+                f"the gradient shrinks to 10^{growth.decades:.1f} over {layers} layers, x{factor:.2f} a layer",
+                remedy="raise the weight gain, add normalisation or skip connections here",
+                confidence=Confidence.MEASURED,
+                decades=growth.decades,
+                layers=layers,
+                per_layer=factor,
+            )

@@ -1,0 +1,100 @@
+"""GL801 jacobian-growth: the measured gradient explodes on its way from the output to the first layers, or through time.
+
+What it finds:
+    A sustained growth of the measured gradient by 3.5 decades or more, over the layers that every path passes or over the steps
+    of a recurrence. The largest single step is left out: a head or a stem is not an explosion.
+
+Why it explodes:
+    Each layer multiplies the gradient by its Jacobian. Where the factors are over one on average, the product is exponential in
+    the number of layers or steps. An update that suits the last layers then throws the first ones out of range.
+
+How to fix it:
+    Look at the finding that names the cause. Where there is none: lower the weight gain, add normalisation or skip connections
+    between start and end; clipping the gradient norm keeps a run alive and does not mend the ratio between layers.
+
+References:
+    Philipp, Song, Carbonell 2018, The exploding gradient problem demystified, arXiv 1712.05577.
+    Pennington, Schoenholz, Ganguli 2017, Resurrecting the sigmoid in deep learning, arXiv 1711.04735 (spectrum of the Jacobian).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradlint.rule import (
+    LIMIT,
+    Confidence,
+    Example,
+    Finding,
+    Growth,
+    Needs,
+    Rule,
+    Severity,
+    Sketch,
+    Subject,
+    TimeGrowth,
+)
+
+REMEDY = "lower the weight gain, add normalisation or skip connections here; clip the gradient norm meanwhile"
+
+
+def _stack(decades: float) -> Sketch:
+    sketch = Sketch()
+    sketch.stack(4, "tanh")
+    return sketch.ramp(decades)
+
+
+def _rnn(decades: float) -> Sketch:
+    sketch = Sketch()
+    sketch.op("lstm", sketch.input(40, 8, 16), weights={"recurrent": sketch.weight(64, 16)}, shape=(40, 8, 16))
+    growth = Growth(decades, rise=decades, per_step=decades / 40)
+    return sketch.measured(time=(TimeGrowth("lstm0", (0.0,) * 40, growth),))
+
+
+class JacobianGrowth(Rule):
+    """The measured explosion itself."""
+
+    code = "GL801"
+    name = "jacobian-growth"
+    severity = Severity.ERROR
+    needs = Needs.PROBE
+    examples = (
+        Example(lambda: _stack(4.2), fires_on=("linear0", "linear1", "linear2", "linear3")),
+        Example(lambda: _rnn(4.0), fires_on=("lstm0",)),
+        Example(lambda: _stack(3.6)),
+        Example(lambda: _stack(-4.2)),
+        Example(lambda: _rnn(3.4)),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding for the layers, one for each recurrence."""
+        found = subject.measurement
+        if found is None:
+            return
+        growth = found.growth
+        if growth.decades >= LIMIT and growth.start and growth.end:
+            nodes, layers = subject.layers_between(growth.start, growth.end)
+            factor = 10 ** (growth.decades / max(layers, 1))
+            message = f"the gradient grows 10^{growth.decades:.1f} over {layers} layers, x{factor:.2f} a layer"
+            yield self.finding(
+                subject,
+                nodes,
+                message,
+                remedy=REMEDY,
+                confidence=Confidence.MEASURED,
+                decades=growth.decades,
+                layers=layers,
+                per_layer=factor,
+            )
+        for item in found.time:
+            if item.growth.decades >= LIMIT and item.node in subject.graph:
+                steps = len(item.backward)
+                yield self.finding(
+                    subject,
+                    [item.node],
+                    f"the gradient grows 10^{item.growth.decades:.1f} over {steps} steps of time",
+                    remedy="scale the recurrent weight down or draw it orthogonal, and clip the gradient norm",
+                    confidence=Confidence.MEASURED,
+                    decades=item.growth.decades,
+                    steps=steps,
+                )

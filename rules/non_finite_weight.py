@@ -1,0 +1,67 @@
+"""GL604 non-finite-weight: a parameter or buffer holds NaN or infinity.
+
+What it finds:
+    Weights, biases, scales and running statistics with at least one element that is not finite.
+
+Why it matters:
+    NaN spreads to everything that it is added to or multiplied with, and infinity times zero is NaN: the output, the loss and
+    every gradient are lost with the first forward pass. The file was written after a run had diverged, was damaged, or was cast
+    to a type that cannot hold its values (float16 ends at 65504).
+
+How to fix it:
+    Go back to a checkpoint from before the weight broke. If none has it finite, look for the step that broke it, with
+    torch.autograd.set_detect_anomaly, and for casts to float16.
+
+References:
+    IEEE 754-2019, section 6 (infinity, NaN and their propagation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradlint.rule import Example, Finding, Rule, Severity, Sketch, Subject
+
+SHOWN = 3  # names in the message; the evidence has them all
+
+
+def _layer(value: float) -> Sketch:
+    sketch = Sketch()
+    values = np.linspace(-1.0, 1.0, 64).reshape(8, 8)
+    values[3, 4] = value
+    sketch.linear(sketch.linear(sketch.input(8, 8), weight=sketch.array(values, "fc.weight")))
+    return sketch
+
+
+class NonFiniteWeight(Rule):
+    """Weights with NaN or infinity."""
+
+    code = "GL604"
+    name = "non-finite-weight"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _layer(float("nan")), fires_on=("linear0",)),
+        Example(lambda: _layer(float("inf")), fires_on=("linear0",)),
+        Example(lambda: _layer(1e30)),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding for all of them."""
+        broken = {
+            node.id: names
+            for node in subject.graph
+            if (names := [weight.name for weight in node.weights.values() if not weight.statistics.finite])
+        }
+        names = list(dict.fromkeys(name for found in broken.values() for name in found))
+        if not names:
+            return
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        yield self.finding(
+            subject,
+            list(broken),
+            f"NaN or infinity in {', '.join(names[:SHOWN])}{more}",
+            remedy="load a checkpoint from before the weight broke; find what broke it with torch.autograd.set_detect_anomaly",
+            weights=names,
+        )

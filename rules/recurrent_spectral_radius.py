@@ -1,0 +1,114 @@
+"""GL502 recurrent-spectral-radius: the recurrent matrix stretches the state at every step of the sequence.
+
+What it finds:
+    A recurrence whose recurrent matrix, or that of one of its gates, has a spectral radius over one. A linear one or one of
+    unbounded activation is reported where the gradient is predicted, or measured, to grow by 2.2 decades or more over the
+    sequence; a bounded or gated one, which may hold itself, only where that is measured.
+
+Why it explodes:
+    The gradient at a step is the gradient at the last one times a product of the same matrix, so a radius of 1.1 makes 10^4.1
+    of 100 steps. A tanh network above its critical gain is chaotic: its Lyapunov exponent is positive and the gradient grows,
+    though the state is bounded.
+
+How to fix it:
+    Scale the recurrent weight by 1/radius, or draw it with nn.init.orthogonal_; set the forget-gate bias of an LSTM to 1; clip
+    the gradient norm; cut the sequence (truncated backpropagation).
+
+References:
+    Pascanu, Mikolov, Bengio 2013, On the difficulty of training recurrent neural networks, arXiv 1211.5063.
+    Engelken, Wolf, Abbott 2020, Lyapunov spectra of chaotic recurrent neural networks, arXiv 2006.02427.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradlint.rule import (
+    HEALTHY,
+    LIMIT,
+    RECTIFIERS,
+    Confidence,
+    Example,
+    Finding,
+    Growth,
+    Loop,
+    Rule,
+    Severity,
+    Sketch,
+    Subject,
+    TimeGrowth,
+    loops,
+)
+
+GROWS = RECTIFIERS - {"relu6"} | {"selu", "softplus", None}  # None: a linear recurrence
+STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
+
+
+def _rnn(radius: float, op: str = "rnn", nonlinearity: str = "relu", measured: float | None = None) -> Sketch:
+    sketch = Sketch()
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[op]
+    weights = {"weight": sketch.weight(16 * gates, 16), "recurrent": sketch.array(np.tile(radius * np.eye(16), (gates, 1)))}
+    sketch.op(op, sketch.input(40, 8, 16), weights=weights, shape=(40, 8, 16), nonlinearity=nonlinearity, time_axis=0)
+    return sketch if measured is None else sketch.measured(time=(TimeGrowth(f"{op}0", (), Growth(measured, rise=measured)),))
+
+
+def _loop(radius: float) -> Sketch:
+    sketch = Sketch()
+    h = sketch.input(8, 16)
+    weight = sketch.array(radius * np.eye(16), "w_hh")
+    for _ in range(40):
+        h = sketch.op("relu", sketch.linear(h, weight=weight), shape=(8, 16))
+    return sketch
+
+
+class RecurrentSpectralRadius(Rule):
+    """Recurrent matrices that stretch."""
+
+    code = "GL502"
+    name = "recurrent-spectral-radius"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _rnn(1.3), fires_on=("rnn0",)),
+        Example(lambda: _loop(1.3), fires_on=tuple(f"linear{index}" for index in range(40))),
+        Example(lambda: _rnn(2.0, nonlinearity="tanh", measured=3.0), fires_on=("rnn0",)),
+        Example(lambda: _rnn(2.0, "lstm", measured=3.0), fires_on=("lstm0",)),
+        Example(lambda: _rnn(1.1)),
+        Example(lambda: _loop(1.1)),
+        Example(lambda: _rnn(2.0, nonlinearity="tanh")),
+        Example(lambda: _rnn(2.0, nonlinearity="tanh", measured=1.0)),
+        Example(lambda: _rnn(2.0, "lstm")),
+        Example(lambda: _rnn(0.9, "lstm", measured=3.0)),
+    )
+
+    def applies(self, subject: Subject) -> str | None:
+        """Only where there is a recurrence."""
+        return None if loops(subject.structure) else "no recurrence in the graph"
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per recurrence."""
+        for loop in loops(subject.structure):
+            measured = subject.growth_over_time(loop.node)
+            quiet = measured is None or measured < HEALTHY
+            if (quiet and loop.activation not in GROWS) or loop.radius is None or loop.radius <= 1.0:
+                continue
+            steps = loop.steps or STEPS
+            decades = (loop.exponent(steps) or 0.0) * steps if measured is None else measured
+            if measured is not None or decades >= HEALTHY:
+                yield self._report(subject, loop, decades, measured=measured is not None)
+
+    def _report(self, subject: Subject, loop: Loop, decades: float, *, measured: bool) -> Finding:
+        radius, steps = loop.radius or 0.0, loop.steps or STEPS
+        holds = Confidence.MEASURED if decades >= HEALTHY else Confidence.REFUTED
+        return self.finding(
+            subject,
+            loop.nodes,
+            f"the recurrent weight has spectral radius {radius:.2f}: the gradient grows 10^{decades:.1f} over {steps} steps",
+            severity=self.severity if decades >= LIMIT else Severity.WARNING,
+            confidence=holds if measured else Confidence.PREDICTED,
+            remedy=f"scale the recurrent weight by {1.0 / radius:.2f}, or nn.init.orthogonal_ it, and clip the gradient norm",
+            radius=radius,
+            steps=steps,
+            decades=decades,
+        )
