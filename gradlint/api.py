@@ -80,7 +80,7 @@ class Report:
         return report.render(output_format, [self.result], **options)
 
     def raise_if_failed(self, fail_on: str | None = "error", min_score: int | None = None) -> None:
-        """Raise CheckFailedError, with the report as its message, when a finding is at or above `fail_on` or the score too low."""
+        """Raise CheckFailedError, whose message is the report: a finding is at or above `fail_on`, or the score too low."""
         if score.failed(self.result, Severity(fail_on) if fail_on else None, min_score):
             raise CheckFailedError(self.to("full"), self)
 

@@ -36,7 +36,16 @@ from gradlint.structure import kind_of
 
 Progress = Callable[[str], None]
 
-_SYMPTOMS = frozenset({"GL801", "GL802", "GL804", "GL805"})
+_ZERO = -100.0  # decades: a predicted factor of zero, which no float can tell from nothing
+_RECURRENT = frozenset({"GL501", "GL502"})
+_SYMPTOMS = {  # what can make each: claims about growth, and rules that name a cause without one
+    "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), _RECURRENT),
+    "GL802": (frozenset({Effect.VANISHES, Effect.EITHER}), frozenset({"GL104", "GL806"})),
+    "GL804": (frozenset({Effect.EXPLODES}), frozenset({"GL604"}) | _RECURRENT),
+    "GL805": (frozenset({Effect.EXPLODES}), frozenset({"GL604"}) | _RECURRENT),
+    "GL806": (frozenset[Effect](), frozenset({"GL104"})),
+}
+_CAUSES = frozenset().union(*(codes for _, codes in _SYMPTOMS.values()))
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,8 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         rules_checked=len(rules) - len(skipped),
         notes=(*loaded.notes_of(), *(measurement.notes if measurement else ())),
         capture=loaded.capture_of(),
+        predicted=predicted,
+        time=measurement.time if measurement else (),
     )
 
 
@@ -136,6 +147,7 @@ def _spine_points(subject: Subject) -> tuple[tuple[SpinePoint, ...], Growth | No
         forward = None if step is None or step.state.q <= 0 else _half_log(step.state.q)
         predicted[node] = Gains(level, forward if step is not None and step.decades is not None else None)
         level = level + step.decades if level is not None and step is not None and step.decades is not None else None
+        level = -math.inf if level is not None and level < _ZERO else level
     measured = measurement.gains if measurement is not None else {}
     points = tuple(
         SpinePoint(
@@ -217,28 +229,31 @@ def _measured_over(finding: Finding, measurement: Measurement) -> float | None:
 
 
 def _relate(findings: Sequence[Finding]) -> list[Finding]:
-    """Point symptoms at the strongest finding that explains them."""
-    causes = [f for f in findings if f.rule not in _SYMPTOMS and f.confidence is not Confidence.REFUTED and _explains(f)]
+    """Point symptoms at the strongest finding that explains them, and let a named cause stand for mere depth."""
+    causes = [f for f in findings if f.confidence is not Confidence.REFUTED and _explains(f)]
+    named = max((f.decades for f in causes if f.effect is not Effect.EITHER), default=0.0)
     related = []
     for finding in findings:
+        if finding.effect is Effect.EITHER and finding.confidence is Confidence.MEASURED and finding.decades <= named:
+            continue  # depth makes any cause worse; a finding that names the cause says enough
         cause = _cause_of(finding, causes) if finding.rule in _SYMPTOMS else None
         related.append(replace(finding, caused_by=cause.rule) if cause else finding)
     return related
 
 
 def _explains(finding: Finding) -> bool:
-    return finding.effect is not None or finding.rule in {"GL604", "GL104", "GL501", "GL502"}
+    return finding.effect is not None or finding.rule in _CAUSES
 
 
 def _cause_of(symptom: Finding, causes: Sequence[Finding]) -> Finding | None:
-    wanted = {
-        "GL801": lambda f: f.effect in {Effect.EXPLODES, Effect.EITHER},
-        "GL802": lambda f: f.effect in {Effect.VANISHES, Effect.EITHER} or f.rule == "GL104",
-        "GL804": lambda f: f.rule == "GL604" or f.effect is Effect.EXPLODES,
-        "GL805": lambda f: f.rule == "GL604" or f.effect is Effect.EXPLODES,
-    }[symptom.rule]
-    fitting = [cause for cause in causes if wanted(cause)]
+    fitting = [cause for cause in causes if cause is not symptom and _fits(symptom.rule, cause)]
     return min(fitting, key=lambda cause: (cause.severity.rank, -cause.decades), default=None)
+
+
+def _fits(symptom: str, cause: Finding) -> bool:
+    """Whether a finding can be what makes a symptom."""
+    effects, codes = _SYMPTOMS[symptom]
+    return cause.effect in effects or cause.rule in codes
 
 
 def _fingerprint(finding: Finding) -> str:

@@ -114,10 +114,11 @@ class Weight:
         count = 0
         for start in range(0, flat.size, _CHUNK):
             part = np.asarray(flat[start : start + _CHUNK], dtype=np.float64)
-            good = part[np.isfinite(part)] if not np.isfinite(part.sum()) else part
-            count += good.size
-            total += float(good.sum())
-            square += float(np.square(good).sum())
+            with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, and squares beyond the range of float64
+                good = part[np.isfinite(part)] if not np.isfinite(part.sum()) else part
+                count += good.size
+                total += float(good.sum())
+                square += float(np.square(good).sum())
             largest = max(largest, float(np.abs(good).max(initial=0.0)))
         seen = max(count, 1)
         return Statistics(total / seen, square / seen, largest, count == flat.size)

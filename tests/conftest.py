@@ -6,10 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+from gradlint import cli
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for the modules of samples that lie beside the tests
+hypothesis.settings.register_profile("gradlint", deadline=None)  # no test depends on the speed of the machine
+hypothesis.settings.load_profile("gradlint")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,3 +33,20 @@ def snapshot(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"{name} changed; if that is meant, run pytest --update-snapshots"
 
     return compare
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def call(*args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as raised:
+            cli.main(list(args))
+        captured = capsys.readouterr()
+        return raised.value.code, captured.out, captured.err
+
+    return call

@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
-import yaml
 from report_samples import deep, exploding, healthy, unprobed
 
 from gradlint import cli, engine
 from gradlint.errors import ForwardError, GradlintError, TargetError
 from gradlint.report import tool_version
 from gradlint.report.json_report import schema
-from gradlint.report.rule_page import page
 from gradlint.result import Severity
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-
-    def call(*args):
-        with pytest.raises(SystemExit) as raised:
-            cli.main(list(args))
-        captured = capsys.readouterr()
-        return raised.value.code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -299,215 +280,8 @@ def test_a_message_cannot_steer_the_terminal(lint):
     assert "\x1b" not in lint({"a.onnx": TargetError("bad \x1b[2J name")}, "a.onnx")[2]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize(("option", "shown"), [("--no-timings", True), ("--quiet", False)])
-def test_progress_is_shown_where_somebody_is_watching(option, shown, tmp_path):
-    import pty
-
-    code = """
-import sys, time
-sys.path.insert(0, "tests")
-from report_samples import healthy
-from gradlint import cli, engine
-def check(target, options, *, progress):
-    progress("probing [seed 2 of 3]")
-    time.sleep(0.3)
-    return healthy()
-engine.check = check
-cli.main(sys.argv[1:])
-"""
-    model = tmp_path / "a.onnx"
-    model.touch()
-    ours, theirs = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(model), option], cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, env=env, check=False
-    )
-    os.set_blocking(ours, False)
-    try:
-        said = os.read(ours, 100_000).decode()
-    except BlockingIOError:
-        said = ""
-    finally:
-        os.close(theirs)
-        os.close(ours)
-    assert done.returncode == 0
-    assert ("a.onnx: probing [seed 2 of 3]" in said) is shown
-    assert b"probing" not in done.stdout
-
-
 def test_progress_is_not_shown_in_a_log(lint):
     assert lint({"a.onnx": healthy()}, "a.onnx")[2] == ""
-
-
-# rules ------------------------------------------------------------------------------------------------------------------
-
-RULE = '''"""ZZ{code} {name}: a sentence.
-
-What it finds
-    A place.
-"""
-from gradlint.rule import Example, Rule, Severity
-
-
-class It(Rule):
-    code, name, severity, examples = "ZZ{code}", "{name}", Severity.NOTE, ()
-
-    def check(self, subject):
-        return []
-'''
-
-
-@pytest.fixture
-def pack(tmp_path, monkeypatch):
-    """A folder with two rules; the built-in pack is left out, so that the tests depend on no rule."""
-    folder = tmp_path / "pack"
-    folder.mkdir()
-    for code, name in (("101", "odd-place"), ("102", "even-place")):
-        (folder / f"{name}.py").write_text(RULE.format(code=code, name=name), encoding="utf-8")
-    monkeypatch.setattr("gradlint.catalog.builtin_dir", lambda: folder)
-    return folder
-
-
-@pytest.mark.parametrize("word", ["ZZ101", "zz101", "odd-place"])
-def test_a_rule_is_explained_by_code_or_name_with_its_docstring(run, pack, word):
-    assert run("rule", word) == (0, "ZZ101 odd-place: a sentence.\n\nWhat it finds\n    A place.\n", "")
-
-
-def test_all_rules_are_explained_one_after_the_other(run, pack):
-    code, out, _ = run("rule", "--all")
-    assert code == 0
-    assert out.count("What it finds") == 2
-
-
-def test_without_a_code_rules_are_listed_one_a_line(run, pack):
-    assert run("rule") == (0, "ZZ101  note     odd-place\nZZ102  note     even-place\n", "")
-
-
-def test_rules_as_json_are_a_list(run, pack):
-    loaded = json.loads(run("rule", "--all", "--output-format", "json")[1])
-    assert [(entry["code"], entry["name"], entry["severity"]) for entry in loaded] == [
-        ("ZZ101", "odd-place", "note"),
-        ("ZZ102", "even-place", "note"),
-    ]
-    assert loaded[0]["documentation"].startswith("ZZ101 odd-place: a sentence.")
-
-
-def test_an_unknown_rule_is_answered_with_the_nearest_one(run, pack):
-    code, out, err = run("rule", "odd-palce")
-    assert (code, out) == (2, "")
-    assert "odd-place" in err
-
-
-def test_a_page_is_filled_to_a_width_and_otherwise_keeps_its_lines():
-    documentation = "ZZ1 odd: title.\n\nHow\n    One two three\n    four five. End\n    here.\n    \n    Ref one.\n    Ref two."
-    assert page(documentation) == documentation + "\n"
-    assert page(documentation, 20).splitlines() == [
-        *("ZZ1 odd: title.", "", "How", "    One two three", "    four five. End", "    here."),
-        *("", "    Ref one.", "    Ref two."),
-    ]
-    assert "    One two three four five. End here." in page(documentation, 80).splitlines()
-
-
-def test_headings_stand_out_in_colour(run, pack):
-    _, out, _ = run("rule", "ZZ101", "--color", "always")
-    assert "\x1b[1mWhat it finds\x1b[0m\n    A place." in out
-
-
-def test_stripped_docstrings_are_said_to_be(pack):
-    done = subprocess.run(
-        [sys.executable, "-OO", "-m", "gradlint", "rule", "ZZ101", "--rules", str(pack)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "python -OO strips the documentation" in done.stderr
-
-
-# the process ------------------------------------------------------------------------------------------------------------
-
-
-def python(*args, **env):
-    return subprocess.run(
-        [sys.executable, *args], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | env, timeout=120
-    )
-
-
-@pytest.mark.parametrize("args", [["--version"], ["--help"], ["check", "--help"], ["rule", "--help"], ["check"]])
-def test_version_and_help_import_nothing_heavy(args):
-    code = f"""
-import sys
-from gradlint import cli
-try:
-    cli.main({args!r})
-finally:
-    heavy = {{"torch", "onnx", "numpy", "networkx", "rich"}} & set(sys.modules)
-    print("heavy:", sorted(heavy), file=sys.stderr)
-"""
-    done = python("-c", code)
-    assert done.returncode == 0
-    assert done.stderr.endswith("heavy: []\n")
-
-
-def test_python_m_gradlint_is_the_same_command():
-    assert python("-m", "gradlint", "--version").stdout == f"gradlint {tool_version()}\n"
-
-
-def test_a_missing_file_is_exit_2_with_one_sentence():
-    done = python("-m", "gradlint", "no_such_model.onnx")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("gradlint: no_such_model.onnx: no such file or folder\n")
-
-
-@pytest.mark.parametrize("output_format", ["full", "json", "concise", "github"])
-def test_a_stream_that_knows_only_ascii_is_no_obstacle(output_format, tmp_path):
-    code = f"""
-import dataclasses, sys
-sys.path.insert(0, "tests")
-from report_samples import exploding
-from gradlint import cli, engine
-engine.check = lambda target, options, progress: dataclasses.replace(exploding(), target="modèle.onnx", notes=("naïve",))
-cli.main([sys.argv[1], "--output-format", {output_format!r}])
-"""
-    model = tmp_path / "a.onnx"
-    model.touch()
-    done = python("-c", code, str(model), PYTHONIOENCODING="ascii")
-    assert done.returncode == 1, done.stderr
-    assert done.stdout.isascii()
-
-
-def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    code = """
-import sys
-sys.path.insert(0, "tests")
-from report_samples import exploding
-from gradlint import cli, engine
-engine.check = lambda target, options, progress: exploding()
-cli.main([sys.argv[1], "--output-format", "json"])
-"""
-    model = tmp_path / "a.onnx"
-    model.touch()
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(model)], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
-    )
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
-
-
-# pre-commit -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_hooks_call_a_command_that_exists_and_match_onnx_files_only():
-    hooks = {hook["id"]: hook for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))}
-    assert set(hooks) == {"gradlint", "gradlint-target"}
-    assert all(hook["entry"].split()[1] in cli.cli.commands and hook["language"] == "python" for hook in hooks.values())
-    assert re.search(hooks["gradlint"]["files"], "models/net.onnx")
-    assert not re.search(hooks["gradlint"]["files"], "models/net.onnx.md")
-    assert hooks["gradlint-target"]["pass_filenames"] is False
 
 
 def test_every_error_of_gradlint_is_caught_by_the_command_line(lint):

@@ -99,7 +99,8 @@ def test_large_tensors_of_any_dtype_are_read_from_where_they_lie(tmp_path, dtype
         assert not tensor.raw_data
         assert file.array(tensor).dtype == values.dtype
         assert np.array_equal(file.array(tensor), values)
-    assert isinstance(read_onnx(path).array(tensor).base, np.memmap)
+    file = read_onnx(path)
+    assert isinstance(file.array(file.proto.graph.initializer[0]), np.memmap)
 
 
 @pytest.mark.parametrize("name", ["BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2", "INT4", "UINT4"])
@@ -311,13 +312,37 @@ def test_functions_that_call_one_another_in_a_circle_are_refused():
         read_onnx(model)
 
 
-def test_a_constant_of_absurd_size_is_not_computed():
-    shape = numpy_helper.from_array(np.array([1 << 40], np.int64), "shape")
-    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = read_onnx(helper.make_model(helper.make_graph(nodes, "g", [x], [y], [shape]))).graph
-    assert [node.op for node in graph] == ["input", "constant", "add"]
+def absurd_nodes(maker):
+    """Nodes that make a vector of 2**40 elements out of small initializers, and add it to x."""
+    nodes = {
+        "ConstantOfShape": [helper.make_node("ConstantOfShape", ["size"], ["c"])],
+        "Expand": [helper.make_node("Expand", ["one", "size"], ["c"])],
+        "Tile": [helper.make_node("Tile", ["one", "size"], ["c"])],
+        "Range": [helper.make_node("Range", ["zero", "scalar", "unit"], ["c"])],
+        "computed": [
+            helper.make_node("Unsqueeze", ["scalar", "zeros"], ["s"]),
+            helper.make_node("Expand", ["one", "s"], ["c"]),
+        ],
+        "Concat": [helper.make_node("Concat", [f"c{i}"] * 2, [f"c{i + 1}"], axis=0) for i in range(40)],
+    }[maker]
+    nodes[-1].output[0] = "c"
+    return [*nodes, helper.make_node("Add", ["x", "c"], ["y"])]
+
+
+@pytest.mark.parametrize("maker", ["ConstantOfShape", "Expand", "Tile", "Range", "computed", "Concat"])
+def test_a_constant_of_absurd_size_is_not_computed(maker):
+    values = {"size": [1 << 40], "scalar": 1 << 40, "zero": 0, "unit": 1, "one": [1], "zeros": [0], "c0": [1]}
+    initializers = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in values.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.INT64, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.INT64, None)
+    graph = read_onnx(
+        helper.make_model(
+            helper.make_graph(absurd_nodes(maker), "g", [x], [y], initializers), opset_imports=[helper.make_opsetid("", 18)]
+        )
+    ).graph
+    assert next(iter(graph)).op == "input"
+    assert graph.outputs[0].node == "Add:y"
+    assert all(weight.size < 1 << 30 for weight in graph.weights.values())
 
 
 def test_reading_does_not_change_a_model_in_memory():

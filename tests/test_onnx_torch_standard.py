@@ -65,8 +65,8 @@ def agree(got: Any, expected: Any, rtol: float, atol: float) -> bool:
     expected = as_torch(expected)
     if got.dtype != expected.dtype or got.shape != expected.shape:
         return False
-    if got.dtype == torch.bfloat16:  # 8 bits of mantissa
-        rtol, atol = 1e-2, 1e-2
+    if got.dtype in {torch.bfloat16, torch.float16}:  # 8 and 11 bits of mantissa
+        rtol = atol = 1e-2 if got.dtype == torch.bfloat16 else 2e-3
     return torch.allclose(got.double(), expected.double(), rtol, atol, equal_nan=True)
 
 

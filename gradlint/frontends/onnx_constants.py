@@ -20,6 +20,7 @@ from gradlint.frontends.onnx_skeleton import Skeleton, dtype_name
 _SMALL = 4096  # elements up to which a folded value is computed at once and kept
 _BUDGET = 1 << 28  # elements that a folded value may have: the file is not trusted
 _DEPTH = 32  # large folds on large folds that one read may compute
+_RANK = 64  # axes that a shape may have
 _ROOTS = 4  # weights that one folded name may list
 _NO_LARGER = (  # no output has more elements than the inputs together
     "Abs ArgMax ArgMin Cast CastLike Ceil Clip Concat Cos CumSum DequantizeLinear Erf Exp Flatten Floor GatherElements "
@@ -135,8 +136,8 @@ class Folder:
         roots = tuple(dict.fromkeys(root for constant in given if constant.is_float for root in constant.roots))
         names = ["+".join(roots)] * len(types) if 0 < len(roots) <= _ROOTS else list(node.output)
         depth = 1 + max(constant.depth for constant in given)
-        shapes = [None if kind is None or kind[1] is None or None in kind[1] else kind[1] for kind in types]
-        if None in shapes or all(constant.size <= _SMALL for constant in given):
+        known = [kind for kind in types if kind is not None and kind[1] is not None and None not in kind[1]]
+        if len(known) < len(types) or all(constant.size <= _SMALL for constant in given):
             try:
                 values = self._run(node, inputs)
             except TargetError:
@@ -145,12 +146,11 @@ class Folder:
         if depth > _DEPTH:
             return nothing
         return [
-            Constant(names[port], tuple(map(int, shape)), kind[0], partial(self._read, node, inputs, port, shape), roots, depth)
-            for port, (shape, kind) in enumerate(zip(shapes, types, strict=True))
-            if shape is not None and kind is not None
+            Constant(names[port], shape, dtype, partial(self._read, node, inputs, port, shape), roots, depth)
+            for port, (dtype, shape) in enumerate((dtype, tuple(size or 0 for size in shape or ())) for dtype, shape in known)
         ]
 
-    def _read(self, node: onnx.NodeProto, inputs: Sequence[Constant | None], port: int, shape: Shape) -> NDArray[Any]:
+    def _read(self, node: onnx.NodeProto, inputs: Sequence[Constant | None], port: int, shape: tuple[int, ...]) -> NDArray[Any]:
         values = self._run(node, inputs)[port]
         if values.shape != shape:
             raise TargetError(f"{self._label}: {node.output[port]!r} is declared {list(shape)} but is {list(values.shape)}")
@@ -172,8 +172,9 @@ class Folder:
 def largest_output(node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> float:
     """An upper bound of the elements of an output; infinite for operators that are not folded."""
     given = [constant for constant in inputs if constant is not None]
+    sizes = [constant.size for constant in given]
     if node.op_type in _NO_LARGER.split():
-        return sum(constant.size for constant in given)
+        return sum(sizes)
     try:
         if node.op_type in _BROADCASTING.split():
             return math.prod(np.broadcast_shapes(*(constant.shape for constant in given)))
@@ -181,12 +182,10 @@ def largest_output(node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> f
             data, indices = given
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             return data.size // max(data.shape[axis], 1) * indices.size
-        if node.op_type == "ConstantOfShape":
-            return math.prod(given[0].plain())
-        if node.op_type in {"Expand", "Tile"}:
-            return given[0].size * math.prod(given[1].plain())
+        if node.op_type in {"ConstantOfShape", "Expand", "Tile"} and sizes[-1] <= _RANK:
+            return float(math.prod(sizes[:-1]) * math.prod(given[-1].plain()))
         if node.op_type == "Range":
-            start, limit, delta = (constant.plain() for constant in given)
+            start, limit, delta = (float(constant.plain()) for constant in given)
             return abs((limit - start) / delta)
     except (ArithmeticError, LookupError, TypeError, ValueError):
         pass

@@ -14,9 +14,10 @@ from onnx import inliner
 
 from gradlint.errors import TargetError
 from gradlint.frontends.inputs import InputSpec, merge_given
-from gradlint.frontends.onnx_graph import build_graph, free_inputs
+from gradlint.frontends.onnx_graph import build_graph
 from gradlint.frontends.onnx_inputs import infer_inputs
 from gradlint.frontends.onnx_metadata import FOLDED, state_kinds
+from gradlint.frontends.onnx_shapes import free_inputs, graphs_of
 from gradlint.frontends.onnx_skeleton import Skeleton, load_skeleton
 from gradlint.graph import Graph
 from gradlint.ops import Kind, operator
@@ -114,18 +115,11 @@ def _inlined(skeleton: Skeleton) -> onnx.ModelProto:
 
 def _refuse_recursion(label: str, functions: Iterable[onnx.FunctionProto]) -> None:
     """Raise TargetError when a function calls itself, directly or through others: inlining would not end."""
-    calls = {(f.domain, f.name): {(node.domain, node.op_type) for node in _nodes(f.node)} for f in functions}
+    calls = {
+        (f.domain, f.name): {(node.domain, node.op_type) for graph in graphs_of(f) for node in graph.node} for f in functions
+    }
     while calls:
         leaves = {key for key, called in calls.items() if not called & calls.keys()}
         if not leaves:
             raise TargetError(f"{label}: the local functions {sorted(name for _, name in calls)} call one another in a circle")
         calls = {key: called for key, called in calls.items() if key not in leaves}
-
-
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes and the nodes of their subgraphs."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph.node)

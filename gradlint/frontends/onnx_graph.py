@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 
 import onnx
-from onnx import shape_inference
 
 from gradlint.errors import TargetError
 from gradlint.frontends import onnx_constants
@@ -15,36 +14,12 @@ from gradlint.frontends.onnx_constants import Constant, Folder, TensorType
 from gradlint.frontends.onnx_metadata import Provenance, provenance, state_kinds
 from gradlint.frontends.onnx_names import assign_ids, input_id, subgraph_scope
 from gradlint.frontends.onnx_roles import Call, Operand, Weights, describe
-from gradlint.frontends.onnx_skeleton import Skeleton, dtype_name
+from gradlint.frontends.onnx_shapes import declared_types, free_inputs, infer_shapes, tensor_type
+from gradlint.frontends.onnx_skeleton import Skeleton
 from gradlint.graph import Graph, Node, Ref
 
 Values = ChainMap[str, Operand]
 Types = ChainMap[str, TensorType]
-
-
-def infer_shapes(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str | None]:
-    """The model with the types that onnx can infer, or as it is together with the reason why it cannot."""
-    try:
-        return shape_inference.infer_shapes(proto, data_prop=True), None
-    except Exception as error:  # noqa: BLE001 - onnx raises bare RuntimeError and ValueError, shapes are a help, not a need
-        return proto, str(error).strip().partition("\n")[0]
-
-
-def free_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that a caller has to give: those that no initializer sets."""
-    held = {tensor.name for tensor in graph.initializer}
-    return [value for value in graph.input if value.name not in held]
-
-
-def tensor_type(value: onnx.TypeProto) -> TensorType | None:
-    """Dtype and shape of a type, None when it is not that of a tensor."""
-    if not value.HasField("tensor_type"):
-        return None
-    tensor = value.tensor_type
-    shape = None
-    if tensor.HasField("shape"):
-        shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim)
-    return dtype_name(tensor.elem_type), shape
 
 
 def build_graph(skeleton: Skeleton) -> tuple[Graph, str | None]:
@@ -85,7 +60,7 @@ class _Builder:
 
     def _walk(self, graph: onnx.GraphProto, values: Values, types: Types, scope: str = "") -> list[Ref | None]:
         """Add the nodes of a graph and return its outputs, None for constant ones; `values` and `types` are its names."""
-        types.update(_declared(graph))
+        types.update(declared_types(graph))
         for tensor in graph.initializer:
             values[tensor.name] = onnx_constants.from_tensor(self._skeleton, tensor, self._unique(tensor.name, scope))
         for node, node_id in zip(graph.node, assign_ids(graph, scope), strict=True):
@@ -159,12 +134,6 @@ class _Builder:
         )
         self._calls[origin.module, call.op] += 1
         values.update((name, Ref(node_id, port)) for port, name in zip(count(), node.output) if name)
-
-
-def _declared(graph: onnx.GraphProto) -> dict[str, TensorType]:
-    """The types that a graph states for its tensors."""
-    stated = ((value.name, tensor_type(value.type)) for value in (*graph.value_info, *graph.input, *graph.output))
-    return {name: kind for name, kind in stated if kind is not None}
 
 
 def captured(graph: onnx.GraphProto) -> Iterable[str]:

@@ -12,8 +12,8 @@ import onnx
 
 from gradlint.errors import InputError
 from gradlint.frontends.inputs import DTYPES, InputSpec
-from gradlint.frontends.onnx_graph import tensor_type
 from gradlint.frontends.onnx_names import input_id
+from gradlint.frontends.onnx_shapes import tensor_type
 from gradlint.graph import Graph, Node
 from gradlint.ops import Kind, operator
 

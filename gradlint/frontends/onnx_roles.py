@@ -201,9 +201,8 @@ def _rnn(call: Call) -> None:
         call.add_weight("recurrent" + end, _part(call.matrix(2), direction, directions))
         for half, role in enumerate(("bias", "recurrent_bias")):
             call.add_weight(role + end, _part(call.matrix(3), 2 * direction + half, 2 * directions))
-    call.weights = {
-        role: call.weights[role + "_l0"] for role in ("weight", "recurrent") if role + "_l0" in call.weights
-    } | call.weights
+    first = {role: call.weights[f"{role}_l0"] for role in ("weight", "recurrent") if f"{role}_l0" in call.weights}
+    call.weights = first | call.weights
     default = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}[kind] * directions
     activations = call.attrs.setdefault("activations", default)
     batch_first = call.attrs.get("layout", 0) == 1
@@ -222,6 +221,8 @@ def _part(constant: Constant | None, index: int, parts: int) -> Constant | None:
     if constant is None or len(constant.shape) < 2:
         return None
     shape = constant.shape[1:] if len(constant.shape) > 2 else (constant.size // parts,)
+    if math.prod(shape) * parts != constant.size:
+        return None
     own = len(constant.roots) == parts
     name = constant.roots[index] if own else f"{constant.name}[{index}]" if index else constant.name
     part = constant.seen(lambda values: values.reshape(parts, *shape)[index], shape)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -228,7 +228,7 @@ class Skeleton:
         bits = re.search(r"\d+", dtype_name(tensor.data_type).replace("bool", "8"))
         if bits is None or any(size < 0 for size in tensor.dims):
             raise TargetError(f"{self.label}: weight {tensor.name!r} has no valid type and shape")
-        needed = -(-math.prod(tensor.dims) * int(bits[0]) // 8)
+        needed = int(-(-math.prod(tensor.dims) * int(bits[0]) // 8))
         if needed > available:
             raise TargetError(
                 f"{self.label}: weight {tensor.name!r} has {available} bytes where its shape {list(tensor.dims)} needs {needed}",

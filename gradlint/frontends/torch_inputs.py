@@ -259,8 +259,10 @@ def _reads(layer: nn.Module) -> list[_Layout]:
         return [_sequence(layer.input_size, _STEPS, batch_first=batch_first)]
     if isinstance(layer, nn.RNNCellBase):
         width = layer.input_size
-    elif isinstance(layer, (nn.Linear, nn.Bilinear)):
-        width = layer.in_features if isinstance(layer, nn.Linear) else layer.in1_features
+    elif isinstance(layer, nn.Bilinear):
+        width = layer.in1_features
+    elif isinstance(getattr(layer, "in_features", None), int):
+        width = int(layer.in_features)  # type: ignore[arg-type]
     elif isinstance(layer, nn.LayerNorm):
         shape = tuple(layer.normalized_shape)
         return [("float32", (_BATCH, *shape), None), ("float32", (_BATCH, _LENGTH, *shape), None)]

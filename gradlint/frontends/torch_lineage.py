@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradlint.graph import Ref, Weight
 
@@ -94,6 +94,7 @@ class Lineage:
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._made: dict[int, _Made] = {}
         self._weights: dict[int, tuple[Any, tuple[str, ...]]] = {}
+        self._parameters = {name for name, tensor in weights.items() if isinstance(tensor, nn.Parameter)}
         self._seen: dict[tuple[str, int], Weight] = {}
         for name, tensor in weights.items():
             self._weights.setdefault(id(tensor), (lambda kept=tensor: kept, (name,)))
@@ -136,6 +137,7 @@ class Lineage:
     def weight(self, tensor: Tensor, *, out_axis: int = 0, view: View | None = None) -> Weight:
         """A parameter, buffer or tensor computed from them, as the graph's Weight; `view` changes its layout."""
         names = self.origin(tensor).weights or ("constant",)
+        names = tuple(name for name in names if name in self._parameters) or names  # what can be changed, if anything can
         tensor = unwrapped(tensor)
         values = view(tensor.detach()) if view else tensor.detach()
         more = f"+{len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""

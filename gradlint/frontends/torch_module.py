@@ -24,6 +24,7 @@ from gradlint.frontends.user_code import described, raising_line
 from gradlint.graph import Graph
 
 _RUNGS: Mapping[str, Mapping[str, bool]] = {
+    "calls": {"gaps": False},  # full when no tensor is lost; watching the operators beneath costs, and imports the compiler
     "full": {},
     "function-mode": {"gaps": False},
     "modules": {"functions": False, "gaps": False},
@@ -80,7 +81,7 @@ class TorchRunnable:
         self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
         self._graph: Graph | None = None
         self._guarded = False
-        self._has_gaps = True  # until the first run tells
+        self._rung = ""  # how later runs watch
         feed: torch_inputs.Feed | None = None
         if args or kwargs:
             feed = torch_inputs.feed_values(self.module, args, kwargs or {}, inputs_given)
@@ -122,9 +123,11 @@ class TorchRunnable:
         """
         failure: Exception | None = None
         with nullcontext() if self._guarded else self.untouched():
-            for rung in [self.capture] if self._graph is not None else _RUNGS:
+            for rung in [self._rung] if self._graph is not None else _RUNGS:
                 try:
                     return self._traced(rung, inputs, tap, edit)
+                except _LostTensorError as error:
+                    failure = error
                 except Exception as error:  # noqa: BLE001 - was it the model or the tracer? the model alone will tell
                     failure = error
                     self._plain(self.module, self._tensors(inputs))
@@ -133,19 +136,20 @@ class TorchRunnable:
 
     def _traced(self, rung: str, inputs: Sequence[Any], tap: Tap | None, edit: Edit | None) -> Tensors:
         recorder = Recorder(self.module, tap=tap, edit=edit, known=self._graph, stop=_run.__code__)
-        options = dict(_RUNGS[rung]) if self._has_gaps else {**_RUNGS[rung], "gaps": False}
         with torch.enable_grad():
             pairs = zip(self.inputs, self._tensors(inputs), strict=True)
             args, kwargs = self._arguments([recorder.feed(spec.name or "input", tensor) for spec, tensor in pairs])
-            with watched(recorder, **options):
+            with watched(recorder, **_RUNGS[rung]):
                 returned = _run(self.module, args, kwargs)
             results = recorder.results(returned)
         if recorder.failure is not None:
             raise recorder.failure
         if self._graph is None:
+            if rung == "calls" and recorder.lost:
+                raise _LostTensorError
             self._graph = Graph(recorder.nodes, [ref for ref, _ in results], mode=self.mode)
-            self._has_gaps, self.capture = recorder.used_gaps, rung
-            if rung != "full":
+            self._rung, self.capture = rung, "full" if rung == "calls" else rung
+            if self.capture != "full":
                 self.notes.append(f"the model could not be traced fully; its graph was taken by {rung}")
         return tuple(tensor for _, tensor in results)
 
@@ -189,7 +193,7 @@ class TorchRunnable:
             return
         with torch_state.same_process(), torch.no_grad():
             try:
-                trial = copy.deepcopy(self.module)
+                trial = copy.deepcopy(self.module, _fresh_buffers(self.module))
             except RuntimeError as error:
                 hint = "run its forward once before handing it over"
                 raise TargetError(f"a model with lazy parameters has to be copied: {described(error)}", hint=hint) from error
@@ -198,9 +202,19 @@ class TorchRunnable:
         self.notes.append("lazy parameters were given their shapes on a copy of the model")
 
 
+class _LostTensorError(Exception):
+    """A tensor that carries a gradient was made by nothing that was watched."""
+
+
 def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The frame at which the walk to the user's line stops: what lies above it is not the model."""
     return module(*args, **kwargs)
+
+
+def _fresh_buffers(module: nn.Module) -> dict[int, Any]:
+    """Copies of the lazy buffers, which torch cannot make itself, as a memo for deepcopy."""
+    lazy = (buffer for buffer in module.buffers() if parameter.is_lazy(buffer))
+    return {id(buffer): parameter.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype) for buffer in lazy}
 
 
 def _is_lazy(module: nn.Module) -> bool:

@@ -79,6 +79,9 @@ def slots(call: Call, op: str) -> Iterator[int | None]:
     if op in _RECURRENT or op in _CELLS or op == "multi_head_attention":
         yield from (index for index in range(len(call.operands)) if not call.is_weight(index))
         return
+    if op == "embedding":  # `table[ids]` and `embedding(ids, table)` alike
+        yield from sorted(range(len(call.operands)), key=lambda index: not call.is_activation(index))
+        return
     if op not in _SCALAR_OPERANDS:
         first = _left_factor(call) if op in _PRODUCTS else 0
         yield from (*range(first, len(call.operands)), *range(first))  # a summand goes last

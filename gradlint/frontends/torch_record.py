@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradlint.frontends import torch_ops
 from gradlint.frontends.base import Edit, Tap
-from gradlint.frontends.torch_lineage import Lineage, dtype_name, replaced, tensors, unwrapped, version
+from gradlint.frontends.torch_lineage import Lineage, Origin, dtype_name, replaced, tensors, unwrapped, version
 from gradlint.frontends.torch_source import Definitions
 from gradlint.frontends.user_code import calling_line
 from gradlint.graph import Graph, Node, Ref, Weight
@@ -46,7 +46,8 @@ class Recorder:
         self.failure: Exception | None = None
         self.depth = 0  # above 0 inside a call that is one node, where nothing is recorded
         self.checkpoints = 0  # above 0 inside a checkpointed region
-        self.used_gaps = False  # whether an operator was seen only beneath the function mode
+        self.lost = False  # whether a tensor turned up that no recorded call had made
+        self.gaps = 0  # operators that were seen only beneath the function mode
         self._paths = {id(child): _path(name) for name, child in module.named_modules()}
         self._definitions = Definitions(module) if known is None else None
         self._stack = [("", type(module).__name__)]
@@ -78,8 +79,8 @@ class Recorder:
         if not self.depth and self.failure is None:
             with self.silent():
                 self.show_late()
-            lost = (out for out in tensors(outcome) if out.grad_fn is not None and not any(self.lineage.origin(out)[:2]))
-            if next(lost, None) is not None:
+            if any(_is_lost(out, self.lineage.origin(out)) for out in tensors(outcome)):
+                self.lost = True
                 self.module(module, args, outcome)
         if len(self._stack) > 1:
             self._stack.pop()
@@ -118,6 +119,7 @@ class Recorder:
                     self.show_late()
                 operands = (*tensors(args), *(t for key, value in kwargs.items() if key != "out" for t in tensors(value)))
                 call = torch_ops.Call(name, function, args, kwargs, operands, tuple(map(self.lineage.origin, operands)))
+                self.lost = self.lost or any(map(_is_lost, call.operands, call.origins))
             except Exception as error:  # noqa: BLE001 - ours, not the user's; the next rung takes over
                 self.failure = error
             outcome = run()
@@ -141,6 +143,12 @@ class Recorder:
         if not written and all(any(out is operand for operand in call.operands) for out in outputs):
             return outcome  # `x.contiguous()` of a contiguous x
         op = whole.op if whole else torch_ops.canonical(call)
+        if op == "constant":  # `zeros_like(x)` and `x.zero_()` hold nothing of x
+            for out in outputs:
+                self.lineage.made(out, None)
+            if written:
+                self._write_back(outputs[0], None)
+            return outcome
         node_id = self._identify(self._stack[-1][0], op)
         new = outputs if gap else self._edited(node_id, outputs if written else _awake(call, outputs), written=written)
         if any(now is not then for now, then in zip(new, outputs, strict=True)):
@@ -154,10 +162,9 @@ class Recorder:
             self.lineage.made(out, Ref(node_id, port))
         fed = tuple(call.operands[slot] if slot is not None and call.origins[slot].ref else None for slot in slots)
         self._show(node_id, tuple(outputs), fed, late=gap)
-        if gap:
-            self.used_gaps = True
+        self.gaps += gap
         if written:
-            self._write_back(outputs[0], node_id)
+            self._write_back(outputs[0], Ref(node_id))
         return outcome
 
     def _unfed(self, call: torch_ops.Call, outputs: list[Tensor]) -> None:
@@ -183,21 +190,21 @@ class Recorder:
             return outputs
         return list(new)
 
-    def _write_back(self, view: Tensor, node_id: str) -> None:
+    def _write_back(self, view: Tensor, now: Ref | None) -> None:
         """After a write through a view: what the base holds now comes from the base as it was and from the written view."""
         base = view._base  # noqa: SLF001
         if base is None:
             return
         if not self.lineage.knows(base):  # hidden inside the call that made the view: it stands for the view
-            self.lineage.made(base, Ref(node_id))
+            self.lineage.made(base, now)
             return
         op = "reshape" if base.numel() == view.numel() else "slice"
         whole = self._identify(self._stack[-1][0], op)
         before = self.lineage.origin(base).ref
         if self._known is None:
-            self._append(whole, op, (before, Ref(node_id)), base, notes=frozenset({"inplace"}))
+            self._append(whole, op, (before, now), base, notes=frozenset({"inplace"}))
         self.lineage.made(base, Ref(whole))
-        self._show(whole, (base,), (base if before else None, view))
+        self._show(whole, (base,), (base if before else None, view if now else None))
 
     def _meaning(self, call: torch_ops.Call, op: str, whole: Whole | None) -> tuple[dict[str, Weight], dict[str, Any]]:
         """Weights and attributes of a call."""
@@ -283,6 +290,10 @@ class Recorder:
 def _path(name: str) -> str:
     """A module or parameter name without the wrapper that torch.compile puts around a module."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _is_lost(tensor: Tensor, origin: Origin) -> bool:
+    return origin.ref is None and not origin.weights and tensor.grad_fn is not None
 
 
 def _was_written(call: torch_ops.Call, out: Tensor) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import reduce
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
 from gradlint.onnx_torch.dtypes import torch_dtype
-from gradlint.onnx_torch.registry import Context, Value, op, plain
+from gradlint.onnx_torch.registry import Value, op, plain
 
 plain(
     {
@@ -165,58 +166,9 @@ def _identity(x: Value) -> Value:
 
 @op("Cast")
 def _cast(x: Tensor, *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001 - 8-bit floats
-    return x.to(_named(to) if isinstance(to, str) else torch_dtype(to))
-
-
-def _named(name: str) -> torch.dtype:
-    from onnx import TensorProto  # noqa: PLC0415 - opset 1 alone names its types
-
-    return torch_dtype(TensorProto.DataType.Value(name))
+    return x.to(torch_dtype(TensorProto.DataType.Value(to) if isinstance(to, str) else to))  # opset 1 names its types
 
 
 @op("CastLike")
 def _cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001
     return x.to(like.dtype)
-
-
-@op("RandomNormalLike")
-def _random_normal_like(
-    x: Tensor, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0, seed: float | None = None
-) -> Tensor:
-    return mean + scale * torch.randn(x.shape, generator=generator(seed), dtype=torch_dtype(dtype) if dtype else x.dtype)
-
-
-@op("RandomUniformLike")
-def _random_uniform_like(
-    x: Tensor, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0, seed: float | None = None
-) -> Tensor:
-    return low + (high - low) * torch.rand(x.shape, generator=generator(seed), dtype=torch_dtype(dtype) if dtype else x.dtype)
-
-
-@op("Bernoulli")
-def _bernoulli(x: Tensor, *, dtype: int | None = None, seed: float | None = None) -> Tensor:
-    return torch.bernoulli(x, generator=generator(seed)).to(torch_dtype(dtype) if dtype else x.dtype)
-
-
-@op("Dropout")
-def _dropout(
-    ctx: Context,
-    x: Tensor,
-    ratio_input: Tensor | None = None,
-    training_mode: Tensor | None = None,
-    *,
-    ratio: float = 0.5,
-    seed: int | None = None,
-    is_test: int = 0,
-) -> tuple[Tensor, Tensor]:
-    p = float(ratio_input) if ratio_input is not None else ratio
-    training = not is_test if ctx.opset < 7 else training_mode is not None and bool(training_mode)
-    if not training or p == 0.0:
-        return x, torch.ones_like(x, dtype=torch.bool)
-    keep = torch.rand(x.shape, generator=generator(seed)) >= p
-    return torch.where(keep, x / (1.0 - p), torch.zeros((), dtype=x.dtype)), keep
-
-
-def generator(seed: float | None) -> torch.Generator | None:
-    """A generator for the `seed` attribute; None stands for the global one."""
-    return None if seed is None else torch.Generator().manual_seed(int(seed))

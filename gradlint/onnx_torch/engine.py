@@ -18,6 +18,7 @@ from gradlint.onnx_torch import (
     norm,
     pool,
     quantize,
+    random,
     reduce,
     resize,
     rnn,
@@ -29,7 +30,7 @@ from gradlint.onnx_torch.dtypes import Load, type_bytes
 from gradlint.onnx_torch.plan import STANDARD, Plan, Planner, Step
 from gradlint.onnx_torch.registry import KERNELS, RELICS, Context, Kernel, SubGraph, Value
 
-FAMILIES = (activation, control, elementwise, index, nn, norm, pool, quantize, reduce, resize, rnn, shape, signal, vision)
+FAMILIES = (activation, control, elementwise, index, nn, norm, pool, quantize, random, reduce, resize, rnn, shape, signal, vision)
 """The modules whose import fills the operator table."""
 
 Values = tuple[Value, ...]

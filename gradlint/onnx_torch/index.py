@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradlint.onnx_torch.dtypes import torch_dtype
-from gradlint.onnx_torch.elementwise import generator
 from gradlint.onnx_torch.registry import budget, op
 
 
@@ -135,10 +133,3 @@ def _unique(x: Tensor, *, axis: int | None = None, sorted_: int = 1) -> tuple[Te
     order: Any = torch.arange(first.numel()) if sorted_ else first.argsort()
     rank = torch.empty_like(order).scatter(0, order, torch.arange(order.numel()))
     return x.index_select(axis, first[order]), first[order], rank[inverse], counts[order]
-
-
-@op("Multinomial")
-def _multinomial(x: Tensor, *, dtype: int = 6, sample_size: int = 1, seed: float | None = None) -> Tensor:
-
-    drawn = torch.multinomial(torch.softmax(x, -1), sample_size, replacement=True, generator=generator(seed))
-    return drawn.to(torch_dtype(dtype))

@@ -12,7 +12,6 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from gradlint.onnx_torch.dtypes import torch_dtype
-from gradlint.onnx_torch.elementwise import generator
 from gradlint.onnx_torch.registry import Context, budget, ints, op
 
 
@@ -211,7 +210,8 @@ def _constant(
 
 
 @op("Range")
-def _range(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+def _range(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) -> Tensor:
+    del stash_type  # the steps are computed in float64
     count = max(int(torch.ceil((limit.double() - start.double()) / delta.double())), 0)
     steps = torch.arange(budget([count])[0], dtype=start.dtype if not start.dtype.is_floating_point else torch.float64)
     return (start + steps * delta).to(start.dtype)
@@ -235,17 +235,3 @@ def _reverse_sequence(x: Tensor, lengths: Tensor, *, batch_axis: int = 1, time_a
     steps = torch.arange(moved.shape[0])[:, None]
     index = torch.where(steps < lengths, lengths - 1 - steps, steps)
     return moved[index, torch.arange(moved.shape[1])].movedim((0, 1), (time_axis, batch_axis))
-
-
-@op("RandomNormal")
-def _random_normal(
-    *, shape: Sequence[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0, seed: float | None = None
-) -> Tensor:
-    return mean + scale * torch.randn(budget(shape), generator=generator(seed), dtype=torch_dtype(dtype))
-
-
-@op("RandomUniform")
-def _random_uniform(
-    *, shape: Sequence[int], dtype: int = 1, low: float = 0.0, high: float = 1.0, seed: float | None = None
-) -> Tensor:
-    return low + (high - low) * torch.rand(budget(shape), generator=generator(seed), dtype=torch_dtype(dtype))

@@ -165,7 +165,7 @@ def _drawn(tensor: torch.Tensor) -> torch.dtype:
 def _combine(passes: Sequence[Pass]) -> Measurement:
     """Medians over the seeds that took the path of the first one, on which the graph was taken."""
     taken = [one for one in passes if one.seen.keys() == passes[0].seen.keys()]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(taken) < len(passes):
         notes = (f"{len(passes) - len(taken)} of {len(passes)} seeds took another path (layer drop, a branch): left out",)
     passes, last = taken, taken[0]
@@ -178,6 +178,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
     singles = [{node: one[node].backward for node in chain if node in one} for one in per_seed]
     forward = first_nonfinite_forward(graph, last.seen)
     growth = summarise(graph, chain, shown, singles)
+    dead = forward is None and is_dead(structure, last.seen)
     return Measurement(
         gains={**gains, **shown},
         spine=tuple(chain),
@@ -188,7 +189,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
         nonfinite_forward=forward,
         nonfinite_backward=None if forward else first_nonfinite_backward(structure, last.seen),
         cuts=() if forward else find_cuts(structure, last.seen),
-        dead=forward is None and is_dead(structure, last.seen),
+        dead=dead,
         stopped_at=str(last.stopped) if last.stopped else None,
         by_cuts=by_cuts,
         notes=notes,

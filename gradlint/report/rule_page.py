@@ -44,8 +44,9 @@ def _filled(lines: Sequence[str], width: int) -> list[str]:
     """Indented paragraphs wrapped anew; a line that ends a sentence stays the end of a line, which keeps lists apart."""
     joined: list[str] = []
     for line in lines:
-        indent = _indent(line)
-        if line.strip() and indent and joined and _indent(joined[-1]) == indent and not joined[-1].endswith((".", ":")):
+        before, indent = (joined[-1] if joined else ""), _indent(line)
+        goes_on = before.strip() and not before.endswith((".", ":"))
+        if goes_on and line.strip() and indent and _indent(before) == indent:
             joined[-1] += f" {line.strip()}"
         else:
             joined.append(line)

@@ -77,9 +77,12 @@ def _shared(op: str, q: float, c: float, key: tuple[tuple[str, float], ...]) -> 
 def critical_gain(op: str, key: tuple[tuple[str, float], ...] = ()) -> float:
     """The weight gain sigma_w at which gradients neither grow nor shrink: chi = sigma_w^2 E phi'(z)^2 = 1 (Schoenholz 2017).
 
-    z has the variance that the layer itself settles at, without bias. The smallest gain with chi >= 1 is found by bisection;
-    1 for an operator that is not a known activation.
+    z has the variance that the layer itself settles at, without bias. Where that is zero, as for tanh, the gain is 1/|phi'(0)|;
+    else the smallest gain with chi >= 1 is found by bisection. 1 for an operator that is not a known activation.
     """
+    slope = _slope_at_zero(op, key)
+    if slope is not None:
+        return 1.0 / slope
     low, high = 0.05, 20.0
     if chi(op, high, key) < 1.0:
         return 1.0
@@ -87,6 +90,17 @@ def critical_gain(op: str, key: tuple[tuple[str, float], ...] = ()) -> float:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if chi(op, middle, key) < 1.0 else (low, middle)
     return 0.5 * (low + high)
+
+
+def _slope_at_zero(op: str, key: tuple[tuple[str, float], ...]) -> float | None:
+    """|phi'(0)| of a smooth activation through the origin that weakens signals of every size; None for others."""
+    phi, found = activation(op, dict(key)), _moments(op, 1.0, key)
+    if phi is None or found is None:
+        return None
+    below, middle, above = (float(value) for value in phi(np.array([-1e-4, 0.0, 1e-4])))
+    smooth = middle == 0.0 and abs(above + below) < 1e-6
+    slope = abs(above - below) / 2e-4
+    return slope if smooth and slope > 0.0 and found.second <= slope**2 else None
 
 
 @lru_cache(maxsize=4096)
