@@ -136,4 +136,3 @@ def _specs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[InputSpec, .
     if bad is not None:
         raise ConfigError(f"input {bad!r} is not an array", hint="give numpy arrays or tensors")
     return tuple(InputSpec(name, str(array.dtype), array.shape, value=array, given=True) for name, array in arrays)
-

@@ -219,13 +219,15 @@ def _internal(error: Exception, target: str, *, debug: bool) -> str:
 
 
 def _unprobed(request: _Request, reports: Sequence[TargetReport]) -> list[str]:
-    """A complaint for every target that was to be probed and was not."""
+    """A complaint for every target that was to be probed and was not, or not far enough for a verdict."""
     from gradlint.result import Verdict
 
     return [
-        f"{report.target}: nothing could be probed\n  --no-probe asks for the static analysis alone"
+        f"{report.target}: {f'only {probed} of {report.coverage.nodes} operators' if probed else 'nothing'} could be probed\n"
+        "  --no-probe asks for the static analysis alone"
         for report in reports
-        if request.probe and report.coverage.probed == 0 and report.verdict is Verdict.UNKNOWN
+        if request.probe and report.verdict is Verdict.UNKNOWN
+        for probed in [report.coverage.probed]
     ]
 
 

@@ -32,7 +32,7 @@ from gradlint.result import (
 )
 from gradlint.rule import Needs, Rule, Subject
 from gradlint.score import judge, worst_growth
-from gradlint.structure import kind_of
+from gradlint.structure import is_weight_layer, kind_of
 
 Progress = Callable[[str], None]
 
@@ -97,7 +97,8 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     subject = Subject(graph, measurement)
     say("applying rules")
     with clock("theory"):
-        spine, predicted, conclusive = _spine_points(subject)
+        spine, predicted, followed = _spine_points(subject)
+        conclusive = followed if measurement is None else _ran_all_layers(graph, measurement)
     with clock("rules"):
         findings, skipped = _run_rules(rules, subject)
     growth = worst_growth(measurement) if measurement is not None else predicted
@@ -127,6 +128,14 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
 
 def _is_broken(graph: Graph) -> Iterator[bool]:
     return (not weight.statistics.finite for weight in graph.weights.values())
+
+
+def _ran_all_layers(graph: Graph, measurement: Measurement) -> bool:
+    """Whether a gradient was measured and no weight layer lies behind the operator, if any, that the probe stopped at."""
+    measured = any(gains.backward is not None for gains in measurement.gains.values())
+    return measured and (
+        measurement.stopped_at is None or all(node.id in measurement.ran for node in graph if is_weight_layer(node))
+    )
 
 
 def _coverage(graph: Graph, measurement: Measurement | None) -> Coverage:

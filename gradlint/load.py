@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlint.errors import ConfigError, TargetError, UnsafeFileError
-from gradlint.frontends.inputs import InputSpec, merge_given
+from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import is_python_target, load_target
 from gradlint.graph import Graph
 from gradlint.result import InputInfo
@@ -45,15 +45,15 @@ def load(target: object, inputs: tuple[InputSpec, ...] = (), mode: str | None = 
     imported or run; a file that could run code when it is read is refused.
     """
     if isinstance(target, Path) or (isinstance(target, str) and not is_python_target(target)):
-        return _from_path(str(target), inputs, mode)
+        return _from_path(str(target), inputs, mode, probe=probe)
     if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
-        return _onnx(target, "model", inputs, mode)
+        return _onnx(target, "model", inputs, mode, probe=probe)
     return _torch(target, inputs, mode, probe=probe)
 
 
-def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None) -> Loaded:
+def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
     if text == "-":
-        return _onnx(sys.stdin.buffer.read(), "-", inputs, mode)
+        return _onnx(sys.stdin.buffer.read(), "-", inputs, mode, probe=probe)
     path = Path(text)
     if not path.exists():
         raise TargetError(f"{text}: no such file", hint="give a model file, a folder of them, pkg.mod:attr or file.py:attr")
@@ -67,10 +67,10 @@ def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None) -> Lo
         raise TargetError(f"{text}: which model in it?", hint=f"name the factory or module: gradlint {text}:build_model")
     if suffix != ".onnx":
         raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint="give an .onnx file")
-    return _onnx(path, text, inputs, mode)
+    return _onnx(path, text, inputs, mode, probe=probe)
 
 
-def _onnx(source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | None) -> Loaded:
+def _onnx(source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
     from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
 
     if mode == "train":
@@ -79,7 +79,7 @@ def _onnx(source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | Non
             hint="export it with training=TrainingMode.TRAINING, or lint the torch module",
         )
     file = read_onnx(source)
-    specs = merge_given(file.inputs, inputs)
+    specs = file.inputs_with(inputs) if probe else ()
 
     def runnable() -> Runnable:
         from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415 - torch

@@ -27,7 +27,8 @@ def judge(
 ) -> tuple[Verdict, int]:
     """Verdict and score from 0 to 100, falling as growth rises.
 
-    Without a measurement `growth` is the predicted one, and `conclusive` says whether theory followed the whole spine.
+    `conclusive` says whether the growth is that of the whole model: whether the probe ran every weight layer or, without a
+    measurement, theory followed every step of the spine. A fault is a fault also where it is not.
     """
     if broken_weight or (measurement is not None and (measurement.nonfinite_forward or measurement.nonfinite_backward)):
         return Verdict.NON_FINITE, 0
@@ -38,8 +39,7 @@ def judge(
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(growth.decades) - LIMIT), 700.0))))
     if abs(growth.decades) >= LIMIT:
         return (Verdict.EXPLODES if growth.decades > 0 else Verdict.VANISHES), score
-    measured = measurement is not None and any(gains.backward is not None for gains in measurement.gains.values())
-    return (Verdict.HEALTHY if measured or conclusive else Verdict.UNKNOWN), score
+    return (Verdict.HEALTHY if conclusive else Verdict.UNKNOWN), score
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

@@ -3,7 +3,7 @@
 What it finds:
     An operator on the way to the output that passes no gradient (detach, argmax, round, a no-grad region, a dead activation)
     and behind which trainable weights get none on any other way. It is an error where every path passes it: then nothing before
-    it can learn.
+    it can learn; a note where an activation off that path is dead, which may be so for these inputs alone.
 
 Why it matters:
     The weights before the cut stay at their start. Training goes on, and may even look good, on what lies behind it.
@@ -44,6 +44,7 @@ class GradientPathCut(Rule):
     examples = (
         Example(lambda: _rounded(Cut("round0", "round", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
         Example(lambda: _rounded(Cut("round0", "round", ("fc.weight",))), fires_on=("round0",)),
+        Example(lambda: _rounded(Cut("round0", "dead relu", ("fc.weight",))), fires_on=("round0",)),
         Example(_rounded),
     )
 
@@ -55,9 +56,16 @@ class GradientPathCut(Rule):
                 subject,
                 [cut.node],
                 f"no gradient passes {cut.cause}" + (f": {names} cannot learn" if names else ""),
-                severity=Severity.ERROR if cut.on_spine and cut.starved else Severity.WARNING,
+                severity=_severity(cut),
                 remedy="take it out of the path or use a straight-through estimator; freeze the weights if that is meant",
                 confidence=Confidence.MEASURED,
                 cause=cut.cause,
                 starved=cut.starved,
             )
+
+
+def _severity(cut: Cut) -> Severity:
+    """An error where nothing before the cut can learn; a note where only these inputs may have silenced a side path."""
+    if cut.on_spine and cut.starved:
+        return Severity.ERROR
+    return Severity.NOTE if cut.cause.startswith("dead ") else Severity.WARNING

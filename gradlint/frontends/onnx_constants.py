@@ -29,6 +29,7 @@ _NO_LARGER = (  # no output has more elements than the inputs together
     "Transpose Trilu Unsqueeze"
 )
 _BROADCASTING = "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor"
+_SINCE_19 = [helper.make_opsetid("", 19)]  # of DequantizeLinear the first that onnx computes; it means what older ones do
 
 Shape = tuple[int | None, ...]
 TensorType = tuple[str, Shape | None]
@@ -111,6 +112,7 @@ class Folder:
 
     def __init__(self, opsets: Mapping[str, int], label: str) -> None:
         self._opsets = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+        self._version = opsets.get("", 1)
         self._label = label
         self._known: dict[tuple[object, ...], tuple[Sequence[Constant | None], list[Constant | None]]] = {}
 
@@ -162,7 +164,8 @@ class Folder:
         values = [onnx.ValueInfoProto(name=name) for name in (*feeds, *filter(None, node.output))]
         graph = helper.make_graph([node], "fold", values[: len(feeds)], values[len(feeds) :])
         try:
-            model = helper.make_model(graph, opset_imports=self._opsets)
+            older = node.op_type == "DequantizeLinear" and self._version < 19
+            model = helper.make_model(graph, opset_imports=_SINCE_19 if older else self._opsets)
             with np.errstate(all="ignore"):
                 return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
         except Exception as error:  # the reference operators raise what numpy raises

@@ -86,6 +86,12 @@ class _Reader:
         fed = any(slot in _STATE_SLOTS and operator(node.op).kind is Kind.RNN for node, slot, _ in self._readers)
         return fed or _STATE_NAME.fullmatch(self._name) is not None
 
+    @property
+    def _time_axis(self) -> int | None:
+        """The axis of time when a recurrent layer reads the input as it is."""
+        layers = (node for node, slot, moved in self._readers if slot == 0 and not moved and operator(node.op).kind is Kind.RNN)
+        return next((int(node.attrs["time_axis"]) for node in layers if "time_axis" in node.attrs), None)
+
     def _size(self, axis: int) -> int:
         dim = self._value.type.tensor_type.shape.dim[axis]
         if dim.dim_value > 0:
@@ -99,6 +105,9 @@ class _Reader:
         rank = len(self._value.type.tensor_type.shape.dim)
         if _STEPS_NAME.search(name):
             return self._steps(axis, rank)
+        time = self._time_axis
+        if rank == 3 and time is not None and axis < 2:
+            return _STEPS if axis == time else _BATCH
         if axis == 0 or self._is_state or "batch" in name.lower():
             return _BATCH
         return self._features(axis, rank) or (

@@ -23,11 +23,14 @@ def assign_ids(graph: onnx.GraphProto, scope: str = "") -> list[str]:
     """
     ids: dict[str, None] = {}
     named = {node.name for node in graph.node}
+    counts: dict[str, int] = {}
     for node in graph.node:
         stem = node.name or f"{node.op_type}:{next(filter(None, node.output), '')}"
-        unique, count = stem, 1
+        count = counts.get(stem, 1)
+        unique = stem if count == 1 else f"{stem}#{count}"
         while scope + unique in ids or (count > 1 and unique in named):
             count += 1
             unique = f"{stem}#{count}"
         ids[scope + unique] = None
+        counts[stem] = count
     return list(ids)

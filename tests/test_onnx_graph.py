@@ -1,0 +1,463 @@
+"""The graph of an ONNX model: roles, places, subgraphs, constants and inferred inputs, against torch and the ONNX schemas."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from gradlint.errors import InputError
+from gradlint.frontends.onnx_file import FOLDED_NOTE, FROZEN_NOTE, UNKNOWN_NOTE, read_onnx
+from gradlint.frontends.onnx_metadata import FOLDED, source_line
+from gradlint.frontends.onnx_names import assign_ids
+from gradlint.graph import Ref, Source
+
+F32, I64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.bn = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return torch.relu(self.bn(self.fc(x)))
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(30, 8)
+        self.blocks = nn.ModuleList([Inner(), Inner()])
+        self.lstm = nn.LSTM(8, 5, bidirectional=True)
+        self.gru = nn.GRU(10, 4)
+        self.ln = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 6, bias=False)
+        self.register_buffer("shift", torch.randn(6))
+
+    def forward(self, ids, x):
+        for block in self.blocks:
+            x = block(x)
+        h, _ = self.gru(self.lstm(self.emb(ids))[0])
+        y = self.head(self.ln(x).unsqueeze(0)) * 0.5
+        return y + self.shift, self.head(x), h
+
+
+def export(model, args, **options):
+    options = {"dynamo": True, "optimize": False, "verbose": False, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(model, args, **options).model_proto
+
+
+def build(nodes, inputs, outputs, initializers=(), opset=18):
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in dict(initializers).items()]
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs]
+    outputs = [onnx.ValueInfoProto(name=name) for name in outputs]
+    graph = helper.make_graph(nodes, "g", values, outputs, tensors)
+    return read_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]))
+
+
+def single(op_type, inputs, initializers, *, shape=(2, 3, 4), opset=18, **attributes):
+    """The node that one operator becomes; its first activation is "x"."""
+    node = helper.make_node(op_type, inputs, ["y"], name="n", **attributes)
+    return build([node], [("x", F32, shape)], ["y"], initializers, opset).graph["n"]
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+@pytest.fixture(scope="module")
+def outer():
+    torch.manual_seed(0)
+    model = Outer().eval()
+    return model, read_onnx(export(model, (torch.randint(0, 30, (7, 2)), torch.randn(3, 8))))
+
+
+def by_module(graph, module, op):
+    return [node for node in graph if (node.module, node.op) == (module, op)]
+
+
+def test_an_exported_node_has_the_module_class_and_line_that_made_it(outer):
+    graph = outer[1].graph
+    lines, start = inspect.getsourcelines(Inner.forward)
+    (linear,) = by_module(graph, "blocks.1.fc", "linear")
+    assert linear.module_class == "Linear"
+    assert Path(linear.source.file).name == Path(__file__).name
+    assert linear.source.line == start + next(i for i, line in enumerate(lines) if "self.fc" in line)
+    assert by_module(graph, "blocks.1", "relu")[0].module_class == "Inner"
+    assert all(node.source is not None for node in graph if node.op != "input")
+
+
+def test_every_parameter_and_no_buffer_of_the_exported_module_is_a_trainable_weight(outer):
+    model, file = outer
+    trainable = {name for name, weight in file.graph.weights.items() if weight.trainable}
+    assert trainable == {name for name, _ in model.named_parameters()}
+    fixed = {name for name, weight in file.graph.weights.items() if not weight.trainable}
+    assert fixed == {name for name, _ in model.named_buffers() if "num_batches" not in name}
+
+
+def test_weights_have_the_values_and_the_fan_of_the_torch_parameters(outer):
+    model, file = outer
+    parameters = dict(model.named_parameters())
+    for name in ("blocks.0.fc.weight", "head.weight", "gru.weight_ih_l0"):
+        weight = file.graph.weights[name]
+        matrix = parameters[name].detach().double().numpy()
+        if "gru" in name:  # torch keeps the gates as r, z, n; ONNX as z, r, h
+            matrix = matrix.reshape(3, 4, -1)[[1, 0, 2]].reshape(12, -1)
+        assert np.array_equal(weight.matrix(), matrix)
+        assert (weight.fan_out, weight.fan_in) == matrix.shape
+
+
+def test_a_bidirectional_lstm_has_the_roles_of_torch_with_rows_in_the_order_of_onnx(outer):
+    model, file = outer
+    (node,) = by_module(file.graph, "lstm", "lstm")
+    assert node.attrs["gate_order"] == "iofc"
+    assert (node.attrs["hidden_size"], node.attrs["num_directions"], node.attrs["time_axis"]) == (5, 2, 0)
+    names = {"weight": "weight_ih", "recurrent": "weight_hh", "bias": "bias_ih", "recurrent_bias": "bias_hh"}
+    for end in ("_l0", "_l0_reverse"):
+        for role, name in names.items():
+            weight = node.weights[role + end]
+            theirs = model.lstm.get_parameter(name + end).detach().numpy()
+            gates = theirs.reshape(4, 5, -1)[[0, 3, 1, 2]]  # torch keeps them as i, f, g, o
+            assert weight.name == f"lstm.{name}{end}"
+            assert np.array_equal(weight.array(), gates.reshape(theirs.shape))
+    assert node.weights["recurrent"].name == "lstm.weight_hh_l0"
+
+
+def test_norms_have_scale_bias_and_running_statistics(outer):
+    graph = outer[1].graph
+    (norm,) = by_module(graph, "blocks.0.bn", "batch_norm")
+    assert set(norm.weights) == {"scale", "bias", "running_mean", "running_var"}
+    assert norm.attrs["training"] is False
+    assert norm.attrs["epsilon"] == pytest.approx(1e-5)
+    (norm,) = by_module(graph, "ln", "layer_norm")
+    assert {role: weight.name for role, weight in norm.weights.items()} == {"scale": "ln.weight", "bias": "ln.bias"}
+
+
+def test_a_module_that_is_called_twice_is_counted(outer):
+    heads = by_module(outer[1].graph, "head", "linear")
+    assert [node.call for node in heads] == [0, 1]
+    assert {node.weights["weight"].name for node in heads} == {"head.weight"}
+
+
+def test_scalar_operands_are_constants_and_vectors_are_weights(outer):
+    graph = outer[1].graph
+    assert [node.attrs["constant"] for node in graph if node.op == "mul"] == [0.5]
+    assert [node.weights["bias"].name for node in graph if node.op == "add"] == ["shift"]
+
+
+def test_the_arithmetic_of_shapes_leaves_the_graph_where_shapes_are_known(outer):
+    assert all(node.is_float or node.op == "input" for node in outer[1].graph)
+
+
+def test_an_eval_mode_batch_norm_is_named_in_the_notes(outer):
+    assert FROZEN_NOTE in outer[1].notes
+    assert outer[1].mode == "eval"
+
+
+def test_a_batch_norm_that_the_exporter_folded_is_found_and_its_layer_keeps_its_path():
+    file = read_onnx(export(nn.Sequential(Inner(), nn.Linear(8, 2)).eval(), (torch.randn(3, 8),), optimize=True))
+    folded = [node for node in file.graph if FOLDED in node.notes]
+    assert [(node.op, node.module) for node in folded] == [("linear", "0.fc")]
+    assert FOLDED_NOTE in file.notes
+
+
+def test_an_unrolled_rnn_uses_one_weight_at_every_step():
+    file = read_onnx(export(nn.RNN(3, 4).eval(), (torch.randn(6, 2, 3),)))
+    users = [node.id for node in file.graph if any(w.name == "weight_hh_l0" for w in node.weights.values())]
+    assert len(users) >= 5
+
+
+def test_scoped_names_give_module_paths_when_metadata_is_missing():
+    model = export(nn.Sequential(Inner()).eval(), (torch.randn(3, 8),))
+    for node, name in zip(model.graph.node, ("/net/net.0/fc/Gemm", "/net/net.0/bn/BatchNormalization", "/Relu"), strict=True):
+        node.name = name
+        del node.metadata_props[:]
+    graph = read_onnx(model).graph
+    assert [node.module for node in graph if node.op != "input"] == ["net.0.fc", "net.0.bn", ""]
+
+
+@pytest.mark.parametrize("value", ["", "[", "[1, 2, 3]", "__import__('os').getcwd()", "('a', 'b')", "[" * 3000, "['only']", "{}"])
+def test_garbled_metadata_is_ignored(value):
+    model = export(nn.Linear(3, 3), (torch.randn(2, 3),))
+    for node in model.graph.node:
+        for entry in node.metadata_props:
+            entry.value = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (node,) = (node for node in read_onnx(model).graph if node.op == "linear")
+    assert (node.module, node.module_class, node.source) == ("", "", None)
+
+
+def test_the_source_line_is_the_innermost_frame_outside_torch():
+    trace = (
+        'File "/home/me/net.py", line 3, in forward\n    y = self.block(x)\n'
+        'File "/home/me/block.py", line 9, in forward\n    return self.fc(x)\n'
+        'File "/usr/lib/python3/dist-packages/torch/nn/modules/linear.py", line 134, in forward\n    return F.linear(...)'
+    )
+    assert source_line(trace) == Source("/home/me/block.py", 9)
+    assert source_line(r'File "C:\x\site-packages\torch\nn\a.py", line 1, in f') is None
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "shapes", "attributes", "op", "roles"),
+    [
+        ("Gemm", "x w b", {"w": (5, 4), "b": (5,)}, {"transB": 1}, "linear", {"weight": (5, 4), "bias": (5, 1)}),
+        ("Gemm", "x w", {"w": (4, 5)}, {}, "linear", {"weight": (5, 4)}),
+        ("Gemm", "w x", {"w": (5, 4)}, {}, "linear", {"weight": (5, 4)}),
+        ("Gemm", "w x", {"w": (4, 5)}, {"transA": 1}, "linear", {"weight": (5, 4)}),
+        ("Gemm", "x x", {}, {"transB": 1}, "matmul", {}),
+        ("MatMul", "x w", {"w": (4, 5)}, {}, "linear", {"weight": (5, 4)}),
+        ("MatMul", "w x", {"w": (5, 4)}, {}, "linear", {"weight": (5, 4)}),
+        ("MatMul", "x w", {"w": (4,)}, {}, "linear", {"weight": (1, 4)}),
+        ("MatMul", "x w", {"w": (1, 4, 5)}, {}, "linear", {"weight": (5, 4)}),
+        ("MatMul", "x w", {"w": (4, 4, 5)}, {}, "matmul", {"weight": (5, 16)}),
+        ("MatMul", "x x", {}, {}, "matmul", {}),
+        ("Einsum", "x w", {"w": (4, 2, 3)}, {"equation": "bd,dhk->bhk"}, "linear", {"weight": (6, 4)}),
+        ("Einsum", "x w", {"w": (3, 4)}, {"equation": "bd,kd->bk"}, "linear", {"weight": (3, 4)}),
+        ("Einsum", "x w", {"w": (4,)}, {"equation": "bd,d->bd"}, "matmul", {}),
+        ("Conv", "x w b", {"w": (6, 2, 3), "b": (6,)}, {"group": 2}, "conv", {"weight": (6, 6), "bias": (6, 1)}),
+        ("ConvTranspose", "x w", {"w": (4, 6, 3)}, {}, "conv_transpose", {"weight": (6, 12)}),
+        ("PRelu", "x w", {"w": (4, 1)}, {}, "prelu", {"slope": (4, 1)}),
+        ("LayerNormalization", "x w b", {"w": (4,), "b": (4,)}, {}, "layer_norm", {"scale": (4, 1), "bias": (4, 1)}),
+        ("InstanceNormalization", "x w b", {"w": (4,), "b": (4,)}, {}, "instance_norm", {"scale": (4, 1), "bias": (4, 1)}),
+        ("Add", "x w", {"w": (4,)}, {}, "add", {"bias": (4, 1)}),
+        ("Sub", "w x", {"w": (4,)}, {}, "sub", {"bias": (4, 1)}),
+        ("Mul", "w x", {"w": (4,)}, {}, "mul", {"scale": (4, 1)}),
+        ("Div", "x w", {"w": (4,)}, {}, "div", {"scale": (4, 1)}),
+        ("Pow", "x w", {"w": (4,)}, {}, "pow", {}),
+    ],
+)
+def test_weights_are_found_by_role_with_fan_out_and_fan_in(op_type, inputs, shapes, attributes, op, roles):  # noqa: PLR0917
+    initializers = {name: ones(*shape) for name, shape in shapes.items()}
+    node = single(op_type, inputs.split(), initializers, shape=None, **attributes)
+    assert node.op == op
+    assert {role: weight.matrix().shape for role, weight in node.weights.items()} == roles
+    assert node.inputs == tuple(Ref("input:x") if name == "x" else None for name in inputs.split())
+
+
+def test_a_table_indexed_by_an_input_is_an_embedding_and_any_other_gather_a_slice():
+    ids = ("ids", I64, [2, 5])
+    table = build([helper.make_node("Gather", ["w", "ids"], ["y"], name="n")], [ids], ["y"], {"w": ones(9, 4)}).graph["n"]
+    assert (table.op, table.inputs, table.weights["weight"].shape) == ("embedding", (None, Ref("input:ids")), (9, 4))
+    integers = build([helper.make_node("Gather", ["w", "ids"], ["y"], name="n")], [ids], ["y"], {"w": np.ones((9, 4), np.int64)})
+    assert (integers.graph["n"].op, dict(integers.graph["n"].weights)) == ("slice", {})
+    assert single("Gather", ["x", "i"], {"i": np.array(1)}).op == "slice"
+
+
+@pytest.mark.parametrize(("bounds", "op"), [((0, 6), "relu6"), ((-1, 1), "hardtanh"), ((-2, 5), "clamp")])
+def test_clip_is_the_activation_that_its_bounds_make_it(bounds, op):
+    low, high = (np.float32(bound) for bound in bounds)
+    assert single("Clip", ["x", "low", "high"], {"low": low, "high": high}).op == op
+    assert single("Clip", ["x"], {}, opset=6, min=float(low), max=float(high)).op == op
+
+
+def test_attributes_are_plain_and_have_the_defaults_of_the_schema():
+    assert single("LeakyRelu", ["x"], {}).attrs["alpha"] == pytest.approx(0.01)
+    assert single("Softmax", ["x"], {}).attrs["axis"] == -1
+    assert single("Softmax", ["x"], {}, opset=11).attrs["axis"] == 1
+    attrs = single("Conv", ["x", "w"], {"w": ones(6, 3, 2)}, strides=[2], kernel_shape=[2]).attrs
+    assert (attrs["group"], attrs["strides"], attrs["kernel_shape"]) == (1, (2,), (2,))
+    assert single("ReduceMean", ["x", "axes"], {"axes": np.array([1, 2])}).attrs["axes"] == (1, 2)
+
+
+@pytest.mark.parametrize(("attributes", "outputs", "opset", "mode"), [
+    ({"training_mode": 1}, 3, 15, "train"), ({}, 1, 15, "eval"), ({}, 5, 9, "train"), ({}, 1, 9, "eval"),
+])  # fmt: skip
+def test_a_batch_norm_in_training_mode_makes_a_training_graph(attributes, outputs, opset, mode):
+    names = ["s", "b", "m", "v"]
+    node = helper.make_node("BatchNormalization", ["x", *names], [f"y{i}" for i in range(outputs)], **attributes)
+    file = build([node], [("x", F32, [2, 4])], ["y0"], {name: ones(4) for name in names}, opset)
+    assert (file.mode, file.graph.mode) == (mode, mode)
+    assert (FROZEN_NOTE in file.notes) == (mode == "eval")
+
+
+def test_dropout_has_p_and_is_training_only_when_told_so():
+    values = {"p": np.float32(0.3), "t": np.array(True)}
+    assert single("Dropout", ["x", "p", "t"], values).attrs | {"p": 0.3, "training": True} == pytest.approx(
+        single("Dropout", ["x", "p", "t"], values).attrs
+    )
+    node = single("Dropout", ["x"], {}, opset=9, ratio=0.25)
+    assert (node.attrs["p"], node.attrs["training"]) == (0.25, False)
+
+
+def test_a_convolution_of_unknown_provenance_is_noted():
+    file = build([helper.make_node("Conv", ["x", "w"], ["y"])], [("x", F32, [1, 3, 9])], ["y"], {"w": ones(4, 3, 3)})
+    assert UNKNOWN_NOTE in file.notes
+
+
+def test_a_weight_seen_through_moves_keeps_its_name_and_has_the_moved_values():
+    weight = np.random.default_rng(0).standard_normal((3, 700, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Identity", ["w"], ["a"]),
+        helper.make_node("Slice", ["a", "one", "two", "zero"], ["b"]),
+        helper.make_node("Reshape", ["b", "shape"], ["c"]),
+        helper.make_node("Transpose", ["c"], ["d"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "d"], ["y"], name="n"),
+    ]
+    vectors = {"one": [1], "two": [2], "zero": [0], "shape": [700, 4]}
+    initializers = {"w": weight, **{name: np.array(value) for name, value in vectors.items()}}
+    graph = build(nodes, [("x", F32, [2, 4])], ["y"], initializers).graph
+    found = graph["n"].weights["weight"]
+    assert [node.id for node in graph] == ["input:x", "n"]
+    assert (found.name, found.out_axis) == ("w", 1)
+    assert np.array_equal(found.array(), weight[1].T)
+
+
+def test_a_dequantized_weight_is_a_weight():
+    nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["w"]), helper.make_node("MatMul", ["x", "w"], ["y"], name="n")]
+    quantized = np.arange(-6, 6, dtype=np.int8).reshape(4, 3)
+    weight = build(nodes, [("x", F32, [2, 4])], ["y"], {"q": quantized, "s": np.float32(0.5)}).graph["n"].weights["weight"]
+    assert np.array_equal(weight.array(), quantized * np.float32(0.5))
+
+
+def test_random_constants_stay_in_the_graph():
+    nodes = [helper.make_node("RandomNormal", [], ["r"], shape=[4], name="r"), helper.make_node("Add", ["x", "r"], ["y"])]
+    graph = build(nodes, [("x", F32, [2, 4])], ["y"]).graph
+    assert (graph["r"].op, graph["r"].inputs) == ("constant", ())
+    assert graph["Add:y"].inputs == (Ref("input:x"), Ref("r"))
+
+
+def test_an_input_with_a_default_is_a_constant():
+    file = build(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", F32, [2, 4]), ("w", F32, [4, 4])], ["y"], {"w": ones(4, 4)}
+    )
+    assert [spec.name for spec in file.inputs] == ["x"]
+    assert file.graph["MatMul:y"].op == "linear"
+
+
+def branch(name, factor):
+    """A branch that scales the outer tensor "x" by a weight of its own, called "w" in both branches."""
+    output = helper.make_tensor_value_info("out", F32, None)
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Mul", ["r", "w"], ["out"], name="scale")]
+    return helper.make_graph(nodes, name, [], [output], [numpy_helper.from_array(ones(4) * factor, "w")])
+
+
+def test_both_branches_of_an_if_come_before_it_and_read_the_outer_graph():
+    condition = helper.make_node("If", ["c"], ["y"], name="choose", else_branch=branch("e", 3), then_branch=branch("t", 2))
+    file = build([condition], [("c", TensorProto.BOOL, []), ("x", F32, [2, 4])], ["y"])
+    then, other = "choose/then_branch/", "choose/else_branch/"
+    ids = ["input:c", "input:x", f"{then}Relu:r", f"{then}scale", f"{other}Relu:r", f"{other}scale", "choose"]
+    assert [node.id for node in file.graph] == ids
+    assert file.graph["choose"].op == "control"
+    assert file.graph["choose"].inputs == (Ref("input:c"), Ref(f"{then}scale"), Ref(f"{other}scale"))
+    assert file.graph[f"{other}Relu:r"].inputs == (Ref("input:x"),)
+    assert sorted(float(weight.array()[0]) for weight in file.graph.weights.values()) == [2.0, 3.0]
+
+
+def test_a_loop_is_one_node_that_reads_what_its_body_captures():
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["state", "outer"], ["next"])],
+        "body",
+        [onnx.ValueInfoProto(name=name) for name in ("i", "go", "state")],
+        [onnx.ValueInfoProto(name=name) for name in ("on", "next")],
+    )
+    nodes = [
+        helper.make_node("Relu", ["x"], ["outer"], name="relu"),
+        helper.make_node("Loop", ["n", "", "x"], ["y"], body=body, name="loop"),
+    ]
+    graph = build(nodes, [("x", F32, [2, 4])], ["y"], {"n": np.array(3)}).graph
+    assert graph["loop"].op == "control"
+    assert graph["loop"].inputs == (None, None, Ref("input:x"), Ref("relu"))
+
+
+def test_an_unknown_operator_is_named_and_kept():
+    node = helper.make_node("Relu", ["x"], ["y"], domain="my.company", name="n")
+    graph = build([node], [("x", F32, [2])], ["y"]).graph
+    assert (graph["n"].op, graph["n"].attrs["name"]) == ("unknown", "my.company::Relu")
+
+
+def test_shapes_and_dtypes_are_those_of_shape_inference_with_none_for_symbols():
+    nodes = [helper.make_node("Cast", ["x"], ["h"], to=TensorProto.BFLOAT16, name="cast")]
+    graph = build(nodes, [("x", F32, ["batch", 4])], ["h"]).graph
+    assert (graph["cast"].shape, graph["cast"].dtype) == ((None, 4), "bfloat16")
+    assert (graph["input:x"].shape, graph["input:x"].dtype) == ((None, 4), "float32")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "a#2", "b", "Relu:a"]), st.sampled_from(["a", "b", "a#2", ""])), max_size=12))
+def test_ids_are_different_and_a_lone_name_is_kept(pairs):
+    nodes = [helper.make_node("Relu", ["x"], [output], name=name) for name, output in pairs]
+    ids = assign_ids(helper.make_graph(nodes, "g", [], []), "scope/")
+    assert len(set(ids)) == len(ids) == len(pairs)
+    names = [name for name, _ in pairs]
+    for node_id, (name, _) in zip(ids, pairs, strict=True):
+        assert node_id.startswith("scope/")
+        if name and names.count(name) == 1 and name != "Relu:a":
+            assert node_id == "scope/" + name
+
+
+LINEAR = ([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": ones(12, 3)})
+CONV = ([helper.make_node("Conv", ["x", "w"], ["y"], group=2)], {"w": ones(4, 5, 3, 3)})
+WAVE = ([helper.make_node("Unsqueeze", ["x", "axes"], ["u"]), helper.make_node("Conv", ["u", "w"], ["y"])],
+        {"axes": np.array([1]), "w": ones(4, 1, 256)})  # fmt: skip
+RELU = ([helper.make_node("Relu", ["x"], ["y"])], {})
+TABLE = ([helper.make_node("Cast", ["x"], ["i"], to=I64), helper.make_node("Gather", ["w", "i"], ["y"])], {"w": ones(77, 4)})
+ONE_HOT = ([helper.make_node("OneHot", ["x", "depth", "values"], ["y"])], {"depth": np.array(9), "values": np.array([0.0, 1.0])})
+NEG = ([helper.make_node("Neg", ["x"], ["y"])], {})
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "shape", "text"),
+    [
+        (RELU, F32, ["batch", 3, "height", "width"], "float32[8,3,64,64]"),
+        (RELU, F32, [1, 3, 32, None], "float32[1,3,32,64]"),
+        (CONV, F32, [None, None, None, None], "float32[8,10,64,64]"),
+        (LINEAR, F32, ["n", None], "float32[8,12]"),
+        (LINEAR, F32, ["n", "seq_len", "d"], "float32[8,16,12]"),
+        (WAVE, F32, [None, None], "float32[8,512]"),
+        (RELU, F32, [], "float32[]"),
+        (RELU, TensorProto.FLOAT16, [2, 2], "float16[2,2]"),
+        (TABLE, TensorProto.INT32, ["batch", "sequence"], "int32[8,16]<77"),
+        (TABLE, TensorProto.INT8, [4], "int8[4]<77"),
+        (ONE_HOT, I64, [4], "int64[4]<9"),
+        (NEG, I64, [None, 4], "int64[8,4]<2"),
+    ],
+)
+def test_open_dimensions_and_bounds_are_inferred(model, dtype, shape, text):
+    nodes, initializers = model
+    (spec,) = build(nodes, [("x", dtype, shape)], ["y"], initializers).inputs
+    assert spec.text == text
+    assert not spec.given
+
+
+def test_recurrent_states_are_zero_and_a_named_dimension_has_one_size():
+    weights = {"w": ones(1, 16, 6), "r": ones(1, 16, 4)}
+    lstm = helper.make_node("LSTM", ["x", "w", "r", "", "", "first", "second"], ["y"], hidden_size=4)
+    inputs = [("x", F32, ["time", "n", 6]), ("first", F32, [1, "n", 4]), ("second", F32, [1, None, 4])]
+    x, first, second = build([lstm], inputs, ["y"], weights).inputs
+    assert [spec.shape for spec in (x, first, second)] == [(16, 8, 6), (1, 8, 4), (1, 8, 4)]
+    assert x.value is None
+    assert not first.value.any()
+    assert not second.value.any()
+
+
+def test_a_sampling_rate_is_sixteen_kilohertz():
+    (spec,) = build([helper.make_node("Neg", ["sr"], ["y"])], [("sr", I64, [])], ["y"]).inputs
+    assert (spec.shape, int(spec.value)) == ((), 16000)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [
+        (F32, None, r"input 'x' has an unknown number of dimensions\n.*--input x=float32\[1,3,64,64\]"),
+        (I64, None, r"--input x=int64\[1,16\]<1000"),
+        (TensorProto.STRING, [1], "input 'x' holds string"),
+        (F32, [1 << 20, 1 << 20], "too large"),
+    ],
+)
+def test_an_input_that_cannot_be_inferred_is_named_with_what_to_type(dtype, shape, message):
+    file = build([helper.make_node("Identity", ["x"], ["y"])], [("x", dtype, shape)], ["y"])
+    with pytest.raises(InputError, match=message):
+        _ = file.inputs

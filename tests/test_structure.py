@@ -1,0 +1,229 @@
+"""Spine, residual sums, depth, recurrence, levels and trunk, on small graphs and on random ones."""
+
+from __future__ import annotations
+
+import networkx as nx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradlint.graph import Graph, Node, Ref
+from gradlint.rule import Sketch, Structure
+from gradlint.structure import ResidualSum, block_name
+from gradlint.theory.sustained import largest_run
+
+# spine ------------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def dags(draw: st.DrawFn) -> Graph:
+    """A random graph: one or two inputs, then operators that read one to three earlier tensors; one or two outputs."""
+    inputs = draw(st.integers(1, 2))
+    nodes = [Node(f"x{index}", "input", shape=(4,), dtype="float32") for index in range(inputs)]
+    for index in range(draw(st.integers(1, 25))):
+        parents = draw(st.lists(st.sampled_from([node.id for node in nodes]), min_size=1, max_size=3))
+        op = "relu" if len(parents) == 1 else draw(st.sampled_from(["concat", "add", "mul"]))
+        nodes.append(Node(f"n{index}", op, tuple(Ref(parent) for parent in parents), shape=(4,), dtype="float32"))
+    outputs = draw(st.lists(st.sampled_from([node.id for node in nodes[inputs:]]), min_size=1, max_size=2, unique=True))
+    return Graph(nodes, [Ref(output) for output in outputs])
+
+
+def dominator_chain(graph: Graph) -> list[str]:
+    """Nodes that every path from an input to an output passes, by networkx."""
+    plain = nx.DiGraph(graph.nx)
+    plain.add_edges_from(("source", node) for node in graph.inputs)
+    plain.add_edges_from((ref.node, "sink") for ref in graph.outputs)
+    above = nx.immediate_dominators(plain, "source")
+    chain, node = [], above["sink"]
+    while node != "source":
+        chain.append(node)
+        node = above[node]
+    return chain[::-1]
+
+
+@given(dags())
+def test_spine_is_the_chain_of_dominators_of_the_outputs(graph: Graph):
+    assert list(Structure(graph).spine) == dominator_chain(graph)
+
+
+@given(dags())
+def test_signal_is_what_lies_between_inputs_and_outputs(graph: Graph):
+    outputs = {ref.node for ref in graph.outputs}
+    above = outputs.union(*(nx.ancestors(graph.nx, output) for output in outputs))
+    assert set(Structure(graph).signal) == above
+
+
+@given(dags())
+def test_depth_grows_along_edges_by_the_weight_layers_passed(graph: Graph):
+    assert set(Structure(graph).depths.values()) <= {0}
+
+
+def test_skip_hides_the_branch_from_the_spine():
+    sketch = Sketch()
+    sketch.linear(sketch.blocks(2))
+    assert Structure(sketch.graph).spine == ("x", "add0", "add1", "linear4")
+
+
+def test_integer_side_input_does_not_break_the_spine():
+    sketch = Sketch()
+    x, mask = sketch.input(8, 64), sketch.input(8, 64, name="mask", dtype="bool")
+    sketch.linear(sketch.op("slice", sketch.linear(x), mask, shape=(8, 64)))
+    assert Structure(sketch.graph).spine == ("x", "linear0", "slice0", "linear1")
+
+
+def test_embedding_is_where_the_signal_of_tokens_starts():
+    sketch = Sketch()
+    ids = sketch.input(8, 16, name="ids", dtype="int64")
+    sketch.linear(sketch.op("embedding", ids, weights={"weight": sketch.weight(100, 64)}, shape=(8, 16, 64)))
+    assert Structure(sketch.graph).sources == ("embedding0",)
+    assert Structure(sketch.graph).spine == ("embedding0", "linear0")
+
+
+# trunk ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("final", ["softmax", "sigmoid", "log_softmax"])
+def test_trunk_is_taken_before_the_final_squashing(final):
+    sketch = Sketch()
+    logits = sketch.linear(sketch.stack(2))
+    sketch.op("reshape", sketch.op(final, logits, shape=(8, 64)), shape=(512,))
+    assert Structure(sketch.graph).trunk == (Ref(logits),)
+
+
+def test_trunk_of_an_argmax_is_what_it_chooses_from():
+    sketch = Sketch()
+    logits = sketch.linear(sketch.stack(2))
+    sketch.op("argmax", logits, shape=(8,), dtype="int64")
+    assert Structure(sketch.graph).trunk == (Ref(logits),)
+
+
+def test_head_of_zeros_leaves_the_trunk_before_it():
+    sketch = Sketch()
+    last = sketch.stack(2)
+    sketch.linear(last, gain=0.0)
+    assert Structure(sketch.graph).trunk == (Ref(last),)
+
+
+# residual sums ----------------------------------------------------------------------------------------------------------
+
+
+def test_residual_sum_names_fork_branch_and_skip():
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    branch = sketch.op("relu", sketch.linear(x, name="inner"), name="act", shape=(8, 64))
+    shortcut = sketch.op("reshape", x, name="skip", shape=(8, 64))
+    sketch.op("add", branch, shortcut, name="sum", shape=(8, 64))
+    assert Structure(sketch.graph).residual_sums == (ResidualSum("sum", "x", ("inner", "act"), ("skip",)),)
+
+
+def test_side_with_more_weight_layers_is_the_branch():
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    projection = sketch.linear(x, name="projection")
+    deep = sketch.linear(sketch.linear(x, name="first"), name="second")
+    sketch.op("add", projection, deep, name="sum", shape=(8, 64))
+    (found,) = Structure(sketch.graph).residual_sums
+    assert found.branch == ("first", "second")
+    assert found.skip == ("projection",)
+
+
+def test_sum_of_two_inputs_and_sum_with_a_constant_are_not_residual():
+    sketch = Sketch()
+    x, y = sketch.input(8, 64), sketch.input(8, 64, name="y")
+    sketch.op("add", sketch.op("add", x, y, shape=(8, 64)), None, constant=1.0, shape=(8, 64))
+    assert Structure(sketch.graph).residual_sums == ()
+
+
+@given(dags())
+def test_fork_of_every_residual_sum_dominates_it(graph: Graph):
+    structure = Structure(graph)
+    plain = nx.DiGraph(graph.nx)
+    plain.add_edges_from(("source", node) for node in graph.inputs)
+    above = nx.immediate_dominators(plain, "source")
+    for found in structure.residual_sums:
+        assert above[found.node] == found.fork
+        assert not set(found.branch) & set(found.skip)
+
+
+# depth, recurrence, levels, blocks ----------------------------------------------------------------------------------------
+
+
+def test_depth_counts_weight_layers_on_the_longest_path():
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    sketch.op("add", sketch.linear(x), sketch.linear(sketch.linear(sketch.linear(x))), shape=(8, 64))
+    assert Structure(sketch.graph).depth == 3
+
+
+def unrolled(steps: int) -> Sketch:
+    sketch = Sketch()
+    h, weight = sketch.input(8, 64), sketch.weight(64, 64, name="w_hh")
+    for _ in range(steps):
+        h = sketch.op("tanh", sketch.linear(h, weight=weight), shape=(8, 64))
+    return sketch
+
+
+def test_weight_used_again_on_its_own_result_is_a_recurrence_and_counts_once_for_depth():
+    structure = Structure(unrolled(5).graph)
+    assert [(item.weight, item.nodes) for item in structure.recurrences] == [("w_hh", tuple(f"linear{i}" for i in range(5)))]
+    assert structure.depth == 1
+
+
+def test_weight_shared_side_by_side_is_no_recurrence():
+    sketch = Sketch()
+    x, weight = sketch.input(8, 64), sketch.weight(64, 64, name="shared")
+    sketch.op("concat", sketch.linear(x, weight=weight), sketch.linear(x, weight=weight), shape=(8, 128))
+    assert Structure(sketch.graph).recurrences == ()
+
+
+def test_levels_hold_every_tensor_that_a_deeper_layer_still_reads():
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    first = sketch.linear(x)
+    second = sketch.linear(first)
+    sketch.op("concat", first, sketch.linear(second), shape=(8, 128))
+    assert Structure(sketch.graph).levels == (("x",), ("linear0",), ("linear0", "linear1"), ("linear0", "linear2", "concat0"))
+
+
+def test_blocks_are_repeated_modules():
+    sketch = Sketch()
+    sketch.blocks(3)
+    assert set(Structure(sketch.graph).blocks) == {"blocks.0", "blocks.1", "blocks.2"}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("encoder.layers.3.fc.0", "encoder.layers.3"), ("0", "0"), ("encoder.fc", ""), ("", "")]
+)
+def test_block_name_is_the_outermost_prefix_that_ends_in_a_number(module, name):
+    assert block_name(module) == name
+
+
+def test_nodes_that_did_not_run_are_no_part_of_the_signal():
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    sketch.op("add", sketch.linear(x, name="taken"), sketch.linear(x, name="other"), name="sum", shape=(8, 64))
+    assert Structure(sketch.graph, live={"x", "taken", "sum"}).spine == ("x", "taken", "sum")
+
+
+# sustained growth ---------------------------------------------------------------------------------------------------------
+
+LEVELS = st.lists(st.integers(-20, 20).map(lambda value: value / 4), min_size=1, max_size=14)
+
+
+@given(LEVELS)
+def test_largest_run_is_that_of_trying_every_run(levels: list[float]):
+    steps = [before - after for before, after in zip(levels, levels[1:], strict=False)]
+    runs = [steps[i:j] for i in range(len(steps)) for j in range(i + 1, len(steps) + 1)]
+    assert largest_run(levels).decades == max((sum(run) - max(run) for run in runs), default=0.0) or not runs
+
+
+@given(LEVELS)
+def test_largest_run_reports_a_run_of_its_size(levels: list[float]):
+    run = largest_run(levels)
+    steps = [before - after for before, after in zip(levels, levels[1:], strict=False)][run.start : run.end]
+    assert run.decades == (sum(steps) - max(steps) if steps else 0.0)
+
+
+def test_one_large_step_is_no_growth_and_many_small_ones_are():
+    assert largest_run([10.0, 0.0, 0.0]).decades == 0.0
+    assert largest_run([float(level) for level in range(10, -1, -1)]).decades == 9.0
