@@ -29,7 +29,7 @@ _HEADING = re.compile(r"^(\S.*):$", re.MULTILINE)
 def page(rule: type[Rule]) -> str:
     """One rule as markdown: its docstring, with headings as headings and references as a list."""
     body, _, references = rule.documentation().partition("\n")[2].partition("References:\n")
-    text = _HEADING.sub(r"## \1\n", re.sub(r"^ {4}", "", body, flags=re.MULTILINE)).strip()
+    text = re.sub(r"^ {4}", "", _HEADING.sub(r"## \1\n", body), flags=re.MULTILINE).strip()
     entries = "\n".join(f"- {line.strip()}" for line in references.strip().splitlines())
     facts = f"Severity: {rule.severity.value}. Needs {_NEEDS[rule.needs]}."
     code = f"[rules/{_stem(rule)}.py](../../rules/{_stem(rule)}.py)"

@@ -103,7 +103,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         findings, skipped = _run_rules(rules, subject)
     growth = worst_growth(measurement) if measurement is not None else predicted
     broken = any(finding.rule == "GL604" for finding in findings) or any(_is_broken(graph))
-    verdict, score = judge(measurement, growth, conclusive=conclusive, broken_weight=broken)
+    verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken)
     return TargetReport(
         target=loaded.name,
         frontend=loaded.frontend,
@@ -206,9 +206,9 @@ def confront(finding: Finding, measurement: Measurement | None) -> Finding:
     """What the probe says of a claim: measured with its decades and severity, or refuted.
 
     A claim about growth stands when the gradient really changes by HEALTHY decades or more over the claimed span, in the claimed
-    direction; below LIMIT it is a warning at most.
+    direction; below LIMIT it is a warning at most. A rule that looked at the measurement itself has the last word.
     """
-    if finding.effect is None or measurement is None:
+    if finding.effect is None or measurement is None or finding.confidence is not Confidence.PREDICTED:
         return finding
     measured = _measured_over(finding, measurement)
     if measured is None:

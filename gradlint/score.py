@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 from gradlint.growth import HEALTHY, LIMIT
-from gradlint.result import Confidence, Finding, Growth, Measurement, Severity, TargetReport, Verdict
+from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
 
 # P(trouble) is a logistic function of sustained growth: 1/2 at the limit, 2 % where 90 % of healthy architectures stay below.
 _SLOPE = math.log(49.0) / (LIMIT - HEALTHY)
+_DOUBT = 49  # the best score of a model that trains no more likely than not
 
 
 def worst_growth(measurement: Measurement) -> Growth:
@@ -23,23 +25,37 @@ def worst_growth(measurement: Measurement) -> Growth:
 
 
 def judge(
-    measurement: Measurement | None, growth: Growth | None, *, conclusive: bool, broken_weight: bool
+    measurement: Measurement | None, growth: Growth | None, findings: Sequence[Finding], *, conclusive: bool, broken_weight: bool
 ) -> tuple[Verdict, int]:
     """Verdict and score from 0 to 100, falling as growth rises.
 
     `conclusive` says whether the growth is that of the whole model: whether the probe ran every weight layer or, without a
-    measurement, theory followed every step of the spine. A fault is a fault also where it is not.
+    measurement, theory followed every step of the spine. A fault is a fault also where it is not. An error alone is likely to
+    make training fail, so it caps the score; so does not knowing.
     """
     if broken_weight or (measurement is not None and (measurement.nonfinite_forward or measurement.nonfinite_backward)):
         return Verdict.NON_FINITE, 0
     if measurement is not None and measurement.dead:
         return Verdict.VANISHES, 0
-    if growth is None:
-        return Verdict.UNKNOWN, 50
-    score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(growth.decades) - LIMIT), 700.0))))
-    if abs(growth.decades) >= LIMIT:
-        return (Verdict.EXPLODES if growth.decades > 0 else Verdict.VANISHES), score
-    return (Verdict.HEALTHY if conclusive else Verdict.UNKNOWN), score
+    decades = growth.decades if growth is not None else 0.0
+    if measurement is None:
+        decades = max([decades, *_claimed(findings)], key=abs)
+    score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
+    if abs(decades) >= LIMIT:
+        return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
+    known = conclusive and growth is not None
+    error = any(failing(finding, Severity.ERROR) for finding in findings)
+    return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score
+
+
+def _claimed(findings: Sequence[Finding]) -> Iterator[float]:
+    """Growth that errors predict, with its sign."""
+    signs = {Effect.EXPLODES: 1.0, Effect.VANISHES: -1.0}
+    return (
+        finding.decades * signs[finding.effect]
+        for finding in findings
+        if failing(finding, Severity.ERROR) and finding.effect in signs
+    )
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

@@ -1,4 +1,4 @@
-"""GL103 default-init-in-deep-relu: a deep chain of rectifiers keeps PyTorch's default weights, which more than halve the gradient.
+"""GL103 default-init-in-deep-relu: a deep chain of rectifiers keeps PyTorch's default weights, which starve it.
 
 What it finds:
     Weight layers in a plain chain of rectifiers (ReLU, GELU, SiLU and their kin), neither normalised nor bypassed by a skip,

@@ -73,7 +73,7 @@ def test_folder_that_does_not_exist_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("this is not python", "SyntaxError"),
+        ("def check(", "SyntaxError"),
         ("import no_such_module_at_all", "ModuleNotFoundError"),
         ("X = 1", "defines 0 rules"),
         (RULE.format(code="ME001", name="a") + RULE.format(code="ME002", name="b").replace("Mine", "Other"), "defines 2 rules"),

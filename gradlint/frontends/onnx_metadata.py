@@ -64,8 +64,10 @@ def _dictionary(properties: Iterable[Any]) -> dict[str, str]:
 
 def _names(text: str | None) -> list[str]:
     """The list of strings that `text` spells; empty for anything else."""
+    if not text:
+        return []
     try:
-        value = ast.literal_eval(text or "[]")
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return []
     return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []

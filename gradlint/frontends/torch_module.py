@@ -118,12 +118,12 @@ class TorchRunnable:
     def forward(self, inputs: Sequence[Any], tap: Tap | None = None, edit: Edit | None = None) -> Tensors:
         """Run on one array for each of `self.inputs`; returns one tensor for each of `graph.outputs`.
 
-        The first run draws the graph; where it cannot be traced fully, it is run again and traced more simply, which `capture`
-        tells. Raises ForwardError when the module itself raises, naming the user's line.
+        The first run draws the graph. Where a way to watch it fails, the model is run once more and watched in another way (so
+        `tap` starts again from the inputs); `capture` tells which way it was. Raises ForwardError when the module itself raises, naming the user's line.
         """
         failure: Exception | None = None
         with nullcontext() if self._guarded else self.untouched():
-            for rung in [self._rung] if self._graph is not None else _RUNGS:
+            for rung in self._rungs():
                 try:
                     return self._traced(rung, inputs, tap, edit)
                 except _LostTensorError as error:
@@ -133,6 +133,12 @@ class TorchRunnable:
                     self._plain(self.module, self._tensors(inputs))
         assert failure is not None
         raise failure
+
+    def _rungs(self) -> list[str]:
+        if self._graph is not None:
+            return [self._rung]
+        scripted = any(isinstance(child, torch.jit.ScriptModule) for child in self.module.modules())
+        return list(_RUNGS)[scripted:]  # calls alone would miss what a script does
 
     def _traced(self, rung: str, inputs: Sequence[Any], tap: Tap | None, edit: Edit | None) -> Tensors:
         recorder = Recorder(self.module, tap=tap, edit=edit, known=self._graph, stop=_run.__code__)
@@ -214,7 +220,8 @@ def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 def _fresh_buffers(module: nn.Module) -> dict[int, Any]:
     """Copies of the lazy buffers, which torch cannot make itself, as a memo for deepcopy."""
     lazy = (buffer for buffer in module.buffers() if parameter.is_lazy(buffer))
-    return {id(buffer): parameter.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype) for buffer in lazy}
+    make: Any = parameter.UninitializedBuffer
+    return {id(buffer): make(device=buffer.device, dtype=buffer.dtype) for buffer in lazy}
 
 
 def _is_lazy(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Function = Callable[[Array], Array]
 
 _STEP = 1e-6  # central difference on float64: error near 1e-11 for curvature of order one
+_SMALLEST = 1e-290  # step at 0 itself
 
 
 def _sigmoid(z: Array) -> Array:
@@ -73,5 +74,15 @@ def activation(op: str, attrs: Mapping[str, Any]) -> Function | None:
 
 
 def derivative(function: Function) -> Function:
-    """Derivative by central differences, right everywhere but within 1e-6 of a kink."""
-    return lambda z: (function(z + _STEP) - function(z - _STEP)) / (2.0 * _STEP)
+    """Derivative by central differences, right everywhere but within 1e-6 of a kink other than one at 0.
+
+    Points nearer to 0 take a smaller step, so that none straddles a kink there: signals under rectifiers fade to any size. A
+    function that is not 0 at 0 is smooth there, and keeps the step that its rounding needs.
+    """
+    through_origin = float(function(np.zeros(1))[0]) == 0.0
+
+    def slope(z: Array) -> Array:
+        step = np.clip(0.5 * np.abs(z), _SMALLEST, _STEP) if through_origin else _STEP
+        return (function(z + step) - function(z - step)) / (2.0 * step)
+
+    return slope
