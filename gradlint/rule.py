@@ -88,8 +88,8 @@ __all__ = [
     "is_weight_layer",
     "kind_of",
     "layers",
+    "listed",
     "looks_initialised",
-    "loops",
     "main_weight",
     "moments",
     "normalises",
@@ -140,6 +140,11 @@ class Subject:
                 run = []
         if run:
             yield tuple(run)
+
+    @cached_property
+    def loops(self) -> list[Loop]:
+        """Every recurrence that applies square matrices to its own state."""
+        return loops(self.structure)
 
     def growth_over_time(self, node: str) -> float | None:
         """Measured sustained rise of the gradient along the time axis of the recurrence at `node`, in decades."""
@@ -290,6 +295,12 @@ def compact(modules: Iterable[str]) -> str:
         patterns.setdefault(shape, []).append([int(part) for part in parts if part.isdigit()])
     texts = [_pattern(shape, rows) for shape, rows in patterns.items()]
     return ", ".join(texts) if len(texts) <= 3 else f"{texts[0]} ... {texts[-1]}"
+
+
+def listed(names: Sequence[str], shown: int = 3) -> str:
+    """Names for a message, the first few of them: "a, b, c and 4 more"."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def ranges(found: NonFinite) -> str:

@@ -10,8 +10,8 @@ Why it vanishes:
     size: six layers lose more than two decades.
 
 How to fix it:
-    nn.init.kaiming_normal_(w, nonlinearity="relu") on every weight of the chain, or a normalisation after each layer, or skip
-    connections.
+    nn.init.kaiming_normal_(w, nonlinearity="relu") on every weight of the chain; for GELU and SiLU, whose critical gain is
+    higher, nn.init.orthogonal_ with that gain. Or a normalisation after each layer, or skip connections.
 
 References:
     He, Zhang, Ren, Sun 2015, Delving Deep into Rectifiers, arXiv 1502.01852 (fan_in Var W = 2 for ReLU).
@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from math import log10, sqrt
+from statistics import median
 
 from gradlint.rule import (
     HEALTHY,
@@ -87,18 +88,21 @@ class DefaultInitInDeepRelu(Rule):
             if sum(log10(layer.critical / layer.gain) for layer in default) < -EXPLAINED * trend.decades:
                 continue
             act = Counter(layer.activation.op for layer in default if layer.activation).most_common(1)[0][0]
-            nonlinearity = "leaky_relu" if act == "leaky_relu" else "relu"
+            critical = median(layer.critical for layer in default)
+            cure = f"nn.init.orthogonal_(w, gain={critical:.2f})"
+            if act in {"relu", "relu6", "leaky_relu", "prelu"}:
+                cure = 'nn.init.kaiming_normal_(w, nonlinearity="relu")'
             yield self.claim(
                 subject,
                 nodes,
                 f"{len(nodes)} weight layers keep PyTorch's default init, gain {DEFAULT:.2f}; {act} needs "
-                f"{default[0].critical:.2f}: the gradient shrinks x{10 ** (trend.decades / len(nodes)):.2f} a layer",
+                f"{critical:.2f}: the gradient shrinks x{10 ** (trend.decades / len(nodes)):.2f} a layer",
                 effect=Effect.VANISHES,
                 span=trend.span,
                 decades=trend.decades,
-                remedy=f'nn.init.kaiming_normal_(w, nonlinearity="{nonlinearity}") on these weights, or a norm after each layer',
+                remedy=f"{cure} on these weights, or a norm after each layer",
                 gain=DEFAULT,
-                critical=default[0].critical,
+                critical=critical,
                 layers=len(nodes),
             )
 

@@ -3,7 +3,7 @@
 What it finds:
     An operator on the way to the output that passes no gradient (detach, argmax, round, a no-grad region, a dead activation)
     and behind which trainable weights get none on any other way. It is an error where every path passes it: then nothing before
-    it can learn; a note where an activation off that path is dead, which may be so for these inputs alone.
+    it can learn; a note where an operator off that path has lost its slope, which may be so for these inputs alone.
 
 Why it matters:
     The weights before the cut stay at their start. Training goes on, and may even look good, on what lies behind it.
@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Cut, Example, Finding, Needs, Rule, Severity, Sketch, Subject
+from gradlint.rule import Confidence, Cut, Example, Finding, Needs, Rule, Severity, Sketch, Subject, listed
 
-SHOWN = 3  # names in the message; the evidence has them all
+BY_NATURE = "take it out of the path or use a straight-through estimator; freeze the weights if that is meant"
+SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
 
 
 def _rounded(*cuts: Cut) -> Sketch:
@@ -44,28 +45,40 @@ class GradientPathCut(Rule):
     examples = (
         Example(lambda: _rounded(Cut("round0", "round", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
         Example(lambda: _rounded(Cut("round0", "round", ("fc.weight",))), fires_on=("round0",)),
-        Example(lambda: _rounded(Cut("round0", "dead relu", ("fc.weight",))), fires_on=("round0",)),
+        Example(
+            lambda: _rounded(Cut("round0", "dead relu", ("a",)), Cut("linear1", "dead relu", ("b",))),
+            fires_on=("round0", "linear1"),
+        ),
         Example(_rounded),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
-        """One finding per cut."""
+        """One finding per cause."""
+        alike: dict[tuple[str, Severity], list[Cut]] = {}
         for cut in subject.measurement.cuts if subject.measurement else ():
-            names = ", ".join(cut.starved[:SHOWN]) + (f" and {len(cut.starved) - SHOWN} more" if len(cut.starved) > SHOWN else "")
+            alike.setdefault((cut.cause, _severity(cut)), []).append(cut)
+        for (cause, severity), cuts in alike.items():
+            starved = list(dict.fromkeys(name for cut in cuts for name in cut.starved))
+            places = f"{cause}, in {len(cuts)} places" if len(cuts) > 1 else cause
             yield self.finding(
                 subject,
-                [cut.node],
-                f"no gradient passes {cut.cause}" + (f": {names} cannot learn" if names else ""),
-                severity=_severity(cut),
-                remedy="take it out of the path or use a straight-through estimator; freeze the weights if that is meant",
+                [cut.node for cut in cuts],
+                f"no gradient passes {places}" + (f": {listed(starved)} cannot learn" if starved else ""),
+                severity=severity,
+                remedy=SATURATED if _depends_on_values(cause) else BY_NATURE,
                 confidence=Confidence.MEASURED,
-                cause=cut.cause,
-                starved=cut.starved,
+                cause=cause,
+                starved=starved,
             )
 
 
 def _severity(cut: Cut) -> Severity:
-    """An error where nothing before the cut can learn; a note where only these inputs may have silenced a side path."""
+    """An error where nothing before the cut can learn; a note where these inputs alone may have silenced a side path."""
     if cut.on_spine and cut.starved:
         return Severity.ERROR
-    return Severity.NOTE if cut.cause.startswith("dead ") else Severity.WARNING
+    return Severity.NOTE if _depends_on_values(cut.cause) else Severity.WARNING
+
+
+def _depends_on_values(cause: str) -> bool:
+    """Whether an operator that has a gradient passed none on these inputs, as the probe words it."""
+    return cause.startswith("dead ") or cause.endswith(" with zero gradient")

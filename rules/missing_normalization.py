@@ -62,6 +62,12 @@ def _transformer(depth: int, *, norm: bool = False, gain: float = 1.0, notes: tu
     return sketch
 
 
+def _probed(depth: int) -> Sketch:
+    sketch = Sketch()
+    sketch.blocks(depth)
+    return sketch.ramp(4.0)
+
+
 class MissingNormalization(Rule):
     """Deep residual and attention models without a norm."""
 
@@ -70,7 +76,9 @@ class MissingNormalization(Rule):
     severity = Severity.ERROR
     examples = (
         Example(lambda: _transformer(9), fires_on=tuple(f"add{index}" for index in range(18))),
+        Example(lambda: _probed(12), fires_on=tuple(f"add{index}" for index in range(12))),
         Example(lambda: _transformer(7)),
+        Example(lambda: _probed(11)),
         Example(lambda: _transformer(9, gain=0.2)),
         Example(lambda: _transformer(9, norm=True)),
         Example(lambda: _transformer(9, notes=("batch-norm-folded",))),

@@ -22,9 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Example, Finding, Rule, Severity, Sketch, Subject
-
-SHOWN = 3  # names in the message; the evidence has them all
+from gradlint.rule import Example, Finding, Rule, Severity, Sketch, Subject, listed
 
 
 def _layer(value: float) -> Sketch:
@@ -57,11 +55,10 @@ class NonFiniteWeight(Rule):
         names = list(dict.fromkeys(name for found in broken.values() for name in found))
         if not names:
             return
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         yield self.finding(
             subject,
             list(broken),
-            f"NaN or infinity in {', '.join(names[:SHOWN])}{more}",
+            f"NaN or infinity in {listed(names)}",
             remedy="load a checkpoint from before the weight broke; find what broke it with torch.autograd.set_detect_anomaly",
             weights=names,
         )

@@ -20,9 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import Example, Finding, Kind, Rule, Severity, Sketch, Subject, kind_of
-
-SHOWN = 5  # names in the message; the evidence has them all
+from gradlint.rule import Example, Finding, Kind, Rule, Severity, Sketch, Structure, Subject, kind_of, listed
 
 
 def _stack(op: str) -> Sketch:
@@ -52,16 +50,16 @@ class OperatorNotUnderstood(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for all of them."""
-        unknown = [subject.graph[node] for node in subject.structure.signal if kind_of(subject.graph[node]) is Kind.UNKNOWN]
+        signal = Structure(subject.graph).signal  # also what a probe that stopped half-way did not reach
+        unknown = [subject.graph[node] for node in signal if kind_of(subject.graph[node]) is Kind.UNKNOWN]
         if not unknown:
             return
         names = Counter(str(node.attrs.get("name", node.op)) for node in unknown)
-        listed = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in names.most_common(SHOWN))
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        counted = [f"{name} x{count}" if count > 1 else name for name, count in names.most_common()]
         yield self.finding(
             subject,
             [node.id for node in unknown],
-            f"not understood, so not predicted: {listed}{more}",
+            f"not understood, so not predicted: {listed(counted)}",
             remedy="rely on the probe here",
             operators=dict(names),
         )

@@ -39,10 +39,9 @@ from gradlint.rule import (
     Sketch,
     Subject,
     TimeGrowth,
-    loops,
 )
 
-GROWS = RECTIFIERS - {"relu6"} | {"selu", "softplus", None}  # None: a linear recurrence
+GROWS = RECTIFIERS - {"relu6"} | {"elu", "celu", "selu", "softplus", None}  # None: a linear recurrence
 STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
 
 
@@ -84,11 +83,11 @@ class RecurrentSpectralRadius(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where there is a recurrence."""
-        return None if loops(subject.structure) else "no recurrence in the graph"
+        return None if subject.loops else "no recurrence in the graph"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per recurrence."""
-        for loop in loops(subject.structure):
+        for loop in subject.loops:
             measured = subject.growth_over_time(loop.node)
             quiet = measured is None or measured < HEALTHY
             if (quiet and loop.activation not in GROWS) or loop.radius is None or loop.radius <= 1.0:

@@ -44,15 +44,18 @@ ASK = (
 )  # predicted decades that are worth the probe's answer: of branches that theory cannot follow it is a lower bound
 
 
-def _blocks(depth: int, *, norm: str | None = None, scale: float = 1.0, last: float = 1.0) -> Sketch:
+def _blocks(depth: int, *, norm: str | None = None, scale: float = 1.0) -> Sketch:
     sketch = Sketch()
-    if last == 1.0:
-        sketch.blocks(depth, norm=norm, scale=scale)
-        return sketch
+    sketch.blocks(depth, norm=norm, scale=scale)
+    return sketch
+
+
+def _gains(*last: float) -> Sketch:
+    sketch = Sketch()
     x = sketch.input(8, 64)
-    for _ in range(depth):
+    for gain in last:
         h = sketch.op("relu", sketch.linear(x, gain=sqrt(2.0)), shape=(8, 64))
-        x = sketch.op("add", x, sketch.linear(h, gain=last), shape=(8, 64))
+        x = sketch.op("add", x, sketch.linear(h, gain=gain), shape=(8, 64))
     return sketch
 
 
@@ -67,7 +70,8 @@ class ResidualSumUnscaled(Rule):
         Example(lambda: _blocks(15)),
         Example(lambda: _blocks(30, norm="layer_norm")),
         Example(lambda: _blocks(30, scale=1 / sqrt(60))),
-        Example(lambda: _blocks(30, last=0.0)),
+        Example(lambda: _gains(*[0.0] * 30)),
+        Example(lambda: _gains(*[1.0] * 16, 0.0, 0.0), fires_on=tuple(f"add{index}" for index in range(16))),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:

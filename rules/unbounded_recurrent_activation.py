@@ -36,10 +36,9 @@ from gradlint.rule import (
     Sketch,
     Subject,
     TimeGrowth,
-    loops,
 )
 
-UNBOUNDED = RECTIFIERS - {"relu6"} | {"selu", "softplus"}
+UNBOUNDED = RECTIFIERS - {"relu6"} | {"elu", "celu", "selu", "softplus"}
 STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
 
 
@@ -67,11 +66,11 @@ class UnboundedRecurrentActivation(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where there is a recurrence."""
-        return None if loops(subject.structure) else "no recurrence in the graph"
+        return None if subject.loops else "no recurrence in the graph"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per recurrence."""
-        for loop in loops(subject.structure):
+        for loop in subject.loops:
             radius, steps = (loop.radius, loop.steps or STEPS) if loop.activation in UNBOUNDED else (None, STEPS)
             if radius is None or radius <= 1.0:
                 continue

@@ -108,6 +108,7 @@ def test_code_that_is_taken_is_refused(tmp_path: Path):
         (["GL1", "GL103"], ["GL10"], ["GL103"]),
         (["GL101"], ["GL101"], []),
         (["GL101"], ["GL1"], ["GL101"]),
+        (["GL10"], ["GL1"], ["GL101", "GL102", "GL103", "GL104"]),
         (["ALL"], ["GL1", "GL2", "GL3", "GL4", "GL5", "GL6", "GL8"], ["GL901", "GL902"]),
     ],
 )

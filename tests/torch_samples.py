@@ -21,6 +21,7 @@ class Run:
     runnable: TorchRunnable
     seen: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     fed: dict[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     outputs: tuple[Any, ...] = ()
 
@@ -38,6 +39,7 @@ class Run:
     def tap(self, node: str, outputs: tuple[Any, ...], inputs: tuple[Any, ...]) -> None:
         self.order.append(node)
         self.seen[node], self.fed[node] = outputs, inputs
+        self.versions[node] = 0 if outputs[0].is_inference() else outputs[0]._version
 
 
 def arrays(runnable: TorchRunnable, seed: int = 0) -> list[Any]:
@@ -91,14 +93,13 @@ def check_sound(result: Run, module: nn.Module) -> None:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), set()).add(name)
     assert [name for name, parameter in reached.items() if not aliases[id(parameter)] & names] == []
-    overwritten = {source for node in result.graph if "inplace" in node.notes for source in sources(node)}
     cuts = any(node.notes & {"no-grad"} or operator(node.op).cuts for node in result.graph)
     total = sum(out.float().square().sum() for out in result.outputs)
     upstream = _upstream(result.graph)
     for node in result.graph:
         tensor = result.seen[node.id][0]
-        if not tensor.requires_grad or node.id in overwritten:
-            continue
+        if not tensor.requires_grad or tensor._version != result.versions[node.id]:
+            continue  # written since: it stands for a later node
         (grad,) = torch.autograd.grad(total, [tensor], retain_graph=True, allow_unused=True)
         assert grad is None or node.id in upstream, f"{node.id}: gradient without a path"
         assert grad is not None or cuts or node.id not in upstream, f"{node.id}: a path without gradient"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradlint.errors import InputError, TargetError
-from gradlint.frontends.inputs import InputSpec, merge_given
+from gradlint.frontends.inputs import DTYPES, InputSpec, merge_given
 from gradlint.frontends.torch_lineage import dtype_name, to_numpy
-from gradlint.frontends.user_code import described
+from gradlint.frontends.user_code import described, raising_line
 
 _BATCH = 8
 _LENGTH = 16  # tokens of a sequence
@@ -120,11 +120,12 @@ def infer(module: nn.Module, given: tuple[InputSpec, ...], attempt: Callable[[Fe
     Raises InputError, with what the forward said to the first guess, when there is none.
     """
     complaint: BaseException | None = None
-    tried = []
+    tried: dict[str, Feed] = {}
     for guess in _guesses(module, given):
-        if guess in tried:
+        text = str([(spec.name, spec.text) for spec in (*guess.args, *guess.kwargs.values())])
+        if text in tried:
             continue
-        tried.append(guess)
+        tried[text] = guess
         try:
             attempt(guess)
         except TargetError:
@@ -134,9 +135,11 @@ def infer(module: nn.Module, given: tuple[InputSpec, ...], attempt: Callable[[Fe
         else:
             return guess
     needed = [p.name for p in parameters(module) if p.default is p.empty and p.kind is not p.VAR_KEYWORD] or ["x"]
-    first = next((leaf for guess in tried for leaf in (*guess.args, *guess.kwargs.values())), None)
+    first = next((leaf for guess in tried.values() for leaf in (*guess.args, *guess.kwargs.values())), None)
     example = first.text if isinstance(first, InputSpec) else f"float32[{_BATCH},3,224,224]"
+    line = raising_line(complaint) if complaint else None
     why = f"; with {needed[0]}={example} the forward raised {described(complaint)}" if complaint else ""
+    why += f" ({line})" if line else ""
     options = " ".join(f"--input '{name}={example}'" for name in needed)
     raise InputError(f"could not infer the inputs of {type(module).__name__}{why}", hint=f"give them, as in {options}")
 
@@ -147,10 +150,16 @@ def _guesses(module: nn.Module, given: tuple[InputSpec, ...]) -> Iterator[Feed]:
     positional = (spec for spec in given if spec.name is None)
     for parameter, spec in zip((p for p in taken if p.name not in known), positional, strict=False):
         known[parameter.name] = replace(spec, name=parameter.name)
+    dtype = next((dtype_name(p.dtype) for p in module.parameters() if p.is_floating_point()), "float32")
     if not given:
         yield from _own_examples(module)
     for by_name in (*_from_config(module, taken), *_from_layers(module, taken, known)):
-        yield _feed(taken, {**by_name, **known}) if taken else Feed(tuple(by_name.values()))
+        cast = {name: _as_floats(spec, dtype) for name, spec in by_name.items()}
+        yield _feed(taken, {**cast, **known}) if taken else Feed(tuple(cast.values()))
+
+
+def _as_floats(spec: InputSpec, dtype: str) -> InputSpec:
+    return replace(spec, dtype=dtype) if spec.dtype == "float32" and dtype in DTYPES else spec
 
 
 def _own_examples(module: nn.Module) -> Iterator[Feed]:
@@ -214,7 +223,7 @@ def _config_spec(name: str, config: Any, wave: int) -> InputSpec | None:
 def _from_layers(
     module: nn.Module, taken: list[inspect.Parameter], known: Mapping[str, InputSpec]
 ) -> Iterator[dict[str, InputSpec]]:
-    """Every argument gets what the same first layer reads, then each what its own layer reads."""
+    """Every argument gets what the same first layer reads, or each what its own layer reads: a table of its own first."""
     single = [p for p in taken if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     names = [p.name for p in single if p.default is p.empty and p.name not in known]
     if not names and not known:
@@ -225,12 +234,11 @@ def _from_layers(
     entries = list(islice(_entries(module), _ENTRIES)) or [_unlayered(module)]
     if isinstance(module, nn.Transformer):
         names = [name for name in ("src", "tgt") if name not in known]
-    for each in entries:
-        for dtype, shape, below in each:
-            yield {name: InputSpec(name, dtype, shape, below) for name in names}
-    if len(names) > 1 and len(entries) >= len(names):
-        firsts = [next(iter(entry)) for entry in entries]
-        yield {name: InputSpec(name, *first) for name, first in zip(names, firsts, strict=False)}
+    same = [{name: InputSpec(name, *layout) for name in names} for each in entries for layout in each]
+    own = [{name: InputSpec(name, *each[0]) for name, each in zip(names, entries, strict=False)}]
+    own = own if len(names) <= len(entries) else []
+    tables = all(each[0][0] == "int64" for each in entries[: len(names)])
+    yield from (*own, *same) if tables else (*same, *own)
     if all(p.default is not p.empty for p in single):
         yield {}
 

@@ -119,7 +119,8 @@ class TorchRunnable:
         """Run on one array for each of `self.inputs`; returns one tensor for each of `graph.outputs`.
 
         The first run draws the graph. Where a way to watch it fails, the model is run once more and watched in another way (so
-        `tap` starts again from the inputs); `capture` tells which way it was. Raises ForwardError when the module itself raises, naming the user's line.
+        `tap` starts again from the inputs); `capture` tells which way it was. Raises ForwardError when the module itself
+        raises, naming the user's line.
         """
         failure: Exception | None = None
         with nullcontext() if self._guarded else self.untouched():

@@ -131,6 +131,33 @@ class Recorder:
                 self.failure = error
                 return outcome
 
+    def write(self, name: str, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run and record a call that writes its first argument, which is a view, in place.
+
+        It is done on a copy that then goes to its place: autograd drops the hooks of a view that is written, and with them the
+        gradient of whatever made the view.
+        """
+        target: Tensor = args[0]
+        with self.silent():
+            copy = target.clone()
+            self.lineage.made(copy, self.lineage.origin(target).ref)
+        outcome = self.call(name, function, (copy, *args[1:]), kwargs, lambda: function(copy, *args[1:], **kwargs))
+        with self.silent():
+            target.copy_(copy)
+            now = self.lineage.origin(copy).ref
+            self.lineage.made(target, now)
+            self._write_back(target, now)
+        return target if outcome is copy else outcome
+
+    def writes_view(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call writes a view in place and a gradient would pass."""
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") is True
+        if not in_place or not args or not isinstance(args[0], Tensor) or args[0]._base is None:  # noqa: SLF001
+            return False
+        operands = list(tensors(args))
+        alive = torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)
+        return alive and any(self.lineage.origin(operand).ref is not None for operand in operands)
+
     def _recorded(self, call: torch_ops.Call, outcome: Any, whole: Whole | None, note: str | None, *, gap: bool) -> Any:
         is_store = call.name == "__setitem__"
         outputs = [call.operands[0]] if is_store else list(tensors(outcome))

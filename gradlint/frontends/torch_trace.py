@@ -46,7 +46,10 @@ class FunctionTracer(TorchFunctionMode):
             return func(*args, **kwargs)
         if _is_silent(func):
             return None if _asks_for_grad(func, args) else func(*args, **kwargs)
-        return recorder.call(function_name(func), func, args, kwargs, lambda: func(*args, **kwargs))
+        name = function_name(func)
+        if recorder.writes_view(name, args, kwargs):
+            return recorder.write(name, func, args, kwargs)
+        return recorder.call(name, func, args, kwargs, lambda: func(*args, **kwargs))
 
 
 class GapTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -74,7 +74,7 @@ def activation(op: str, attrs: Mapping[str, Any]) -> Function | None:
 
 
 def derivative(function: Function) -> Function:
-    """Derivative by central differences, right everywhere but within 1e-6 of a kink other than one at 0.
+    """Derivative by central differences, right everywhere but within a millionth of a kink other than one at 0.
 
     Points nearer to 0 take a smaller step, so that none straddles a kink there: signals under rectifiers fade to any size. A
     function that is not 0 at 0 is smooth there, and keeps the step that its rounding needs.
@@ -82,7 +82,9 @@ def derivative(function: Function) -> Function:
     through_origin = float(function(np.zeros(1))[0]) == 0.0
 
     def slope(z: Array) -> Array:
-        step = np.clip(0.5 * np.abs(z), _SMALLEST, _STEP) if through_origin else _STEP
+        step = _STEP * np.maximum(np.abs(z), 1.0)
+        if through_origin:
+            step = np.maximum(np.minimum(0.5 * np.abs(z), step), _SMALLEST)
         return (function(z + step) - function(z - step)) / (2.0 * step)
 
     return slope

@@ -13,8 +13,8 @@ from gradlint.theory.gaussian import critical_gain, parameters
 from gradlint.theory.propagation import Step, main_weight, squared_gain
 from gradlint.theory.sustained import largest_run
 
-RECTIFIERS = frozenset({"relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "gelu", "silu", "mish", "hardswish"})
-"""Activations that pass positive inputs nearly unchanged and little of negative ones."""
+RECTIFIERS = frozenset({"relu", "relu6", "leaky_relu", "prelu", "gelu", "silu", "mish", "hardswish"})
+"""Activations that pass positive inputs nearly unchanged and next to nothing of negative ones."""
 
 
 @dataclass(frozen=True, slots=True)
