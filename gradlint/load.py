@@ -91,9 +91,12 @@ def _onnx(source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | Non
 
 def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
     from gradlint.frontends.torch_module import TorchRunnable, resolve  # noqa: PLC0415 - torch
+    from gradlint.frontends.torch_source import recorded_construction  # noqa: PLC0415
 
     name = target if isinstance(target, str) else type(target).__name__
-    module, args, kwargs = resolve(load_target(target)[0] if isinstance(target, str) else target)
+    with recorded_construction():
+        found = load_target(target)[0] if isinstance(target, str) else target
+    module, args, kwargs = resolve(found, name)
     model = TorchRunnable(module, inputs, args=args, kwargs=kwargs, mode=mode or "train", target_name=name)
     if not probe:
         import numpy as np  # noqa: PLC0415

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph
@@ -17,6 +17,14 @@ class Tap(Protocol):
 
     def __call__(self, node: str, outputs: Tensors, inputs: Tensors) -> None:
         """`outputs` are the node's output tensors by port, `inputs` the tensors of `Node.inputs`, None where that is None."""
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """A tap that can be told that the run starts again from the inputs, and what it saw so far is void."""
+
+    def restart(self) -> None:
+        """Forget the run so far."""
 
 
 class Edit(Protocol):

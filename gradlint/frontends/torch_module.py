@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from gradlint.errors import ForwardError, TargetError
 from gradlint.frontends import torch_inputs, torch_source, torch_state
-from gradlint.frontends.base import Edit, Tap, Tensors
+from gradlint.frontends.base import Edit, Restartable, Tap, Tensors
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import Target, called
 from gradlint.frontends.torch_record import Recorder
@@ -118,13 +118,16 @@ class TorchRunnable:
     def forward(self, inputs: Sequence[Any], tap: Tap | None = None, edit: Edit | None = None) -> Tensors:
         """Run on one array for each of `self.inputs`; returns one tensor for each of `graph.outputs`.
 
-        The first run draws the graph. Where a way to watch it fails, the model is run once more and watched in another way (so
-        `tap` starts again from the inputs); `capture` tells which way it was. Raises ForwardError when the module itself
-        raises, naming the user's line.
+        The first run draws the graph. Where a way to watch it fails, the model is run once more and watched in another way;
+        `tap` starts again from the inputs, and is told so where it is `Restartable`. `capture` tells which way it was. Raises
+        ForwardError when the module itself raises, naming the user's line.
         """
         failure: Exception | None = None
+        watcher: object = tap
         with nullcontext() if self._guarded else self.untouched():
             for rung in self._rungs():
+                if failure is not None and isinstance(watcher, Restartable):
+                    watcher.restart()
                 try:
                     return self._traced(rung, inputs, tap, edit)
                 except _LostTensorError as error:

@@ -84,6 +84,11 @@ class Recorder:
         if floats and floats[0].requires_grad and self.is_sequence(node):
             self._watch_steps(node, floats[0])
 
+    def restart(self) -> None:
+        """See `frontends.base.Restartable`."""
+        for record in (self.seen, self.sources, self.kept, self.finals, self.steps):
+            record.clear()
+
     def _look(self, node: str, seen: Seen, port: int, tensor: torch.Tensor) -> None:
         square, low, high = square_sum(tensor.detach())
         seen.square += square

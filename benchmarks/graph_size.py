@@ -1,0 +1,155 @@
+"""Time of a static check of an ONNX file against the number of its nodes: it has to be linear.
+
+Prints the seconds of `gradlint.check(path, probe=False)` by the number of nodes for graphs of five shapes, and the slope of
+log(seconds) over log(nodes): 1 is linear, 2 is quadratic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import linear_regression
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.table import Table
+
+import gradlint
+
+WIDTH = 8
+
+Made = tuple[list[onnx.NodeProto], list[onnx.TensorProto], str]
+
+
+class Model:
+    """Nodes and weights of a model from x to the last node that was added."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self._rng = np.random.default_rng(0)
+
+    def weight(self, *shape: int) -> str:
+        """A new weight of gain 1."""
+        name = f"w{len(self.weights)}"
+        values = self._rng.standard_normal(shape) / math.sqrt(shape[0])
+        self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
+        """A new node; its output."""
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, inputs, [name], f"n{len(self.nodes)}", **attributes))
+        return name
+
+    def linear(self, x: str) -> str:
+        """Weight and bias."""
+        return self.op("Add", self.op("MatMul", x, self.weight(WIDTH, WIDTH)), self.weight(WIDTH))
+
+
+def chain(model: Model, count: int) -> str:
+    """A plain stack: weight, bias, tanh."""
+    x = "x"
+    while len(model.nodes) < count:
+        x = model.op("Tanh", model.linear(x))
+    return x
+
+
+def residual(model: Model, count: int) -> str:
+    """Pre-norm residual blocks."""
+    x = "x"
+    while len(model.nodes) < count:
+        h = model.op("LayerNormalization", x, model.weight(WIDTH), model.weight(WIDTH))
+        h = model.linear(model.op("Relu", model.linear(h)))
+        x = model.op("Add", x, h)
+    return x
+
+
+def transformer(model: Model, count: int) -> str:
+    """Attention with the norm spelled out in primitive operators, and the arithmetic of shapes that exporters leave behind."""
+    x = "x"
+    for name, value in {"two": 2.0, "eps": 1e-5, "scale": 0.35}.items():
+        model.weights.append(numpy_helper.from_array(np.float32(value), name))
+    while len(model.nodes) < count:
+        d = model.op("Sub", x, model.op("ReduceMean", x, axes=[-1]))
+        deviation = model.op("Sqrt", model.op("Add", model.op("ReduceMean", model.op("Pow", d, "two"), axes=[-1]), "eps"))
+        h = model.op("Add", model.op("Mul", model.op("Div", d, deviation), model.weight(WIDTH)), model.weight(WIDTH))
+        q, k, v = (model.op("Reshape", part, model.op("Shape", part)) for part in (model.linear(h) for _ in range(3)))
+        logits = model.op("Mul", model.op("MatMul", q, model.op("Transpose", k, perm=[1, 0])), "scale")
+        x = model.op("Add", x, model.linear(model.op("MatMul", model.op("Softmax", logits), v)))
+    return x
+
+
+def recurrent(model: Model, count: int) -> str:
+    """One layer unrolled in time: every step uses the same weights."""
+    w, u, b = model.weight(WIDTH, WIDTH), model.weight(WIDTH, WIDTH), model.weight(WIDTH)
+    h = "x"
+    while len(model.nodes) < count:
+        h = model.op("Tanh", model.op("Add", model.op("Add", model.op("MatMul", "x", w), model.op("MatMul", h, u)), b))
+    return h
+
+
+def wide(model: Model, count: int) -> str:
+    """Many branches of one layer, concatenated."""
+    branches = []
+    while len(model.nodes) < count - 1:
+        branches.append(model.op("Relu", model.linear("x")))
+    return model.op("Concat", *branches, axis=1)
+
+
+SHAPES: dict[str, Callable[[Model, int], str]] = {
+    function.__name__: function for function in (chain, residual, transformer, recurrent, wide)
+}
+
+
+def write(path: Path, shape: Callable[[Model, int], str], count: int) -> int:
+    """Write a model of about `count` nodes; the exact number."""
+    model = Model()
+    last = shape(model, count)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, WIDTH])
+    y = helper.make_tensor_value_info(last, TensorProto.FLOAT, None)
+    graph = helper.make_graph(model.nodes, "g", [x], [y], model.weights)
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    return len(model.nodes)
+
+
+def seconds(path: Path) -> Iterator[float]:
+    """The time of each of two checks."""
+    for _ in range(2):
+        gc.collect()
+        start = time.perf_counter()
+        gradlint.check(str(path), probe=False)
+        yield time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    options = parser.parse_args()
+    table = Table("graph", *(f"{size:,} nodes, s" for size in options.sizes), "us a node", "slope")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write(path, chain, 100)
+        list(seconds(path))  # imports
+        for name in options.shapes:
+            nodes = [0] * len(options.sizes)
+            times = [0.0] * len(options.sizes)
+            for index, size in enumerate(options.sizes):
+                nodes[index] = write(path, SHAPES[name], size)
+                times[index] = min(seconds(path))
+            slope = linear_regression([math.log(n) for n in nodes], [math.log(t) for t in times]).slope
+            table.add_row(name, *(f"{t:.2f}" for t in times), f"{1e6 * times[-1] / nodes[-1]:.0f}", f"{slope:.2f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
