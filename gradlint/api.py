@@ -19,9 +19,7 @@ from gradlint.result import Coverage, Finding, Growth, Severity, Skipped, SpineP
 class CheckFailedError(GradlintError):
     """Raised by `Report.raise_if_failed`; `report` is the report that failed."""
 
-    def __init__(self, message: str, failed: Report) -> None:
-        super().__init__(message)
-        self.report = failed
+    report: Report
 
 
 class Inputs:
@@ -82,7 +80,9 @@ class Report:
     def raise_if_failed(self, fail_on: str | None = "error", min_score: int | None = None) -> None:
         """Raise CheckFailedError, whose message is the report: a finding is at or above `fail_on`, or the score too low."""
         if score.failed(self.result, Severity(fail_on) if fail_on else None, min_score):
-            raise CheckFailedError(self.to("full"), self)
+            error = CheckFailedError(self.to("full"))
+            error.report = self
+            raise error
 
     def __str__(self) -> str:
         return self.to("full")

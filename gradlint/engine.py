@@ -31,18 +31,17 @@ from gradlint.result import (
     TargetReport,
 )
 from gradlint.rule import Needs, Rule, Subject
-from gradlint.score import judge, worst_growth
+from gradlint.score import judge, predicted_growth, worst_growth
 from gradlint.structure import is_weight_layer, kind_of
 
 Progress = Callable[[str], None]
 
 _ZERO = -100.0  # decades: a predicted factor of zero, which no float can tell from nothing
-_RECURRENT = frozenset({"GL501", "GL502"})
 _SYMPTOMS = {  # what can make each: claims about growth, and rules that name a cause without one
-    "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), _RECURRENT),
+    "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset[str]()),
     "GL802": (frozenset({Effect.VANISHES, Effect.EITHER}), frozenset({"GL104", "GL806"})),
-    "GL804": (frozenset({Effect.EXPLODES}), frozenset({"GL604"}) | _RECURRENT),
-    "GL805": (frozenset({Effect.EXPLODES}), frozenset({"GL604"}) | _RECURRENT),
+    "GL804": (frozenset({Effect.EXPLODES}), frozenset({"GL604"})),
+    "GL805": (frozenset({Effect.EXPLODES}), frozenset({"GL604"})),
     "GL806": (frozenset[Effect](), frozenset({"GL104"})),
 }
 _CAUSES = frozenset().union(*(codes for _, codes in _SYMPTOMS.values()))
@@ -101,7 +100,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         conclusive = followed if measurement is None else _ran_all_layers(graph, measurement)
     with clock("rules"):
         findings, skipped = _run_rules(rules, subject)
-    growth = worst_growth(measurement) if measurement is not None else predicted
+    growth = worst_growth(measurement) if measurement is not None else predicted_growth(predicted, findings)
     broken = any(finding.rule == "GL604" for finding in findings) or any(_is_broken(graph))
     verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken)
     return TargetReport(

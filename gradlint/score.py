@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
@@ -24,6 +24,15 @@ def worst_growth(measurement: Measurement) -> Growth:
     return measurement.growth
 
 
+def predicted_growth(followed: Growth | None, findings: Sequence[Finding]) -> Growth | None:
+    """Growth without a measurement: what theory followed along the spine, or what an error claims where that is more."""
+    signs = {Effect.EXPLODES: 1.0, Effect.VANISHES: -1.0}
+    errors = [finding for finding in findings if failing(finding, Severity.ERROR) and finding.effect in signs]
+    claims = [finding.decades * signs[finding.effect] for finding in errors if finding.effect is not None]
+    strongest = max(claims, key=abs, default=0.0)
+    return Growth(strongest) if abs(strongest) > abs(followed.decades if followed else 0.0) else followed
+
+
 def judge(
     measurement: Measurement | None, growth: Growth | None, findings: Sequence[Finding], *, conclusive: bool, broken_weight: bool
 ) -> tuple[Verdict, int]:
@@ -38,24 +47,12 @@ def judge(
     if measurement is not None and measurement.dead:
         return Verdict.VANISHES, 0
     decades = growth.decades if growth is not None else 0.0
-    if measurement is None:
-        decades = max([decades, *_claimed(findings)], key=abs)
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
     if abs(decades) >= LIMIT:
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
     known = conclusive and growth is not None
     error = any(failing(finding, Severity.ERROR) for finding in findings)
     return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score
-
-
-def _claimed(findings: Sequence[Finding]) -> Iterator[float]:
-    """Growth that errors predict, with its sign."""
-    signs = {Effect.EXPLODES: 1.0, Effect.VANISHES: -1.0}
-    return (
-        finding.decades * signs[finding.effect]
-        for finding in findings
-        if failing(finding, Severity.ERROR) and finding.effect in signs
-    )
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

@@ -20,9 +20,13 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 from gradlint.rule import (
+    Confidence,
+    Effect,
     Example,
     Finding,
     Node,
@@ -91,12 +95,22 @@ class ConstantInit(Rule):
         if constants:
             yield self._report(subject, constants, "the same number everywhere; their units start alike and stay alike")
         if stuck := _stuck(subject, zeros):
-            yield self._report(subject, stuck, "all zeros; no gradient passes them")
+            unprobed = subject.measurement is None
+            claim: dict[str, Any] = {"effect": Effect.VANISHES, "decades": math.inf} if unprobed else {}
+            yield self._report(subject, stuck, "all zeros; no gradient passes them", **claim)
 
-    def _report(self, subject: Subject, nodes: list[str], why: str) -> Finding:
+    def _report(self, subject: Subject, nodes: list[str], why: str, **claim: Any) -> Finding:
         layers = "1 weight layer is" if len(nodes) == 1 else f"{len(nodes)} weight layers are"
-        remedy = "draw these weights at random, e.g. nn.init.kaiming_normal_(w)"
-        return self.finding(subject, nodes, f"{layers} {why}", remedy=remedy, layers=len(nodes))
+        dead = subject.measurement is not None and subject.measurement.dead
+        return self.finding(
+            subject,
+            nodes,
+            f"{layers} {why}",
+            remedy="draw these weights at random, e.g. nn.init.kaiming_normal_(w)",
+            confidence=Confidence.MEASURED if dead else Confidence.PREDICTED,
+            layers=len(nodes),
+            **claim,
+        )
 
 
 def _flat(node: Node) -> list[Weight]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Example, Finding, Rule, Severity, Sketch, Subject, listed
+from gradlint.rule import Confidence, Example, Finding, Rule, Severity, Sketch, Subject, listed
 
 
 def _layer(value: float) -> Sketch:
@@ -55,10 +55,12 @@ class NonFiniteWeight(Rule):
         names = list(dict.fromkeys(name for found in broken.values() for name in found))
         if not names:
             return
+        seen = subject.measurement is not None and subject.measurement.nonfinite_forward is not None
         yield self.finding(
             subject,
             list(broken),
             f"NaN or infinity in {listed(names)}",
+            confidence=Confidence.MEASURED if seen else Confidence.PREDICTED,
             remedy="load a checkpoint from before the weight broke; find what broke it with torch.autograd.set_detect_anomaly",
             weights=names,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -196,7 +197,8 @@ def _evidence(finding: Finding, report: TargetReport) -> str:
     decades = known.pop("decades", None)
     numbers = {key: value for key, value in known.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     told = [f"{key.replace('_', ' ')} {value:.3g}" for key, value in numbers.items() if not states(finding.message, value)]
-    if isinstance(decades, int | float) and not states(finding.message, decades) and finding.confidence is not Confidence.REFUTED:
+    finite = isinstance(decades, int | float) and math.isfinite(decades)
+    if finite and not states(finding.message, decades) and finding.confidence is not Confidence.REFUTED:
         growth = next(filter(None, growths(report)), None)
         of_all = f" of {decimal(abs(growth.decades))}" if growth else ""
         told.insert(0, f"explains {decimal(abs(decades))}{of_all} decades")
