@@ -61,12 +61,18 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "roformer": ("RoFormerModel", _TEXT),
     "convbert": ("ConvBertModel", {**_TEXT, "embedding_size": 32}),
     "xlnet": ("XLNetModel", {"vocab_size": 99, "d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 128}),
-    "funnel": ("FunnelModel", {"vocab_size": 99, "block_sizes": [1, 1, 1], "d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128}),
+    "funnel": (
+        "FunnelModel",
+        {"vocab_size": 99, "block_sizes": [1, 1, 1], "d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128},
+    ),
     "longformer": ("LongformerModel", {**_TEXT, "attention_window": 8, "pad_token_id": 0}),
     "mobilebert": ("MobileBertModel", {**_TEXT, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}),
     # decoders
     "gpt2": ("GPT2LMHeadModel", _GPT2),
-    "gpt-neo": ("GPTNeoForCausalLM", {"vocab_size": 99, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}),
+    "gpt-neo": (
+        "GPTNeoForCausalLM",
+        {"vocab_size": 99, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    ),
     "gpt-neox": ("GPTNeoXForCausalLM", _TEXT),
     "gptj": ("GPTJForCausalLM", {**_GPT2, "rotary_dim": 8}),
     "opt": ("OPTForCausalLM", {**_TEXT, "ffn_dim": 128, "word_embed_proj_dim": 64}),
@@ -86,14 +92,26 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2ForCausalLM", _KV),
     # mixtures of experts
     "mixtral": ("MixtralForCausalLM", {**_KV, "num_local_experts": 4}),
-    "qwen2-moe": ("Qwen2MoeForCausalLM", {**_KV, "num_experts": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}),
+    "qwen2-moe": (
+        "Qwen2MoeForCausalLM",
+        {**_KV, "num_experts": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64},
+    ),
     "olmoe": ("OlmoeForCausalLM", {**_KV, "num_experts": 4, "num_experts_per_tok": 2}),
     "switch-transformers": ("SwitchTransformersForConditionalGeneration", {**_T5, "num_experts": 4}),
     # state spaces
     "mamba": ("MambaForCausalLM", {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8}),
-    "mamba2": ("Mamba2ForCausalLM", {
-        "vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 1,
-    }),
+    "mamba2": (
+        "Mamba2ForCausalLM",
+        {
+            "vocab_size": 99,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "state_size": 8,
+            "num_heads": 8,
+            "head_dim": 16,
+            "n_groups": 1,
+        },
+    ),
     "rwkv": ("RwkvForCausalLM", {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 3, "attention_hidden_size": 64}),
     "recurrent-gemma": ("RecurrentGemmaForCausalLM", {**_KV, "lru_width": 64}),
     # sequence to sequence
@@ -102,10 +120,20 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "marian": ("MarianMTModel", {**_BART, **_TOKENS}),
     "pegasus": ("PegasusModel", _BART),
     "m2m100": ("M2M100Model", {**_BART, **_TOKENS}),
-    "prophetnet": ("ProphetNetModel", {
-        "vocab_size": 99, "hidden_size": 64, "num_encoder_layers": 2, "num_decoder_layers": 2, "num_encoder_attention_heads": 4,
-        "num_decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 64,
-    }),
+    "prophetnet": (
+        "ProphetNetModel",
+        {
+            "vocab_size": 99,
+            "hidden_size": 64,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "num_encoder_attention_heads": 4,
+            "num_decoder_attention_heads": 4,
+            "encoder_ffn_dim": 128,
+            "decoder_ffn_dim": 128,
+            "max_position_embeddings": 64,
+        },
+    ),
     # images
     "vit": ("ViTForImageClassification", {**_BODY, **_PIXELS}),
     "deit": ("DeiTModel", {**_BODY, **_PIXELS}),
@@ -121,29 +149,77 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bit": ("BitModel", {"embedding_size": 16, **_STAGES, "num_groups": 8}),
     "mobilenet-v1": ("MobileNetV1Model", {"image_size": 64, "depth_multiplier": 0.25}),
     "mobilenet-v2": ("MobileNetV2Model", {"image_size": 64, "depth_multiplier": 0.35}),
-    "efficientnet": ("EfficientNetModel", {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}),
-    "segformer": ("SegformerForSemanticSegmentation", {
-        "image_size": 64, "hidden_sizes": [16, 32, 32, 64], "depths": [1] * 4, "num_attention_heads": [1, 2, 2, 4],
-        "decoder_hidden_size": 32,
-    }),
+    "efficientnet": (
+        "EfficientNetModel",
+        {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
+    ),
+    "segformer": (
+        "SegformerForSemanticSegmentation",
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 32, 32, 64],
+            "depths": [1] * 4,
+            "num_attention_heads": [1, 2, 2, 4],
+            "decoder_hidden_size": 32,
+        },
+    ),
     "poolformer": ("PoolFormerModel", {"hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 2, 1]}),
-    "levit": ("LevitForImageClassification", {
-        "image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [1, 2, 3], "depths": [2, 2, 2], "key_dim": [8] * 3,
-    }),
-    "pvt": ("PvtModel", {
-        "image_size": 64, "hidden_sizes": [16, 32, 32, 64], "depths": [1] * 4, "num_attention_heads": [1, 2, 2, 4],
-    }),
+    "levit": (
+        "LevitForImageClassification",
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 32, 48],
+            "num_attention_heads": [1, 2, 3],
+            "depths": [2, 2, 2],
+            "key_dim": [8] * 3,
+        },
+    ),
+    "pvt": (
+        "PvtModel",
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 32, 32, 64],
+            "depths": [1] * 4,
+            "num_attention_heads": [1, 2, 2, 4],
+        },
+    ),
     "cvt": ("CvtModel", {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 2, 3]}),
-    "focalnet": ("FocalNetModel", {"image_size": 64, "embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32], "focal_levels": [2, 2],
-                                   "focal_windows": [3, 3]}),
-    "mobilevit": ("MobileViTModel", {"image_size": 64, "hidden_sizes": [32, 48, 64], "neck_hidden_sizes": [8, 16, 24, 32, 48, 48, 64]}),
-    "dpt": ("DPTForDepthEstimation", {
-        **_BODY, **_PIXELS, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [64] * 4,
-        "fusion_hidden_size": 64, "initializer_range": 0.04,
-    }),
-    "glpn": ("GLPNForDepthEstimation", {
-        "hidden_sizes": [16, 32, 32, 64], "depths": [1] * 4, "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 16,
-    }),
+    "focalnet": (
+        "FocalNetModel",
+        {
+            "image_size": 64,
+            "embed_dim": 16,
+            "depths": [1, 1],
+            "hidden_sizes": [16, 32],
+            "focal_levels": [2, 2],
+            "focal_windows": [3, 3],
+        },
+    ),
+    "mobilevit": (
+        "MobileViTModel",
+        {"image_size": 128, "hidden_sizes": [32, 48, 64], "neck_hidden_sizes": [8, 16, 24, 32, 48, 48, 64]},
+    ),
+    "dpt": (
+        "DPTForDepthEstimation",
+        {
+            **_BODY,
+            **_PIXELS,
+            "num_hidden_layers": 4,
+            "backbone_out_indices": [0, 1, 2, 3],
+            "neck_hidden_sizes": [64] * 4,
+            "fusion_hidden_size": 64,
+            "initializer_range": 0.04,
+        },
+    ),
+    "glpn": (
+        "GLPNForDepthEstimation",
+        {
+            "hidden_sizes": [16, 32, 32, 64],
+            "depths": [1] * 4,
+            "num_attention_heads": [1, 2, 2, 4],
+            "decoder_hidden_size": 16,
+        },
+    ),
     # detection
     "yolos": ("YolosForObjectDetection", {**_BODY, "image_size": [32, 32], "patch_size": 8, "num_detection_tokens": 10}),
     "detr": ("DetrForObjectDetection", _DETR),
@@ -162,9 +238,15 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "vilt": ("ViltModel", {**_TEXT, **_PIXELS}),
     "clipseg": ("CLIPSegForImageSegmentation", {**_TWO_TOWERS, "extract_layers": [0, 1, 2], "reduce_dim": 16}),
     # series and decisions
-    "patchtst": ("PatchTSTModel", {"num_input_channels": 3, "context_length": 32, "d_model": 32, "ffn_dim": 64, "patch_length": 4}),
-    "decision-transformer": ("DecisionTransformerModel", {"state_dim": 5, "act_dim": 2, "hidden_size": 64, "n_layer": 2, "n_head": 4}),
-}  # fmt: skip
+    "patchtst": (
+        "PatchTSTModel",
+        {"num_input_channels": 3, "context_length": 32, "d_model": 32, "ffn_dim": 64, "patch_length": 4},
+    ),
+    "decision-transformer": (
+        "DecisionTransformerModel",
+        {"state_dim": 5, "act_dim": 2, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    ),
+}
 
 # What these do as the library initialises them is no false alarm: the scales of BatchNorm drawn from N(0, 0.02) (EfficientNet,
 # MobileViT), the weights of the vision tower from N(0, 1e-10) (BLIP). The rows without the suffix have that mended.

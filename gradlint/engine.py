@@ -120,7 +120,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         rules_checked=len(rules) - len(skipped),
         notes=(*loaded.notes_of(), *(measurement.notes if measurement else ())),
         capture=loaded.capture_of(),
-        predicted=predicted,
+        predicted=predicted if measurement else growth,
         time=measurement.time if measurement else (),
     )
 

@@ -143,6 +143,21 @@ def test_softmax_at_the_end_gives_way_to_its_logits():
     assert found.trunk == ("0:linear",)
 
 
+def test_an_argmax_at_the_end_gives_way_to_its_scores():
+    class Label(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x).argmax(-1)
+
+    found = probe(Label(), torch.randn(8, 4))
+    assert found.trunk == ("fc:linear",)
+    assert found.backward("x") is not None
+    assert not found.dead
+
+
 def test_zero_head_does_not_hide_the_layers_before_it():
     head = nn.Linear(8, 3)
     nn.init.zeros_(head.weight)

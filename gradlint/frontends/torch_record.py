@@ -303,12 +303,12 @@ class Recorder:
                 self._tap(*shown)
 
     def results(self, returned: Any) -> list[tuple[Ref, Tensor]]:
-        """The float tensors of what the model returned that came from a node, each once; the differentiable ones if any are."""
+        """Tensors of what the model returned, with where they came from: the differentiable ones, else floats, else all."""
         self.show_late()
-        floats = [out for out in _returned(returned) if out.is_floating_point() or out.is_complex()]
-        floats = [out for out in floats if out.requires_grad] or floats
+        tensors = list(_returned(returned))
+        floats = [out for out in tensors if out.is_floating_point() or out.is_complex()]
         found: dict[Ref, Tensor] = {}
-        for out in floats:
+        for out in [out for out in floats if out.requires_grad] or floats or tensors:
             if (ref := self.lineage.origin(out).ref) is not None:
                 found.setdefault(ref, out)
         return list(found.items())

@@ -59,7 +59,11 @@ def is_dead(structure: Structure, seen: Mapping[str, Seen]) -> bool:
     A gradient that faded below the smallest number is not meant.
     """
     layers = [node for node in structure.graph if is_weight_layer(node) and node.id in seen and _trains(node)]
-    if not layers or any(seen[node.id].gradient and _input_square(structure, node, seen) for node in layers):
+    if (
+        not layers
+        or not structure.trunk
+        or any(seen[node.id].gradient and _input_square(structure, node, seen) for node in layers)
+    ):
         return False
     behind = {ref.node for ref in structure.trunk}
     heads = [node for node in layers if any(parent.id in behind for parent in structure.graph.parents(node.id))]
