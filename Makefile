@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# ONNX files to test against; their packages' own dependencies (audio, vision) are not needed to read a file.
-MODEL_WHEELS := silero-vad==6.2.* rapidocr-onnxruntime==1.4.* magika==1.0.*
 
 .PHONY: demo test lint docs bench sweep clean help
 
@@ -14,7 +12,6 @@ help:  ## What there is to make
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
-	$(BIN)/pip install --quiet --no-deps $(MODEL_WHEELS)
 	touch $(READY)
 
 demo: $(READY)  ## Lint sample models: a broken and a healthy one, as torch and as ONNX
@@ -32,9 +29,11 @@ lint: $(READY)  ## Check style, types, layers, and that generated pages are fres
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/build.py --check
+	$(BIN)/python docs/readme.py --check
 
 docs: $(READY)  ## Regenerate the rule pages and the output shown in the README
 	$(BIN)/python docs/build.py
+	$(BIN)/python docs/readme.py
 
 bench: $(READY)  ## Time gradlint against an eager forward and backward pass
 	$(BIN)/python benchmarks/probe_cost.py

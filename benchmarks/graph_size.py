@@ -1,7 +1,7 @@
 """Time of a static check of an ONNX file against the number of its nodes: it has to be linear.
 
-Prints the seconds of `gradlint.check(path, probe=False)` by the number of nodes for graphs of five shapes, and the slope of
-log(seconds) over log(nodes): 1 is linear, 2 is quadratic.
+Prints the processor seconds of `gradlint.check(path, probe=False)` by the number of nodes for graphs of five shapes, and the
+slope of log(seconds) over log(nodes): 1 is linear, 2 is quadratic.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from rich.table import Table
 import gradlint
 
 WIDTH = 8
-
-Made = tuple[list[onnx.NodeProto], list[onnx.TensorProto], str]
 
 
 class Model:
@@ -124,9 +122,9 @@ def seconds(path: Path) -> Iterator[float]:
     """The time of each of two checks."""
     for _ in range(2):
         gc.collect()
-        start = time.perf_counter()
+        start = time.process_time()
         gradlint.check(str(path), probe=False)
-        yield time.perf_counter() - start
+        yield time.process_time() - start
 
 
 def main() -> None:

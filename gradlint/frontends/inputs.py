@@ -22,7 +22,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32",
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What to feed to one input: `below` bounds integers, `value` holds a given array or fixes the numbers.
+    """What to feed to one input: `below` bounds integers, `avoid` is one that is not drawn, `value` holds a given array.
 
     `name` is None for a positional input.
     """
@@ -33,6 +33,7 @@ class InputSpec:
     below: int | None = None
     value: Any = None
     given: bool = False
+    avoid: int | None = None
 
     @property
     def text(self) -> str:
@@ -54,7 +55,11 @@ class InputSpec:
         if self.dtype == "bool":
             return rng.integers(0, 2, self.shape).astype(bool)
         if self.dtype.startswith(("int", "uint")):
-            return rng.integers(0, self.below if self.below is not None else 2, self.shape).astype(self.dtype)
+            below = self.below if self.below is not None else 2
+            if self.avoid is None or not 0 <= self.avoid < below or below == 1:
+                return rng.integers(0, below, self.shape).astype(self.dtype)
+            drawn = rng.integers(0, below - 1, self.shape)
+            return (drawn + (drawn >= self.avoid)).astype(self.dtype)
         kind = "float32" if self.dtype == "bfloat16" else self.dtype
         return rng.standard_normal(self.shape).astype(kind)
 

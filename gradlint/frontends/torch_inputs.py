@@ -134,8 +134,9 @@ def infer(module: nn.Module, given: tuple[InputSpec, ...], attempt: Callable[[Fe
             complaint = complaint or error.__cause__ or error
         else:
             return guess
-    needed = [p.name for p in parameters(module) if p.default is p.empty and p.kind is not p.VAR_KEYWORD] or ["x"]
     first = next((leaf for guess in tried.values() for leaf in (*guess.args, *guess.kwargs.values())), None)
+    needed = [p.name for p in parameters(module) if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    needed = needed or [first.name if isinstance(first, InputSpec) and first.name else "x"]
     example = first.text if isinstance(first, InputSpec) else f"float32[{_BATCH},3,224,224]"
     line = raising_line(complaint) if complaint else None
     why = f"; with {needed[0]}={example} the forward raised {described(complaint)}" if complaint else ""
@@ -151,10 +152,13 @@ def _guesses(module: nn.Module, given: tuple[InputSpec, ...]) -> Iterator[Feed]:
     for parameter, spec in zip((p for p in taken if p.name not in known), positional, strict=False):
         known[parameter.name] = replace(spec, name=parameter.name)
     dtype = next((dtype_name(p.dtype) for p in module.parameters() if p.is_floating_point()), "float32")
+    # a padding row is zero: every norm would multiply its gradient by eps^-1/2, where training masks it
+    tables = [layer for layer in module.modules() if isinstance(layer, nn.Embedding) and layer.padding_idx is not None]
+    padding: dict[int | None, int | None] = {table.num_embeddings: table.padding_idx for table in tables}
     if not given:
         yield from _own_examples(module)
     for by_name in (*_from_config(module, taken), *_from_layers(module, taken, known)):
-        cast = {name: _as_floats(spec, dtype) for name, spec in by_name.items()}
+        cast = {name: replace(_as_floats(spec, dtype), avoid=padding.get(spec.below)) for name, spec in by_name.items()}
         yield _feed(taken, {**cast, **known}) if taken else Feed(tuple(cast.values()))
 
 
@@ -187,7 +191,8 @@ def _from_config(module: nn.Module, taken: list[inspect.Parameter]) -> Iterator[
         return
     accepted = {parameter.name for parameter in taken}
     names = [main]
-    if getattr(config, "vision_config", None) is not None and getattr(config, "text_config", None) is not None:
+    towers = getattr(config, "vision_config", None) is not None and getattr(config, "text_config", None) is not None
+    if towers or (hasattr(config, "image_size") and hasattr(config, "vocab_size")):
         names += [name for name in ("input_ids", "pixel_values") if name in accepted and name != main]
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
         names.append("decoder_input_ids")
@@ -211,12 +216,15 @@ def _config_spec(name: str, config: Any, wave: int) -> InputSpec | None:
         size = look("image_size") or 224
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return InputSpec(name, "float32", (_BATCH, look("num_channels") or 3, height, width))
-    if name == "input_values":
-        return InputSpec(name, "float32", (_BATCH, wave))
-    bins = look("num_mel_bins", "feature_size", "input_feat_per_channel")
+    bins, frames = look("num_mel_bins", "feature_size", "input_feat_per_channel"), look("max_source_positions")
+    if name == "input_values":  # a spectrogram where the configuration says how long, else a wave
+        spectrogram = bins and look("max_length")
+        return InputSpec(name, "float32", (_BATCH, look("max_length"), bins) if spectrogram else (_BATCH, wave))
     if name == "input_features" and bins:
-        frames = look("max_source_positions")
-        return InputSpec(name, "float32", (_BATCH, bins, 2 * frames) if frames else (_BATCH, 4 * _STEPS, bins))
+        channels_first = frames and not look("input_feat_per_channel")
+        return InputSpec(name, "float32", (_BATCH, bins, 2 * frames) if channels_first else (_BATCH, 4 * _STEPS, bins))
+    if name == "past_values" and look("context_length"):
+        return InputSpec(name, "float32", (_BATCH, look("context_length"), look("num_input_channels") or 1))
     return None
 
 
