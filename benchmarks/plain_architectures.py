@@ -354,7 +354,7 @@ PLAIN: dict[str, tuple[Callable[[], nn.Module], Any]] = {  # model and inputs wh
     "mlp": (lambda: mlp(64, 128, 128, 128, 10), None),
     "autoencoder": (lambda: mlp(784, 256, 64, 16, 64, 256, 784, last=nn.Sigmoid()), None),
     "vae": (VAE, None),
-    "dcgan-generator": (lambda: dcgan(generator=True), torch.zeros(8, 64, 1, 1)),
+    "dcgan-generator": (lambda: dcgan(generator=True), torch.randn(8, 64, 1, 1)),
     "dcgan-discriminator": (lambda: dcgan(generator=False), None),
     "pointnet": (PointNet, None),
     "nn-transformer": (lambda: nn.Transformer(64, 4, 3, 3, 128, batch_first=True), None),

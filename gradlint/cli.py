@@ -80,6 +80,8 @@ class _Request:
     select: tuple[str, ...]
     ignore: tuple[str, ...]
     rules: tuple[Path, ...]
+    memory_limit: float
+    time_limit: float
     fail_on: str
     min_score: int | None
     exit_zero: bool
@@ -92,6 +94,7 @@ class _Request:
     debug: bool
 
 
+_AMOUNT = click.FloatRange(min=0.0, min_open=True)
 _color = click.option(
     "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colours; NO_COLOR is heeded."
 )
@@ -116,6 +119,8 @@ _debug = click.option("--debug", is_flag=True, help="Show the traceback of an in
     show_default=True,
     help="Least severity that makes the exit code 1.",
 )
+@click.option("--memory-limit", type=_AMOUNT, default=16, show_default=True, metavar="GB", help="For probing a model file.")
+@click.option("--time-limit", type=_AMOUNT, default=600, show_default=True, metavar="SECONDS", help="For probing a model file.")
 @click.option("--min-score", type=click.IntRange(0, 100), metavar="N", help="Exit with 1 for a score under N.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 also when there are findings.")
 @click.option("--output-format", type=click.Choice(list(FORMATS)), default="full", show_default=True, help="How to report.")
@@ -174,6 +179,7 @@ def _linter(request: _Request) -> Callable[[str, Callable[[str], None]], TargetR
     from gradlint.engine import Options
     from gradlint.engine import check as check_target
     from gradlint.frontends.inputs import parse_inputs
+    from gradlint.probe.isolated import Limits
 
     select(load_rules(request.rules), request.select, request.ignore)  # an unknown code is said once, before any work
     options = Options(
@@ -185,6 +191,7 @@ def _linter(request: _Request) -> Callable[[str, Callable[[str], None]], TargetR
         seeds=request.seeds,
         mode=request.mode,
         rules_dirs=request.rules,
+        limits=Limits(request.time_limit, request.memory_limit),
     )
 
     def lint(target: str, say: Callable[[str], None]) -> TargetReport | str:

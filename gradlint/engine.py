@@ -17,6 +17,7 @@ from gradlint.graph import Graph
 from gradlint.growth import HEALTHY, LIMIT, along, place, signed, summarise
 from gradlint.load import load
 from gradlint.ops import Kind
+from gradlint.probe.isolated import Limits
 from gradlint.result import (
     Confidence,
     Coverage,
@@ -59,6 +60,7 @@ class Options:
     seeds: int = 3
     mode: str | None = None
     rules_dirs: tuple[Path, ...] = ()
+    limits: Limits | None = field(default_factory=Limits)  # None: model files are probed in this process, without bounds
 
 
 @dataclass
@@ -85,13 +87,11 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     rules = select(load_rules(options.rules_dirs), options.select, options.ignore)
     say("reading")
     with clock("load"):
-        loaded = load(target, options.inputs, options.mode, probe=options.probe)
+        loaded = load(target, options.inputs, options.mode, probe=options.probe, limits=options.limits)
     measurement = None
     if options.probe:
         with clock("probe"):
-            from gradlint.probe.jacobian import measure  # noqa: PLC0415 - torch is imported only where it is needed
-
-            measurement = measure(loaded.runnable(), seeds=options.seeds, seed=options.seed, progress=say)
+            measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say)
     graph = loaded.graph_of()
     subject = Subject(graph, measurement)
     say("applying rules")

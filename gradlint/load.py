@@ -5,29 +5,39 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gradlint.errors import ConfigError, TargetError, UnsafeFileError
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import is_python_target, load_target
 from gradlint.graph import Graph
-from gradlint.result import InputInfo
+from gradlint.probe.isolated import Limits, worker
+from gradlint.result import InputInfo, Measurement
 
 if TYPE_CHECKING:
     from gradlint.frontends.base import Runnable
 
+Progress = Callable[[str], None]
 _PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib"})
+
+
+class Measure(Protocol):
+    """Runs the probe on a target."""
+
+    def __call__(self, *, seeds: int, seed: int, progress: Progress) -> Measurement:
+        """Raises GradlintError when the model cannot be run."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A target that was read. `runnable` makes what the probe runs; `graph_of` gives the graph once that may be asked for."""
+    """A target that was read. `measure` probes it; `graph_of` gives the graph once that may be asked for."""
 
     name: str
     frontend: str
     specs: tuple[InputSpec, ...]
-    runnable: Callable[[], Runnable]
+    measure: Measure
     graph_of: Callable[[], Graph]
     notes_of: Callable[[], Sequence[str]] = tuple
     capture_of: Callable[[], str] = lambda: "full"
@@ -38,20 +48,28 @@ class Loaded:
         return tuple(spec.info(f"input {index}") for index, spec in enumerate(self.specs))
 
 
-def load(target: object, inputs: tuple[InputSpec, ...] = (), mode: str | None = None, *, probe: bool = True) -> Loaded:
+def load(
+    target: object,
+    inputs: tuple[InputSpec, ...] = (),
+    mode: str | None = None,
+    *,
+    probe: bool = True,
+    limits: Limits | None = None,
+) -> Loaded:
     """Read a target: a path, a name of Python code, a torch module, a factory, or an ONNX model in memory or as bytes.
 
-    A torch module that will not be probed is captured here, by one forward pass. Raises GradlintError for what cannot be read,
+    A torch module that will not be probed is captured here, by one forward pass. With `limits`, a file is probed in a child
+    process that they bound. Raises GradlintError for what cannot be read,
     imported or run; a file that could run code when it is read is refused.
     """
     if isinstance(target, Path) or (isinstance(target, str) and not is_python_target(target)):
-        return _from_path(str(target), inputs, mode, probe=probe)
+        return _from_path(str(target), inputs, mode, probe=probe, limits=limits)
     if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
         return _onnx(target, "model", inputs, mode, probe=probe)
     return _torch(target, inputs, mode, probe=probe)
 
 
-def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
+def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool, limits: Limits | None) -> Loaded:
     if text == "-":
         return _onnx(sys.stdin.buffer.read(), "-", inputs, mode, probe=probe)
     path = Path(text)
@@ -67,10 +85,12 @@ def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None, *, pr
         raise TargetError(f"{text}: which model in it?", hint=f"name the factory or module: gradlint {text}:build_model")
     if suffix != ".onnx":
         raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint="give an .onnx file")
-    return _onnx(path, text, inputs, mode, probe=probe)
+    return _onnx(path, text, inputs, mode, probe=probe, limits=limits)
 
 
-def _onnx(source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
+def _onnx(
+    source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool, limits: Limits | None = None
+) -> Loaded:
     from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
 
     if mode == "train":
@@ -81,12 +101,20 @@ def _onnx(source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | Non
     file = read_onnx(source)
     specs = file.inputs_with(inputs) if probe else ()
 
-    def runnable() -> Runnable:
+    def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
+        if limits is not None and isinstance(source, Path):
+            return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, progress=progress)
         from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415 - torch
 
-        return OnnxRunnable(file, specs)
+        return _here(OnnxRunnable(file, specs), seeds=seeds, seed=seed, progress=progress)
 
-    return Loaded(name, "onnx", specs, runnable, lambda: file.graph, lambda: file.notes)
+    return Loaded(name, "onnx", specs, measure, lambda: file.graph, lambda: file.notes)
+
+
+def _here(model: Runnable, *, seeds: int, seed: int, progress: Progress) -> Measurement:
+    from gradlint.probe.jacobian import measure  # noqa: PLC0415 - torch
+
+    return measure(model, seeds=seeds, seed=seed, progress=progress)
 
 
 def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
@@ -103,4 +131,6 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, p
 
         with model.untouched():
             model.forward([spec.draw(np.random.default_rng(0)) for spec in model.inputs])
-    return Loaded(name, "torch", model.inputs, lambda: model, lambda: model.graph, lambda: model.notes, lambda: model.capture)
+    return Loaded(
+        name, "torch", model.inputs, partial(_here, model), lambda: model.graph, lambda: model.notes, lambda: model.capture
+    )

@@ -299,7 +299,8 @@ def _reads_images(layer: nn.Module) -> list[_Layout]:
     if not dims or channels is None:
         return []
     flat = [("float32", (_BATCH, int(channels)), None)] if "BatchNorm1d" in name else []
-    return flat + [("float32", (_BATCH, int(channels) or 3, *(size,) * dims), None) for size in _SIZES[dims]]
+    sizes = (4, *_SIZES[dims]) if "ConvTranspose" in name else _SIZES[dims]  # a generator starts small
+    return flat + [("float32", (_BATCH, int(channels) or 3, *(size,) * dims), None) for size in sizes]
 
 
 def _unlayered(module: nn.Module) -> list[_Layout]:

@@ -75,20 +75,21 @@ def _scan(
 def _batched_scan(
     ctx: Context, arguments: Sequence[Value], body: SubGraph, scanned: int, directions: Sequence[int] | None
 ) -> tuple[Value, ...]:
-    """Scan of opset 8: axis 0 is the batch, axis 1 the time, and an optional first input holds the lengths."""
-    if arguments[0] is not None:
-        raise ValueError("sequence_lens of Scan were dropped from ONNX in opset 9")
-    results = [
-        _scan(
-            Context(ctx.op, 9, ctx.outputs, ctx.run),
-            *(value[b] for value in arguments[1:]),
-            body=body,
-            num_scan_inputs=scanned,
-            scan_input_directions=directions,
-        )
-        for b in range(arguments[1].shape[0])
-    ]
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    """Scan of opset 8: axis 0 is the batch, axis 1 the time, and an optional first input holds the lengths.
+
+    What a shorter sequence scans out is filled up with zeros.
+    """
+    lengths, values = arguments[0], arguments[1:]
+    states, longest = len(values) - scanned, values[-1].shape[1]
+    rows = []
+    for b in range(values[-1].shape[0]):
+        length = longest if lengths is None else int(lengths[b])
+        own = (*(value[b] for value in values[:states]), *(value[b, :length] for value in values[states:]))
+        after = Context(ctx.op, 9, ctx.outputs, ctx.run)
+        results = _scan(after, *own, body=body, num_scan_inputs=scanned, scan_input_directions=directions)
+        filled = (torch.cat([y, y.new_zeros(longest - length, *y.shape[1:])]) for y in results[states:])
+        rows.append((*results[:states], *filled))
+    return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
 
 @op("SequenceEmpty")

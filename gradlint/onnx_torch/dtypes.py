@@ -35,6 +35,10 @@ TORCH: dict[int, torch.dtype] = {
 }
 ONNX = {dtype: code for code, dtype in TORCH.items()}
 _BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in TORCH.values()}
+_NARROW = {  # what torch cannot hold, and what can hold it
+    **dict.fromkeys(("int2", "int4", "uint2", "uint4"), np.int8),
+    **dict.fromkeys(("float4_e2m1fn", "float8_e8m0fnu"), np.float32),
+}
 
 
 def torch_dtype(code: int) -> torch.dtype:
@@ -53,10 +57,10 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
     if not (array.flags.writeable and array.flags.aligned and array.flags.c_contiguous):
         array = _private(array)
     dtype = _BY_NAME.get(array.dtype.name)
-    if array.dtype.kind in "biufc" and dtype is not None:
+    if array.dtype.isbuiltin == 1 and dtype is not None:
         return torch.from_numpy(array)
-    if dtype is None and array.dtype.name in ("int4", "uint4"):
-        return torch.from_numpy(array.astype(np.int8))
+    if dtype is None and array.dtype.name in _NARROW:
+        return torch.from_numpy(array.astype(_NARROW[array.dtype.name]))
     if dtype is None:
         raise TypeError(f"torch has no dtype for {array.dtype.name}")
     return torch.from_numpy(array.view(np.int16 if array.dtype.itemsize == 2 else np.uint8)).view(dtype)

@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
+from torch import Tensor
 
 from gradlint.errors import ForwardError, GradlintError
 from gradlint.frontends.base import PartialRun
 from gradlint.onnx_torch import (
     activation,
+    boxes,
     control,
     elementwise,
     index,
+    microsoft,
     nn,
     norm,
     pool,
@@ -26,15 +29,34 @@ from gradlint.onnx_torch import (
     signal,
     vision,
 )
-from gradlint.onnx_torch.dtypes import Load, type_bytes
+from gradlint.onnx_torch.dtypes import TORCH, Load, type_bytes
 from gradlint.onnx_torch.plan import STANDARD, Plan, Planner, Step
-from gradlint.onnx_torch.registry import KERNELS, RELICS, Context, Kernel, SubGraph, Value
+from gradlint.onnx_torch.registry import KERNELS, Context, Kernel, SubGraph, Value
 
-FAMILIES = (activation, control, elementwise, index, nn, norm, pool, quantize, random, reduce, resize, rnn, shape, signal, vision)
+FAMILIES = (
+    activation,
+    boxes,
+    control,
+    elementwise,
+    index,
+    microsoft,
+    nn,
+    norm,
+    pool,
+    quantize,
+    random,
+    reduce,
+    resize,
+    rnn,
+    shape,
+    signal,
+    vision,
+)
 """The modules whose import fills the operator table."""
 
 Values = tuple[Value, ...]
 Observer = Callable[[Step, Values, Values], Values]
+Reader = Callable[[Step, Values], Values]
 _NESTING = 64  # function bodies in function bodies: an untrusted file may call itself
 
 
@@ -51,6 +73,7 @@ class Engine:
         self._functions = {(f.domain, f.name, getattr(f, "overload", "")): f for f in proto.functions}
         self._bodies: dict[tuple[str, bytes], Plan] = {}
         self.plan = self._planner.graph(proto.graph, self._opsets)
+        self._declared = [value.type.tensor_type.elem_type for value in proto.graph.output]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """The engine itself: plans do not change, so that copies of a module share them."""
@@ -61,13 +84,21 @@ class Engine:
         """Every constant that is at hand, by key; entries that the owner keeps elsewhere may be removed."""
         return self._planner.constants
 
-    def run(self, feeds: Mapping[str, Value], constants: Mapping[str, Value], observer: Observer | None = None) -> Values:
+    def run(
+        self,
+        feeds: Mapping[str, Value],
+        constants: Mapping[str, Value],
+        observer: Observer | None = None,
+        reader: Reader | None = None,
+    ) -> Values:
         """The graph's outputs for inputs by name.
 
         `observer(step, outputs, inputs)` is called after every node of the graph and of the branches taken, and returns
-        the outputs to go on with. Raises PartialRun at an operator that cannot be run, ForwardError where one fails.
+        the outputs to go on with; `reader(step, inputs)` is called before and returns the inputs to go on with. Raises
+        PartialRun at an operator that cannot be run, ForwardError where one fails.
         """
-        return _Run(self, constants, observer).graph(self.plan, dict(feeds))
+        outputs = _Run(self, constants, observer, reader).graph(self.plan, dict(feeds))
+        return tuple(map(_as_declared, outputs, self._declared))
 
     def body(self, step: Step, inputs: Values) -> Plan:
         """The plan of the function that defines the operator of `step`; raises PartialRun when there is none."""
@@ -84,6 +115,13 @@ class Engine:
 
 def _opsets(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return {"" if entry.domain in STANDARD else entry.domain: entry.version for entry in imports}
+
+
+def _as_declared(value: Value, code: int) -> Value:
+    """A graph output; a quantized one, held as whole floats, becomes the integers that the file declares."""
+    dtype = TORCH.get(code)
+    held = isinstance(value, Tensor) and value.is_floating_point() and dtype is not None
+    return value.to(dtype) if held and not dtype.is_floating_point and not dtype.is_complex else value
 
 
 def _schema_body(step: Step, inputs: Values) -> tuple[Any, list[onnx.AttributeProto], bytes]:
@@ -111,10 +149,18 @@ def _schema_body(step: Step, inputs: Values) -> tuple[Any, list[onnx.AttributePr
 class _Run:
     """One run of a model: its constants and who watches; `depth` counts the function bodies around it."""
 
-    def __init__(self, engine: Engine, constants: Mapping[str, Value], observer: Observer | None = None, depth: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        constants: Mapping[str, Value],
+        observer: Observer | None = None,
+        reader: Reader | None = None,
+        depth: int = 0,
+    ) -> None:
         self._engine = engine
         self._constants = constants
         self._observer = observer
+        self._reader = reader
         self._depth = depth
 
     def graph(self, plan: Plan, env: dict[str, Value]) -> Values:
@@ -125,6 +171,8 @@ class _Run:
                 env[name] = self._constants[key] if key in self._constants else held[key]
         for step in plan.steps:
             inputs = tuple(env[name] if name else None for name in step.inputs)
+            if self._reader is not None:
+                inputs = self._reader(step, inputs)
             outputs = self._call(step, inputs, env)
             if self._observer is not None:
                 outputs = self._observer(step, outputs, inputs)
@@ -134,7 +182,7 @@ class _Run:
         return tuple(env.get(name) for name in plan.outputs)  # a function leaves out what is not asked for
 
     def _call(self, step: Step, inputs: Values, env: Mapping[str, Value]) -> Values:
-        kernel = KERNELS.get(step.op) if not step.domain else None
+        kernel = KERNELS.get(f"{step.domain}::{step.op}" if step.domain else step.op)
         try:
             result = self._body(step, inputs) if kernel is None else self._kernel(kernel, step, inputs, env)
         except GradlintError:
@@ -159,13 +207,17 @@ class _Run:
         plan = self._engine.body(step, inputs)
         absent = (None,) * (len(plan.inputs) - len(inputs))
         feeds = dict(zip(plan.inputs, inputs + absent, strict=True))
-        return _Run(self._engine, self._constants, None, self._depth + 1).graph(plan, feeds)
+        return _Run(self._engine, self._constants, depth=self._depth + 1).graph(plan, feeds)
 
     def _kernel(self, kernel: Kernel, step: Step, inputs: Values, env: Mapping[str, Value]) -> Any:
         try:
-            attrs = {kernel.attributes[name]: value for name, value in step.attrs.items() if name not in RELICS}
+            attrs = kernel.named(step.attrs)
         except KeyError as error:
             raise PartialRun(step.id, step.op, f"the attribute {error} is not supported") from None
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
+        if kernel.arity is not None and len(inputs) > kernel.arity:
+            raise PartialRun(step.id, step.op, f"its input {step.inputs[kernel.arity]!r} is not supported")
         if not kernel.wants_context:
             return kernel.function(*inputs, **attrs)
 
@@ -173,6 +225,7 @@ class _Run:
             assert isinstance(graph, Plan)
             inner = {name: env[name] for name in graph.captures}
             inner.update(zip(graph.inputs, arguments, strict=False))
-            return _Run(self._engine, self._constants, self._observer if observed else None, self._depth).graph(graph, inner)
+            watchers = (self._observer, self._reader) if observed else (None, None)
+            return _Run(self._engine, self._constants, *watchers, self._depth).graph(graph, inner)
 
         return kernel.function(Context(step.op, step.opset, step.outputs, run), *inputs, **attrs)

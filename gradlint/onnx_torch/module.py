@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gradlint.frontends.onnx_file import OnnxFile, read_onnx
 from gradlint.graph import Graph
 from gradlint.onnx_torch.dtypes import from_numpy
 from gradlint.onnx_torch.engine import Engine, Observer, Values
-from gradlint.onnx_torch.plan import Plan
+from gradlint.onnx_torch.plan import Plan, Step
 
 
 class OnnxModule(nn.Module):
@@ -40,6 +40,7 @@ class OnnxModule(nn.Module):
         self.engine = Engine(file.proto, file.array)
         constants = self.engine.constants
         trained = _trained(file.graph, constants)
+        self._slots = {node.id: frozenset(k for k, ref in enumerate(node.inputs) if ref is None) for node in file.graph}
         for name in [name for name, value in constants.items() if isinstance(value, Tensor)]:
             value = constants.pop(name)
             if name in trained and value.is_floating_point():
@@ -59,6 +60,27 @@ class OnnxModule(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Any, ...]:
         """One tensor for each graph output; inputs are tensors or arrays of the graph's shapes."""
+        return self.run(self._feeds(inputs, named))
+
+    def uses(self, *inputs: Any, **named: Any) -> tuple[Values, dict[tuple[str, int], Tensor]]:
+        """The outputs, and for each node and input slot that reads a parameter what it reads, to differentiate by.
+
+        Exporters merge initializers of equal values, such as all fresh biases, so that the gradient of one parameter may mix
+        layers. The gradients of its uses do not, and sum up to it. Uses inside loops are left out.
+        """
+        uses: dict[tuple[str, int], Tensor] = {}
+
+        def read(step: Step, values: Values) -> Values:
+            own = {k: values[k] for k in self._slots.get(step.id, ()) if k < len(values)}
+            found = {k: x.view_as(x) for k, x in own.items() if isinstance(x, Tensor) and x.requires_grad}
+            uses.update(((step.id, k), x) for k, x in found.items())
+            return tuple(found.get(k, x) for k, x in enumerate(values))
+
+        outputs = self.engine.run(self._feeds(inputs, named), {**self._buffers, **self._parameters}, reader=read)
+        return outputs, uses
+
+    def _feeds(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs by name; raises InputError for those that do not fit."""
         names = self.input_names
         hint = f"its inputs are {', '.join(names) or 'none'}"
         if len(inputs) > len(names):
@@ -70,7 +92,7 @@ class OnnxModule(nn.Module):
             raise InputError(
                 f"the model has no input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing", hint=hint
             )
-        return self.run({name: _tensor(value) for name, value in feeds.items()})
+        return {name: _tensor(value) for name, value in feeds.items()}
 
     def run(self, feeds: Mapping[str, Any], observer: Observer | None = None) -> Values:
         """`forward` on inputs by name, with an observer of every node; see `Engine.run`."""
@@ -87,6 +109,14 @@ def _trained(graph: Graph, constants: Mapping[str, Any]) -> set[str]:
     """Names of the constants that a node uses as a weight, those a weight was computed from included."""
     names = (weight.name for node in graph for weight in node.weights.values() if weight.trainable)
     return {part for name in names for part in ((name,) if name in constants else name.split("+"))}
+
+
+def steps_of(plan: Plan) -> Iterator[Step]:
+    """The steps of a plan and of the plans in it."""
+    for step in plan.steps:
+        yield step
+        for graph in step.graphs:
+            yield from steps_of(graph)
 
 
 def derived(plan: Plan, tainted: set[str]) -> Iterator[str]:

@@ -64,7 +64,7 @@ def interleave(before: Sequence[int], after: Sequence[int]) -> list[int]:
 
 
 @op("Conv")
-def _conv(
+def convolve(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -76,6 +76,7 @@ def _conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Tensor:
+    """Convolution with the attributes of ONNX."""
     kernel = kernel_shape or weight.shape[2:]
     ones = [1] * len(kernel)
     stride, dilation = list(strides or ones), list(dilations or ones)

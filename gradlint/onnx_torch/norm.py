@@ -10,7 +10,8 @@ from gradlint.onnx_torch.registry import Context, op
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(-1, *(1,) * (x.dim() - 2))
+    """Values for each channel, or each position of each channel, to combine with `x`."""
+    return values.reshape(*values.shape, *(1,) * (x.dim() - 1 - values.dim()))
 
 
 @op("BatchNormalization")
@@ -28,17 +29,17 @@ def _batch_norm(  # noqa: PLR0917 - ONNX has five inputs
     is_test: int = 0,
     spatial: int = 1,
 ) -> tuple[Tensor, ...]:
-    if not spatial:
-        raise ValueError("statistics for every position (spatial=0) were dropped from ONNX in opset 9")
     training = not is_test if ctx.opset < 7 else bool(training_mode) or (ctx.opset < 14 and ctx.wants(1))
     wide = x.to(scale.dtype)  # half-precision inputs with float32 parameters are allowed
-    if not training:
+    if not training and spatial:
         y = nnf.batch_norm(wide, mean.to(scale.dtype), var.to(scale.dtype), scale, bias, training=False, eps=epsilon)
         return (y.to(x.dtype),)
-    axes = tuple(a for a in range(x.dim()) if a != 1)
-    batch_var, batch_mean = torch.var_mean(wide, axes, correction=0)
+    axes = tuple(a for a in range(x.dim()) if a != 1) if spatial else (0,)  # before opset 9 each position may have its own
+    batch_var, batch_mean = torch.var_mean(wide, axes, correction=0) if training else (var, mean)
     centred = (wide - _per_channel(batch_mean, x)) * _per_channel(torch.rsqrt(batch_var + epsilon), x)
     y = centred * _per_channel(scale, x) + _per_channel(bias, x)
+    if not training:
+        return (y.to(x.dtype),)
     running = [old * momentum + new.to(old.dtype) * (1 - momentum) for old, new in ((mean, batch_mean), (var, batch_var))]
     return (y.to(x.dtype), *running, batch_mean, batch_var)
 

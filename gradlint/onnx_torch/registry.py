@@ -58,24 +58,33 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A registered operator: `attributes` maps ONNX names to parameter names."""
+    """A registered operator: `attributes` maps ONNX names to parameter names; it takes `arity` inputs at most, None: any number."""
 
     function: Callable[..., Any]
     attributes: Mapping[str, str]
     wants_context: bool
+    arity: int | None
+
+    def named(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes of a node as keyword arguments; raises KeyError for one that the kernel does not know."""
+        return {self.attributes[name]: value for name, value in attributes.items() if name not in RELICS}
 
 
 RELICS = frozenset({"consumed_inputs"})  # attributes of early opsets that never meant anything to a result
-KERNELS: dict[str, Kernel] = {}  # operators of the default domain
+KERNELS: dict[str, Kernel] = {}  # by operator, "domain::operator" outside the default domain
 
 
-def op(*names: str) -> Callable[[F], F]:
-    """Register the decorated function as the kernel of the operators `names`."""
+def op(*names: str, like: Callable[..., Any] | None = None) -> Callable[[F], F]:
+    """Register the decorated function as the kernel of `names`; it hands its attributes on to `like`, when that is given."""
 
     def register(function: F) -> F:
         parameters = inspect.signature(function).parameters
-        attributes = {p.name.rstrip("_"): p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
-        kernel = Kernel(function, attributes, next(iter(parameters), "") == "ctx")
+        named = inspect.signature(like or function).parameters.values()
+        attributes = {p.name.rstrip("_"): p.name for p in named if p.kind is p.KEYWORD_ONLY}
+        wants_context = next(iter(parameters), "") == "ctx"
+        kinds = [p.kind for p in parameters.values()]
+        places = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) - wants_context
+        kernel = Kernel(function, attributes, wants_context, None if inspect.Parameter.VAR_POSITIONAL in kinds else places)
         KERNELS.update(dict.fromkeys(names, kernel))
         return function
 
@@ -84,7 +93,7 @@ def op(*names: str) -> Callable[[F], F]:
 
 def plain(table: Mapping[str, Callable[..., Any]]) -> None:
     """Register functions that take no attributes, such as those of torch itself."""
-    KERNELS.update({name: Kernel(function, {}, wants_context=False) for name, function in table.items()})
+    KERNELS.update({name: Kernel(function, {}, wants_context=False, arity=None) for name, function in table.items()})
 
 
 def ints(value: Tensor | Iterable[int]) -> tuple[int, ...]:

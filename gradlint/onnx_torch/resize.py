@@ -138,11 +138,15 @@ def _resize(
     cubic_coeff_a: float = -0.75,
     exclude_outside: int = 0,
     extrapolation_value: float = 0.0,
+    height_scale: float | None = None,
     keep_aspect_ratio_policy: str = "stretch",
     mode: str = "nearest",
     nearest_mode: str | None = None,
     scales: Sequence[float] | None = None,
+    width_scale: float | None = None,
 ) -> Tensor:
+    if height_scale is not None and width_scale is not None:  # Upsample of opset 1
+        scales = (1.0, 1.0, height_scale, width_scale)
     early = ctx.opset < 11  # Resize-10 and Upsample have no region of interest and other defaults
     roi, scale_input = (None, second) if early else (second, third)
     dims = [axis % x.dim() for axis in axes] if axes is not None else list(range(x.dim()))

@@ -16,8 +16,9 @@ from gradlint.frontends.onnx_file import OnnxFile
 from gradlint.frontends.onnx_names import input_id
 from gradlint.graph import Graph, Ref
 from gradlint.onnx_torch.dtypes import from_numpy
-from gradlint.onnx_torch.module import OnnxModule, derived
-from gradlint.onnx_torch.plan import Step
+from gradlint.onnx_torch.module import OnnxModule, derived, steps_of
+from gradlint.onnx_torch.plan import Plan, Step
+from gradlint.onnx_torch.quantize import STRAIGHT_THROUGH
 
 _FIRST_FLOATS = frozenset({"Cast", "CastLike", "Gather", "OneHot"})  # turn integers of the input into floats
 
@@ -25,7 +26,8 @@ _FIRST_FLOATS = frozenset({"Cast", "CastLike", "Gather", "OneHot"})  # turn inte
 class OnnxRunnable:
     """A file behind the protocol `gradlint.frontends.base.Runnable`.
 
-    `inputs` says what to feed, by default what the file implies. Raises InputError when that cannot be inferred.
+    `inputs` says what to feed, by default what the file implies; `notes` what a gradient of it means. Raises InputError when
+    the inputs cannot be inferred.
     """
 
     frontend = "onnx"
@@ -34,6 +36,7 @@ class OnnxRunnable:
         self.mode = file.mode
         self.inputs = file.inputs if inputs is None else inputs
         self.module = OnnxModule(file)
+        self.notes = tuple(_notes(self.module.engine.plan))
         self._graph = file.graph
         self._derived = frozenset(derived(self.module.engine.plan, set(self.module.input_names)))
         reader = {ref: node.id for node in self._graph for ref in node.inputs if ref is not None}
@@ -88,6 +91,12 @@ class OnnxRunnable:
             (feeds[str(spec.name)],) = show(input_id(str(spec.name)), (value,))
         self.module.run(feeds, observe)
         return tuple(seen[ref] for ref in self._graph.outputs)
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    rounding = sum(step.op in STRAIGHT_THROUGH for step in steps_of(plan))
+    if rounding:
+        yield f"quantized graph: the gradient passes the rounding of {rounding} nodes straight through, and is 0 where they saturate"
 
 
 def _differentiable(value: Any) -> Any:

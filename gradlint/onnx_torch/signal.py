@@ -1,11 +1,14 @@
-"""Fourier transforms."""
+"""Fourier transforms and the mel scale."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from gradlint.onnx_torch.registry import Context, op
+from gradlint.onnx_torch.dtypes import torch_dtype
+from gradlint.onnx_torch.registry import Context, budget, op
 
 
 def _complex(x: Tensor) -> Tensor:
@@ -39,6 +42,23 @@ def _dft(
     if onesided:
         spectrum = spectrum.narrow(axis, 0, spectrum.shape[axis] // 2 + 1)
     return torch.view_as_real(spectrum)
+
+
+@op("MelWeightMatrix")
+def _mel_weight_matrix(
+    bins: Tensor, length: Tensor, rate: Tensor, lowest: Tensor, highest: Tensor, *, output_datatype: int = 1
+) -> Tensor:
+    """Triangles over the bins of a spectrum, equally spaced in mel: 2595 log10(1 + f / 700)."""
+    count, size = int(bins), int(length)
+    budget([size // 2 + 1, count])
+    low, high = (2595 * math.log10(1 + float(f) / 700) for f in (lowest, highest))
+    mel = low + torch.arange(count + 2, dtype=torch.float64) * (high - low) / (count + 2)
+    edges = ((size + 1) * 700 * (10 ** (mel / 2595) - 1) / int(rate)).floor()
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    place = torch.arange(size // 2 + 1, dtype=torch.float64)[:, None]
+    rising = torch.where(centre > left, (place - left) / (centre - left).clamp(min=1), (place == centre).double())
+    falling = (right - place) / (right - centre).clamp(min=1)
+    return torch.where(place <= centre, rising, falling).clamp(min=0.0).to(torch_dtype(output_datatype))
 
 
 @op("STFT")

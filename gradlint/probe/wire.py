@@ -1,0 +1,71 @@
+"""Measurements and input specifications as JSON, for the way between processes. Nothing that is read runs code."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import types
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from gradlint.frontends.inputs import InputSpec
+
+Data = TypeVar("Data")
+_ARRAY = "npy"  # the key that marks an encoded array
+
+
+def pack(value: Any) -> Any:
+    """Plain JSON values for a tree of dataclasses, tuples, sets, mappings and arrays."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: pack(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): pack(item) for key, item in value.items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, (tuple, list)):
+        return [pack(item) for item in value]
+    if isinstance(value, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, value, allow_pickle=False)
+        return {_ARRAY: base64.b64encode(buffer.getvalue()).decode("ascii")}
+    return value.value if isinstance(value, Enum) else value
+
+
+def unpack(kind: type[Data], data: Any) -> Data:
+    """The dataclass that `pack` made `data` from; raises TypeError, ValueError or KeyError for anything else."""
+    return kind(**{name: _revive(hint, data[name]) for name, hint in _hints(kind).items()})
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _revive(hint: Any, data: Any) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if data is None:
+        return None
+    if origin in {Union, types.UnionType}:
+        return _revive(next(item for item in arguments if item is not type(None)), data)
+    if origin is tuple:
+        hints = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
+        return tuple(_revive(item, value) for item, value in zip(hints, data, strict=True))
+    if origin is frozenset:
+        return frozenset(data)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {key: _revive(arguments[1], value) for key, value in data.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return unpack(hint, data)
+    if isinstance(data, dict) and set(data) == {_ARRAY}:
+        return np.load(io.BytesIO(base64.b64decode(data[_ARRAY])), allow_pickle=False)
+    return hint(data) if isinstance(hint, type) and issubclass(hint, (float, Enum)) else data
+
+
+def unpack_inputs(data: Any) -> tuple[InputSpec, ...]:
+    """Input specifications from their packed form."""
+    return tuple(unpack(InputSpec, item) for item in data)

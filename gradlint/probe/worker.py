@@ -1,0 +1,65 @@
+"""The child process that probes model files: `python -m gradlint.probe.worker`. One JSON request a line, JSON answers back.
+
+A model file may be anything. What evaluating it costs is bounded here by the operating system; nothing that the parent holds,
+secrets in its environment included, is within reach.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+from gradlint.errors import ForwardError, GradlintError
+
+
+def _limit(gigabytes: float) -> None:
+    try:
+        import resource  # noqa: PLC0415 - not on Windows, where only time is bounded
+    except ImportError:
+        return
+    bound = int(gigabytes * 2**30)
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    soft = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _probe(request: dict[str, Any]) -> Any:
+    from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - after the limit is set
+    from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415
+    from gradlint.probe.jacobian import measure  # noqa: PLC0415
+    from gradlint.probe.wire import pack, unpack_inputs  # noqa: PLC0415
+
+    model = OnnxRunnable(read_onnx(request["path"]), unpack_inputs(request["inputs"]))
+    found = measure(model, seeds=request["seeds"], seed=request["seed"], progress=lambda text: _say(progress=text))
+    return pack(found)
+
+
+def _answer(request: dict[str, Any]) -> None:
+    try:
+        _limit(request["memory"])
+        _say(measurement=_probe(request))
+    except GradlintError as error:
+        where = error.where if isinstance(error, ForwardError) else None
+        _say(error={"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint, "where": where})
+    except MemoryError:
+        _say(memory=True)
+    except RuntimeError as error:
+        if "allocate memory" in str(error):  # torch has no exception of its own for it
+            _say(memory=True)
+        else:
+            _say(internal=traceback.format_exc())
+    except Exception:  # noqa: BLE001 - the parent decides what to show
+        _say(internal=traceback.format_exc())
+
+
+def _say(**message: Any) -> None:
+    _OUT.write(json.dumps(message) + "\n")
+    _OUT.flush()
+
+
+if __name__ == "__main__":
+    _OUT, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not land between the answers
+    for line in sys.stdin:
+        _answer(json.loads(line))
