@@ -120,8 +120,9 @@ def _opsets(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
 def _as_declared(value: Value, code: int) -> Value:
     """A graph output; a quantized one, held as whole floats, becomes the integers that the file declares."""
     dtype = TORCH.get(code)
-    held = isinstance(value, Tensor) and value.is_floating_point() and dtype is not None
-    return value.to(dtype) if held and not dtype.is_floating_point and not dtype.is_complex else value
+    if dtype is None or dtype.is_floating_point or dtype.is_complex or not isinstance(value, Tensor):
+        return value
+    return value.to(dtype)
 
 
 def _schema_body(step: Step, inputs: Values) -> tuple[Any, list[onnx.AttributeProto], bytes]:

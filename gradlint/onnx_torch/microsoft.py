@@ -94,13 +94,9 @@ def _embed_layer_norm(  # noqa: PLR0917 - so many inputs
     return nnf.layer_norm(total, total.shape[-1:], scale, shift, epsilon), lengths, total
 
 
-def _heads(x: Tensor, count: int) -> Tensor:
-    """(batch, time, heads x size) as (batch, heads, time, size)."""
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Attention on (batch, heads, time, size), back as (batch, time, heads x size); `mask` is added to the scores."""
+def _attend(parts: Sequence[Tensor], heads: int, mask: Tensor | None, scale: float | None) -> Tensor:
+    """Attention of query, key and value (batch, time, heads x size); `mask` is added to the scores."""
+    query, key, value = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in parts)
     scores = query @ key.mT * (scale or 1 / math.sqrt(query.shape[-1]))
     weights = torch.softmax(scores if mask is None else scores + mask, -1)
     return (weights @ value).transpose(1, 2).flatten(2)
@@ -130,13 +126,13 @@ def _attention(
 ) -> Tensor:
     del mask_filter_value  # a mask weighs nothing in either case
     joint = x @ weight if bias is None else x @ weight + bias
-    query, key, value = torch.split(joint, list(qkv_hidden_sizes or [joint.shape[-1] // 3] * 3), -1)
+    parts = torch.split_with_sizes(joint, list(qkv_hidden_sizes or [joint.shape[-1] // 3] * 3), -1)
     scores = _kept(mask, x)
     if unidirectional:
         ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
         causal = torch.zeros(ahead.shape, dtype=x.dtype).masked_fill(ahead, torch.finfo(x.dtype).min)
         scores = causal if scores is None else torch.minimum(scores, causal)
-    return _attend(*(_heads(part, num_heads) for part in (query, key, value)), scores, scale)
+    return _attend(parts, num_heads, scores, scale)
 
 
 @op("com.microsoft::MultiHeadAttention")
@@ -153,12 +149,13 @@ def _multi_head_attention(  # noqa: PLR0917 - so many inputs
     scale: float | None = None,
 ) -> Tensor:
     del mask_filter_value
+    parts = (query, key, value)
     if bias is not None:
-        sizes = [query.shape[-1], key.shape[-1], value.shape[-1]]
-        query, key, value = (x + b for x, b in zip((query, key, value), bias.split(sizes), strict=True))
+        biases = torch.split_with_sizes(bias, [part.shape[-1] for part in parts])
+        parts = (query + biases[0], key + biases[1], value + biases[2])
     scores = _kept(mask, key)
     scores = added if scores is None else scores if added is None else scores + added
-    return _attend(*(_heads(part, num_heads) for part in (query, key, value)), scores, scale)
+    return _attend(parts, num_heads, scores, scale)
 
 
 def _requantized(y: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:

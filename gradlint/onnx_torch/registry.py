@@ -58,7 +58,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A registered operator: `attributes` maps ONNX names to parameter names; it takes `arity` inputs at most, None: any number."""
+    """A registered operator: `attributes` maps ONNX names to parameter names, `arity` is its number of inputs, None: any."""
 
     function: Callable[..., Any]
     attributes: Mapping[str, str]

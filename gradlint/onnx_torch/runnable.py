@@ -96,7 +96,7 @@ class OnnxRunnable:
 def _notes(plan: Plan) -> Iterator[str]:
     rounding = sum(step.op in STRAIGHT_THROUGH for step in steps_of(plan))
     if rounding:
-        yield f"quantized graph: the gradient passes the rounding of {rounding} nodes straight through, and is 0 where they saturate"
+        yield f"quantized graph: gradients pass the rounding of {rounding} nodes straight through and stop where these saturate"
 
 
 def _differentiable(value: Any) -> Any:
