@@ -1,6 +1,6 @@
 """Time of a static check of an ONNX file against the number of its nodes: it has to be linear.
 
-Prints the processor seconds of `gradlint.check(path, probe=False)` by the number of nodes for graphs of five shapes, and the
+Prints the processor seconds of `gradlint.check(path, probe=False)` by the number of nodes for graphs of six shapes, and the
 slope of log(seconds) over log(nodes): 1 is linear, 2 is quadratic.
 """
 
@@ -70,6 +70,15 @@ def residual(model: Model, count: int) -> str:
     return x
 
 
+def mixed(model: Model, count: int) -> str:
+    """Residual sums between plain layers."""
+    x = "x"
+    while len(model.nodes) < count:
+        x = model.op("Tanh", model.linear(x))
+        x = model.op("Add", x, model.op("Relu", model.linear(x)))
+    return x
+
+
 def transformer(model: Model, count: int) -> str:
     """Attention with the norm spelled out in primitive operators, and the arithmetic of shapes that exporters leave behind."""
     x = "x"
@@ -103,7 +112,7 @@ def wide(model: Model, count: int) -> str:
 
 
 SHAPES: dict[str, Callable[[Model, int], str]] = {
-    function.__name__: function for function in (chain, residual, transformer, recurrent, wide)
+    function.__name__: function for function in (chain, residual, mixed, transformer, recurrent, wide)
 }
 
 

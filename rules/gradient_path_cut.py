@@ -49,6 +49,7 @@ class GradientPathCut(Rule):
             lambda: _rounded(Cut("round0", "dead relu", ("a",)), Cut("linear1", "dead relu", ("b",))),
             fires_on=("round0", "linear1"),
         ),
+        Example(lambda: _rounded(Cut("round0", "no-grad region", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
         Example(_rounded),
     )
 
@@ -73,7 +74,12 @@ class GradientPathCut(Rule):
 
 
 def _severity(cut: Cut) -> Severity:
-    """An error where nothing before the cut can learn; a note where these inputs alone may have silenced a side path."""
+    """An error where nothing before the cut can learn; a note where these inputs alone may have silenced a side path.
+
+    A no-grad region is a note: it is written on purpose, around a part that is meant to be frozen.
+    """
+    if cut.cause == "no-grad region":
+        return Severity.NOTE
     if cut.on_spine and cut.starved:
         return Severity.ERROR
     return Severity.NOTE if _depends_on_values(cut.cause) else Severity.WARNING

@@ -70,8 +70,9 @@ class WeightGainAboveCritical(Rule):
             nodes = [layer.node for layer in above]
             if explained < EXPLAINED * trend.decades or not subject.is_initialised(nodes):
                 continue
-            gain, critical = median(layer.gain for layer in above), median(layer.critical for layer in above)
-            act = above[0].activation.op if above[0].activation else "a linear chain"
+            typical = sorted(above, key=lambda layer: layer.critical)[len(above) // 2]
+            gain, critical = median(layer.gain for layer in above), typical.critical
+            act = typical.activation.op if typical.activation else "a linear chain"
             where = compact(subject.graph[node].module for node in nodes) or "the layers"
             yield self.claim(
                 subject,

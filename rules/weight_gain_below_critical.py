@@ -80,8 +80,9 @@ class WeightGainBelowCritical(Rule):
             nodes = [layer.node for layer in below]
             if explained < -EXPLAINED * trend.decades or not subject.is_initialised(nodes):
                 continue
-            gain, critical = median(layer.gain for layer in below), median(layer.critical for layer in below)
-            act = below[0].activation.op if below[0].activation else "a linear chain"
+            typical = sorted(below, key=lambda layer: layer.critical)[len(below) // 2]
+            gain, critical = median(layer.gain for layer in below), typical.critical
+            act = typical.activation.op if typical.activation else "a linear chain"
             where = compact(subject.graph[node].module for node in nodes) or "the layers"
             yield self.claim(
                 subject,

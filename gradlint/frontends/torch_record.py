@@ -273,7 +273,7 @@ class Recorder:
 
     def _region(self, call: torch_ops.Call) -> frozenset[str]:
         """Notes on where in the user's code the call stands."""
-        alive = any(operand.requires_grad for operand, origin in zip(call.operands, call.origins, strict=True) if origin.ref)
+        alive = any(operand.requires_grad for operand in call.operands)
         cut = torch.is_inference_mode_enabled() or (alive and not torch.is_grad_enabled())
         return frozenset({"no-grad"} if cut else ()) | frozenset({"checkpoint"} if self.checkpoints else ())
 

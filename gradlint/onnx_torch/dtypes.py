@@ -41,18 +41,33 @@ _NARROW = {  # what torch cannot hold, and what can hold it
 }
 
 
+class DtypeError(TypeError):
+    """Torch has no such dtype."""
+
+
 def torch_dtype(code: int) -> torch.dtype:
-    """The torch dtype of an ONNX element type; raises ValueError where torch has none."""
+    """The torch dtype of an ONNX element type; raises DtypeError where torch has none."""
     if code not in TORCH:
-        raise ValueError(f"torch has no dtype for the ONNX element type {TensorProto.DataType.Name(code)}")
+        raise DtypeError(f"torch has no dtype for the ONNX element type {TensorProto.DataType.Name(code)}")
     return TORCH[code]
+
+
+def is_float8(dtype: torch.dtype) -> bool:
+    """Whether the dtype is a float of one byte, which torch stores but does not compute with."""
+    return dtype.is_floating_point and dtype.itemsize == 1
+
+
+def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in a float8 dtype, the largest number of which stands for what is larger."""
+    most = torch.finfo(dtype).max
+    return x.clamp(-most, most).to(dtype)
 
 
 def from_numpy(array: NDArray[Any]) -> Tensor:
     """A writable tensor of the values, bfloat16 and float8 included; it shares memory where that is safe.
 
     A memory-mapped file is mapped again, copy-on-write: no bytes are read, and writing does not reach the file. Other
-    read-only arrays are copied, as are misaligned ones. Raises TypeError for what torch has no dtype for.
+    read-only arrays are copied, as are misaligned ones. Raises DtypeError for what torch has no dtype for.
     """
     if not (array.flags.writeable and array.flags.aligned and array.flags.c_contiguous):
         array = _private(array)
@@ -62,7 +77,7 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
     if dtype is None and array.dtype.name in _NARROW:
         return torch.from_numpy(array.astype(_NARROW[array.dtype.name]))
     if dtype is None:
-        raise TypeError(f"torch has no dtype for {array.dtype.name}")
+        raise DtypeError(f"torch has no dtype for {array.dtype.name}")
     return torch.from_numpy(array.view(np.int16 if array.dtype.itemsize == 2 else np.uint8)).view(dtype)
 
 
@@ -86,7 +101,7 @@ def from_proto(proto: TensorProto, load: Load) -> Value:
     array = np.asanyarray(load(proto))
     try:
         return from_numpy(array)
-    except TypeError:
+    except DtypeError:
         return array
 
 

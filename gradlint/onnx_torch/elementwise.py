@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from gradlint.onnx_torch.dtypes import torch_dtype
+from gradlint.onnx_torch.dtypes import is_float8, saturated, torch_dtype
 from gradlint.onnx_torch.registry import Value, op, plain
 
 plain(
@@ -165,10 +165,16 @@ def _identity(x: Value) -> Value:
 
 
 @op("Cast")
-def _cast(x: Tensor, *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001 - 8-bit floats
-    return x.to(torch_dtype(TensorProto.DataType.Value(to) if isinstance(to, str) else to))  # opset 1 names its types
+def _cast(x: Tensor, *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:
+    del round_mode  # of float8e8m0, which torch does not have
+    return _as(x, torch_dtype(TensorProto.DataType.Value(to) if isinstance(to, str) else to), saturate)  # opset 1 names its types
 
 
 @op("CastLike")
-def _cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:  # noqa: ARG001
-    return x.to(like.dtype)
+def _cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
+    del round_mode
+    return _as(x, like.dtype, saturate)
+
+
+def _as(x: Tensor, dtype: torch.dtype, saturate: int) -> Tensor:
+    return saturated(x, dtype) if saturate and is_float8(dtype) else x.to(dtype)

@@ -29,7 +29,7 @@ from gradlint.onnx_torch import (
     signal,
     vision,
 )
-from gradlint.onnx_torch.dtypes import TORCH, Load, type_bytes
+from gradlint.onnx_torch.dtypes import TORCH, DtypeError, Load, is_float8, type_bytes
 from gradlint.onnx_torch.plan import STANDARD, Plan, Planner, Step
 from gradlint.onnx_torch.registry import KERNELS, Context, Kernel, SubGraph, Value
 
@@ -118,11 +118,11 @@ def _opsets(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
 
 
 def _as_declared(value: Value, code: int) -> Value:
-    """A graph output; a quantized one, held as whole floats, becomes the integers that the file declares."""
+    """A graph output; a quantized one, held in float32, becomes the integers or float8 that the file declares."""
     dtype = TORCH.get(code)
-    if dtype is None or dtype.is_floating_point or dtype.is_complex or not isinstance(value, Tensor):
+    if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    return value.to(dtype)
+    return value if dtype.is_complex or (dtype.is_floating_point and not is_float8(dtype)) else value.to(dtype)
 
 
 def _schema_body(step: Step, inputs: Values) -> tuple[Any, list[onnx.AttributeProto], bytes]:
@@ -192,7 +192,7 @@ class _Run:
             if stop.node == step.id or step.op == "If":
                 raise
             raise PartialRun(step.id, step.op, f"it needs {stop.op}: {stop.reason}") from stop  # inner nodes have no place
-        except NotImplementedError as error:  # torch has no kernel for this dtype
+        except (NotImplementedError, DtypeError) as error:  # torch has no kernel for this dtype, or no such dtype
             raise PartialRun(step.id, step.op, str(error)) from error
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             shapes = ", ".join(str(list(getattr(value, "shape", ()))) for value in inputs)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradlint.onnx_torch.dtypes import torch_dtype
+from gradlint.onnx_torch.dtypes import saturated, torch_dtype
 from gradlint.onnx_torch.nn import convolve
 from gradlint.onnx_torch.registry import op
 
@@ -35,7 +35,7 @@ def spread(values: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
 def rounded(x: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`x` shifted by the zero point, saturated and rounded to what `dtype` can hold, with the gradient of the saturation."""
     if dtype.is_floating_point:
-        return x + (x.to(dtype).to(x.dtype) - x).detach()
+        return x + (saturated(x.detach(), dtype).to(x.dtype) - x.detach())
     shift = x.new_zeros(()) if zero is None else zero.to(x.dtype)
     limits = torch.iinfo(dtype)
     inside = x.clamp(limits.min - shift, limits.max - shift)  # before rounding: infinity less infinity would be NaN

@@ -108,6 +108,8 @@ def _culprit(structure: Structure, seen: Mapping[str, Seen], useful: set[str], s
     A layer of zeros that itself gets a gradient and an input unblocks what is before it with the first update.
     """
     graph = structure.graph
+    if "no-grad" in graph[start].notes:
+        return start
     stack, reached = [start], {start}
     found: list[str] = []
     while stack:
@@ -116,7 +118,7 @@ def _culprit(structure: Structure, seen: Mapping[str, Seen], useful: set[str], s
             if child.id not in useful or child.id in reached:
                 continue
             reached.add(child.id)
-            if operator(child.op).cuts or "no-grad" in child.notes:
+            if operator(child.op).cuts or "no-grad" in child.notes or not child.is_float:
                 found.append(child.id)
             elif seen.get(child.id, Seen()).gradient:
                 if _zero_start(child) or _faded(seen[child.id]):
@@ -141,6 +143,10 @@ def _cause(node: Node) -> str:
         return "no-grad region"
     if operator(node.op).cuts:
         return node.op
+    if not node.is_float:
+        return "indices"
+    if node.op == "softmax" and node.shape is not None and node.shape[node.attrs.get("dim", -1) or -1] == 1:
+        return "softmax over one position"
     return f"{node.op} with zero gradient" if kind_of(node) is not Kind.ACTIVATION else f"dead {node.op}"
 
 

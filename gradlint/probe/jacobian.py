@@ -211,8 +211,8 @@ def _median(gains: Sequence[Gains]) -> Gains:
 
 
 def _chain(structure: Structure, each: Sequence[Mapping[str, Gains]]) -> tuple[list[str], list[dict[str, Gains]]]:
-    """Cuts by depth as a chain: each is named after its newest node, its gain is that of all its tensors together."""
-    names = [max(cut, key=structure.graph.position.__getitem__) for cut in structure.levels]
+    """Cuts by depth as a chain; the gain of each is that of all its tensors together."""
+    names = _cut_names(structure, each[0])
     rows = [
         {
             name: Gains(
@@ -225,6 +225,19 @@ def _chain(structure: Structure, each: Sequence[Mapping[str, Gains]]) -> tuple[l
         for gains in each
     ]
     return list(dict.fromkeys(names)), rows
+
+
+def _cut_names(structure: Structure, gains: Mapping[str, Gains]) -> list[str]:
+    """A node for each cut: the one with the largest gradient that has not stood for another cut yet, else the newest."""
+
+    def weight(node: str) -> tuple[float, int]:
+        backward = gains[node].backward if node in gains else None
+        return -math.inf if backward is None else backward, structure.graph.position[node]
+
+    names: list[str] = []
+    for cut in structure.levels:
+        names.append(max([node for node in cut if node not in names] or cut, key=weight))
+    return names
 
 
 def _together(decades: Sequence[float | None]) -> float | None:

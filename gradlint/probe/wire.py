@@ -16,6 +16,7 @@ import numpy as np
 from gradlint.frontends.inputs import InputSpec
 
 Data = TypeVar("Data")
+_hints = cache(get_type_hints)
 _ARRAY = "npy"  # the key that marks an encoded array
 
 
@@ -39,11 +40,6 @@ def pack(value: Any) -> Any:
 def unpack(kind: type[Data], data: Any) -> Data:
     """The dataclass that `pack` made `data` from; raises TypeError, ValueError or KeyError for anything else."""
     return kind(**{name: _revive(hint, data[name]) for name, hint in _hints(kind).items()})
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _revive(hint: Any, data: Any) -> Any:
