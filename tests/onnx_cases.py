@@ -23,7 +23,11 @@ from gradlint.onnx_torch.engine import Engine
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 TYPES = FLOATS | {TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
 OUT_OF_SCOPE = {"Adam", "Adagrad", "Momentum", "Gradient", "Bernoulli", "Multinomial"}  # optimizers and random numbers
-QUANTIZED = {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+QUANTIZED = {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"} | {
+    "QLinearConv",
+    "QLinearMatMul",
+    "QuantizeLinear",
+}
 FOREIGN = ("ai.onnx.ml", "training")  # domains of trees and of optimizers
 
 

@@ -39,7 +39,8 @@ def pack(value: Any) -> Any:
 
 def unpack(kind: type[Data], data: Any) -> Data:
     """The dataclass that `pack` made `data` from; raises TypeError, ValueError or KeyError for anything else."""
-    return kind(**{name: _revive(hint, data[name]) for name, hint in _hints(kind).items()})
+    hashable: Any = kind
+    return kind(**{name: _revive(hint, data[name]) for name, hint in _hints(hashable).items()})
 
 
 def _revive(hint: Any, data: Any) -> Any:
