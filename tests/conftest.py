@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def snapshot(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+def check_snapshot(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compare a text with tests/snapshots/NAME, or write it there under --update-snapshots."""
 
     def compare(text: str, name: str) -> None:

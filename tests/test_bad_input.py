@@ -45,7 +45,7 @@ def net(tmp_path):
     return "net_for_test.py"
 
 
-def refused(run, *args, says):
+def check_refused(run, *args, says):
     code, out, err = run(*args)
     assert code == 2, err
     assert out == ""
@@ -69,31 +69,31 @@ def _external(folder, location, *, length=None):
 
 
 def test_missing_file(run):
-    refused(run, "nowhere.onnx", says=["nowhere.onnx", "no such file"])
+    check_refused(run, "nowhere.onnx", says=["nowhere.onnx", "no such file"])
 
 
 def test_empty_file(run, tmp_path):
     (tmp_path / "empty.onnx").touch()
-    refused(run, "empty.onnx", says=["empty.onnx", "empty"])
+    check_refused(run, "empty.onnx", says=["empty.onnx", "empty"])
 
 
 def test_text_file_named_onnx(run, tmp_path):
     (tmp_path / "text.onnx").write_text("this is no model, it is a sentence\n" * 40)
-    refused(run, "text.onnx", says=["text.onnx"])
+    check_refused(run, "text.onnx", says=["text.onnx"])
 
 
 def test_truncated_file(run, tmp_path):
     (tmp_path / "cut.onnx").write_bytes(SAMPLE.read_bytes()[:5000])
-    refused(run, "cut.onnx", says=["cut.onnx"])
+    check_refused(run, "cut.onnx", says=["cut.onnx"])
 
 
 def test_external_data_missing(run, tmp_path):
-    refused(run, _external(tmp_path, "weights.bin"), says=["weights.bin"])
+    check_refused(run, _external(tmp_path, "weights.bin"), says=["weights.bin"])
 
 
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname"])
 def test_external_data_outside_the_folder(run, tmp_path, location):
-    refused(run, _external(tmp_path, location), says=[location])
+    check_refused(run, _external(tmp_path, location), says=[location])
 
 
 def test_pickles_are_refused_and_not_read(run, tmp_path):
@@ -102,65 +102,65 @@ def test_pickles_are_refused_and_not_read(run, tmp_path):
             return (Path(tmp_path / "exploded").touch, ())
 
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Bomb()))
-    refused(run, "model.pt", says=["model.pt", "runs code", "ONNX"])
+    check_refused(run, "model.pt", says=["model.pt", "runs code", "ONNX"])
     assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("name", ["weights.xyz", "model.safetensors", "model.pt2"])
 def test_a_file_of_a_kind_that_is_not_read(run, tmp_path, name):
     (tmp_path / name).write_bytes(b"\0" * 100)
-    refused(run, name, says=[name])
+    check_refused(run, name, says=[name])
 
 
 def test_module_that_cannot_be_imported(run):
-    refused(run, "no_such_package.mod:build", says=["no_such_package"])
+    check_refused(run, "no_such_package.mod:build", says=["no_such_package"])
 
 
 def test_attribute_that_does_not_exist(run, net):
-    refused(run, f"{net}:biuld", says=["biuld", "build"])
+    check_refused(run, f"{net}:biuld", says=["biuld", "build"])
 
 
 def test_factory_that_needs_arguments(run, net):
-    refused(run, f"{net}:wants", says=["width", "depth"])
+    check_refused(run, f"{net}:wants", says=["width", "depth"])
 
 
 def test_factory_that_raises(run, net):
-    refused(run, f"{net}:fails", says=["the factory is out of order", "net_for_test.py:12"])
+    check_refused(run, f"{net}:fails", says=["the factory is out of order", "net_for_test.py:12"])
 
 
 def test_object_that_is_no_model(run, net):
-    refused(run, f"{net}:text", says=["str"])
+    check_refused(run, f"{net}:text", says=["str"])
 
 
 def test_python_file_without_a_name(run, net):
-    refused(run, net, says=[f"{net}:build"])
+    check_refused(run, net, says=[f"{net}:build"])
 
 
 def test_forward_that_raises_is_shown_with_the_users_line(run, net):
-    refused(run, f"{net}:Broken", "--input", "x=float32[2,4]", says=["the forward is out of order", "net_for_test.py:23"])
+    check_refused(run, f"{net}:Broken", "--input", "x=float32[2,4]", says=["the forward is out of order", "net_for_test.py:23"])
 
 
 def test_wrong_input_shape(run, net):
-    refused(run, f"{net}:build", "--input", "float32[2,5]", says=["5", "4"])
-    refused(run, str(SAMPLE), "--input", "x=float32[8,5]", says=["x"])
+    check_refused(run, f"{net}:build", "--input", "float32[2,5]", says=["5", "4"])
+    check_refused(run, str(SAMPLE), "--input", "x=float32[8,5]", says=["x"])
 
 
 def test_unknown_input_name(run):
-    refused(run, str(SAMPLE), "--input", "y=float32[8,24]", says=["'y'", "x"])
+    check_refused(run, str(SAMPLE), "--input", "y=float32[8,24]", says=["'y'", "x"])
 
 
 @pytest.mark.parametrize("text", ["x=float32", "x=floaty[2]", "x=float32[2]<5", "x=@nowhere.npz"])
 def test_input_that_is_not_understood(run, text):
-    refused(run, str(SAMPLE), "--input", text, says=["--input"])
+    check_refused(run, str(SAMPLE), "--input", text, says=["--input"])
 
 
 def test_unknown_rule_code(run):
-    refused(run, str(SAMPLE), "--select", "GL999", says=["GL999"])
-    refused(run, str(SAMPLE), "--ignore", "weight-gain-above", says=["weight-gain-above-critical"])
+    check_refused(run, str(SAMPLE), "--select", "GL999", says=["GL999"])
+    check_refused(run, str(SAMPLE), "--ignore", "weight-gain-above", says=["weight-gain-above-critical"])
 
 
 def test_train_mode_of_an_onnx_file(run):
-    refused(run, str(SAMPLE), "--mode", "train", says=["mode", "export"])
+    check_refused(run, str(SAMPLE), "--mode", "train", says=["mode", "export"])
 
 
 @pytest.mark.parametrize(("last", "code"), [("MatMul", 2), ("Tanh", 0)])

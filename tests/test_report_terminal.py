@@ -19,17 +19,17 @@ def full(*reports, **options):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_report_reads_as_it_was_designed(name, snapshot):
-    snapshot(full(SAMPLES[name]()), f"full_{name}.txt")
+def test_a_report_reads_as_it_was_designed(name, check_snapshot):
+    check_snapshot(full(SAMPLES[name]()), f"full_{name}.txt")
 
 
 @pytest.mark.parametrize("name", ["exploding", "vanishing"])
-def test_bars_are_blocks_where_unicode_can_be_shown(name, snapshot):
-    snapshot(full(SAMPLES[name](), unicode=True), f"full_{name}_unicode.txt")
+def test_bars_are_blocks_where_unicode_can_be_shown(name, check_snapshot):
+    check_snapshot(full(SAMPLES[name](), unicode=True), f"full_{name}_unicode.txt")
 
 
-def test_several_targets_are_blocks_with_one_closing_line_and_healthy_ones_have_no_chart(snapshot):
-    snapshot(full(healthy(), vanishing(), recurrent(), healthy()), "full_several.txt")
+def test_several_targets_are_blocks_with_one_closing_line_and_healthy_ones_have_no_chart(check_snapshot):
+    check_snapshot(full(healthy(), vanishing(), recurrent(), healthy()), "full_several.txt")
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
