@@ -226,9 +226,9 @@ def confront(finding: Finding, measurement: Measurement | None) -> Finding:
 
 def _measured_over(finding: Finding, measurement: Measurement) -> float | None:
     """Sustained growth over the part of the measured spine that a finding speaks of; None where nothing was measured there."""
-    spine = list(measurement.spine)
     if measurement.dead:
         return None
+    spine = measurement.spine
     if finding.span is not None and all(node in spine for node in finding.span):
         first, last = (spine.index(node) for node in finding.span)
         spine = spine[max(first - 1, 0) : last + 1]

@@ -31,7 +31,7 @@ class InputError(GradlintError):
 
 
 class ForwardError(GradlintError):
-    """The model's own forward pass raised; the cause is chained and `where` names the user's line."""
+    """The model's own forward or backward pass raised; the cause is chained and `where` names the user's line."""
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -48,7 +48,7 @@ class Statistics:
     @property
     def std(self) -> float:
         """Standard deviation, without Bessel's correction."""
-        return math.sqrt(max(self.mean_square - self.mean**2, 0.0))
+        return math.sqrt(max(self.mean_square - self.mean * self.mean, 0.0))
 
 
 class Weight:

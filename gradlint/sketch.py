@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class Sketch:
     def __init__(self, mode: str = "train") -> None:
         self.mode = mode
         self._nodes: list[Node] = []
+        self._counts: Counter[str] = Counter()
         self._outputs: list[Ref] = []
         self._measured: dict[str, Any] | None = None
         self._gains: dict[str, Gains] = {}
@@ -46,8 +48,8 @@ class Sketch:
         **attrs: Any,
     ) -> str:
         """Add a node of any operator."""
-        count = sum(node.op == op for node in self._nodes)
-        node_id = name or f"{op}{count}"
+        node_id = name or f"{op}{self._counts[op]}"
+        self._counts[op] += 1
         refs = tuple(None if item is None else Ref(item) for item in inputs)
         self._nodes.append(
             Node(node_id, op, refs, weights or {}, attrs, shape, dtype, module, source=source, notes=frozenset(notes))

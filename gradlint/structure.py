@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -138,6 +139,11 @@ class Structure:
         return tuple(chain)
 
     @cached_property
+    def spine_index(self) -> dict[str, int]:
+        """Index of each spine node on the spine."""
+        return {node_id: index for index, node_id in enumerate(self.spine)}
+
+    @cached_property
     def spine_is_representative(self) -> bool:
         """Whether the spine has three nodes or more and no gap that hides over half of the layers (two towers, a U-Net)."""
         if len(self.spine) < 3:
@@ -189,8 +195,11 @@ class Structure:
 
     @cached_property
     def residual_sums(self) -> tuple[ResidualSum, ...]:
-        """Every addition on the signal whose operands part from one tensor, in execution order."""
-        found = (self._residual(node_id) for node_id in self.signal if self.graph[node_id].op in {"add", "sub"})
+        """Every addition on the signal whose operands part from one tensor, in execution order.
+
+        Sums nested in one long block make this quadratic in the block; `residual_sum` asks about one of them.
+        """
+        found = (self.residual_sum(node_id) for node_id in self.signal)
         return tuple(item for item in found if item is not None)
 
     @cached_property
@@ -218,29 +227,59 @@ class Structure:
             siblings[name.rpartition(".")[0]] += 1
         return {name: tuple(ids) for name, ids in members.items() if siblings[name.rpartition(".")[0]] > 1}
 
+    def residual_sum(self, node_id: str) -> ResidualSum | None:
+        """What is added at a node; None where it is no addition on the signal whose operands part from one tensor."""
+        is_sum = self.graph[node_id].op in {"add", "sub"} and node_id in self.signal_set
+        operands = self.signal_parents(node_id) if is_sum else []
+        fork = self._fork(operands) if len(operands) > 1 else None
+        if fork is None:
+            return None
+        found = self._split(node_id, fork, operands)
+        return None if any(self._is_time_step(self.graph[inner]) for inner in found.skip) else found
+
     # helpers --------------------------------------------------------------------------------------------------------
 
-    def strip(self, node_id: str) -> str:
-        """The nearest node upstream that does more than move elements."""
-        while kind_of(self.graph[node_id]) in _TRANSPARENT:
-            parents = self._float_parents(self.graph[node_id])
-            if len(parents) != 1:
-                break
-            node_id = parents[0].id
-        return node_id
+    @cached_property
+    def _spine_positions(self) -> list[int]:
+        return [self.graph.position[node_id] for node_id in self.spine]
+
+    def spine_between(self, upper: str, lower: str) -> tuple[str, ...]:
+        """Spine nodes from `upper` to `lower`, both included; where there is one, `upper` is an ancestor of `lower`.
+
+        Both are nodes of the signal: every path from `upper` on passes the spine nodes that come later, and so does every path
+        to `lower` the earlier ones.
+        """
+        first = bisect_left(self._spine_positions, self.graph.position[upper])
+        last = bisect_right(self._spine_positions, self.graph.position[lower])
+        return self.spine[first:last]
+
+    def between(self, upper: str, lower: str) -> list[str]:
+        """Nodes on the paths from `upper` to `lower`, without these two, in execution order."""
+        below = {upper: None}
+        for node_id in self._upstream(lower, upper, self._parents):
+            if any(parent in below for parent in self._parents(node_id)):
+                below[node_id] = None
+        return [node_id for node_id in below if node_id not in {upper, lower}]
 
     def is_ancestor(self, upper: str, lower: str) -> bool:
-        """Whether a path leads from `upper` to `lower`."""
-        floor = self.graph.position[upper]
-        stack, seen = [lower], {lower}
+        """Whether a path leads from `upper` to `lower`, two nodes of the signal."""
+        if self.spine_between(upper, lower):
+            return True
+        return any(upper in self._parents(node_id) for node_id in self._upstream(lower, upper, self._parents))
+
+    def _parents(self, node_id: str) -> list[str]:
+        return [parent.id for parent in self.graph.parents(node_id)]
+
+    def _upstream(self, end: str, start: str, parents: Callable[[str], list[str]]) -> list[str]:
+        """`end` and the nodes that lead to it, back to the place of `start` in execution order."""
+        position = self.graph.position
+        seen, stack = {end}, [end]
         while stack:
-            for parent in self.graph.parents(stack.pop()):
-                if parent.id == upper:
-                    return True
-                if parent.id not in seen and self.graph.position[parent.id] > floor:
-                    seen.add(parent.id)
-                    stack.append(parent.id)
-        return False
+            for parent in parents(stack.pop()):
+                if parent not in seen and position[parent] > position[start]:
+                    seen.add(parent)
+                    stack.append(parent)
+        return sorted(seen, key=position.__getitem__)
 
     def _alive(self, node_id: str) -> bool:
         return self._live is None or node_id in self._live
@@ -303,28 +342,25 @@ class Structure:
                 return ref
             at = parents[0]
 
-    def _residual(self, node_id: str) -> ResidualSum | None:
-        operands = self.signal_parents(node_id)
-        if len(operands) < 2:
-            return None
+    def _fork(self, operands: list[str]) -> str | None:
+        """The nearest tensor that every path to the operands passes, None where a longest block behind there is none."""
         position = self.graph.position
         heap = [(-position[operand], operand) for operand in operands]
         heapq.heapify(heap)
-        inside: list[str] = []
-        while len({item for _, item in heap}) > 1 and len(inside) < _LONGEST_BLOCK:
-            _, here = heapq.heappop(heap)
-            while heap and heap[0][1] == here:
-                heapq.heappop(heap)
-            inside.append(here)
+        waiting = set(operands)
+        for _ in range(_LONGEST_BLOCK):
+            if len(waiting) == 1:
+                return heap[0][1]
+            here = heapq.heappop(heap)[1]
+            waiting.remove(here)
             parents = self.signal_parents(here)
             if not parents:
                 return None
             for parent in parents:
-                heapq.heappush(heap, (-position[parent], parent))
-        if len({item for _, item in heap}) != 1:
-            return None
-        found = self._split(node_id, heap[0][1], operands)
-        return None if any(self._is_time_step(self.graph[inner]) for inner in found.skip) else found
+                if parent not in waiting:
+                    waiting.add(parent)
+                    heapq.heappush(heap, (-position[parent], parent))
+        return None
 
     def _is_time_step(self, node: Node) -> bool:
         """Whether a node feeds one step of a recurrence, which is no skip path: a slice, or a projection used at every step."""
@@ -336,24 +372,13 @@ class Structure:
         return Counter(weight.name for node in self.graph for weight in node.weights.values())
 
     def _split(self, node_id: str, fork: str, operands: list[str]) -> ResidualSum:
-        sides = [self._between(fork, operand) for operand in operands]
+        sides = [[] if end == fork else self._upstream(end, fork, self.signal_parents) for end in operands]
         sides.sort(key=lambda side: sum(is_weight_layer(self.graph[n]) for n in side) * _LONGEST_BLOCK + len(side))
         skip = sides[0]
-        branch = dict.fromkeys(n for side in sides[1:] for n in side if n not in set(skip))
+        common = set(skip)
+        branch = dict.fromkeys(n for side in sides[1:] for n in side if n not in common)
         ordered = sorted(branch, key=self.graph.position.__getitem__)
         return ResidualSum(node_id, fork, tuple(ordered), tuple(skip))
-
-    def _between(self, fork: str, end: str) -> list[str]:
-        if end == fork:
-            return []
-        floor = self.graph.position[fork]
-        seen, stack = {end}, [end]
-        while stack:
-            for parent in self.signal_parents(stack.pop()):
-                if parent not in seen and self.graph.position[parent] > floor:
-                    seen.add(parent)
-                    stack.append(parent)
-        return sorted(seen, key=self.graph.position.__getitem__)
 
     def _chain(self, nodes: list[str]) -> tuple[str, ...]:
         chain = [nodes[0]]

@@ -21,7 +21,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from gradlint.rule import (
@@ -90,7 +90,7 @@ class ConstantInit(Rule):
         matrices = (weight for node in others for weight in node.weights.values() if len(weight.shape) > 1)
         if not flat or not looks_initialised(matrices):
             return
-        zeros = [node for node, weights in flat.items() if all(weight.statistics.max_abs == 0.0 for weight in weights)]
+        zeros = {node: None for node, weights in flat.items() if all(weight.statistics.max_abs == 0.0 for weight in weights)}
         constants = [node for node in flat if node not in zeros]
         if constants:
             yield self._report(subject, constants, "the same number everywhere; their units start alike and stay alike")
@@ -128,7 +128,7 @@ def _mixes(weight: Weight) -> bool:
     return len(weight.shape) > 1 and weight.fan_out > 1 and weight.size // weight.fan_out > 1 and 1 not in weight.shape[:2]
 
 
-def _stuck(subject: Subject, zeros: list[str]) -> list[str]:
+def _stuck(subject: Subject, zeros: Collection[str]) -> list[str]:
     """Zero layers with another one next to them, and those that the whole signal passes, but for the last layer."""
     spine = [node for node in subject.structure.spine if is_weight_layer(subject.graph[node])]
     stuck = set(spine[:-1])

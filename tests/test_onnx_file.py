@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from gradlint.errors import InputError, TargetError, UnsafeFileError
 from gradlint.frontends.inputs import parse_inputs
 from gradlint.frontends.onnx_file import read_onnx
-from gradlint.frontends.onnx_skeleton import load_skeleton, tensors
+from gradlint.frontends.onnx_skeleton import load_skeleton
+from gradlint.frontends.onnx_walk import tensors
 from gradlint.ops import UNKNOWN, operator
 
 

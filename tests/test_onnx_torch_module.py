@@ -43,6 +43,55 @@ class Block(nn.Module):
         return x + self.mlp(self.second(x))
 
 
+class Residual(nn.Module):
+    """A stem and two residual blocks with BatchNorm, one of which halves the image, as in ResNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.first, self.second = self.branch(8, 8, 1), self.branch(8, 12, 2)
+        self.shortcut = nn.Sequential(nn.Conv2d(8, 12, 1, 2, bias=False), nn.BatchNorm2d(12))
+        self.head = nn.Linear(12, 5)
+
+    def branch(self, before, after, stride):
+        return nn.Sequential(
+            *(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()),
+            *(nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)),
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(x + self.first(x))
+        x = torch.relu(self.shortcut(x) + self.second(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention of a sequence on itself, causal, with rotated queries."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x):
+        parts = self.project(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Words(nn.Module):
+    """Token and position embeddings under a tied head."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(20, 8), nn.Embedding(6, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, ids):
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.norm(x) @ self.tokens.weight.T
+
+
 def convolutional():
     return nn.Sequential(
         *(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=4)),
@@ -52,17 +101,49 @@ def convolutional():
     )
 
 
+def perceptron(*between):
+    return nn.Sequential(nn.Linear(8, 16), *between, nn.Linear(16, 4))
+
+
+def encoder():
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True), 2, enable_nested_tensor=False)
+
+
 MODULES = {
-    "perceptron": (lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4), nn.Softmax(-1)), (2, 8)),
+    "perceptron": (lambda: perceptron(nn.Tanh()), (2, 8)),
+    "gelu": (lambda: perceptron(nn.GELU(), nn.Linear(16, 16), nn.GELU(approximate="tanh")), (2, 8)),
+    "silu": (lambda: perceptron(nn.SiLU(), nn.Linear(16, 16), nn.Mish(), nn.Softplus()), (2, 8)),
+    "softmax": (lambda: perceptron(nn.Softmax(-1)), (2, 8)),
     "convolutional": (convolutional, (2, 3, 16, 16)),
+    "conv_transpose": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(3, 6, 3, 2, 1, 1), nn.ELU(), nn.ConvTranspose2d(6, 4, 4, 2, 1, groups=2), nn.PReLU(4)
+        ),
+        (2, 3, 5, 5),
+    ),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 6, 5, dilation=2, padding=4), nn.Hardswish(), nn.Conv1d(6, 2, 3)), (2, 3, 20)),
+    "resnet": (Residual, (2, 3, 8, 8)),
+    "batch_norm": (lambda: perceptron(nn.BatchNorm1d(16), nn.ReLU()), (4, 8)),
+    "layer_norm": (lambda: perceptron(nn.LayerNorm(16)), (2, 8)),
+    "rms_norm": (lambda: perceptron(nn.RMSNorm(16)), (2, 8)),
+    "group_norm": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU()), (2, 3, 6, 6)),
+    "instance_norm": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.InstanceNorm2d(4, affine=True)), (2, 3, 6, 6)),
+    "attention": (Attention, (2, 5, 12)),
     "transformer": (Block, (2, 5, 16)),
-    "lstm": (lambda: Recurrent(nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True)), (2, 7, 6)),
+    "encoder": (encoder, (2, 5, 16)),
+    "words": (Words, (2, 6)),
+    "lstm": (lambda: Recurrent(nn.LSTM(6, 5, num_layers=2, batch_first=True)), (2, 7, 6)),
+    "bidirectional": (lambda: Recurrent(nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True)), (2, 7, 6)),
     "gru": (lambda: Recurrent(nn.GRU(6, 5, batch_first=True)), (2, 7, 6)),
     "rnn": (lambda: Recurrent(nn.RNN(6, 5, batch_first=True)), (2, 7, 6)),
 }
 
 
-def exported(module, shape, **options):
+def example(name, shape):
+    return torch.randint(20, shape) if name == "words" else torch.randn(shape)
+
+
+def exported(module, x, **options):
     """The ONNX file of a module, with random weights and normalization statistics instead of zeros and ones."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -74,7 +155,7 @@ def exported(module, shape, **options):
     module.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(module, (torch.randn(shape),), dynamo=True, optimize=False, verbose=False, **options)
+        program = torch.onnx.export(module, (x,), dynamo=True, optimize=False, verbose=False, **options)
     return program.model_proto
 
 
@@ -87,13 +168,14 @@ def pair(request):
     pytest.importorskip("onnxscript")
     name, opset = request.param
     build, shape = MODULES[name]
-    module = build()
-    return module, OnnxModule(exported(module, shape, opset_version=opset)), shape
+    module, x = build(), example(name, shape)
+    ours = OnnxModule(exported(module, x, opset_version=opset))
+    return module.double(), ours.double(), x.double() if x.is_floating_point() else x
 
 
 def test_outputs_and_gradients_are_those_of_the_exported_module(pair):
-    module, ours, shape = pair
-    x = torch.randn(shape, requires_grad=True)
+    module, ours, x = pair
+    x = x.requires_grad_(x.is_floating_point())
     expected, (got,) = module(x), ours(x)
     assert relative(got, expected) < 1e-5
     cotangent = torch.randn_like(expected)
@@ -101,8 +183,9 @@ def test_outputs_and_gradients_are_those_of_the_exported_module(pair):
     mine = dict(ours.named_parameters())
     shared = [name for name in mine if name in theirs]
     assert len(shared) > 0.6 * len(theirs)  # constant folding renames some
-    want = torch.autograd.grad(expected, [x, *(theirs[name] for name in shared)], cotangent)
-    have = torch.autograd.grad(got, [x, *(mine[name] for name in shared)], cotangent)
+    inputs = [x] * x.requires_grad
+    want = torch.autograd.grad(expected, [*inputs, *(theirs[name] for name in shared)], cotangent)
+    have = torch.autograd.grad(got, [*inputs, *(mine[name] for name in shared)], cotangent)
     assert max(map(relative, have, want)) < 1e-5
 
 

@@ -15,12 +15,10 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from gradlint.errors import TargetError
+from gradlint.frontends.onnx_limits import DEFAULT, Limits
 from gradlint.frontends.onnx_skeleton import Skeleton, dtype_name
 
 _SMALL = 4096  # elements up to which a folded value is computed at once and kept
-_BUDGET = 1 << 28  # elements that a folded value may have: the file is not trusted
-_DEPTH = 32  # large folds on large folds that one read may compute
-_RANK = 64  # axes that a shape may have
 _ROOTS = 4  # weights that one folded name may list
 _NO_LARGER = (  # no output has more elements than the inputs together
     "Abs ArgMax ArgMin Cast CastLike Ceil Clip Concat Cos CumSum DequantizeLinear Erf Exp Flatten Floor GatherElements "
@@ -41,6 +39,7 @@ class Constant:
     """A tensor that no input changes, read when somebody looks.
 
     `name` is that of the initializer, also after a transpose or a slice of it; `roots` are all the initializers it came from.
+    `steps` operators are computed when it is read.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Constant:
     dtype: str
     load: Callable[[], NDArray[Any]]
     roots: tuple[str, ...] = ()
-    depth: int = 0
+    steps: int = 0
 
     @property
     def size(self) -> int:
@@ -78,9 +77,17 @@ def from_tensor(skeleton: Skeleton, tensor: onnx.TensorProto, name: str) -> Cons
     return Constant(name, tuple(tensor.dims), dtype_name(tensor.data_type), lambda: skeleton.array(tensor), (name,))
 
 
+def from_sparse(skeleton: Skeleton, sparse: onnx.SparseTensorProto, name: str) -> Constant:
+    """A sparse tensor of the file, called `name`."""
+    dtype = dtype_name(sparse.values.data_type)
+    return Constant(name, tuple(sparse.dims), dtype, lambda: skeleton.dense(sparse), (name,))
+
+
 def from_node(skeleton: Skeleton, node: onnx.NodeProto, name: str) -> Constant | None:
-    """The value of a Constant node under the name `name`, None for strings and sparse tensors."""
+    """The value of a Constant node under the name `name`, None for strings."""
     for attribute in node.attribute:
+        if attribute.name == "sparse_value" and attribute.HasField("sparse_tensor"):
+            return from_sparse(skeleton, attribute.sparse_tensor, name)
         if attribute.name == "value" and attribute.HasField("t"):
             return from_tensor(skeleton, attribute.t, name)
         if attribute.name in {"value_float", "value_floats", "value_int", "value_ints"}:
@@ -97,8 +104,10 @@ def from_array(name: str, values: NDArray[Any], roots: tuple[str, ...]) -> Const
 def from_types(node: onnx.NodeProto, operand: object, types: Mapping[str, TensorType]) -> Constant | None:
     """The value of a node that reads no more of an activation than its dtype or its known shape, None for other nodes."""
     name = node.output[0]
-    if node.op_type == "CastLike" and isinstance(operand, Constant) and name in types:
-        return replace(operand, dtype=types[name][0])
+    if node.op_type == "CastLike" and isinstance(operand, Constant):
+        known = types.get(name) or types.get(node.input[1])
+        dtype = known[0] if known is not None else operand.dtype
+        return replace(operand, dtype=dtype, load=lambda: operand.load().astype(_numpy_dtype(dtype, operand)))
     shape = types.get(node.input[0], ("", None))[1] if node.op_type in {"Shape", "Size"} else None
     if shape is None or None in shape:
         return None
@@ -107,13 +116,19 @@ def from_types(node: onnx.NodeProto, operand: object, types: Mapping[str, Tensor
     return from_array(name, sizes if node.op_type == "Shape" else np.asarray(sizes.prod()), ())
 
 
+def _numpy_dtype(dtype: str, operand: Constant) -> np.dtype[Any]:
+    """What numpy calls a dtype; for one that it does not have, that of the operand."""
+    return np.dtype(dtype if dtype in np.sctypeDict else operand.load().dtype)
+
+
 class Folder:
     """Turns nodes that read constants alone into constants; the same node on the same constants gives the same objects."""
 
-    def __init__(self, opsets: Mapping[str, int], label: str) -> None:
+    def __init__(self, opsets: Mapping[str, int], label: str, limits: Limits) -> None:
         self._opsets = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
         self._version = opsets.get("", 1)
         self._label = label
+        self._limits = limits
         self._known: dict[tuple[object, ...], tuple[Sequence[Constant | None], list[Constant | None]]] = {}
 
     def fold(
@@ -131,24 +146,27 @@ class Folder:
     def _fold(
         self, node: onnx.NodeProto, inputs: Sequence[Constant | None], types: Sequence[TensorType | None]
     ) -> list[Constant | None]:
-        given = [constant for constant in inputs if constant is not None]
+        given = {id(constant): constant for constant in inputs if constant is not None}.values()
         nothing: list[Constant | None] = [None] * len(types)
-        if node.domain not in {"", "ai.onnx"} or not given or not all(node.output) or largest_output(node, inputs) > _BUDGET:
+        if node.domain not in {"", "ai.onnx"} or not given or not all(node.output):
+            return nothing
+        size, steps = largest_output(node, inputs), 1 + sum(constant.steps for constant in given)
+        grown = size > max(self._limits.grown, sum(constant.size for constant in given))
+        if grown or size > self._limits.elements or steps > self._limits.steps:
             return nothing
         roots = tuple(dict.fromkeys(root for constant in given if constant.is_float for root in constant.roots))
         names = ["+".join(roots)] * len(types) if 0 < len(roots) <= _ROOTS else list(node.output)
-        depth = 1 + max(constant.depth for constant in given)
         known = [kind for kind in types if kind is not None and kind[1] is not None and None not in kind[1]]
         if len(known) < len(types) or all(constant.size <= _SMALL for constant in given):
             try:
                 values = self._run(node, inputs)
             except TargetError:
                 return nothing
-            return [from_array(name, value, roots) for name, value in zip(names, values, strict=True)]
-        if depth > _DEPTH:
-            return nothing
+            if all(value.size <= _SMALL for value in values):
+                return [from_array(name, value, roots) for name, value in zip(names, values, strict=True)]
+            known = [(str(value.dtype), value.shape) for value in values]
         return [
-            Constant(names[port], shape, dtype, partial(self._read, node, inputs, port, shape), roots, depth)
+            Constant(names[port], shape, dtype, partial(self._read, node, inputs, port, shape), roots, steps)
             for port, (dtype, shape) in enumerate((dtype, tuple(size or 0 for size in shape or ())) for dtype, shape in known)
         ]
 
@@ -185,7 +203,7 @@ def largest_output(node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> f
             data, indices = given
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             return data.size // max(data.shape[axis], 1) * indices.size
-        if node.op_type in {"ConstantOfShape", "Expand", "Tile"} and sizes[-1] <= _RANK:
+        if node.op_type in {"ConstantOfShape", "Expand", "Tile"} and sizes[-1] <= DEFAULT.rank:
             return float(math.prod(sizes[:-1]) * math.prod(given[-1].plain()))
         if node.op_type == "Range":
             start, limit, delta = (float(constant.plain()) for constant in given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ from gradlint.errors import TargetError
 from gradlint.frontends.inputs import InputSpec, merge_given
 from gradlint.frontends.onnx_graph import build_graph
 from gradlint.frontends.onnx_inputs import infer_inputs
+from gradlint.frontends.onnx_limits import DEFAULT, Limits
 from gradlint.frontends.onnx_metadata import FOLDED, state_kinds
-from gradlint.frontends.onnx_shapes import free_inputs, graphs_of
+from gradlint.frontends.onnx_shapes import free_inputs
 from gradlint.frontends.onnx_skeleton import Skeleton, load_skeleton
 from gradlint.graph import Graph
 from gradlint.ops import Kind, operator
@@ -75,12 +76,13 @@ class OnnxFile:
         return merge_given(infer_inputs(values, self.graph, frozenset(named | placed)), given)
 
 
-def read_onnx(source: str | Path | bytes | onnx.ModelProto) -> OnnxFile:
+def read_onnx(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT) -> OnnxFile:
     """Read a model from a file, the bytes of one, or memory.
 
-    Raises TargetError when it cannot be read or is no valid graph, UnsafeFileError when it reaches outside its folder.
+    Raises TargetError when it cannot be read, is no valid graph or asks for more than `limits` allow, UnsafeFileError when it
+    reaches outside its folder.
     """
-    skeleton = load_skeleton(source)
+    skeleton = load_skeleton(source, limits)
     skeleton = replace(skeleton, proto=_inlined(skeleton))
     graph, reason = build_graph(skeleton)
     notes = list(_notes(skeleton.proto, graph))
@@ -106,20 +108,7 @@ def _inlined(skeleton: Skeleton) -> onnx.ModelProto:
     proto = skeleton.proto
     if not proto.functions:
         return proto
-    _refuse_recursion(skeleton.label, proto.functions)
     try:
         return inliner.inline_local_functions(proto)
     except Exception as error:  # onnx raises bare RuntimeError
         raise TargetError(f"{skeleton.label}: its local functions cannot be inlined: {error}") from error
-
-
-def _refuse_recursion(label: str, functions: Iterable[onnx.FunctionProto]) -> None:
-    """Raise TargetError when a function calls itself, directly or through others: inlining would not end."""
-    calls = {
-        (f.domain, f.name): {(node.domain, node.op_type) for graph in graphs_of(f) for node in graph.node} for f in functions
-    }
-    while calls:
-        leaves = {key for key, called in calls.items() if not called & calls.keys()}
-        if not leaves:
-            raise TargetError(f"{label}: the local functions {sorted(name for _, name in calls)} call one another in a circle")
-        calls = {key: called for key, called in calls.items() if key not in leaves}

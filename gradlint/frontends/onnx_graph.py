@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
+from types import MappingProxyType
 
 import onnx
 
@@ -13,10 +14,12 @@ from gradlint.frontends import onnx_constants
 from gradlint.frontends.onnx_constants import Constant, Folder, TensorType
 from gradlint.frontends.onnx_metadata import Provenance, provenance, state_kinds
 from gradlint.frontends.onnx_names import assign_ids, input_id, subgraph_scope
+from gradlint.frontends.onnx_patterns import recognise
 from gradlint.frontends.onnx_roles import Call, Operand, Weights, describe
 from gradlint.frontends.onnx_shapes import declared_types, free_inputs, infer_shapes, tensor_type
 from gradlint.frontends.onnx_skeleton import Skeleton
-from gradlint.graph import Graph, Node, Ref
+from gradlint.frontends.onnx_walk import subgraphs
+from gradlint.graph import Graph, Node, Ref, Weight
 
 Values = ChainMap[str, Operand]
 Types = ChainMap[str, TensorType]
@@ -27,7 +30,7 @@ def build_graph(skeleton: Skeleton) -> tuple[Graph, str | None]:
 
     Raises TargetError when a node reads a tensor that does not exist.
     """
-    inferred, reason = infer_shapes(skeleton.proto)
+    inferred, reason = infer_shapes(skeleton.proto, skeleton.limits)
     return _Builder(skeleton, inferred).build(), reason
 
 
@@ -39,7 +42,7 @@ class _Builder:
         self._graph = inferred.graph
         self._opsets = {item.domain: item.version for item in skeleton.proto.opset_import}
         self._opsets[""] = self._opsets.pop("ai.onnx", self._opsets.get("", 1))
-        self._folder = Folder(self._opsets, skeleton.label)
+        self._folder = Folder(self._opsets, skeleton.label, skeleton.limits)
         self._weights = Weights(dict(state_kinds(skeleton.proto.graph)))
         self._nodes: list[Node] = []
         self._named: set[str] = set()
@@ -54,7 +57,8 @@ class _Builder:
         outputs = self._walk(self._graph, values, ChainMap())
         train = any(node.attrs.get("training_mode") for node in self._nodes)
         try:
-            return Graph(self._nodes, [ref for ref in outputs if ref is not None], mode="train" if train else "eval")
+            refs = [ref for ref in outputs if ref is not None]
+            return Graph(recognise(self._nodes, refs), refs, mode="train" if train else "eval")
         except ValueError as error:
             raise TargetError(f"{self._skeleton.label}: not a valid ONNX graph: {error}") from error
 
@@ -63,12 +67,20 @@ class _Builder:
         types.update(declared_types(graph))
         for tensor in graph.initializer:
             values[tensor.name] = onnx_constants.from_tensor(self._skeleton, tensor, self._unique(tensor.name, scope))
+        for sparse in graph.sparse_initializer:
+            name = sparse.values.name
+            values[name] = onnx_constants.from_sparse(self._skeleton, sparse, self._unique(name, scope))
         for node, node_id in zip(graph.node, assign_ids(graph, scope), strict=True):
             operands = [self._find(name, values, node_id) for name in node.input]
-            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            if subgraphs(node):
                 operands += self._control(node, node_id, values, types)
-                self._add(node, node_id, operands, values, types)
+                self._add(node, node_id, operands, values, types, inner=self._of_bodies(node, node_id, values, types))
                 continue
+            if node.op_type in {"Identity", "CastLike"} and operands and isinstance(operands[0], Ref):
+                if node.op_type == "Identity":
+                    values.update((name, operands[0]) for name in node.output)
+                    continue
+                operands[1:] = [None] * len(operands[1:])  # the second gives its dtype alone
             constants = self._constants(node, operands, types, scope)
             values.update(zip(node.output, constants, strict=True))
             if None in constants:
@@ -110,7 +122,33 @@ class _Builder:
                 else:
                     yield from (values[name] for name in captured(graph) if isinstance(values.get(name), Ref))
 
-    def _add(self, node: onnx.NodeProto, node_id: str, operands: list[Operand], values: Values, types: Types) -> None:
+    def _of_bodies(self, node: onnx.NodeProto, node_id: str, values: Values, types: Types) -> dict[str, Weight]:
+        """The weights in the bodies of a loop, by their place there; their nodes stay inside the loop."""
+        if node.op_type == "If":
+            return {}
+        found: dict[str, Weight] = {}
+        nodes, calls = self._nodes, self._calls
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                scope = subgraph_scope(node_id, attribute.name)
+                self._nodes, self._calls = [], Counter()
+                inner = values.new_child({value.name: Ref(node_id) for value in graph.input})
+                self._walk(graph, inner, types.new_child(), scope)
+                for item in self._nodes:
+                    found.update((f"{item.id.removeprefix(scope)}.{role}", weight) for role, weight in item.weights.items())
+        self._nodes, self._calls = nodes, calls
+        return found
+
+    def _add(
+        self,
+        node: onnx.NodeProto,
+        node_id: str,
+        operands: list[Operand],
+        values: Values,
+        types: Types,
+        *,
+        inner: Mapping[str, Weight] = MappingProxyType({}),
+    ) -> None:
         call = Call(node, operands, self._opsets.get(node.domain if node.domain != "ai.onnx" else "", 1), self._weights.make)
         describe(call)
         origin: Provenance = provenance(node)
@@ -121,7 +159,7 @@ class _Builder:
                 node_id,
                 call.op,
                 tuple(operand if isinstance(operand, Ref) else None for operand in operands),
-                call.weights,
+                {**call.weights, **inner},
                 call.attrs,
                 shape,
                 dtype,
@@ -141,8 +179,7 @@ def captured(graph: onnx.GraphProto) -> Iterable[str]:
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     found: dict[str, None] = {}
     for node in graph.node:
-        inner = [sub for a in node.attribute for sub in (a.g, *a.graphs)]
-        for name in (*node.input, *(name for sub in inner for name in captured(sub))):
+        for name in (*node.input, *(name for sub in subgraphs(node) for name in captured(sub))):
             if name and name not in own:
                 found[name] = None
         own.update(node.output)

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, shape_inference
 
 from gradlint.frontends.onnx_constants import TensorType
+from gradlint.frontends.onnx_limits import Limits
+from gradlint.frontends.onnx_ranks import too_many_axes
 from gradlint.frontends.onnx_skeleton import dtype_name
+from gradlint.frontends.onnx_walk import graphs_of
 
-_LONGEST = 1 << 20  # elements of a vector that onnx would hold as so many dimension objects
 _LARGEST = 1 << 24  # whole numbers in the file from which such a vector may be made
 _INTEGERS = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 
@@ -41,32 +43,26 @@ def free_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [value for value in graph.input if value.name not in held]
 
 
-def infer_shapes(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str | None]:
+def infer_shapes(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProto, str | None]:
     """The model with the types that onnx can infer, or as it is together with the reason why it cannot.
 
     Sizes are followed through the arithmetic of shapes only where that is cheap: onnx spends an object on each element of a
     vector that takes part, and a small file can ask for any number of them.
     """
+    reason = too_many_axes(proto.graph, limits)
+    if reason is not None:
+        return proto, reason
     try:
         plain = shape_inference.infer_shapes(proto)
-        cheap = not (_has_long_vector(plain) or _has_large_number(plain))
+        cheap = not (_has_long_vector(plain, limits.vector) or _has_large_number(plain))
         return (shape_inference.infer_shapes(proto, data_prop=True) if cheap else plain), None
     except Exception as error:  # noqa: BLE001 - onnx raises bare RuntimeError and ValueError, shapes are a help, not a need
         return proto, str(error).strip().partition("\n")[0]
 
 
-def graphs_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
-    """A graph or function and the subgraphs of its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from graphs_of(inner)
-
-
-def _has_long_vector(proto: onnx.ModelProto) -> bool:
+def _has_long_vector(proto: onnx.ModelProto, longest: int) -> bool:
     shapes = (shape for graph in graphs_of(proto.graph) for _, shape in declared_types(graph).values() if shape is not None)
-    return any(len(shape) == 1 and (shape[0] or 0) > _LONGEST for shape in shapes)
+    return any(len(shape) == 1 and (shape[0] or 0) > longest for shape in shapes)
 
 
 def _has_large_number(proto: onnx.ModelProto) -> bool:

@@ -1,8 +1,4 @@
-"""ONNX files read without their weights: large tensors stay on disk and are mapped one at a time.
-
-A file is walked in the protobuf wire format (https://protobuf.dev/programming-guides/encoding/). What is small is copied,
-`raw_data` of a large tensor becomes a reference to its bytes in the same file, in the form that ONNX gives to external data.
-"""
+"""ONNX files read without their weights: large tensors stay on disk and are mapped one at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import math
 import mmap
 import re
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,98 +17,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from gradlint.errors import TargetError, UnsafeFileError
+from gradlint.frontends.onnx_limits import DEFAULT, Limits, check_size, too_large
+from gradlint.frontends.onnx_walk import has_garbled_names, sparse_tensors, tensors
+from gradlint.frontends.onnx_wire import BrokenError, slim
 
-_INLINE = 1024  # bytes up to which a tensor stays in the skeleton: shape inference needs the small ones
-_NESTING = 100  # protobuf's own limit
-_RAW_DATA = 9
-_CHILDREN: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 25: "function"},
-    "function": {7: "node"},
-    "graph": {1: "node", 5: "tensor"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
-}
 _SCALAR_NAMES = {"float": "float32", "double": "float64"}
-
-
-class _BrokenError(Exception):
-    """The bytes are not a protobuf message."""
-
-
-def _varint(data: Any, at: int, end: int) -> tuple[int, int]:
-    """The number at `at` and the position behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            raise _BrokenError
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise _BrokenError
-
-
-def _fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Number, wire type, start, start of the value and end of every field of the message in `data[at:end]`."""
-    while at < end:
-        key, body = _varint(data, at, end)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            stop = _varint(data, body, end)[1]
-        elif wire == 2:
-            length, body = _varint(data, body, end)
-            stop = body + length
-        elif wire in {1, 5}:
-            stop = body + (8 if wire == 1 else 4)
-        else:
-            raise _BrokenError
-        if number == 0 or stop > end:
-            raise _BrokenError
-        yield number, wire, at, body, stop
-        at = stop
-
-
-def _delimited(number: int, body: bytes) -> bytes:
-    """`body` as the length-delimited field `number`."""
-    parts = bytearray()
-    for value in (number << 3 | 2, len(body)):
-        rest = value
-        while rest > 0x7F:
-            parts.append(rest & 0x7F | 0x80)
-            rest >>= 7
-        parts.append(rest)
-    return bytes(parts) + body
-
-
-def _reference(location: str, offset: int, length: int) -> bytes:
-    """Fields of a TensorProto whose values are `length` bytes at `offset` of the file `location`."""
-    tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
-    return bytes(tensor.SerializeToString())
-
-
-def _slim(data: Any, span: tuple[int, int], message: str, location: str, depth: int = 0) -> bytes | None:
-    """The message in the bytes `span` of `data` with references for large tensors; None when it has none."""
-    if depth > _NESTING:
-        raise _BrokenError
-    parts: list[bytes] = []
-    copied, end = span
-    for number, wire, at, body, stop in _fields(data, copied, end):
-        if wire != 2 or stop - body <= _INLINE:
-            continue
-        replacement = None
-        if message == "tensor":
-            if number == _RAW_DATA:
-                replacement = _reference(location, body, stop - body)
-        elif (child := _CHILDREN[message].get(number)) is not None:
-            smaller = _slim(data, (body, stop), child, location, depth + 1)
-            replacement = None if smaller is None else _delimited(number, smaller)
-        if replacement is not None:
-            parts += [data[copied:at], replacement]
-            copied = stop
-    return b"".join([*parts, data[copied:end]]) if parts else None
 
 
 def dtype_name(elem_type: int) -> str:
@@ -123,56 +31,6 @@ def dtype_name(elem_type: int) -> str:
     except ValueError:
         return "unknown"
     return _SCALAR_NAMES.get(name, name)
-
-
-def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers and attributes, those of subgraphs and functions included."""
-    yield from _graph_tensors(proto.graph)
-    for function in proto.functions:
-        yield from _node_tensors(function.node)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    yield from _node_tensors(graph.node)
-
-
-def _has_garbled_names(proto: onnx.ModelProto) -> bool:
-    """Whether a name is not UTF-8; protobuf then hands out bytes."""
-    functions = proto.functions
-    names = [(f.domain, f.name, *f.input, *f.output) for f in functions] + [(o.domain,) for o in proto.opset_import]
-    return (
-        any(not isinstance(name, str) for group in names for name in group)
-        or _is_garbled(proto.graph)
-        or any(_is_garbled(function) for function in functions)
-    )
-
-
-def _is_garbled(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
-    if isinstance(graph, onnx.GraphProto):
-        values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-        if not all(isinstance(value.name, str) for value in values):
-            return True
-        dims = (dim for value in graph.input for dim in value.type.tensor_type.shape.dim)
-        if not all(isinstance(dim.dim_param, str) for dim in dims):
-            return True
-    for node in graph.node:
-        if not all(isinstance(name, str) for name in (node.name, node.op_type, node.domain, *node.input, *node.output)):
-            return True
-        for attribute in node.attribute:
-            if not isinstance(attribute.name, str) or any(map(_is_garbled, (attribute.g, *attribute.graphs))):
-                return True
-    return False
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _graph_tensors(graph)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +45,7 @@ class Skeleton:
     origin: Path | bytes
     location: str
     label: str
+    limits: Limits = DEFAULT
 
     @property
     def path(self) -> Path | None:
@@ -210,8 +69,20 @@ class Skeleton:
             raw = data[offset : offset + length]
         return self._decode(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=shape, raw_data=raw))
 
+    def dense(self, sparse: onnx.SparseTensorProto) -> NDArray[Any]:
+        """The values of a sparse tensor with its zeros; raises TargetError when its indices do not fit its shape."""
+        values, indices, shape = self.array(sparse.values), self.array(sparse.indices), tuple(sparse.dims)
+        found = np.zeros(shape, values.dtype)
+        try:
+            found[np.unravel_index(indices, shape) if indices.ndim == 1 else tuple(indices.T)] = values
+        except (IndexError, ValueError, TypeError) as error:
+            raise TargetError(f"{self.label}: sparse weight {sparse.values.name!r} cannot be decoded: {error}") from error
+        return found
+
     def check(self, tensor: onnx.TensorProto) -> None:
         """Raise what `array` would raise, without reading large values."""
+        if len(tensor.dims) > self.limits.rank:
+            raise too_large(self.label, f"weight {tensor.name!r} has {len(tensor.dims)} axes, more than {self.limits.rank}")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             self._place(tensor)
         elif tensor.HasField("raw_data"):
@@ -307,11 +178,11 @@ class _opened:  # noqa: N801 - reads as a function
             self._map.close()
 
 
-def load_skeleton(source: str | Path | bytes | onnx.ModelProto) -> Skeleton:
+def load_skeleton(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT) -> Skeleton:
     """Read a file, the bytes of one, or a model in memory, and check where every weight lies.
 
-    Raises TargetError when it is missing, not ONNX, cut short or without nodes, UnsafeFileError when it reaches outside
-    its folder.
+    Raises TargetError when it is missing, not ONNX, cut short, without nodes or beyond `limits`, UnsafeFileError when it
+    reaches outside its folder.
     """
     origin: Path | bytes
     if isinstance(source, onnx.ModelProto):
@@ -321,9 +192,13 @@ def load_skeleton(source: str | Path | bytes | onnx.ModelProto) -> Skeleton:
     else:
         origin = Path(source)
         location, label = origin.name.encode("utf-8", "replace").decode(), str(source)
-    skeleton = Skeleton(_parse(origin, location, label), origin, location, label)
+    skeleton = Skeleton(_parse(origin, location, label, limits), origin, location, label, limits)
+    check_size(label, skeleton.proto, limits)
     for tensor in tensors(skeleton.proto):
         skeleton.check(tensor)
+    for sparse in sparse_tensors(skeleton.proto):
+        if any(size < 0 for size in sparse.dims) or math.prod(sparse.dims) > limits.grown:
+            raise too_large(label, f"the sparse weight {sparse.values.name!r} of shape {list(sparse.dims)} is too large")
     return skeleton
 
 
@@ -337,7 +212,7 @@ def _serialized(proto: onnx.ModelProto) -> bytes:
         ) from error
 
 
-def _parse(origin: Path | bytes, location: str, label: str) -> onnx.ModelProto:
+def _parse(origin: Path | bytes, location: str, label: str, limits: Limits) -> onnx.ModelProto:
     damaged = "the file is empty, cut short or of another kind; export or download it again"
     try:
         if not (len(origin) if isinstance(origin, bytes) else origin.stat().st_size):
@@ -345,13 +220,16 @@ def _parse(origin: Path | bytes, location: str, label: str) -> onnx.ModelProto:
         with _opened(origin) as data:
             if data[:23] == b"version https://git-lfs":
                 raise TargetError(f"{label}: this is a Git LFS pointer, not the model", hint="fetch the file with `git lfs pull`")
-            slim = _slim(data, (0, len(data)), "model", location)
-            proto = onnx.ModelProto.FromString(data[:] if slim is None else slim)
+            small = slim(data, (0, len(data)), "model", location)
+            size = len(data) if small is None else len(small)
+            if size > limits.skeleton:
+                raise too_large(label, f"has {size} bytes beside its weights, more than {limits.skeleton}")
+            proto = onnx.ModelProto.FromString(data[:] if small is None else small)
     except OSError as error:
         raise TargetError(f"{label}: cannot be read: {error.strerror or error}") from error
-    except (_BrokenError, DecodeError) as error:
+    except (BrokenError, DecodeError) as error:
         raise TargetError(f"{label}: not an ONNX file, or cut short", hint=damaged) from error
-    if _has_garbled_names(proto):
+    if has_garbled_names(proto):
         raise TargetError(f"{label}: a name in the file is not UTF-8 text", hint=damaged)
     if not proto.HasField("graph") or not proto.graph.node:
         raise TargetError(f"{label}: holds no ONNX graph with nodes", hint=damaged)

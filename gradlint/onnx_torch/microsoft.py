@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from gradlint.onnx_torch.quantize import dequantize, rounded
+from gradlint.onnx_torch.quantize import centred, dequantize, rounded
 from gradlint.onnx_torch.registry import Context, op
 
 
@@ -202,3 +202,25 @@ def _qlinear_global_average_pool(
 def _qlinear_concat(scale: Tensor, zero: Tensor, *parts: Tensor, axis: int) -> Tensor:
     real = [dequantize(*parts[k : k + 3]) for k in range(0, len(parts), 3)]
     return _requantized(torch.cat(real, axis), scale, zero)
+
+
+@op("com.microsoft::QGemm")
+def _qgemm(  # noqa: PLR0917 - so many inputs
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    zero: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,  # noqa: N803
+    transB: int = 0,  # noqa: N803
+) -> Tensor:
+    left, right = centred(a, a_zero), centred(b, b_zero, 0 if transB else 1)
+    y = (left.mT if transA else left) @ (right.mT if transB else right)
+    y = alpha * a_scale * b_scale * (y if bias is None else y + bias)
+    return y.to(a_scale.dtype) if scale is None else _requantized(y, scale, zero)

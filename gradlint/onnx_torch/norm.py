@@ -31,7 +31,8 @@ def _batch_norm(  # noqa: PLR0917 - ONNX has five inputs
 ) -> tuple[Tensor, ...]:
     training = not is_test if ctx.opset < 7 else bool(training_mode) or (ctx.opset < 14 and ctx.wants(1))
     wide = x.to(scale.dtype)  # half-precision inputs with float32 parameters are allowed
-    if not training and spatial:
+    frozen = not (training or mean.requires_grad or var.requires_grad)  # torch's own kernel takes statistics as constants
+    if frozen and spatial:
         y = nnf.batch_norm(wide, mean.to(scale.dtype), var.to(scale.dtype), scale, bias, training=False, eps=epsilon)
         return (y.to(x.dtype),)
     axes = tuple(a for a in range(x.dim()) if a != 1) if spatial else (0,)  # before opset 9 each position may have its own

@@ -16,11 +16,15 @@ from gradlint.onnx_torch.dtypes import saturated, torch_dtype
 from gradlint.onnx_torch.nn import convolve
 from gradlint.onnx_torch.registry import op
 
-STRAIGHT_THROUGH = frozenset(
-    {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "QLinearAdd", "QLinearMul"}
-    | {"QLinearLeakyRelu", "QLinearSigmoid", "QLinearGlobalAveragePool", "QLinearConcat"}
-)
-"""Operators that round, to which a gradient is passed as if they did not."""
+INTEGERS = frozenset({"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearMatMul", "QLinearConv", "QGemm"}) | {
+    "QLinearAdd",
+    "QLinearConcat",
+    "QLinearGlobalAveragePool",
+    "QLinearLeakyRelu",
+    "QLinearMul",
+    "QLinearSigmoid",
+}
+"""Operators whose results stand for real numbers of another scale, in which no gradient can be compared with those around."""
 
 
 def spread(values: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
@@ -35,11 +39,11 @@ def spread(values: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
 def rounded(x: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`x` shifted by the zero point, saturated and rounded to what `dtype` can hold, with the gradient of the saturation."""
     if dtype.is_floating_point:
-        return x + (saturated(x.detach(), dtype).to(x.dtype) - x.detach())
+        return saturated(x.detach(), dtype).to(x.dtype) + (x - x.detach())
     shift = x.new_zeros(()) if zero is None else zero.to(x.dtype)
     limits = torch.iinfo(dtype)
     inside = x.clamp(limits.min - shift, limits.max - shift)  # before rounding: infinity less infinity would be NaN
-    return inside + (inside.round() - inside).detach() + shift
+    return inside.detach().round() + shift + (inside - inside.detach())
 
 
 def centred(x: Tensor, zero: Tensor | None, axis: int = 1) -> Tensor:
@@ -83,7 +87,9 @@ def _dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = (high - low) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero = (-low / scale).round().clamp(0, 255).to(torch.uint8)
-    return rounded(x / scale, zero, torch.uint8), scale, zero
+    scaled = x / scale
+    # the range is that of x, so that nothing saturates but by the rounding of the zero point
+    return rounded(scaled.detach(), zero, torch.uint8) + (scaled - scaled.detach()), scale, zero
 
 
 @op("MatMulInteger")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlint.frontends.base import Edit, Tap, Tensors
+from gradlint.frontends.base import Edit, PartialRun, Tap, Tensors
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.onnx_file import OnnxFile
 from gradlint.frontends.onnx_names import input_id
@@ -18,7 +18,7 @@ from gradlint.graph import Graph, Ref
 from gradlint.onnx_torch.dtypes import from_numpy
 from gradlint.onnx_torch.module import OnnxModule, derived, steps_of
 from gradlint.onnx_torch.plan import Plan, Step
-from gradlint.onnx_torch.quantize import STRAIGHT_THROUGH
+from gradlint.onnx_torch.quantize import INTEGERS
 
 _FIRST_FLOATS = frozenset({"Cast", "CastLike", "Gather", "OneHot"})  # turn integers of the input into floats
 
@@ -78,6 +78,11 @@ class OnnxRunnable:
             return outputs
 
         def observe(step: Step, outputs: Tensors, _: Tensors) -> Tensors:
+            if step.op in INTEGERS:
+                reason = (
+                    "it computes with integers, in whose units no gradient can be measured; lint the model before quantization"
+                )
+                raise PartialRun(step.id, step.op, reason)
             asked = outputs[: len(step.outputs)]
             if step.op in _FIRST_FLOATS and step.id in self._derived:
                 asked = tuple(_differentiable(value) for value in asked)
@@ -94,7 +99,7 @@ class OnnxRunnable:
 
 
 def _notes(plan: Plan) -> Iterator[str]:
-    rounding = sum(step.op in STRAIGHT_THROUGH for step in steps_of(plan))
+    rounding = sum(step.op == "QuantizeLinear" for step in steps_of(plan))
     if rounding:
         yield f"quantized graph: gradients pass the rounding of {rounding} nodes straight through and stop where these saturate"
 

@@ -51,7 +51,7 @@ def _mel_weight_matrix(
     """Triangles over the bins of a spectrum, equally spaced in mel: 2595 log10(1 + f / 700)."""
     count, size = int(bins), int(length)
     budget([size // 2 + 1, count])
-    low, high = (2595 * math.log10(1 + float(f) / 700) for f in (lowest, highest))
+    low, high = (2595 * math.log10(1 + float(f.detach()) / 700) for f in (lowest, highest))
     mel = low + torch.arange(count + 2, dtype=torch.float64) * (high - low) / (count + 2)
     edges = ((size + 1) * 700 * (10 ** (mel / 2595) - 1) / int(rate)).floor()
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]

@@ -82,13 +82,15 @@ def find_cuts(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Cut, ...]
     """Operators that keep every gradient from trainable weights before them, with the weights that starve."""
     graph = structure.graph
     useful = _leads_to_output(structure, seen)
-    starved: dict[str, list[str]] = defaultdict(list)
-    for node in graph:
-        if node.id in useful and node.id in seen and is_weight_layer(node) and _trains(node) and not seen[node.id].gradient:
-            culprit = _culprit(structure, seen, useful, node.id)
-            if culprit is not None:
-                names = (weight.name for weight in node.weights.values() if weight.trainable)
-                starved[culprit].extend(name for name in names if name not in starved[culprit])
+    layers = [node for node in graph if node.id in useful and node.id in seen and is_weight_layer(node) and _trains(node)]
+    learning = {weight.name for node in layers if seen[node.id].gradient for weight in node.weights.values()}
+    culprits = _culprits(graph, seen, useful)
+    starved: dict[str, dict[str, None]] = defaultdict(dict)
+    for node in layers:
+        culprit = node.id if "no-grad" in node.notes else culprits[node.id]
+        names = [weight.name for weight in node.weights.values() if weight.trainable and weight.name not in learning]
+        if culprit and names and not seen[node.id].gradient:
+            starved[culprit].update(dict.fromkeys(names))
     spine = _spine_without_cuts(structure)
     return tuple(Cut(culprit, _cause(graph[culprit]), tuple(names), culprit in spine) for culprit, names in starved.items())
 
@@ -102,31 +104,28 @@ def _leads_to_output(structure: Structure, seen: Mapping[str, Seen]) -> set[str]
     return useful
 
 
-def _culprit(structure: Structure, seen: Mapping[str, Seen], useful: set[str], start: str) -> str | None:
-    """The first operator downstream that has a gradient, or passes none by nature; None when it is no fault.
+def _culprits(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[str, str | None]:
+    """For each useful node the first operator downstream that has a gradient, or passes none by nature.
 
-    A layer of zeros that itself gets a gradient and an input unblocks what is before it with the first update.
+    "" where it is no fault, None where there is no such operator. A layer of zeros that itself gets a gradient and an input unblocks what is before it with the first update.
     """
-    graph = structure.graph
-    if "no-grad" in graph[start].notes:
-        return start
-    stack, reached = [start], {start}
-    found: list[str] = []
-    while stack:
-        here = stack.pop()
-        for child in graph.children(here):
-            if child.id not in useful or child.id in reached:
-                continue
-            reached.add(child.id)
-            if operator(child.op).cuts or "no-grad" in child.notes or not child.is_float:
-                found.append(child.id)
-            elif seen.get(child.id, Seen()).gradient:
-                if _zero_start(child) or _faded(seen[child.id]):
-                    return None
-                found.append(child.id)
-            else:
-                stack.append(child.id)
-    return min(found, key=graph.position.__getitem__) if found else None
+    found: dict[str, str | None] = {}
+    position = {**graph.position, "": -1}  # one way round that is no fault excuses the others
+    for node in reversed(list(graph)):
+        if node.id in useful:
+            ways = [_first_fault(child, seen, found) for child in graph.children(node.id) if child.id in useful]
+            found[node.id] = min((way for way in ways if way is not None), key=position.__getitem__, default=None)
+    return found
+
+
+def _first_fault(node: Node, seen: Mapping[str, Seen], behind: Mapping[str, str | None]) -> str | None:
+    """The node itself, or what was found behind it where it passes a gradient that it does not get."""
+    if operator(node.op).cuts or "no-grad" in node.notes or not node.is_float:
+        return node.id
+    here = seen.get(node.id)
+    if here is None or not here.gradient:
+        return behind[node.id]
+    return "" if _zero_start(node) or _faded(here) else node.id
 
 
 def _zero_start(node: Node) -> bool:
@@ -145,9 +144,16 @@ def _cause(node: Node) -> str:
         return node.op
     if not node.is_float:
         return "indices"
-    if node.op == "softmax" and node.shape is not None and node.shape[node.attrs.get("dim", -1) or -1] == 1:
+    if node.op == "softmax" and _normalised_size(node) == 1:
         return "softmax over one position"
     return f"{node.op} with zero gradient" if kind_of(node) is not Kind.ACTIVATION else f"dead {node.op}"
+
+
+def _normalised_size(node: Node) -> int | None:
+    """How many values a softmax makes sum to one, None where that is not known."""
+    axis, shape = node.attrs.get("dim"), node.shape or ()
+    axis = -1 if axis is None else axis
+    return shape[axis] if isinstance(axis, int) and -len(shape) <= axis < len(shape) else None
 
 
 def _spine_without_cuts(structure: Structure) -> set[str]:

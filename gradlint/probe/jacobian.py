@@ -13,7 +13,9 @@ from statistics import median
 import numpy as np
 import torch
 
+from gradlint.errors import ForwardError
 from gradlint.frontends.base import PartialRun, Runnable
+from gradlint.frontends.user_code import described
 from gradlint.graph import Graph, Ref
 from gradlint.growth import summarise
 from gradlint.ops import Kind, Operator, operator
@@ -60,7 +62,7 @@ def _decades(square: float, reference: float) -> float:
 def measure(model: Runnable, *, seeds: int = 3, seed: int = 0, progress: Progress | None = None) -> Measurement:
     """Probe a model with `seeds` random inputs and cotangents, and hand it back untouched.
 
-    Raises ForwardError when the model's forward raises.
+    Raises ForwardError when the model's forward or backward pass raises.
     """
     passes: list[Pass] = []
     keep: tuple[Ref, ...] | None = None
@@ -154,7 +156,11 @@ def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], seed: int)
     total = sum(square_sum(v)[0] for v in cotangents)
     output = sum(square_sum(t.detach())[0] for t in trunk)
     if sources:
-        torch.autograd.grad(trunk, sources, cotangents, allow_unused=True)
+        try:
+            torch.autograd.grad(trunk, sources, cotangents, allow_unused=True)
+        except Exception as error:
+            hint = "training would meet the same error: call .backward() on an output to see it"
+            raise ForwardError(f"the model's backward pass raised {described(error)}", hint=hint) from error
     return total, output
 
 
@@ -234,10 +240,12 @@ def _cut_names(structure: Structure, gains: Mapping[str, Gains]) -> list[str]:
         backward = gains[node].backward if node in gains else None
         return -math.inf if backward is None else backward, structure.graph.position[node]
 
-    names: list[str] = []
+    names: dict[str, None] = {}
+    chosen: list[str] = []
     for cut in structure.levels:
-        names.append(max([node for node in cut if node not in names] or cut, key=weight))
-    return names
+        chosen.append(max([node for node in cut if node not in names] or cut, key=weight))
+        names[chosen[-1]] = None
+    return chosen
 
 
 def _together(decades: Sequence[float | None]) -> float | None:

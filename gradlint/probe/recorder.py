@@ -39,7 +39,8 @@ class Seen:
 
 def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
     """Sum of squares in float64, smallest and largest value; NaN and infinities come through."""
-    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    values = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    values = torch.view_as_real(values) if values.is_complex() else values
     if values.numel() == 0:
         return 0.0, 0.0, 0.0
     low, high = (float(value) for value in torch.aminmax(values))
@@ -47,7 +48,7 @@ def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
     if not math.isfinite(scale) or scale == 0.0:
         return (scale if math.isnan(scale) or scale else 0.0), low, high
     if scale > _LARGE or scale < 1.0 / _LARGE or values.dtype in {torch.float16, torch.bfloat16}:
-        return float(torch.linalg.vector_norm(values.double() / scale)) ** 2 * scale**2, low, high
+        return float(torch.linalg.vector_norm(values.double() / scale)) ** 2 * (scale * scale), low, high
     return float(torch.linalg.vector_norm(values)) ** 2, low, high
 
 
@@ -103,7 +104,9 @@ class Recorder:
             _on_gradient(tensor, _Gradient(seen))
 
     def _watch_steps(self, node: str, sequence: torch.Tensor) -> None:
-        def watch(gradient: torch.Tensor) -> None:
+        def watch(gradient: torch.Tensor | None) -> None:
+            if gradient is None:
+                return
             squares = gradient.detach().double().square()
             self.steps[node] = {
                 axis: squares.movedim(axis, 0).reshape(gradient.shape[axis], -1).sum(1).tolist()
@@ -119,7 +122,9 @@ class _Gradient:
 
     seen: Seen
 
-    def __call__(self, gradient: torch.Tensor) -> None:
+    def __call__(self, gradient: torch.Tensor | None) -> None:
+        if gradient is None:  # a custom backward pass that returns None
+            return
         square, low, high = square_sum(gradient.detach())
         if not math.isfinite(square):
             self.seen.gradient_kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
@@ -130,5 +135,5 @@ def _is_float(tensor: object) -> bool:
     return isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex())
 
 
-def _on_gradient(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> None:
+def _on_gradient(tensor: torch.Tensor, hook: Callable[[torch.Tensor | None], None]) -> None:
     tensor.register_hook(hook)  # type: ignore[no-untyped-call]

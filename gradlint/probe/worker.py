@@ -40,18 +40,14 @@ def _answer(request: dict[str, Any]) -> None:
     try:
         _limit(request["memory"])
         _say(measurement=_probe(request))
-    except GradlintError as error:
-        where = error.where if isinstance(error, ForwardError) else None
-        _say(error={"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint, "where": where})
-    except MemoryError:
-        _say(memory=True)
-    except RuntimeError as error:
-        if "allocate memory" in str(error):  # torch has no exception of its own for it
+    except Exception as error:  # noqa: BLE001 - the parent decides what to show
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch has no exception of its own for it
             _say(memory=True)
+        elif isinstance(error, GradlintError):
+            where = error.where if isinstance(error, ForwardError) else None
+            _say(error={"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint, "where": where})
         else:
             _say(internal=traceback.format_exc())
-    except Exception:  # noqa: BLE001 - the parent decides what to show
-        _say(internal=traceback.format_exc())
 
 
 def _say(**message: Any) -> None:

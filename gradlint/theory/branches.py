@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from gradlint.graph import Graph, Node
 from gradlint.ops import Kind
@@ -89,12 +88,12 @@ def _own_gain(node: Node) -> float:
     if kind is Kind.ACTIVATION:
         found = moments(node.op, 1.0, node.attrs)
         return found.slope if found is not None else 1.0
-    return _scale(node.weights, node.attrs, node.op) if kind is Kind.MUL else 1.0
+    return _scale(node) if kind is Kind.MUL else 1.0
 
 
-def _scale(weights: Mapping[str, object], attrs: Mapping[str, object], op: str) -> float:
-    scale, constant = weights.get("scale"), attrs.get("constant")
-    square = scale.statistics.mean_square if hasattr(scale, "statistics") else 1.0
+def _scale(node: Node) -> float:
+    scale, constant = node.weights.get("scale"), node.attrs.get("constant")
+    square = scale.statistics.mean_square if scale is not None else 1.0
     if isinstance(constant, (int, float)):
-        square *= float(constant) ** 2
-    return square if op == "mul" or square == 0.0 else 1.0 / square
+        square *= float(constant) * float(constant)  # a product overflows to infinity, a power raises
+    return square if node.op == "mul" or square == 0.0 else 1.0 / square

@@ -26,9 +26,9 @@ def looks_drawn(weight: Weight) -> bool:
     an initialiser: training shifts means by less. Weights that are all zero count as drawn.
     """
     found = weight.statistics
-    if found.mean_square == 0.0 or found.mean**2 >= found.std**2 > 0.0:
+    if found.mean_square == 0.0 or abs(found.mean) >= found.std > 0.0:
         return True
-    if found.std == 0.0 or found.mean**2 * weight.size > _DEVIATIONS**2 * found.std**2:
+    if found.std == 0.0 or abs(found.mean) * math.sqrt(weight.size) > _DEVIATIONS * found.std:
         return False
     return weight.size * math.erfc(found.max_abs / found.std / math.sqrt(2.0)) >= _TAIL
 
@@ -36,7 +36,7 @@ def looks_drawn(weight: Weight) -> bool:
 def is_constant(weight: Weight) -> bool:
     """Whether all elements are equal, up to the rounding of the accumulated moments."""
     found = weight.statistics
-    return found.finite and found.mean_square - found.mean**2 <= 1e-12 * found.mean_square
+    return found.finite and found.mean_square - found.mean * found.mean <= 1e-12 * found.mean_square
 
 
 def is_torch_default(weight: Weight) -> bool:

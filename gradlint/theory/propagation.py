@@ -19,6 +19,7 @@ from gradlint.structure import ResidualSum, Structure, is_weight_layer, kind_of
 from gradlint.theory.gaussian import moments, shared_moment
 
 _TINY = 1e-300
+_HUGE = 1e100  # second moment of a signal that has left the range of any training; its square still fits a float
 _NEUTRAL = frozenset({Kind.SHAPE, Kind.POOL})
 
 
@@ -59,11 +60,10 @@ def squared_gain(weight: Weight) -> float:
 def propagate(structure: Structure) -> tuple[Step, ...]:
     """Follow the spine from its first node to its last; one step per pair of neighbours."""
     graph, spine = structure.graph, structure.spine
-    sums = {item.node: item for item in structure.residual_sums}
     state = _start(graph[spine[0]]) if spine else State()
     steps = []
     for before, after in itertools.pairwise(spine):
-        residual = sums.get(after)
+        residual = structure.residual_sum(after)
         if structure.signal_parents(after) == [before]:
             moved = _through(graph[after], state, graph.mode)
             step = Step(after, (after,), _decades(moved), moved[0] if moved else State())
@@ -82,7 +82,11 @@ def _start(node: Node) -> State:
 
 
 def _decades(moved: tuple[State, float] | None) -> float | None:
-    return None if moved is None else 0.5 * math.log10(max(moved[1], _TINY))
+    return None if moved is None else _half_log(moved[1])
+
+
+def _half_log(factor: float) -> float:
+    return 0.5 * math.log10(min(max(factor, _TINY), 1.0 / _TINY))
 
 
 def _residual(structure: Structure, residual: ResidualSum, state: State) -> Step:
@@ -92,7 +96,7 @@ def _residual(structure: Structure, residual: ResidualSum, state: State) -> Step
     if skip is None or branch is None:
         return Step(residual.node, via, None, State(), residual)
     joined = State(skip[0].q + branch[0].q, skip[0].c + branch[0].c, skip[0].mean + branch[0].mean)
-    return Step(residual.node, via, 0.5 * math.log10(max(skip[1] + branch[1], _TINY)), joined, residual, branch[1])
+    return Step(residual.node, via, _half_log(skip[1] + branch[1]), _bounded(joined), residual, branch[1])
 
 
 def _along(structure: Structure, nodes: Sequence[str], fork: str, state: State) -> tuple[State, float] | None:
@@ -110,6 +114,19 @@ def _along(structure: Structure, nodes: Sequence[str], fork: str, state: State) 
 
 def _through(node: Node, state: State, mode: str) -> tuple[State, float] | None:
     """State behind one operator and its squared gradient factor; None where there is no rule."""
+    moved = _moved(node, state, mode)
+    return None if moved is None else (_bounded(moved[0]), moved[1])
+
+
+def _bounded(state: State) -> State:
+    """The state of a signal that any number of layers made larger, scaled back to one that floats can hold."""
+    if state.q <= _HUGE:
+        return state
+    scale = _HUGE / state.q if state.q < math.inf else 0.0
+    return State(_HUGE, state.c * scale if scale else 0.0, state.mean * math.sqrt(scale))
+
+
+def _moved(node: Node, state: State, mode: str) -> tuple[State, float] | None:
     kind = kind_of(node)
     if kind in {Kind.LINEAR, Kind.CONV}:
         return _layer(node, state)
@@ -169,18 +186,26 @@ def _affine(node: Node, state: State) -> tuple[State, float] | None:
     """A constant or a weight added or multiplied; two activations are not a plain step."""
     if sum(ref is not None for ref in node.inputs) > 1:
         return None
-    weight = next(iter(node.weights.values()), None)
-    constant = node.attrs.get("constant")
-    if kind_of(node) is Kind.ADD:
-        shift = weight.statistics.mean_square if weight is not None else float(constant or 0.0) ** 2
-        return State(state.q + shift, state.c + shift, state.mean), 1.0
     if node.op == "neg":
         return replace(state, mean=-state.mean), 1.0
-    if weight is None and not isinstance(constant, (int, float)):
+    weight = next(iter(node.weights.values()), None)
+    constant = node.attrs.get("constant")
+    if constant is None and kind_of(node) is Kind.ADD:
+        constant = 0.0
+    factor = weight.statistics.mean_square if weight is not None else _square(constant)
+    if factor is None:
         return None
-    factor = weight.statistics.mean_square if weight is not None else float(constant or 0.0) ** 2
+    if kind_of(node) is Kind.ADD:
+        return State(state.q + factor, state.c + factor, state.mean), 1.0
     if node.op == "div":
         if factor == 0.0 or node.inputs[0] is None:
             return None
         factor = 1.0 / factor
     return State(state.q * factor, state.c * factor, state.mean * math.sqrt(factor)), factor
+
+
+def _square(constant: object) -> float | None:
+    """The square of a constant operand, None for one that is no number."""
+    if not isinstance(constant, (int, float)) or not math.isfinite(constant):
+        return None
+    return float(constant) * float(constant)

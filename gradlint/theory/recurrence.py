@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 
 from gradlint.graph import Graph, Node, Weight
@@ -98,18 +97,14 @@ def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
     weight = first.weights.get("weight")
     if kind_of(first) is not Kind.LINEAR or weight is None or weight.fan_in != weight.fan_out:
         return None
-    between = [graph[node] for node in _between(graph, nodes[0], nodes[1])]
-    sums = {item.node for item in structure.residual_sums}
-    if any(is_weight_layer(node) or normalises(graph, node) or node.id in sums for node in between):
+    ends = {nodes[0], nodes[1]}
+    if any(is_weight_layer(graph[node]) for node in structure.spine_between(nodes[0], nodes[1]) if node not in ends):
+        return None
+    between = [graph[node] for node in structure.between(nodes[0], nodes[1])]
+    if any(is_weight_layer(node) or normalises(graph, node) or structure.residual_sum(node.id) for node in between):
         return None
     acts = [node.op for node in between if kind_of(node) is Kind.ACTIVATION]
     return Loop(nodes[0], nodes, acts[0] if acts else None, (weight,), 1.0, len(nodes))
-
-
-def _between(graph: Graph, upper: str, lower: str) -> set[str]:
-    ancestors: set[str] = nx.ancestors(graph.nx, lower)
-    descendants: set[str] = nx.descendants(graph.nx, upper)
-    return ancestors & descendants
 
 
 def _nonlinearity(node: Node) -> str:

@@ -67,13 +67,12 @@ def is_plain(structure: Structure, step: Step) -> bool:
 def layers(structure: Structure, steps: Sequence[Step]) -> list[Layer]:
     """The weight layers among plain steps, each with the activation behind it, or before it where it is the last."""
     found = []
-    index = {node: place for place, node in enumerate(structure.spine)}
     for step in steps:
         weight = main_weight(structure.graph[step.node])
         if weight is None:
             continue
-        place = index[step.node]
-        act = _activation(structure, range(place + 1, len(index))) or _activation(structure, range(place - 1, -1, -1))
+        place, length = structure.spine_index[step.node], len(structure.spine)
+        act = _activation(structure, range(place + 1, length)) or _activation(structure, range(place - 1, -1, -1))
         critical = critical_gain(act.op, parameters(act.attrs)) if act else 1.0
         found.append(Layer(step.node, act, squared_gain(weight) ** 0.5, critical))
     return found

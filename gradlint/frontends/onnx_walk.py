@@ -1,0 +1,92 @@
+"""Everything of a kind in an ONNX model, wherever it hides: graphs, tensors, names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import onnx
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs in the attributes of a node."""
+    return [graph for a in node.attribute for graph in ([a.g] if a.HasField("g") else []) + (list(a.graphs) if a.graphs else [])]
+
+
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initializers and attributes, those of subgraphs and functions and of sparse tensors included."""
+    yield from _graph_tensors(proto.graph)
+    for function in proto.functions:
+        yield from _node_tensors(function.node)
+        yield from _attribute_tensors(function.attribute_proto)
+
+
+def sparse_tensors(proto: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    """Every sparse tensor of a model."""
+    functions = [graph for function in proto.functions for graph in graphs_of(function)]
+    for graph in (*graphs_of(proto.graph), *functions):
+        if isinstance(graph, onnx.GraphProto):
+            yield from graph.sparse_initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from ([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])
+                yield from attribute.sparse_tensors
+
+
+def graphs_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
+    """A graph or function and the subgraphs of its nodes."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from graphs_of(inner)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def has_garbled_names(proto: onnx.ModelProto) -> bool:
+    """Whether a name is not UTF-8; protobuf then hands out bytes."""
+    functions = proto.functions
+    names = [(f.domain, f.name, *f.input, *f.output) for f in functions] + [(o.domain,) for o in proto.opset_import]
+    return (
+        any(not isinstance(name, str) for group in names for name in group)
+        or _is_garbled(proto.graph)
+        or any(_is_garbled(function) for function in functions)
+    )
+
+
+def _is_garbled(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+    if isinstance(graph, onnx.GraphProto):
+        values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+        if not all(isinstance(value.name, str) for value in values):
+            return True
+        dims = (dim for value in graph.input for dim in value.type.tensor_type.shape.dim)
+        if not all(isinstance(dim.dim_param, str) for dim in dims):
+            return True
+    for node in graph.node:
+        if not all(isinstance(name, str) for name in (node.name, node.op_type, node.domain, *node.input, *node.output)):
+            return True
+        for attribute in node.attribute:
+            if not isinstance(attribute.name, str) or any(map(_is_garbled, (attribute.g, *attribute.graphs))):
+                return True
+    return False
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        yield from _attribute_tensors(node.attribute)
+
+
+def _attribute_tensors(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in attributes:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in ([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []) + list(attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            yield from _graph_tensors(graph)
