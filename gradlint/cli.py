@@ -106,7 +106,8 @@ _debug = click.option("--debug", is_flag=True, help="Show the traceback of an in
 @click.argument("targets", nargs=-1, metavar="TARGET...")
 @click.option("--input", "inputs", multiple=True, metavar="SPEC", help="x=float32[8,3,64,64], ids=int64[2,9]<1000, x=@file.npz.")
 @click.option("--no-probe", "probe", flag_value=False, default=True, help="Do not run the model: static analysis only.")
-@click.option("--mode", type=click.Choice(["train", "eval"]), help="Mode of a torch module.  [default: train]")
+@click.option("--mode", type=click.Choice(["train", "eval"]), help="[default: train for torch, as exported for ONNX]")
+@click.option("--train-mode", "mode", flag_value="train", help="The same as --mode train: BatchNorm on batch statistics.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="First seed of inputs and cotangents.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds to probe.")
 @click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")
@@ -230,12 +231,17 @@ def _unprobed(request: _Request, reports: Sequence[TargetReport]) -> list[str]:
     from gradlint.result import Verdict
 
     return [
-        f"{report.target}: {f'only {probed} of {report.coverage.nodes} operators' if probed else 'nothing'} could be probed\n"
-        "  --no-probe asks for the static analysis alone"
+        f"{report.target}: {_shortfall(report)}\n  --no-probe asks for the static analysis alone"
         for report in reports
         if request.probe and report.verdict is Verdict.UNKNOWN
-        for probed in [report.coverage.probed]
     ]
+
+
+def _shortfall(report: TargetReport) -> str:
+    probed, nodes = report.coverage.probed, report.coverage.nodes
+    if 0 < probed == nodes:
+        return "it ran, but no output passes a gradient back, so nothing could be measured"
+    return f"{f'only {probed} of {nodes} operators' if probed else 'nothing'} could be probed"
 
 
 def _exit_code(request: _Request, reports: Sequence[TargetReport], troubles: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,10 +97,12 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     say("applying rules")
     with clock("theory"):
         spine, predicted, followed = _spine_points(subject)
-        conclusive = followed if measurement is None else _ran_all_layers(graph, measurement)
+        measured = measurement is not None and any(gains.backward is not None for gains in measurement.gains.values())
+        conclusive = followed if measurement is None else measured and _ran_all_layers(graph, measurement)
     with clock("rules"):
         findings, skipped = _run_rules(rules, subject)
-    growth = worst_growth(measurement) if measurement is not None else predicted_growth(predicted, findings)
+    growth = predicted_growth(predicted, findings) if measurement is None else worst_growth(measurement)
+    growth = growth if measurement is None or measured else None
     broken = any(finding.rule == "GL604" for finding in findings) or any(_is_broken(graph))
     verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken)
     return TargetReport(
@@ -130,11 +132,8 @@ def _is_broken(graph: Graph) -> Iterator[bool]:
 
 
 def _ran_all_layers(graph: Graph, measurement: Measurement) -> bool:
-    """Whether a gradient was measured and no weight layer lies behind the operator, if any, that the probe stopped at."""
-    measured = any(gains.backward is not None for gains in measurement.gains.values())
-    return measured and (
-        measurement.stopped_at is None or all(node.id in measurement.ran for node in graph if is_weight_layer(node))
-    )
+    """Whether no weight layer lies behind the operator, if any, that the probe stopped at."""
+    return measurement.stopped_at is None or all(node.id in measurement.ran for node in graph if is_weight_layer(node))
 
 
 def _coverage(graph: Graph, measurement: Measurement | None) -> Coverage:
@@ -169,7 +168,7 @@ def _spine_points(subject: Subject) -> tuple[tuple[SpinePoint, ...], Growth | No
         )
         for node in chain
     )
-    conclusive = len(steps) > 1 and all(step.decades is not None for step in steps.values())
+    conclusive = len(steps) > 1 and all(step.decades is not None and step.decades > _ZERO for step in steps.values())
     growth = summarise(graph, subject.structure.spine, predicted) if any(s.decades is not None for s in steps.values()) else None
     return points, growth, conclusive
 
@@ -184,13 +183,15 @@ def _half_log(q: float) -> float:
 def _run_rules(rules: Sequence[type[Rule]], subject: Subject) -> tuple[tuple[Finding, ...], tuple[Skipped, ...]]:
     findings: list[Finding] = []
     skipped: list[Skipped] = []
+    spine = subject.measurement.spine if subject.measurement is not None else ()
+    places = {node: index for index, node in enumerate(spine)}
     for rule_class in rules:
         rule = rule_class()
         reason = "nothing was probed" if rule.needs is Needs.PROBE and subject.measurement is None else rule.applies(subject)
         if reason is not None:
             skipped.append(Skipped(rule.code, reason))
             continue
-        findings.extend(confront(finding, subject.measurement) for finding in rule.check(subject))
+        findings.extend(confront(finding, subject.measurement, places) for finding in rule.check(subject))
     findings = [replace(finding, fingerprint=_fingerprint(finding)) for finding in _relate(findings)]
     findings.sort(key=_order)
     return tuple(findings), tuple(skipped)
@@ -201,15 +202,15 @@ def _order(finding: Finding) -> tuple[bool, int, bool, float, str]:
     return refuted, finding.severity.rank, finding.caused_by is not None, -finding.decades, finding.rule
 
 
-def confront(finding: Finding, measurement: Measurement | None) -> Finding:
-    """What the probe says of a claim: measured with its decades and severity, or refuted.
+def confront(finding: Finding, measurement: Measurement | None, places: Mapping[str, int]) -> Finding:
+    """What the probe says of a claim: measured with its decades and severity, or refuted. `places` indexes the measured spine.
 
     A claim about growth stands when the gradient really changes by HEALTHY decades or more over the claimed span, in the claimed
     direction; below LIMIT it is a warning at most. A rule that looked at the measurement itself has the last word.
     """
     if finding.effect is None or measurement is None or finding.confidence is not Confidence.PREDICTED:
         return finding
-    measured = _measured_over(finding, measurement)
+    measured = _measured_over(finding, measurement, places)
     if measured is None:
         return finding
     holds = {
@@ -224,13 +225,13 @@ def confront(finding: Finding, measurement: Measurement | None) -> Finding:
     return replace(finding, confidence=Confidence.MEASURED, severity=severity, evidence=evidence)
 
 
-def _measured_over(finding: Finding, measurement: Measurement) -> float | None:
+def _measured_over(finding: Finding, measurement: Measurement, places: Mapping[str, int]) -> float | None:
     """Sustained growth over the part of the measured spine that a finding speaks of; None where nothing was measured there."""
     if measurement.dead:
         return None
     spine = measurement.spine
-    if finding.span is not None and all(node in spine for node in finding.span):
-        first, last = (spine.index(node) for node in finding.span)
+    if finding.span is not None and all(node in places for node in finding.span):
+        first, last = (places[node] for node in finding.span)
         spine = spine[max(first - 1, 0) : last + 1]
     levels = along(spine, {node: measurement.backward(node) for node in spine})[1]
     return signed(levels)[0] if len(levels) > 1 else None

@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What gradlint knows of the values of one weight, over its finite elements."""
+    """What gradlint knows of the values of one weight, over its finite elements: of a complex one E |w|^2 and the real mean."""
 
     mean: float
     mean_square: float
@@ -101,9 +101,9 @@ class Weight:
         """The values, of shape `shape`; the caller should not keep them."""
         return self._load()
 
-    def matrix(self) -> NDArray[np.float64]:
-        """The values as float64 of shape (fan_out, fan_in)."""
-        values = np.moveaxis(np.asarray(self.array(), dtype=np.float64), self.out_axis, 0)
+    def matrix(self) -> NDArray[Any]:
+        """The values in double precision, of shape (fan_out, fan_in)."""
+        values = np.moveaxis(_double(self.array()), self.out_axis, 0)
         return values.reshape(values.shape[0], -1)
 
     @cached_property
@@ -113,12 +113,12 @@ class Weight:
         total = square = largest = 0.0
         count = 0
         for start in range(0, flat.size, _CHUNK):
-            part = np.asarray(flat[start : start + _CHUNK], dtype=np.float64)
+            part = _double(flat[start : start + _CHUNK])
             with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, and squares beyond the range of float64
                 good = part[np.isfinite(part)] if not np.isfinite(part.sum()) else part
                 count += good.size
-                total += float(good.sum())
-                square += float(np.square(good).sum())
+                total += float(good.sum().real)
+                square += float(np.square(np.abs(good)).sum())
             largest = max(largest, float(np.abs(good).max(initial=0.0)))
         seen = max(count, 1)
         return Statistics(total / seen, square / seen, largest, count == flat.size)
@@ -127,6 +127,11 @@ class Weight:
     def spectral_norm(self) -> float:
         """Largest singular value of `matrix()`; for a convolution that is not the norm of the operator."""
         return float(np.linalg.norm(self.matrix(), 2))
+
+
+def _double(values: NDArray[Any]) -> NDArray[Any]:
+    """Values as float64, or as complex128 where they are complex."""
+    return np.asarray(values, dtype=np.complex128 if np.iscomplexobj(values) else np.float64)
 
 
 @dataclass(frozen=True, slots=True)

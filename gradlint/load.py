@@ -59,8 +59,8 @@ def load(
     """Read a target: a path, a name of Python code, a torch module, a factory, or an ONNX model in memory or as bytes.
 
     A torch module that will not be probed is captured here, by one forward pass. With `limits`, a file is probed in a child
-    process that they bound. Raises GradlintError for what cannot be read,
-    imported or run; a file that could run code when it is read is refused.
+    process that they bound. Raises GradlintError for what cannot be read, imported or run; a file that could run code when it
+    is read is refused.
     """
     if isinstance(target, Path) or (isinstance(target, str) and not is_python_target(target)):
         return _from_path(str(target), inputs, mode, probe=probe, limits=limits)
@@ -93,17 +93,15 @@ def _onnx(
 ) -> Loaded:
     from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
 
-    if mode == "train":
-        raise ConfigError(
-            f"{name}: an ONNX file is measured in the mode that it was exported in",
-            hint="export it with training=TrainingMode.TRAINING, or lint the torch module",
-        )
-    file = read_onnx(source)
+    train = mode == "train"
+    file = read_onnx(source, train=train)
+    if mode == "eval" and file.mode == "train":
+        raise ConfigError(f"{name}: it was exported in training mode", hint="leave --mode out, or export it with model.eval()")
     specs = file.inputs_with(inputs) if probe else ()
 
     def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
         if limits is not None and isinstance(source, Path):
-            return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, progress=progress)
+            return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, train=train, progress=progress)
         from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415 - torch
 
         return _here(OnnxRunnable(file, specs), seeds=seeds, seed=seed, progress=progress)
@@ -125,6 +123,9 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, p
     with recorded_construction():
         found = load_target(target)[0] if isinstance(target, str) else target
     module, args, kwargs = resolve(found, name)
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        hint = "build it on the CPU, or give them values first: module.to_empty(device='cpu'), then initialise or load"
+        raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
     model = TorchRunnable(module, inputs, args=args, kwargs=kwargs, mode=mode or "train", target_name=name)
     if not probe:
         import numpy as np  # noqa: PLC0415

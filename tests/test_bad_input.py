@@ -159,10 +159,6 @@ def test_unknown_rule_code(run):
     check_refused(run, str(SAMPLE), "--ignore", "weight-gain-above", says=["weight-gain-above-critical"])
 
 
-def test_train_mode_of_an_onnx_file(run):
-    check_refused(run, str(SAMPLE), "--mode", "train", says=["mode", "export"])
-
-
 @pytest.mark.parametrize(("last", "code"), [("MatMul", 2), ("Tanh", 0)])
 def test_an_unknown_operator_gives_a_partial_probe_that_says_so(run, tmp_path, last, code):
     """Where weight layers lie behind the operator there is no verdict, and exit 2."""

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from gradlint.errors import InputError
-from gradlint.frontends.onnx_file import FOLDED_NOTE, FROZEN_NOTE, UNKNOWN_NOTE, read_onnx
+from gradlint.frontends.onnx_file import read_onnx
+from gradlint.frontends.onnx_folded import EXPORT_NOTE, FOLDED_NOTE, FROZEN_NOTE, MAYBE_FOLDED, UNKNOWN_NOTE
 from gradlint.frontends.onnx_metadata import FOLDED, source_line
 from gradlint.frontends.onnx_names import assign_ids
 from gradlint.graph import Ref, Source
@@ -293,9 +294,12 @@ def test_dropout_has_p_and_is_training_only_when_told_so():
     assert (node.attrs["p"], node.attrs["training"]) == (0.25, False)
 
 
-def test_a_convolution_of_unknown_provenance_is_noted():
-    file = build([helper.make_node("Conv", ["x", "w"], ["y"])], [("x", F32, [1, 3, 9])], ["y"], {"w": ones(4, 3, 3)})
-    assert UNKNOWN_NOTE in file.notes
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_of_unknown_provenance_is_noted_when_it_has_the_bias_that_folding_makes(bias):
+    values = {"w": ones(4, 3, 3), "b": ones(4)} if bias else {"w": ones(4, 3, 3)}
+    file = build([helper.make_node("Conv", ["x", *values], ["y"], name="n")], [("x", F32, [1, 3, 9])], ["y"], values)
+    assert file.notes == ((UNKNOWN_NOTE, EXPORT_NOTE) if bias else ())
+    assert (MAYBE_FOLDED in file.graph["n"].notes) is bias
 
 
 def test_a_weight_seen_through_moves_keeps_its_name_and_has_the_moved_values():

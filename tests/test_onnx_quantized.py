@@ -61,8 +61,14 @@ def floats(*shape):
 
 
 QUANTIZED = {
-    **{"sx": SCALE, "zx": ZERO, "sy": np.float32(0.1), "zy": np.uint8(90), "sw": np.float32(0.01), "zw": np.int8(3)},
-    **{"w": RNG.integers(-90, 90, (4, 3)).astype(np.int8), "bias": np.array([5, -70, 0, 90], np.int32)},
+    "sx": SCALE,
+    "zx": ZERO,
+    "sy": np.float32(0.1),
+    "zy": np.uint8(90),
+    "sw": np.float32(0.01),
+    "zw": np.int8(3),
+    "w": RNG.integers(-90, 90, (4, 3)).astype(np.int8),
+    "bias": np.array([5, -70, 0, 90], np.int32),
 }
 OPERATORS = {  # operator: shape of x, other inputs, attributes
     "Attention": ((2, 3, 4), {"w": floats(4, 12), "b": floats(12)}, {"num_heads": 2}),

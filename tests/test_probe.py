@@ -315,3 +315,15 @@ def test_a_network_with_two_towers_is_read_by_cuts():
     found = probe(Towers(), torch.randn(8, 8), torch.randn(8, 8))
     assert found.by_cuts
     assert found.growth.decades < -1.5
+
+
+def test_a_softmax_over_one_position_of_its_own_axis_is_named():
+    (found,) = probe(Cutting(lambda x: torch.softmax(x[None], dim=0)[0]), torch.randn(8, 4)).cuts
+    assert found.cause == "softmax over one position"
+
+
+def test_a_long_starved_stack_is_named_in_one_place():
+    module = nn.Sequential(*[nn.Linear(4, 4) for _ in range(200)], Cutting(torch.round))
+    (found,) = probe(module, torch.randn(8, 4), seeds=1).cuts
+    assert found.cause == "round"
+    assert len(found.starved) == 402

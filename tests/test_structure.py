@@ -55,6 +55,25 @@ def test_signal_is_what_lies_between_inputs_and_outputs(graph: Graph):
     assert set(Structure(graph).signal) == above
 
 
+@given(dags())
+def test_ancestors_and_the_nodes_between_are_those_of_networkx(graph: Graph):
+    structure = Structure(graph)
+    for upper, lower in itertools.combinations(structure.signal, 2):
+        between = nx.descendants(graph.nx, upper) & nx.ancestors(graph.nx, lower)
+        assert structure.is_ancestor(upper, lower) == (upper in nx.ancestors(graph.nx, lower))
+        assert structure.between(upper, lower) == sorted(between, key=graph.position.__getitem__)
+
+
+@given(dags())
+def test_a_residual_sum_parts_at_its_immediate_dominator(graph: Graph):
+    structure = Structure(graph)
+    plain = nx.DiGraph(graph.nx.subgraph(structure.signal))
+    plain.add_edges_from(("source", node) for node in graph.inputs if node in structure.signal_set)
+    above = nx.immediate_dominators(plain, "source")
+    for found in structure.residual_sums:
+        assert found.fork == above[found.node]
+
+
 def test_skip_hides_the_branch_from_the_spine():
     sketch = Sketch()
     sketch.linear(sketch.blocks(2))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import AttributeProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from gradlint.errors import TargetError
@@ -28,6 +28,8 @@ _NO_LARGER = (  # no output has more elements than the inputs together
 )
 _BROADCASTING = "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor"
 _SINCE_19 = [helper.make_opsetid("", 19)]  # of DequantizeLinear the first that onnx computes; it means what older ones do
+
+_NUMBERS = (AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.INT, AttributeProto.INTS)
 
 Shape = tuple[int | None, ...]
 TensorType = tuple[str, Shape | None]
@@ -90,8 +92,8 @@ def from_node(skeleton: Skeleton, node: onnx.NodeProto, name: str) -> Constant |
             return from_sparse(skeleton, attribute.sparse_tensor, name)
         if attribute.name == "value" and attribute.HasField("t"):
             return from_tensor(skeleton, attribute.t, name)
-        if attribute.name in {"value_float", "value_floats", "value_int", "value_ints"}:
-            dtype = np.float32 if "float" in attribute.name else np.int64
+        if attribute.type in _NUMBERS and attribute.name.startswith("value_"):
+            dtype = np.float32 if attribute.type in _NUMBERS[:2] else np.int64
             return from_array(name, np.asarray(helper.get_attribute_value(attribute), dtype), (name,))
     return None
 

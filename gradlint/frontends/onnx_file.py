@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +13,15 @@ from onnx import inliner
 
 from gradlint.errors import TargetError
 from gradlint.frontends.inputs import InputSpec, merge_given
+from gradlint.frontends.onnx_folded import folding_notes
 from gradlint.frontends.onnx_graph import build_graph
 from gradlint.frontends.onnx_inputs import infer_inputs
 from gradlint.frontends.onnx_limits import DEFAULT, Limits
-from gradlint.frontends.onnx_metadata import FOLDED, state_kinds
+from gradlint.frontends.onnx_metadata import state_kinds
 from gradlint.frontends.onnx_shapes import free_inputs
 from gradlint.frontends.onnx_skeleton import Skeleton, load_skeleton
+from gradlint.frontends.onnx_walk import graphs_of
 from gradlint.graph import Graph
-from gradlint.ops import Kind, operator
-
-FROZEN_NOTE = "eval-mode graph: BatchNorm is an affine map with frozen statistics"
-FOLDED_NOTE = "BatchNorm was folded by the exporter"
-UNKNOWN_NOTE = "normalization unknown: the file does not say whether a BatchNorm was folded into its convolutions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,31 +72,36 @@ class OnnxFile:
         return merge_given(infer_inputs(values, self.graph, frozenset(named | placed)), given)
 
 
-def read_onnx(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT) -> OnnxFile:
-    """Read a model from a file, the bytes of one, or memory.
+def read_onnx(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT, *, train: bool = False) -> OnnxFile:
+    """Read a model from a file, the bytes of one, or memory; with `train`, its BatchNorms take the statistics of the batch.
 
     Raises TargetError when it cannot be read, is no valid graph or asks for more than `limits` allow, UnsafeFileError when it
     reaches outside its folder.
     """
     skeleton = load_skeleton(source, limits)
     skeleton = replace(skeleton, proto=_inlined(skeleton))
+    if train:
+        skeleton = _on_batch_statistics(skeleton)
     graph, reason = build_graph(skeleton)
-    notes = list(_notes(skeleton.proto, graph))
+    notes = list(folding_notes(list(graph), state_kinds(skeleton.proto.graph), training=graph.mode == "train"))
+    if train and graph.mode != "train":
+        notes.append("train mode changes nothing: the file has no BatchNorm (lint the torch module where it was folded)")
     if reason is not None:
         notes.append(f"shapes are unknown: {reason}")
     return OnnxFile(skeleton, graph, tuple(notes))
 
 
-def _notes(proto: onnx.ModelProto, graph: Graph) -> Iterator[str]:
-    norms = sum(node.op == "batch_norm" for node in graph)
-    if norms and graph.mode == "eval":
-        yield FROZEN_NOTE
-    kinds = state_kinds(proto.graph)
-    exported = sum(name.endswith("running_mean") for name in kinds)
-    if exported > norms or any(FOLDED in node.notes for node in graph):
-        yield FOLDED_NOTE
-    elif not kinds and any(operator(node.op).kind is Kind.CONV for node in graph) and not norms:
-        yield UNKNOWN_NOTE
+def _on_batch_statistics(skeleton: Skeleton) -> Skeleton:
+    """The model with its BatchNorms in training mode."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(skeleton.proto)
+    for graph in graphs_of(proto.graph):
+        for node in graph.node:
+            if node.op_type == "BatchNormalization":
+                kept = [attribute for attribute in node.attribute if attribute.name != "training_mode"]
+                del node.attribute[:]
+                node.attribute.extend([*kept, onnx.helper.make_attribute("training_mode", 1)])
+    return replace(skeleton, proto=proto)
 
 
 def _inlined(skeleton: Skeleton) -> onnx.ModelProto:

@@ -12,6 +12,7 @@ import onnx
 from gradlint.errors import TargetError
 from gradlint.frontends import onnx_constants
 from gradlint.frontends.onnx_constants import Constant, Folder, TensorType
+from gradlint.frontends.onnx_folded import mark_folded
 from gradlint.frontends.onnx_metadata import Provenance, provenance, state_kinds
 from gradlint.frontends.onnx_names import assign_ids, input_id, subgraph_scope
 from gradlint.frontends.onnx_patterns import recognise
@@ -43,7 +44,8 @@ class _Builder:
         self._opsets = {item.domain: item.version for item in skeleton.proto.opset_import}
         self._opsets[""] = self._opsets.pop("ai.onnx", self._opsets.get("", 1))
         self._folder = Folder(self._opsets, skeleton.label, skeleton.limits)
-        self._weights = Weights(dict(state_kinds(skeleton.proto.graph)))
+        self._kinds = state_kinds(skeleton.proto.graph)
+        self._weights = Weights(dict(self._kinds))
         self._nodes: list[Node] = []
         self._named: set[str] = set()
         self._calls: Counter[tuple[str, str]] = Counter()
@@ -58,7 +60,8 @@ class _Builder:
         train = any(node.attrs.get("training_mode") for node in self._nodes)
         try:
             refs = [ref for ref in outputs if ref is not None]
-            return Graph(recognise(self._nodes, refs), refs, mode="train" if train else "eval")
+            nodes = mark_folded(recognise(self._nodes, refs), self._kinds)
+            return Graph(nodes, refs, mode="train" if train else "eval")
         except ValueError as error:
             raise TargetError(f"{self._skeleton.label}: not a valid ONNX graph: {error}") from error
 

@@ -256,7 +256,10 @@ def _leads_to_product(view: _View, ref: Ref) -> bool:
         if node is None or node.op == "matmul":
             return node is not None and len(_refs(node)) == 2
         refs = _refs(node)[-2:] if node.attrs.get("name") == "Where" else _refs(node)
-        ref = next((item for item in refs if view.maker(item, *_ON_LOGITS)), refs[0])
+        made = [item for item in refs if view.maker(item, *_ON_LOGITS)]
+        if not made:
+            return False
+        ref = made[0]
     return False
 
 

@@ -59,9 +59,9 @@ class Call:
         return operand if isinstance(operand, Constant) else None
 
     def matrix(self, slot: int) -> Constant | None:
-        """The operand in `slot` when it can be a weight: constant, floating, of at least one dimension."""
+        """The operand in `slot` when it can be a weight: constant, floating, of at least one dimension, not empty."""
         constant = self.constant(slot)
-        return constant if constant is not None and constant.is_float and constant.shape else None
+        return constant if constant is not None and constant.is_float and constant.shape and constant.size else None
 
     def add_weight(self, role: str, constant: Constant | None, out_axis: int = 0) -> None:
         """Give the constant the role, when there is one."""
@@ -141,9 +141,9 @@ def _gemm(call: Call) -> None:
     """Y = alpha A' B' + beta C; either factor can be the weight."""
     left, right = call.matrix(0), call.matrix(1)
     if right is not None:
-        call.add_weight("weight", right, 0 if call.attrs["transB"] else 1)
+        call.add_weight("weight", right, 0 if call.attrs.get("transB") else 1)
     else:
-        call.add_weight("weight", left, 1 if call.attrs["transA"] else 0)
+        call.add_weight("weight", left, 1 if call.attrs.get("transA") else 0)
     if not call.weights:
         call.op = "matmul"
     call.add_weight("bias", call.matrix(2))
@@ -250,9 +250,9 @@ def _equal(call: Call) -> None:
 
 
 def _one_hot(call: Call) -> None:
-    depth = call.attrs.get("depth")
-    if depth is not None:
-        call.attrs["classes"] = int(np.asarray(depth).item())
+    depth = np.asarray(call.attrs.get("depth", ()))
+    if depth.size == 1 and depth.dtype.kind in "iuf" and np.isfinite(depth).all():
+        call.attrs["classes"] = int(depth.item())
 
 
 def _batch_norm(call: Call) -> None:

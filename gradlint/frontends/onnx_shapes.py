@@ -17,6 +17,7 @@ from gradlint.frontends.onnx_skeleton import dtype_name
 from gradlint.frontends.onnx_walk import graphs_of
 
 _LARGEST = 1 << 24  # whole numbers in the file from which such a vector may be made
+_BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",), "SequenceMap": ("body",)}
 _INTEGERS = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 
 
@@ -49,7 +50,7 @@ def infer_shapes(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProt
     Sizes are followed through the arithmetic of shapes only where that is cheap: onnx spends an object on each element of a
     vector that takes part, and a small file can ask for any number of them.
     """
-    reason = too_many_axes(proto.graph, limits)
+    reason = too_many_axes(proto.graph, limits) or _incomplete(proto)
     if reason is not None:
         return proto, reason
     try:
@@ -58,6 +59,16 @@ def infer_shapes(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProt
         return (shape_inference.infer_shapes(proto, data_prop=True) if cheap else plain), None
     except Exception as error:  # noqa: BLE001 - onnx raises bare RuntimeError and ValueError, shapes are a help, not a need
         return proto, str(error).strip().partition("\n")[0]
+
+
+def _incomplete(proto: onnx.ModelProto) -> str | None:
+    """The node that lacks a graph which it needs, if there is one: onnx would look for it without a check."""
+    for graph in graphs_of(proto.graph):
+        for node in graph.node:
+            given = {attribute.name for attribute in node.attribute if attribute.HasField("g")}
+            if not given.issuperset(_BODIES.get(node.op_type, ())):
+                return f"{node.op_type} {node.name!r} has no body"
+    return None
 
 
 def _has_long_vector(proto: onnx.ModelProto, longest: int) -> bool:

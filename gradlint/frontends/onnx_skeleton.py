@@ -111,6 +111,8 @@ class Skeleton:
         """Where the values of an external tensor lie: file or bytes, offset, and length in bytes."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
+        if not isinstance(location, str):
+            raise UnsafeFileError(f"{self.label}: weight {tensor.name!r} lies in a file whose name is not UTF-8 text")
         try:
             offset, length = int(entries.get("offset") or 0), int(entries.get("length") or -1)
         except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _STEP = 1e-6  # central difference on float64: error near 1e-11 for curvature of order one
 _SMALLEST = 1e-290  # step at 0 itself
+_KNOTS = 1000  # of the table of erf, per unit: cubic interpolation errs by h^4/384 times its fourth derivative, 2e-14
 
 
 def _sigmoid(z: Array) -> Array:
@@ -26,7 +28,23 @@ def _softplus(z: Array) -> Array:
     return np.logaddexp(0.0, z)
 
 
-_erf = np.vectorize(math.erf, otypes=[float])
+@cache
+def _erf_table() -> tuple[Array, Array]:
+    """erf, and its slope per knot, on a uniform grid over [-6, 6]; beyond it erf is 1 in double precision."""
+    knots = np.linspace(-6.0, 6.0, 12 * _KNOTS + 1)
+    values = np.array([math.erf(knot) for knot in knots])
+    return values, np.exp(-knots * knots) * (2.0 / math.sqrt(math.pi) / _KNOTS)
+
+
+def _erf(z: Array) -> Array:
+    """The error function by cubic Hermite interpolation, near 0 by its Taylor series; relative error below 1e-10."""
+    values, slopes = _erf_table()
+    place = (np.clip(z, -6.0, 6.0) + 6.0) * _KNOTS
+    left = np.minimum(place.astype(np.int64), values.size - 2)
+    t, step = place - left, values[left + 1] - values[left]
+    bend = (slopes[left] - step) * (1.0 - t) + (step - slopes[left + 1]) * t
+    near = z * (2.0 / math.sqrt(math.pi)) * (1.0 - z * z / 3.0)
+    return np.where(np.abs(z) < 1e-3, near, values[left] + t * step + t * (1.0 - t) * bend)
 
 
 def _gelu(z: Array) -> Array:

@@ -59,6 +59,7 @@ def is_dead(structure: Structure, seen: Mapping[str, Seen]) -> bool:
     A gradient that faded below the smallest number is not meant.
     """
     layers = [node for node in structure.graph if is_weight_layer(node) and node.id in seen and _trains(node)]
+    layers = [node for node in layers if seen[node.id].size]  # an empty batch says nothing
     if (
         not layers
         or not structure.trunk
@@ -75,7 +76,9 @@ def _trains(node: Node) -> bool:
 
 
 def _input_square(structure: Structure, node: Node, seen: Mapping[str, Seen]) -> float:
-    return sum(seen[parent.id].square for parent in structure.graph.parents(node.id) if parent.id in seen and parent.is_float)
+    """Sum of squares of what a layer reads; 1 where that is weights alone."""
+    squares = [seen[parent.id].square for parent in structure.graph.parents(node.id) if parent.id in seen and parent.is_float]
+    return sum(squares) if squares else 1.0
 
 
 def find_cuts(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Cut, ...]:
@@ -83,7 +86,7 @@ def find_cuts(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Cut, ...]
     graph = structure.graph
     useful = _leads_to_output(structure, seen)
     layers = [node for node in graph if node.id in useful and node.id in seen and is_weight_layer(node) and _trains(node)]
-    learning = {weight.name for node in layers if seen[node.id].gradient for weight in node.weights.values()}
+    learning = {weight.name for node in graph if node.id in seen and seen[node.id].gradient for weight in node.weights.values()}
     culprits = _culprits(graph, seen, useful)
     starved: dict[str, dict[str, None]] = defaultdict(dict)
     for node in layers:
@@ -107,7 +110,8 @@ def _leads_to_output(structure: Structure, seen: Mapping[str, Seen]) -> set[str]
 def _culprits(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[str, str | None]:
     """For each useful node the first operator downstream that has a gradient, or passes none by nature.
 
-    "" where it is no fault, None where there is no such operator. A layer of zeros that itself gets a gradient and an input unblocks what is before it with the first update.
+    "" where it is no fault, None where there is no such operator. A layer of zeros that itself gets a gradient and an input
+    unblocks what is before it with the first update.
     """
     found: dict[str, str | None] = {}
     position = {**graph.position, "": -1}  # one way round that is no fault excuses the others

@@ -52,10 +52,18 @@ class Worker:
         seeds: int,
         seed: int,
         limits: Limits,
+        train: bool = False,
         progress: Callable[[str], None] | None = None,
     ) -> Measurement:
         """Probe an ONNX file. Raises the GradlintError that the child met, and TargetError when a limit was reached."""
-        request = {"path": str(path.resolve()), "inputs": pack(inputs), "seeds": seeds, "seed": seed, "memory": limits.memory}
+        request = {
+            "path": str(path.resolve()),
+            "inputs": pack(inputs),
+            "train": train,
+            "seeds": seeds,
+            "seed": seed,
+            "memory": limits.memory,
+        }
         with self._lock:
             answer = self._ask(request, limits, progress or (lambda _: None))
         if "measurement" in answer:

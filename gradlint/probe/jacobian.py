@@ -44,7 +44,7 @@ class Pass:
         """Backward, forward and relative gain of a node that ran, in decades."""
         seen = self.seen[node]
         forward = _decades(seen.square, max(seen.size, 1))
-        if seen.gradient is None:
+        if seen.gradient is None or not seen.size or not self.cotangent:  # nothing was measured of an empty tensor
             return Gains(None, forward, None)
         backward = _decades(seen.gradient, self.cotangent)
         return Gains(backward, forward, backward + _decades(seen.square, self.output))

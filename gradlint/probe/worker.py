@@ -31,7 +31,7 @@ def _probe(request: dict[str, Any]) -> Any:
     from gradlint.probe.jacobian import measure  # noqa: PLC0415
     from gradlint.probe.wire import pack, unpack_inputs  # noqa: PLC0415
 
-    model = OnnxRunnable(read_onnx(request["path"]), unpack_inputs(request["inputs"]))
+    model = OnnxRunnable(read_onnx(request["path"], train=request["train"]), unpack_inputs(request["inputs"]))
     found = measure(model, seeds=request["seeds"], seed=request["seed"], progress=lambda text: _say(progress=text))
     return pack(found)
 

@@ -1,0 +1,385 @@
+"""Feeds mutated ONNX files to gradlint: every one must end in a report or in a GradlintError, in bounded time and memory.
+
+Seed models cover what files hold (control flow, functions, external and sparse data, every family of dtypes). A case mutates one
+of them, by structure (shapes, dtypes, operators, attributes, names, edges, external references) or by bytes. Cases run in worker
+processes with limits on time and memory; case N of a seed is always the same file. Prints what was found and keeps those files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from fuzz_seeds import seed_models
+from onnx import AttributeProto, TensorProto, helper
+
+import gradlint
+from gradlint.cli import main as gradlint_main
+from gradlint.errors import GradlintError
+
+SECONDS = 20  # for one file; the slowest seed takes 0.1
+MEMORY = 2 << 30  # bytes of address space beyond what the imports take
+EVERY = 20  # one case in so many also goes through the command line
+NUMBERS = (0, 1, -1, 2, 3, 7, 64, 65, 1000, 1 << 16, 1 << 31, (1 << 31) - 1, 1 << 40, (1 << 63) - 1, -(1 << 63))
+NAMES = ("", "x", "x", "w", "y", "a" * 500, "\u0000", "../x", "input:x", "caf\u00e9", "n#2")
+OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas()})
+DTYPES = [*TensorProto.DataType.values(), 99, -1]
+
+Mutation = Callable[[random.Random, onnx.ModelProto], None]
+
+
+def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    inner = [sub for node in graph.node for a in node.attribute for sub in (a.g, *a.graphs) if sub.node]
+    return [graph, *(found for sub in inner for found in _graphs(sub))]
+
+
+def _graph(rng: random.Random, model: onnx.ModelProto) -> onnx.GraphProto:
+    return rng.choice(_graphs(model.graph))
+
+
+def _node(rng: random.Random, model: onnx.ModelProto) -> onnx.NodeProto:
+    nodes = [*_graph(rng, model).node, *(node for function in model.functions for node in function.node)]
+    return rng.choice(nodes) if nodes else onnx.NodeProto()
+
+
+def _tensor(rng: random.Random, model: onnx.ModelProto) -> onnx.TensorProto:
+    graph = _graph(rng, model)
+    found = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.HasField("t"))]
+    found += [part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)]
+    return rng.choice(found) if found else onnx.TensorProto()
+
+
+def _value(rng: random.Random, model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    graph = _graph(rng, model)
+    values = [*graph.input, *graph.output, *graph.value_info]
+    return rng.choice(values) if values else onnx.ValueInfoProto()
+
+
+def _tensor_dims(rng: random.Random, model: onnx.ModelProto) -> None:
+    dims = _tensor(rng, model).dims
+    action = rng.randrange(3)
+    if action == 0 or not dims:
+        dims.append(rng.choice(NUMBERS))
+    elif action == 1:
+        dims[rng.randrange(len(dims))] = rng.choice(NUMBERS)
+    else:
+        del dims[rng.randrange(len(dims))]
+
+
+def _tensor_type(rng: random.Random, model: onnx.ModelProto) -> None:
+    _tensor(rng, model).data_type = rng.choice(DTYPES)
+
+
+def _tensor_data(rng: random.Random, model: onnx.ModelProto) -> None:
+    tensor = _tensor(rng, model)
+    action = rng.randrange(4)
+    if action == 0:
+        tensor.raw_data = tensor.raw_data[: rng.randrange(len(tensor.raw_data) + 1)]
+    elif action == 1:
+        tensor.float_data.extend([1.0, float("nan"), float("inf")])
+    elif action == 2:
+        tensor.int64_data.extend(rng.choices(NUMBERS, k=3))
+    else:
+        tensor.ClearField("raw_data")
+
+
+def _external(rng: random.Random, model: onnx.ModelProto) -> None:
+    tensor = _tensor(rng, model)
+    tensor.data_location = TensorProto.EXTERNAL
+    key = rng.choice(["location", "offset", "length", "checksum", ""])
+    places = ["w.bin", "../w.bin", "/etc/hosts", "", ".", "case.onnx", "w.bin\u0000", "a/../w.bin", "w" * 5000]
+    tensor.external_data.add(key=key, value=rng.choice(places) if key == "location" else str(rng.choice(NUMBERS)))
+
+
+def _value_shape(rng: random.Random, model: onnx.ModelProto) -> None:
+    value = _value(rng, model)
+    shape = value.type.tensor_type.shape
+    action = rng.randrange(5)
+    if action == 0:
+        value.ClearField("type")
+    elif action == 1:
+        value.type.tensor_type.ClearField("shape")
+    elif action == 2 and shape.dim:
+        rng.choice(shape.dim).dim_value = rng.choice(NUMBERS)
+    elif action == 3 and shape.dim:
+        rng.choice(shape.dim).dim_param = rng.choice(NAMES)
+    else:
+        for _ in range(rng.choice([1, 2, 100, 5000])):
+            shape.dim.add(dim_value=rng.choice(NUMBERS))
+
+
+def _value_type(rng: random.Random, model: onnx.ModelProto) -> None:
+    value = _value(rng, model)
+    if rng.random() < 0.7:
+        value.type.tensor_type.elem_type = rng.choice(DTYPES)
+    else:
+        value.type.sequence_type.elem_type.tensor_type.elem_type = rng.choice(DTYPES)
+
+
+def _operator(rng: random.Random, model: onnx.ModelProto) -> None:
+    _node(rng, model).op_type = rng.choice([*OPERATORS, "Nonsense", ""])
+
+
+def _domain(rng: random.Random, model: onnx.ModelProto) -> None:
+    _node(rng, model).domain = rng.choice(["", "ai.onnx", "ai.onnx.ml", "com.microsoft", "local", "?"])
+
+
+def _edge(rng: random.Random, model: onnx.ModelProto) -> None:
+    graph = _graph(rng, model)
+    names = [name for node in graph.node for name in (*node.input, *node.output)] + [t.name for t in graph.initializer]
+    node = _node(rng, model)
+    side = rng.choice([node.input, node.input, node.output])
+    if side and rng.random() < 0.8:
+        side[rng.randrange(len(side))] = rng.choice([*names, *NAMES])
+    else:
+        side.append(rng.choice([*names, *NAMES]))
+
+
+def _rename(rng: random.Random, model: onnx.ModelProto) -> None:
+    item = rng.choice([_node(rng, model), _tensor(rng, model), _value(rng, model)])
+    item.name = rng.choice(NAMES)
+
+
+def _attribute(rng: random.Random, model: onnx.ModelProto) -> None:
+    node = _node(rng, model)
+    action = rng.randrange(5)
+    if action == 0 and node.attribute:
+        del node.attribute[rng.randrange(len(node.attribute))]
+    elif action == 1 and node.attribute:
+        attribute = rng.choice(node.attribute)
+        attribute.i, attribute.f, attribute.s = rng.choice(NUMBERS), rng.choice([0.0, -1.0, float("nan"), 1e38]), b"\xff"
+        if attribute.ints:
+            attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice(NUMBERS)
+    elif action == 2 and node.attribute:
+        rng.choice(node.attribute).type = rng.choice(AttributeProto.AttributeType.values())
+    else:
+        names = ["axis", "axes", "perm", "to", "keepdims", "epsilon", "group", "direction", "activations", "value", "equation"]
+        values = [rng.choice(NUMBERS), [rng.choice(NUMBERS)] * rng.choice([1, 2, 70]), "reverse", ["Tanh", "?"], 0.5]
+        node.attribute.append(helper.make_attribute(rng.choice([*names, "hidden_size", "shape"]), rng.choice(values)))
+
+
+def _nodes(rng: random.Random, model: onnx.ModelProto) -> None:
+    nodes = _graph(rng, model).node
+    if not nodes:
+        return
+    action, index = rng.randrange(4), rng.randrange(len(nodes))
+    if action == 0:
+        del nodes[index]
+    elif action == 1:
+        nodes.append(nodes[index])
+    elif action == 2:
+        moved = onnx.NodeProto()
+        moved.CopyFrom(nodes[index])
+        del nodes[index]
+        nodes.insert(rng.randrange(len(nodes) + 1), moved)
+    else:
+        nodes[index].CopyFrom(rng.choice(nodes))
+
+
+def _opset(rng: random.Random, model: onnx.ModelProto) -> None:
+    if rng.random() < 0.3 and model.opset_import:
+        del model.opset_import[0]
+    else:
+        model.opset_import.add(domain=rng.choice(["", "ai.onnx", "local"]), version=rng.choice([*NUMBERS, 7, 13, 21, 25]))
+
+
+def _nest(rng: random.Random, model: onnx.ModelProto) -> None:
+    graph = onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    node = _node(rng, model)
+    node.op_type = rng.choice(["If", "Loop", "Scan", "SequenceMap"])
+    for name in rng.sample(["then_branch", "else_branch", "body"], 2):
+        node.attribute.append(helper.make_attribute(name, graph))
+
+
+def _function(rng: random.Random, model: onnx.ModelProto) -> None:
+    if model.functions:
+        function = rng.choice(model.functions)
+        rng.choice(function.node).op_type = rng.choice([function.name, *(other.name for other in model.functions)])
+        rng.choice(function.node).domain = "local"
+
+
+def _lists(rng: random.Random, model: onnx.ModelProto) -> None:
+    graph = _graph(rng, model)
+    side = rng.choice([graph.input, graph.output, graph.value_info, graph.initializer, graph.sparse_initializer])
+    if side and rng.random() < 0.6:
+        del side[rng.randrange(len(side))]
+    elif side:
+        side.append(rng.choice(side))
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    _tensor_dims, _tensor_type, _tensor_data, _external, _value_shape, _value_type, _operator, _operator, _domain, _edge, _edge,
+    _rename, _attribute, _attribute, _nodes, _opset, _nest, _function, _lists,
+)  # fmt: skip
+
+
+def _bytes(rng: random.Random, data: bytearray) -> bytes:
+    """Some bytes changed, put in, taken out, repeated or cut off."""
+    for _ in range(rng.choice([1, 1, 2, 5, 20])):
+        at, length = rng.randrange(len(data) + 1), rng.choice([1, 1, 2, 8, 50])
+        action = rng.randrange(6)
+        if action == 0 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif action == 1 and at < len(data):
+            data[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
+        elif action == 2:
+            data[at:at] = rng.randbytes(length)
+        elif action == 3:
+            del data[at : at + length]
+        elif action == 4:
+            data[at:at] = data[at : at + length]
+        elif rng.random() < 0.2:
+            del data[at:]
+    return bytes(data)
+
+
+def make_case(seeds: list[bytes], number: int, seed: int) -> bytes:
+    """The file of case `number`."""
+    rng = random.Random(f"{seed}:{number}")  # noqa: S311 - no secret
+    data = rng.choice(seeds)
+    if rng.random() < 0.3:
+        return _bytes(rng, bytearray(data))
+    model = onnx.ModelProto.FromString(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 3, 6])):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, IndexError, onnx.checker.ValidationError):
+            rng.choice(MUTATIONS)(rng, model)
+    try:
+        return bytes(model.SerializeToString())
+    except ValueError:  # a name that is not text
+        return data
+
+
+def _timed_out(*_: object) -> None:
+    raise TimeoutError
+
+
+def examine(path: Path, *, command_line: bool, probe: bool = False) -> tuple[str, str]:
+    """What became of a file: ("report" | "error" | "finding", what)."""
+    signal.signal(signal.SIGALRM, _timed_out)
+    signal.alarm(SECONDS)
+    try:
+        gradlint.check(str(path), probe=probe, seeds=1)
+        outcome, what = "report", ""
+    except GradlintError as error:
+        outcome, what = "error", str(error)
+    except BaseException as error:  # noqa: BLE001 - the point of this program
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "gradlint" in frame.filename]
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        return "finding", f"{type(error).__name__} at {place}: {str(error)[:80]}"
+    finally:
+        signal.alarm(0)
+    if command_line:
+        status = _exit_code(path)
+        if status not in ((2,) if outcome == "error" else (0, 1)):
+            return "finding", f"exit code {status} after {outcome}"
+    return outcome, what
+
+
+def _exit_code(path: Path) -> object:
+    out = io.StringIO()
+    argv, sys.argv = sys.argv, ["gradlint", "--no-probe", str(path)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            gradlint_main()
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = argv
+    return None
+
+
+def _worker(options: argparse.Namespace) -> None:
+    """Run cases start..stop, one line on stdout for each."""
+    folder = Path(options.folder)
+    seeds = [path.read_bytes() for path in sorted(folder.glob("seed-*"))]
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    path = folder / "case.onnx"
+    for number in range(options.start, options.stop):
+        path.write_bytes(make_case(seeds, number, options.seed))
+        print(number, flush=True)
+        start = time.perf_counter()
+        outcome, what = examine(path, command_line=number % EVERY == 0, probe=options.probe)
+        print(f"{number} {outcome} {time.perf_counter() - start:.3f} {what.splitlines()[0] if what else ''}", flush=True)
+
+
+def _supervise(options: argparse.Namespace, folder: Path) -> tuple[Counter[str], dict[int, str], float]:
+    """Run all cases in workers; outcomes, findings by case, and the slowest case in seconds."""
+    outcomes: Counter[str] = Counter()
+    findings: dict[int, str] = {}
+    slowest, at = 0.0, options.start
+    while at < options.stop:
+        command = [sys.executable, __file__, "--worker", "--folder", str(folder), "--seed", str(options.seed)]
+        command += ["--start", str(at), "--stop", str(min(options.stop, at + 500))] + ["--probe"] * options.probe
+        limit = 500 * (2.0 if options.probe else 0.5)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:  # noqa: S603
+            try:
+                text = worker.communicate(timeout=limit)[0]
+                ending = f"the process ended with {worker.returncode}"
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                text, ending = worker.communicate()[0], "hangs"
+        lines = [line.split(" ", 3) for line in text.splitlines()]
+        done = [line for line in lines if len(line) == 4]
+        for number, outcome, seconds, what in done:
+            outcomes[outcome] += 1
+            slowest = max(slowest, float(seconds))
+            if outcome == "finding":
+                findings[int(number)] = what
+        started = [int(line[0]) for line in lines if len(line) == 1]
+        at = min(options.stop, at + 500) if not started or len(started) == len(done) else started[-1] + 1
+        if len(started) > len(done):
+            findings[started[-1]] = ending
+            outcomes["finding"] += 1
+    return outcomes, findings, slowest
+
+
+def main() -> None:
+    """Run the cases and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--stop", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--probe", action="store_true", help="measure as well (slow)")
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="where the files of findings go")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.stop = options.start + options.cases if options.stop is None else options.stop
+    if options.worker:
+        _worker(options)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        seeds = seed_models(folder)
+        for index, data in enumerate(seeds):
+            (folder / f"seed-{index:03}").write_bytes(data)
+        outcomes, findings, slowest = _supervise(options, folder)
+        for number, what in findings.items():
+            options.keep.mkdir(parents=True, exist_ok=True)
+            (options.keep / f"case-{options.seed}-{number}.onnx").write_bytes(make_case(seeds, number, options.seed))
+            print(f"{number}: {what}")
+        if (folder / "w.bin").exists() and findings:
+            shutil.copy(folder / "w.bin", options.keep)
+    print(f"{sum(outcomes.values())} files: {dict(outcomes)}; the slowest took {slowest:.2f} s")
+    sys.exit(bool(findings))
+
+
+if __name__ == "__main__":
+    main()
