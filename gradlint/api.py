@@ -131,8 +131,18 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _specs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     named: list[tuple[str | None, Any]] = [*((None, value) for value in args), *kwargs.items()]
-    arrays = [(name, np.asarray(value)) for name, value in named]
-    bad = next((name for name, array in arrays if array.dtype == object), None)
-    if bad is not None:
-        raise ConfigError(f"input {bad!r} is not an array", hint="give numpy arrays or tensors")
-    return tuple(InputSpec(name, str(array.dtype), array.shape, value=array, given=True) for name, array in arrays)
+    return tuple(_spec(name, value) for name, value in named)
+
+
+def _spec(name: str | None, value: Any) -> InputSpec:
+    try:
+        if hasattr(value, "detach"):  # a tensor; numpy knows no gradients and no bfloat16
+            half = str(value.dtype) == "torch.bfloat16"
+            array = (value.float() if half else value).detach().cpu().numpy()
+            return InputSpec(name, "bfloat16" if half else str(array.dtype), array.shape, value=array, given=True)
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"input {name!r} is not an array: {error}", hint="give numpy arrays or tensors") from error
+    if array.dtype == object:
+        raise ConfigError(f"input {name!r} is not an array", hint="give numpy arrays or tensors")
+    return InputSpec(name, str(array.dtype), array.shape, value=array, given=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gradlint.catalog import load_rules, select
+from gradlint.errors import ConfigError
 from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph
 from gradlint.growth import HEALTHY, LIMIT, along, place, signed, summarise
@@ -61,6 +62,12 @@ class Options:
     mode: str | None = None
     rules_dirs: tuple[Path, ...] = ()
     limits: Limits | None = field(default_factory=Limits)  # None: model files are probed in this process, without bounds
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.seed < 0:
+            raise ConfigError(f"seed {self.seed}, seeds {self.seeds}", hint="give a seed of 0 or more, and at least one of them")
+        if self.mode not in {None, "train", "eval"}:
+            raise ConfigError(f"unknown mode {self.mode!r}", hint="one of train, eval")
 
 
 @dataclass

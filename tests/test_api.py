@@ -100,3 +100,20 @@ def test_select_and_ignore():
     assert [finding.rule for finding in report.findings] == ["GL801"]
     with pytest.raises(gradlint.GradlintError, match="GL999"):
         gradlint.check("sample_models/tanh_gain_broken.onnx", select=["GL999"])
+
+
+@pytest.mark.parametrize("options", [{"seeds": 0}, {"seed": -1}, {"mode": "fast"}])
+def test_options_that_do_not_fit_are_refused(options):
+    with pytest.raises(gradlint.GradlintError):
+        gradlint.check(nn.Linear(4, 4), **options)
+
+
+@pytest.mark.parametrize("value", [[[1.0], [1.0, 2.0]], "text", object()])
+def test_inputs_that_are_no_arrays_are_refused(value):
+    with pytest.raises(gradlint.GradlintError, match="not an array"):
+        gradlint.check("sample_models/tanh_gain_healthy.onnx", {"x": value})
+
+
+def test_a_tensor_that_requires_grad_may_be_fed_to_a_file():
+    given = torch.randn(8, 24, requires_grad=True)
+    assert gradlint.check("sample_models/tanh_gain_healthy.onnx", given).result.inputs[0].spec == "float32[8,24]"

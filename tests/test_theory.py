@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradlint.ops.activations import activation, derivative
 from gradlint.rule import Sketch, Structure, propagate
 from gradlint.theory.branches import has_norm, normalises, starts_at_zero, sum_growth
 from gradlint.theory.gaussian import chi, critical_gain, moments, parameters, shared_moment
@@ -82,6 +83,13 @@ def test_correlation_map_of_relu():
     near = shared_moment("relu", 2.0, 2.0 * (1.0 - 1e-3), {})
     assert near is not None
     assert (1.0 - near) / 1e-3 == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_error_function_and_its_slope_are_those_of_the_standard_library():
+    z = np.concatenate([np.linspace(-7.0, 7.0, 20_001), *(sign * np.logspace(-30.0, 0.5, 2001) for sign in (1.0, -1.0))])
+    erf = activation("erf", {})
+    assert erf(z) == pytest.approx([math.erf(value) for value in z], rel=1e-11, abs=0.0)
+    assert derivative(erf)(z) == pytest.approx(2.0 / math.sqrt(math.pi) * np.exp(-z * z), abs=1e-8)
 
 
 @pytest.mark.parametrize("op", ["relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu", "softplus", "hardswish", "elu"])
