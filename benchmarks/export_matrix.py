@@ -29,7 +29,7 @@ from gradlint.frontends.onnx_file import OnnxFile, read_onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "sample_models"))
 
-import models  # noqa: E402
+import models
 
 DYNAMO_OPSETS = range(18, 24)
 SCRIPT_OPSETS = range(13, 21)

@@ -143,6 +143,6 @@ def _spec(name: str | None, value: Any) -> InputSpec:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"input {name!r} is not an array: {error}", hint="give numpy arrays or tensors") from error
-    if array.dtype == object:
-        raise ConfigError(f"input {name!r} is not an array", hint="give numpy arrays or tensors")
+    if array.dtype.kind not in "biufc":
+        raise ConfigError(f"input {name!r} is not an array of numbers", hint="give numpy arrays or tensors")
     return InputSpec(name, str(array.dtype), array.shape, value=array, given=True)

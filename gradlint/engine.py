@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gradlint.catalog import load_rules, select
 from gradlint.errors import ConfigError
+from gradlint.flow import is_weight_layer, kind_of
 from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph
 from gradlint.growth import HEALTHY, LIMIT, along, place, signed, summarise
@@ -34,7 +35,6 @@ from gradlint.result import (
 )
 from gradlint.rule import Needs, Rule, Subject
 from gradlint.score import judge, predicted_growth, worst_growth
-from gradlint.structure import is_weight_layer, kind_of
 
 Progress = Callable[[str], None]
 
@@ -140,7 +140,8 @@ def _is_broken(graph: Graph) -> Iterator[bool]:
 
 def _ran_all_layers(graph: Graph, measurement: Measurement) -> bool:
     """Whether no weight layer lies behind the operator, if any, that the probe stopped at."""
-    return measurement.stopped_at is None or all(node.id in measurement.ran for node in graph if is_weight_layer(node))
+    layers = [node.id for node in graph if is_weight_layer(node)]
+    return measurement.stopped_at is None or (bool(layers) and measurement.ran.issuperset(layers))
 
 
 def _coverage(graph: Graph, measurement: Measurement | None) -> Coverage:

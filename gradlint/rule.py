@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar
 
+from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Graph, Node, Ref, Source, Weight
 from gradlint.growth import HEALTHY, JUMP, LIMIT
 from gradlint.ops import Kind, operator
@@ -34,7 +35,7 @@ from gradlint.result import (
     TimeGrowth,
 )
 from gradlint.sketch import Sketch
-from gradlint.structure import Recurrence, ResidualSum, Structure, is_weight_layer, kind_of
+from gradlint.structure import Recurrence, ResidualSum, Structure
 from gradlint.theory.branches import has_norm, normalises, starts_at_zero, sum_growth
 from gradlint.theory.gaussian import chi, critical_gain, moments
 from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised

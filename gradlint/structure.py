@@ -6,19 +6,15 @@ import heapq
 import itertools
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from gradlint.flow import Flow, is_weight_layer
 from gradlint.graph import Graph, Node, Ref
-from gradlint.ops import Kind, operator
+from gradlint.ops import operator
 
-_TRANSPARENT = frozenset({Kind.SHAPE, Kind.DROPOUT})
-FINAL = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid", "hardsigmoid"})
-"""Operators that turn logits into a prediction: gradients are measured from their input."""
-
-_LAYERS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.ATTENTION})
-_SHALLOW = 8  # weight layers: fewer than this are one block
+_BLOCK = 4  # weight layers: so many may lie between two nodes of any spine
 _LONGEST_BLOCK = 2000  # nodes looked at in search of the fork of one sum: longer ones are U-Nets, not blocks
 
 
@@ -44,16 +40,6 @@ class Recurrence:
     nodes: tuple[str, ...]
 
 
-def kind_of(node: Node) -> Kind:
-    """Kind of a node's operator."""
-    return operator(node.op).kind
-
-
-def is_weight_layer(node: Node) -> bool:
-    """Whether the node mixes units with a weight of its own."""
-    return kind_of(node) in _LAYERS and bool(node.weights)
-
-
 class Structure:
     """Everything about a graph that follows from its shape alone.
 
@@ -63,37 +49,19 @@ class Structure:
 
     def __init__(self, graph: Graph, *, live: Collection[str] | None = None) -> None:
         self.graph = graph
-        self._live = None if live is None else frozenset(live)
+        self._flow = Flow(graph, live=live)
 
     # signal ---------------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def sources(self) -> tuple[str, ...]:
-        """Where the differentiable signal starts: float inputs and embeddings; casts from integers only for want of these.
+        """Where the differentiable signal starts; see `Flow.sources`."""
+        return self._flow.sources
 
-        A mask is cast from integers too, and would bypass every layer.
-        """
-        floats = [node.id for node in self.graph if self._starts(node)]
-        if floats:
-            return tuple(floats)
-        return tuple(
-            node.id
-            for node in self.graph
-            if node.is_float and self._alive(node.id) and node.op != "input" and node.inputs and not self._float_parents(node)
-        )
-
-    @cached_property
+    @property
     def trunk(self) -> tuple[Ref, ...]:
-        """The tensors that gradients start from: the model's outputs, taken before a final softmax, sigmoid or loss.
-
-        Outputs that carry no gradient (argmax, a mask) are followed back to the last tensor that does. A head whose weight is
-        all zeros trains from its second step on and hides everything before it: its input takes its place.
-        """
-        found: dict[Ref, None] = {}
-        for ref in self.graph.outputs:
-            for start in self._differentiable(ref):
-                found[self._before_zero_head(self._before_final(start))] = None
-        return tuple(found)
+        """The tensors that gradients start from; see `Flow.trunk`."""
+        return self._flow.trunk
 
     @cached_property
     def signal(self) -> tuple[str, ...]:
@@ -101,12 +69,12 @@ class Structure:
         down: set[str] = set()
         sources = set(self.sources)
         for node in self.graph:
-            if node.id in sources or (self._carries(node) and any(p.id in down for p in self._float_parents(node))):
+            if node.id in sources or (self._flow.carries(node) and any(p.id in down for p in self._flow.float_parents(node))):
                 down.add(node.id)
         up = {ref.node for ref in self.trunk if ref.node in down}
         for node in reversed(list(self.graph)):
             if node.id in up and not operator(node.op).cuts:
-                up.update(parent.id for parent in self._float_parents(node) if parent.id in down)
+                up.update(parent.id for parent in self._flow.float_parents(node) if parent.id in down)
         return tuple(node.id for node in self.graph if node.id in up)
 
     @cached_property
@@ -150,7 +118,7 @@ class Structure:
             return False
         marks = [0, *(self.depths[node_id] for node_id in self.spine), self.depth]
         widest = max(after - before for before, after in itertools.pairwise(marks))
-        return self.depth < _SHALLOW or widest <= self.depth / 2
+        return widest <= max(self.depth / 2, _BLOCK)
 
     @cached_property
     def levels(self) -> tuple[tuple[str, ...], ...]:
@@ -280,67 +248,6 @@ class Structure:
                     seen.add(parent)
                     stack.append(parent)
         return sorted(seen, key=position.__getitem__)
-
-    def _alive(self, node_id: str) -> bool:
-        return self._live is None or node_id in self._live
-
-    def _starts(self, node: Node) -> bool:
-        if not node.is_float or not self._alive(node.id):
-            return False
-        if node.op == "input":
-            return True
-        return kind_of(node) is Kind.EMBEDDING and not self._float_parents(node)
-
-    def _carries(self, node: Node) -> bool:
-        return node.is_float and self._alive(node.id) and not operator(node.op).cuts and "no-grad" not in node.notes
-
-    def _float_parents(self, node: Node) -> list[Node]:
-        return [parent for parent in self.graph.parents(node.id) if parent.is_float and self._alive(parent.id)]
-
-    def _differentiable(self, ref: Ref) -> Iterable[Ref]:
-        """The last differentiable tensors on the way to an output, in order of execution."""
-        node = self.graph[ref.node]
-        if self._carries(node):
-            return [ref]
-        stack, seen, found = [ref.node], {ref.node}, []
-        while stack:
-            for parent_ref in self.graph[stack.pop()].inputs:
-                if parent_ref is None or parent_ref.node in seen:
-                    continue
-                seen.add(parent_ref.node)
-                if self._carries(self.graph[parent_ref.node]) and self.graph[parent_ref.node].op != "input":
-                    found.append(parent_ref)
-                else:
-                    stack.append(parent_ref.node)
-        return sorted(found, key=lambda item: self.graph.position[item.node])
-
-    def _before_final(self, ref: Ref) -> Ref:
-        at = ref
-        while True:
-            node = self.graph[at.node]
-            parents = [item for item in node.inputs if item is not None and self.graph[item.node].is_float]
-            if not parents:
-                return ref
-            if node.op in FINAL or kind_of(node) is Kind.LOSS:
-                return parents[0]
-            if kind_of(node) not in _TRANSPARENT or len(parents) != 1:
-                return ref
-            at = parents[0]
-
-    def _before_zero_head(self, ref: Ref) -> Ref:
-        at = ref
-        while True:
-            node = self.graph[at.node]
-            parents = [item for item in node.inputs if item is not None and self.graph[item.node].is_float]
-            if len(parents) != 1 or parents[0].node in self.sources:
-                return ref
-            if is_weight_layer(node):
-                weight = node.weights.get("weight")
-                zero = weight is not None and weight.statistics.finite and weight.statistics.max_abs == 0.0
-                return parents[0] if zero else ref
-            if kind_of(node) not in _TRANSPARENT and not (node.op == "add" and "bias" in node.weights):
-                return ref
-            at = parents[0]
 
     def _fork(self, operands: list[str]) -> str | None:
         """The nearest tensor that every path to the operands passes, None where a longest block behind there is none."""

@@ -17,6 +17,7 @@ from gradlint.frontends.onnx_metadata import Provenance, provenance, state_kinds
 from gradlint.frontends.onnx_names import assign_ids, input_id, subgraph_scope
 from gradlint.frontends.onnx_patterns import recognise
 from gradlint.frontends.onnx_roles import Call, Operand, Weights, describe
+from gradlint.frontends.onnx_schema import opsets_of
 from gradlint.frontends.onnx_shapes import declared_types, free_inputs, infer_shapes, tensor_type
 from gradlint.frontends.onnx_skeleton import Skeleton
 from gradlint.frontends.onnx_walk import subgraphs
@@ -41,8 +42,7 @@ class _Builder:
     def __init__(self, skeleton: Skeleton, inferred: onnx.ModelProto) -> None:
         self._skeleton = skeleton
         self._graph = inferred.graph
-        self._opsets = {item.domain: item.version for item in skeleton.proto.opset_import}
-        self._opsets[""] = self._opsets.pop("ai.onnx", self._opsets.get("", 1))
+        self._opsets = opsets_of(skeleton.proto)
         self._folder = Folder(self._opsets, skeleton.label, skeleton.limits)
         self._kinds = state_kinds(skeleton.proto.graph)
         self._weights = Weights(dict(self._kinds))
@@ -75,6 +75,9 @@ class _Builder:
             values[name] = onnx_constants.from_sparse(self._skeleton, sparse, self._unique(name, scope))
         for node, node_id in zip(graph.node, assign_ids(graph, scope), strict=True):
             operands = [self._find(name, values, node_id) for name in node.input]
+            if node.op_type == "QuantizeLinear" and isinstance(operands[0], Ref):  # its rounding is passed straight through
+                values[node.output[0]] = operands[0]
+                continue
             if subgraphs(node):
                 operands += self._control(node, node_id, values, types)
                 self._add(node, node_id, operands, values, types, inner=self._of_bodies(node, node_id, values, types))

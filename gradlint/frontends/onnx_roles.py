@@ -12,11 +12,11 @@ import onnx
 from onnx import helper
 
 from gradlint.frontends.onnx_constants import Constant
+from gradlint.frontends.onnx_schema import STANDARD, attribute_fits, schema_of
 from gradlint.graph import Ref, Weight
 from gradlint.ops import by_onnx
 
-_STANDARD = ("", "ai.onnx")
-_KNOWN_DOMAINS = (*_STANDARD, "com.microsoft", "ai.onnx.ml")
+_KNOWN_DOMAINS = (*STANDARD, "com.microsoft", "ai.onnx.ml")
 _LAST = 1 << 16  # clipped to the last axis
 _PLAIN = 16  # elements of a constant argument that attributes repeat
 _NORM = ((1, "scale", 0), (2, "bias", 0))
@@ -74,7 +74,7 @@ def describe(call: Call) -> None:
     """Fill in `op`, `attrs` and `weights` of a call."""
     kind = call.node.op_type
     call.op = by_onnx(kind).name if call.node.domain in _KNOWN_DOMAINS else "unknown"
-    schema = _schema(call.node, call.version)
+    schema = schema_of(call.node.op_type, call.node.domain, call.version)
     call.attrs = _attributes(call.node, schema)
     special = _SPECIAL.get(kind) if call.op != "unknown" else None
     if kind in _POINTWISE:
@@ -88,20 +88,13 @@ def describe(call: Call) -> None:
         special(call)
 
 
-def _schema(node: onnx.NodeProto, version: int) -> Any:
-    """The operator's schema at this opset version, None where onnx has none."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    try:
-        return onnx.defs.get_schema(node.op_type, max_inclusive_version=version, domain=domain)
-    except (onnx.defs.SchemaError, OverflowError, TypeError, ValueError):
-        return None
-
-
 def _attributes(node: onnx.NodeProto, schema: Any) -> dict[str, Any]:
     """Attributes as Python values, with the defaults of the schema; tensors and graphs are left out."""
-    found: dict[str, Any] = {"name": f"{node.domain}::{node.op_type}" if node.domain not in _STANDARD else node.op_type}
+    found: dict[str, Any] = {"name": f"{node.domain}::{node.op_type}" if node.domain not in STANDARD else node.op_type}
     defaults = {} if schema is None else {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
-    for name, attribute in {**defaults, **{a.name: a for a in node.attribute}}.items():
+    types = {} if schema is None else {name: a.type.value for name, a in schema.attributes.items()}
+    given = {a.name: a for a in node.attribute if attribute_fits(a, types.get(a.name))}
+    for name, attribute in {**defaults, **given}.items():
         if attribute.type in _READABLE:
             found[name] = _plain(helper.get_attribute_value(attribute))
     return found
@@ -256,6 +249,8 @@ def _one_hot(call: Call) -> None:
 
 
 def _batch_norm(call: Call) -> None:
+    if len({weight.size for weight in call.weights.values()}) > 1:  # not a BatchNormalization, whatever it is called
+        call.op, call.weights = "unknown", {}
     if call.version < 14:  # before the attribute, more than one output meant training
         call.attrs["training_mode"] = int(sum(map(bool, call.node.output)) > 1)
     _set_training(call, bool(call.attrs.get("training_mode", 0)))

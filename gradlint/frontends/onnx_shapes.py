@@ -13,11 +13,11 @@ from onnx import numpy_helper, shape_inference
 from gradlint.frontends.onnx_constants import TensorType
 from gradlint.frontends.onnx_limits import Limits
 from gradlint.frontends.onnx_ranks import too_many_axes
+from gradlint.frontends.onnx_schema import misfit, opsets_of
 from gradlint.frontends.onnx_skeleton import dtype_name
 from gradlint.frontends.onnx_walk import graphs_of
 
 _LARGEST = 1 << 24  # whole numbers in the file from which such a vector may be made
-_BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",), "SequenceMap": ("body",)}
 _INTEGERS = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 
 
@@ -50,7 +50,7 @@ def infer_shapes(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProt
     Sizes are followed through the arithmetic of shapes only where that is cheap: onnx spends an object on each element of a
     vector that takes part, and a small file can ask for any number of them.
     """
-    reason = too_many_axes(proto.graph, limits) or _incomplete(proto)
+    reason = too_many_axes(proto.graph, limits) or _first_misfit(proto)
     if reason is not None:
         return proto, reason
     try:
@@ -61,14 +61,10 @@ def infer_shapes(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProt
         return proto, str(error).strip().partition("\n")[0]
 
 
-def _incomplete(proto: onnx.ModelProto) -> str | None:
-    """The node that lacks a graph which it needs, if there is one: onnx would look for it without a check."""
-    for graph in graphs_of(proto.graph):
-        for node in graph.node:
-            given = {attribute.name for attribute in node.attribute if attribute.HasField("g")}
-            if not given.issuperset(_BODIES.get(node.op_type, ())):
-                return f"{node.op_type} {node.name!r} has no body"
-    return None
+def _first_misfit(proto: onnx.ModelProto) -> str | None:
+    opsets = opsets_of(proto)
+    found = (misfit(node, opsets) for graph in graphs_of(proto.graph) for node in graph.node)
+    return next((reason for reason in found if reason is not None), None)
 
 
 def _has_long_vector(proto: onnx.ModelProto, longest: int) -> bool:

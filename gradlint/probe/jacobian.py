@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gradlint.errors import ForwardError
+from gradlint.flow import FINAL
 from gradlint.frontends.base import PartialRun, Runnable
 from gradlint.frontends.user_code import described
 from gradlint.graph import Graph, Ref
@@ -23,7 +24,7 @@ from gradlint.probe.causes import find_cuts, first_nonfinite_backward, first_non
 from gradlint.probe.recorder import Recorder, Seen, square_sum
 from gradlint.probe.timeaxis import time_growth
 from gradlint.result import Gains, Growth, Measurement
-from gradlint.structure import FINAL, Structure
+from gradlint.structure import Structure
 
 Progress = Callable[[str], None]
 

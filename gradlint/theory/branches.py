@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Graph, Node
 from gradlint.ops import Kind
-from gradlint.structure import ResidualSum, Structure, is_weight_layer, kind_of
+from gradlint.structure import ResidualSum, Structure
 from gradlint.theory.gaussian import moments
 from gradlint.theory.propagation import Step, squared_gain
 

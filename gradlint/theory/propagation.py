@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Node, Weight
 from gradlint.ops import Kind
-from gradlint.structure import ResidualSum, Structure, is_weight_layer, kind_of
+from gradlint.structure import ResidualSum, Structure
 from gradlint.theory.gaussian import moments, shared_moment
 
 _TINY = 1e-300

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Graph, Node, Weight
 from gradlint.ops import Kind
 from gradlint.ops.activations import activation as function_of
 from gradlint.ops.activations import derivative
-from gradlint.structure import Structure, is_weight_layer, kind_of
+from gradlint.structure import Structure
 from gradlint.theory.branches import normalises
 from gradlint.theory.propagation import squared_gain
 

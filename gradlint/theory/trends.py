@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Node
 from gradlint.ops import Kind
-from gradlint.structure import Structure, is_weight_layer, kind_of
+from gradlint.structure import Structure
 from gradlint.theory.gaussian import critical_gain, parameters
 from gradlint.theory.propagation import Step, main_weight, squared_gain
 from gradlint.theory.sustained import largest_run
