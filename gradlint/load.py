@@ -102,9 +102,9 @@ def _onnx(
     def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
         if limits is not None and isinstance(source, Path):
             return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, train=train, progress=progress)
-        from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415 - torch
+        from gradlint.probe.files import measure_file  # noqa: PLC0415 - torch
 
-        return _here(OnnxRunnable(file, specs), seeds=seeds, seed=seed, progress=progress)
+        return measure_file(file, specs, seeds=seeds, seed=seed, progress=progress)
 
     return Loaded(name, "onnx", specs, measure, lambda: file.graph, lambda: file.notes)
 

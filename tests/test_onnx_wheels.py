@@ -56,7 +56,8 @@ def shipped(package: str) -> list[Path]:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         return []
-    paths = (Path(file.locate()) for file in files if file.suffix == ".onnx" and ".data" not in str(file))
+    inside = (file for file in files if file.suffix == ".onnx" and ".." not in file.parts and ".data" not in str(file))
+    paths = (Path(file.locate()) for file in inside)  # a wheel may lay a second copy outside the package folder
     return sorted(path for path in paths if path.is_file() and path.stat().st_size > 10_000)
 
 

@@ -29,6 +29,7 @@ _NO_LARGER = (  # no output has more elements than the inputs together
 _BROADCASTING = "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor"
 _SINCE_19 = [helper.make_opsetid("", 19)]  # of DequantizeLinear the first that onnx computes; it means what older ones do
 
+_NUMPY = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 _NUMBERS = (AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.INT, AttributeProto.INTS)
 
 Shape = tuple[int | None, ...]
@@ -120,7 +121,7 @@ def from_types(node: onnx.NodeProto, operand: object, types: Mapping[str, Tensor
 
 def _numpy_dtype(dtype: str, operand: Constant) -> np.dtype[Any]:
     """What numpy calls a dtype; for one that it does not have, that of the operand."""
-    return np.dtype(dtype if dtype in np.sctypeDict else operand.load().dtype)
+    return np.dtype(dtype if dtype in _NUMPY else operand.load().dtype)
 
 
 class Folder:

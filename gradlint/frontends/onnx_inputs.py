@@ -18,15 +18,21 @@ from gradlint.graph import Graph, Node
 from gradlint.ops import Kind, operator
 
 _BATCH = 8
+_RANKS = {Kind.LINEAR: 2, Kind.RNN: 3, Kind.CONV: 0}  # axes of the input of a layer; as many as the weight of a convolution
 _PIXELS = 64
 _STEPS = 16
 _CHANNELS = 3
 _SAMPLE_RATE = 16000
 _LARGEST = 1 << 30  # elements
 _THROUGH = {Kind.SHAPE, Kind.CONCAT, Kind.ADD, Kind.MUL, Kind.NORM}  # what an input may pass on its way to a layer
-_STATE_SLOTS = {5, 6}  # initial_h and initial_c of RNN, GRU and LSTM
+_LENGTHS_SLOT, _STATE_SLOTS = 4, {5, 6}  # sequence_lens, initial_h and initial_c of RNN, GRU and LSTM
 _STATE_NAME = re.compile(r"(h|c|hn|cn|h_?0|c_?0|h_?in|c_?in|(rnn_|lstm_|gru_)?(state|hidden|cell)s?)", re.IGNORECASE)
 _RATE_NAME = re.compile(r"sr|(sample|sampling)_?rate", re.IGNORECASE)
+_LENGTH_NAME = re.compile(r"(.*_)?(lens?|lengths?|seq_?lens?)", re.IGNORECASE)
+_MASK_NAME = re.compile(r"(.*_)?mask", re.IGNORECASE)
+_PADDING_NAME = re.compile(r"pad", re.IGNORECASE)
+_COLOURS = (1, 3, 4)
+_DRAWN = (*DTYPES, "uint16", "uint32", "uint64", "complex64", "complex128")
 _STEPS_NAME = re.compile(r"seq|time|len|frame|step|token", re.IGNORECASE)
 
 
@@ -36,7 +42,8 @@ def infer_inputs(
     """What to feed to each graph input; a dimension that the file leaves open gets a size from its layer or its place.
 
     An open first axis is a batch of 8, image sides are 64, sequences have 16 steps, integers stay below the size of the
-    embedding that they index, recurrent states are zero. Inputs in `skip` are not looked at: their specification is empty.
+    embedding that they index, lengths are full, masks hide nothing, recurrent states are zero. Inputs in `skip` are not looked
+    at: their specification is empty.
     Raises InputError for an input that is no tensor of numbers or whose rank is unknown.
     """
     sizes: dict[str, int] = {}
@@ -52,23 +59,24 @@ class _Reader:
         self._value = value
         self._name = value.name
         self._sizes = sizes
+        self._graph = graph
         self._readers = list(_readers(graph, input_id(value.name)))
 
     def spec(self) -> InputSpec:
         """The specification; see `infer_inputs` for what it raises."""
         kind = tensor_type(self._value.type)
-        if kind is None or not (kind[0] == "bfloat16" or kind[0] in np.sctypeDict):
+        if kind is None or kind[0] not in _DRAWN:
             raise InputError(
                 f"input {self._name!r} holds {kind[0] if kind else 'no tensor'}, which cannot be drawn",
                 hint="lint the part of the model behind it, or leave the probe out with --no-probe",
             )
-        dtype, dims = kind
+        dtype, dims = kind[0], kind[1] if kind[1] is not None else self._unranked()
         if dims is None:
             example = "int64[1,16]<1000" if dtype.startswith("int") else f"{dtype if dtype in DTYPES else 'float32'}[1,3,64,64]"
             raise InputError(
                 f"input {self._name!r} has an unknown number of dimensions", hint=f"give it with --input {self._name}={example}"
             )
-        shape = tuple(self._size(axis) for axis in range(len(dims)))
+        shape = tuple(self._size(axis, len(dims)) for axis in range(len(dims)))
         if math.prod(shape) > _LARGEST:
             raise InputError(
                 f"input {self._name!r} of shape {list(shape)} is too large to be drawn",
@@ -77,9 +85,43 @@ class _Reader:
         if dtype.startswith(("int", "uint")):
             if math.prod(shape) == 1 and _RATE_NAME.fullmatch(self._name) and np.iinfo(dtype).max >= _SAMPLE_RATE:
                 return InputSpec(self._name, dtype, shape, value=np.full(shape, _SAMPLE_RATE, dtype))
-            return InputSpec(self._name, dtype, shape, self._below(dtype))
-        zeros = np.zeros(shape, dtype if dtype in np.sctypeDict else "float32")
-        return InputSpec(self._name, dtype, shape, value=zeros if self._is_state and dtype != "bool" else None)
+            below = self._below(dtype)
+            number = None if below is not None else self._steps_given if self._is_length else 1 if self._is_mask else None
+            value = None if number is None else np.full(shape, min(number, np.iinfo(dtype).max), dtype)
+            return InputSpec(self._name, dtype, shape, 256 if dtype == "uint8" and below is None else below or 2, value=value)
+        if dtype == "bool":
+            value = np.full(shape, not _PADDING_NAME.search(self._name)) if self._is_mask else None
+            return InputSpec(self._name, dtype, shape, value=value)
+        zeros = np.zeros(shape, "float32" if dtype == "bfloat16" else dtype)
+        return InputSpec(self._name, dtype, shape, value=zeros if self._is_state else None)
+
+    def _unranked(self) -> tuple[None, ...] | None:
+        """As many open dimensions as the first layer asks for, None where no layer says."""
+        for node, slot, moved in self._readers:
+            weight = node.weights.get("weight")
+            if weight is not None and slot == 0 and not moved and (kind := operator(node.op).kind) in _RANKS:
+                return (None,) * (_RANKS[kind] or len(weight.shape))
+        return None
+
+    @property
+    def _is_length(self) -> bool:
+        """Whether these are the lengths of the sequences of the batch."""
+        fed = any(slot == _LENGTHS_SLOT and operator(node.op).kind is Kind.RNN for node, slot, _ in self._readers)
+        return fed or _LENGTH_NAME.fullmatch(self._name) is not None
+
+    @property
+    def _is_mask(self) -> bool:
+        return _MASK_NAME.fullmatch(self._name) is not None
+
+    @property
+    def _steps_given(self) -> int:
+        """The length of the sequences, as far as the file states it."""
+        for node, slot, _ in self._readers:
+            data = node.inputs[0] if slot == _LENGTHS_SLOT else None
+            shape = self._graph[data.node].shape if data is not None else None
+            if shape is not None and len(shape) == 3:
+                return shape[int(node.attrs.get("time_axis", 0))] or _STEPS
+        return _STEPS
 
     @property
     def _is_state(self) -> bool:
@@ -92,17 +134,18 @@ class _Reader:
         layers = (node for node, slot, moved in self._readers if slot == 0 and not moved and operator(node.op).kind is Kind.RNN)
         return next((int(node.attrs["time_axis"]) for node in layers if "time_axis" in node.attrs), None)
 
-    def _size(self, axis: int) -> int:
-        dim = self._value.type.tensor_type.shape.dim[axis]
+    def _size(self, axis: int, rank: int) -> int:
+        dims = self._value.type.tensor_type.shape.dim
+        dim = dims[axis] if dims else onnx.TensorShapeProto.Dimension()
         if dim.dim_value > 0:
             return int(dim.dim_value)
-        size = self._sizes.get(dim.dim_param) or self._guess(axis, dim.dim_param)
+        size = self._sizes.get(dim.dim_param) or self._guess(axis, rank, dim.dim_param)
         if dim.dim_param:
             self._sizes[dim.dim_param] = size
         return size
 
-    def _guess(self, axis: int, name: str) -> int:
-        rank = len(self._value.type.tensor_type.shape.dim)
+    def _guess(self, axis: int, rank: int, name: str) -> int:
+        dims = self._value.type.tensor_type.shape.dim
         if _STEPS_NAME.search(name):
             return self._steps(axis, rank)
         time = self._time_axis
@@ -110,6 +153,8 @@ class _Reader:
             return _STEPS if axis == time else _BATCH
         if axis == 0 or self._is_state or "batch" in name.lower():
             return _BATCH
+        if rank == 4 and dims and dims[3].dim_value in _COLOURS and not dims[1].dim_value:  # the channels come last
+            return _PIXELS
         return self._features(axis, rank) or (
             _CHANNELS if rank >= 4 and axis == 1 else _PIXELS if rank == 4 else self._steps(axis, rank)
         )
@@ -134,11 +179,11 @@ class _Reader:
         kernels = [max(node.weights["weight"].shape[2:], default=1) for node, _, _ in self._readers if _slides(node)]
         return max(_STEPS, 2 * kernels[0] if kernels else 0)
 
-    def _below(self, dtype: str) -> int:
-        """The bound of an integer input: the smallest table that it indexes, 2 where it indexes none."""
+    def _below(self, dtype: str) -> int | None:
+        """The bound of an integer input: the smallest table that it indexes, None where it indexes none."""
         tables = [node.weights["weight"].shape[0] for node, slot, _ in self._readers if node.op == "embedding" and slot == 1]
         classes = [int(node.attrs["classes"]) for node, _, _ in self._readers if "classes" in node.attrs]
-        return max(1, min([*tables, *classes, int(np.iinfo(dtype).max)])) if tables or classes else 2
+        return max(1, min([*tables, *classes, int(np.iinfo(dtype).max)])) if tables or classes else None
 
 
 def _slides(node: Node) -> bool:

@@ -27,13 +27,13 @@ def _limit(gigabytes: float) -> None:
 
 def _probe(request: dict[str, Any]) -> Any:
     from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - after the limit is set
-    from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415
-    from gradlint.probe.jacobian import measure  # noqa: PLC0415
+    from gradlint.probe.files import measure_file  # noqa: PLC0415
     from gradlint.probe.wire import pack, unpack_inputs  # noqa: PLC0415
 
-    model = OnnxRunnable(read_onnx(request["path"], train=request["train"]), unpack_inputs(request["inputs"]))
-    found = measure(model, seeds=request["seeds"], seed=request["seed"], progress=lambda text: _say(progress=text))
-    return pack(found)
+    file = read_onnx(request["path"], train=request["train"])
+    return pack(
+        measure_file(file, unpack_inputs(request["inputs"]), seeds=request["seeds"], seed=request["seed"], progress=_say_progress)
+    )
 
 
 def _answer(request: dict[str, Any]) -> None:
@@ -48,6 +48,10 @@ def _answer(request: dict[str, Any]) -> None:
             _say(error={"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint, "where": where})
         else:
             _say(internal=traceback.format_exc())
+
+
+def _say_progress(text: str) -> None:
+    _say(progress=text)
 
 
 def _say(**message: Any) -> None:
