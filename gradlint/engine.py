@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gradlint.catalog import load_rules, select
-from gradlint.errors import ConfigError
+from gradlint.errors import ConfigError, InputError
 from gradlint.flow import is_weight_layer, kind_of
 from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph
 from gradlint.growth import HEALTHY, LIMIT, along, place, signed, summarise
-from gradlint.load import load
+from gradlint.load import Loaded, load
 from gradlint.ops import Kind
 from gradlint.probe.isolated import Limits
 from gradlint.result import (
@@ -99,6 +99,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     if options.probe:
         with clock("probe"):
             measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say)
+            _refuse_guessed_numbers(loaded, measurement)
     graph = loaded.graph_of()
     subject = Subject(graph, measurement)
     say("applying rules")
@@ -136,6 +137,16 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
 
 def _is_broken(graph: Graph) -> Iterator[bool]:
     return (not weight.statistics.finite for weight in graph.weights.values())
+
+
+def _refuse_guessed_numbers(loaded: Loaded, measurement: Measurement) -> None:
+    """Raise InputError where a lone float that was inferred (a bound, a rate) may be what breaks the pass, not the model."""
+    guessed = [spec.name or "?" for spec in loaded.specs if not spec.given and not spec.shape and spec.dtype.startswith("float")]
+    if guessed and measurement.nonfinite_forward is not None and not any(_is_broken(loaded.graph_of())):
+        raise InputError(
+            f"the pass is not finite, which may be due to {', '.join(guessed)}, inferred as 1",
+            hint=f"give {'it' if len(guessed) == 1 else 'them'}: {' '.join(f'--input {name}=0.5' for name in guessed)}",
+        )
 
 
 def _ran_all_layers(graph: Graph, measurement: Measurement) -> bool:

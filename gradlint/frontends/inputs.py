@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SPEC = re.compile(r"^(?:(?P<name>[^=]+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?$")
 _FILE = re.compile(r"^(?:(?P<name>[^=]+)=)?@(?P<path>.+)$")
+_NUMBER = re.compile(r"^(?:(?P<name>[^=]+)=)?(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)$", re.IGNORECASE)
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 
 
@@ -48,7 +49,8 @@ class InputSpec:
     def draw(self, rng: np.random.Generator) -> NDArray[Any]:
         """Values of shape `shape`: standard normal floats, uniform integers below the bound, fair booleans.
 
-        bfloat16 is drawn as float32, for the caller to convert. Integers without a bound are 0 or 1.
+        bfloat16 is drawn as float32, for the caller to convert. Integers without a bound are 0 or 1, and a lone float, which
+        scales or bounds something, is 1.
         """
         if self.value is not None:
             return np.asarray(self.value)
@@ -61,11 +63,11 @@ class InputSpec:
             drawn = rng.integers(0, below - 1, self.shape)
             return (drawn + (drawn >= self.avoid)).astype(self.dtype)
         kind = "float32" if self.dtype == "bfloat16" else self.dtype
-        return rng.standard_normal(self.shape).astype(kind)
+        return rng.standard_normal(self.shape).astype(kind) if self.shape else np.ones((), kind)
 
 
 def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
-    """Read `--input` options such as `x=float32[2,3,224,224]`, `ids=int64[2,128]<1000` and `x=@batch.npz`.
+    """Read `--input` options such as `x=float32[2,3,224,224]`, `ids=int64[2,128]<1000`, `x=@batch.npz` and `rate=16000`.
 
     Raises InputError for a text that is none of these, an unknown dtype, or a file that is not an array.
     """
@@ -75,11 +77,14 @@ def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
 def _parse(text: str) -> list[InputSpec]:
     if match := _FILE.match(text):
         return _from_file(match["name"], Path(match["path"]))
+    if match := _NUMBER.match(text):
+        value = np.asarray(int(match["number"]) if match["number"].lstrip("+-").isdigit() else float(match["number"]))
+        return [InputSpec(match["name"], str(value.dtype), (), value=value, given=True)]
     match = _SPEC.match(text)
     if match is None:
         raise InputError(
             f"--input {text!r} is not understood",
-            hint="write name=dtype[shape], as in x=float32[2,3,224,224], ids=int64[2,128]<1000 or x=@batch.npz",
+            hint="write name=dtype[shape], as in x=float32[2,3,224,224], ids=int64[2,128]<1000, x=@batch.npz or rate=16000",
         )
     if match["dtype"] not in DTYPES:
         raise InputError(f"--input {text!r}: unknown dtype {match['dtype']!r}", hint=f"one of {', '.join(DTYPES)}")
@@ -119,5 +124,13 @@ def merge_given(inferred: tuple[InputSpec, ...], given: tuple[InputSpec, ...]) -
                 f"the model has no input {spec.name!r}" if spec.name else f"the model has only {len(names)} inputs",
                 hint=f"its inputs are {', '.join(map(str, names)) or 'none'}",
             )
-        merged[name] = replace(spec, name=name)
+        merged[name] = replace(_as_number(spec, merged[name]), name=name)
     return tuple(merged.values())
+
+
+def _as_number(spec: InputSpec, wanted: InputSpec) -> InputSpec:
+    """A number in the dtype of the input that it is given for, and as its only element where that has one."""
+    if spec.value is None or spec.shape or any(size != 1 for size in wanted.shape):
+        return spec
+    dtype = "float32" if wanted.dtype == "bfloat16" else wanted.dtype
+    return replace(spec, dtype=wanted.dtype, shape=wanted.shape, value=np.full(wanted.shape, spec.value, dtype))

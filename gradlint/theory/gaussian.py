@@ -58,8 +58,12 @@ def _moments(op: str, q: float, key: tuple[tuple[str, float], ...]) -> Moments |
 def shared_moment(op: str, q: float, c: float, attrs: Mapping[str, Any]) -> float | None:
     """E phi(z_a) phi(z_b) for two inputs whose pre-activations have variance q and covariance c (Poole 2016).
 
-    It is E_s[(E_t phi(s + t))^2] with the shared part s ~ N(0, c) and the private part t ~ N(0, q - c).
+    It is E_s[(E_t phi(s + t))^2] with the shared part s ~ N(0, c) and the private part t ~ N(0, q - c); without one of the two
+    it is a moment of one input.
     """
+    found = moments(op, q, attrs)
+    if found is None or not 0.0 < c < q:
+        return None if found is None else found.second if c > 0.0 else found.mean * found.mean
     return _shared(op, float(f"{q:.5g}"), float(f"{min(max(c, 0.0), q):.5g}"), parameters(attrs))
 
 
