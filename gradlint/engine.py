@@ -38,6 +38,7 @@ from gradlint.score import judge, predicted_growth, worst_growth
 
 Progress = Callable[[str], None]
 
+_FEW = 8  # values per channel: the batch that is inferred
 _ZERO = -100.0  # decades: a predicted factor of zero, which no float can tell from nothing
 _SYMPTOMS = {  # what can make each: claims about growth, and rules that name a cause without one
     "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset[str]()),
@@ -128,7 +129,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         timings=clock.stages,
         seeds=measurement.seeds if measurement else 0,
         rules_checked=len(rules) - len(skipped),
-        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ())),
+        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ()), *_small_batch(graph)),
         capture=loaded.capture_of(),
         predicted=predicted if measurement else growth,
         time=measurement.time if measurement else (),
@@ -137,6 +138,17 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
 
 def _is_broken(graph: Graph) -> Iterator[bool]:
     return (not weight.statistics.finite for weight in graph.weights.values())
+
+
+def _small_batch(graph: Graph) -> Iterator[str]:
+    """A remark where BatchNorm on batch statistics sees so few values that it inflates growth: (B-2)/(B-3) a layer and more."""
+    seen = [
+        math.prod(size or 1 for size in node.shape) // (node.shape[1] or 1)
+        for node in graph
+        if node.op == "batch_norm" and node.attrs.get("training", graph.mode == "train") and node.shape and len(node.shape) > 1
+    ]
+    if seen and min(seen) < _FEW:
+        yield f"BatchNorm sees only {min(seen)} values per channel, which distorts gradients by itself: give a larger batch"
 
 
 def _refuse_guessed_numbers(loaded: Loaded, measurement: Measurement) -> None:

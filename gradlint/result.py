@@ -115,6 +115,11 @@ class Cut:
     starved: tuple[str, ...] = ()  # weights that get no gradient because of it
     on_spine: bool = False
 
+    @property
+    def stops_all(self) -> bool:
+        """Whether nothing before it can learn. A no-grad region is left out: it is written on purpose, around a frozen part."""
+        return self.on_spine and bool(self.starved) and self.cause != "no-grad region"
+
 
 @dataclass(frozen=True, slots=True)
 class TimeGrowth:

@@ -44,7 +44,7 @@ def judge(
     """
     if broken_weight or (measurement is not None and (measurement.nonfinite_forward or measurement.nonfinite_backward)):
         return Verdict.NON_FINITE, 0
-    if measurement is not None and measurement.dead:
+    if measurement is not None and (measurement.dead or any(cut.stops_all for cut in measurement.cuts)):
         return Verdict.VANISHES, 0
     decades = growth.decades if growth is not None else 0.0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))

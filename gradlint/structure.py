@@ -6,7 +6,7 @@ import heapq
 import itertools
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -211,7 +211,7 @@ class Structure:
     def _spine_positions(self) -> list[int]:
         return [self.graph.position[node_id] for node_id in self.spine]
 
-    def spine_between(self, upper: str, lower: str) -> tuple[str, ...]:
+    def spine_between(self, upper: str, lower: str) -> Iterator[str]:
         """Spine nodes from `upper` to `lower`, both included; where there is one, `upper` is an ancestor of `lower`.
 
         Both are nodes of the signal: every path from `upper` on passes the spine nodes that come later, and so does every path
@@ -219,7 +219,7 @@ class Structure:
         """
         first = bisect_left(self._spine_positions, self.graph.position[upper])
         last = bisect_right(self._spine_positions, self.graph.position[lower])
-        return self.spine[first:last]
+        return (self.spine[index] for index in range(first, last))
 
     def between(self, upper: str, lower: str) -> list[str]:
         """Nodes on the paths from `upper` to `lower`, without these two, in execution order."""
@@ -231,7 +231,7 @@ class Structure:
 
     def is_ancestor(self, upper: str, lower: str) -> bool:
         """Whether a path leads from `upper` to `lower`, two nodes of the signal."""
-        if self.spine_between(upper, lower):
+        if next(self.spine_between(upper, lower), None) is not None:
             return True
         return any(upper in self._parents(node_id) for node_id in self._upstream(lower, upper, self._parents))
 

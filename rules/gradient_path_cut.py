@@ -78,11 +78,9 @@ def _severity(cut: Cut) -> Severity:
 
     A no-grad region is a note: it is written on purpose, around a part that is meant to be frozen.
     """
-    if cut.cause == "no-grad region":
-        return Severity.NOTE
-    if cut.on_spine and cut.starved:
+    if cut.stops_all:
         return Severity.ERROR
-    return Severity.NOTE if _depends_on_values(cut.cause) else Severity.WARNING
+    return Severity.NOTE if cut.cause == "no-grad region" or _depends_on_values(cut.cause) else Severity.WARNING
 
 
 def _depends_on_values(cause: str) -> bool:

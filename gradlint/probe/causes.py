@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -36,7 +37,8 @@ def first_nonfinite_forward(graph: Graph, seen: Mapping[str, Seen]) -> NonFinite
 
 
 def _broken(seen: Seen) -> bool:
-    return seen.kind == "NaN" or (seen.kind == "infinity" and seen.high > 0 and seen.high == float("inf"))
+    """Whether an output is: -inf is a mask, but not where all of it is."""
+    return seen.kind == "NaN" or (seen.kind == "infinity" and math.isinf(seen.high))
 
 
 def first_nonfinite_backward(structure: Structure, seen: Mapping[str, Seen]) -> NonFinite | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gradlint.growth import LIMIT
 from gradlint.report import printable
 from gradlint.report.chart import Row
 from gradlint.report.wording import count, decimal, growths, merged, place
-from gradlint.result import Growth, Place, TargetReport, Verdict
+from gradlint.result import Growth, Place, Severity, TargetReport, Verdict
 
 _GROWING = 1.0  # decades over a time axis that are worth a chart
 _NON_FINITE_RULES = ("GL604", "GL804", "GL805")
@@ -25,6 +26,9 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     starved = [row.label for row in rows if row.value == -math.inf]
     if report.verdict is Verdict.VANISHES and starved:
         return f"no gradient reaches {starved[-1]} or anything before it"
+    cut = next((finding for finding in report.findings if finding.rule == "GL806" and finding.severity is Severity.ERROR), None)
+    if report.verdict is Verdict.VANISHES and cut is not None and abs(growth.decades) < LIMIT:
+        return f"no gradient passes {place(cut)}, and nothing before it can learn"
     if not math.isfinite(growth.decades):
         return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
     return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}"

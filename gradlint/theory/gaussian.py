@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _POINTS = 2000  # an even number of midpoints: no sample falls on a kink at 0, where the rule is then exact
 _WIDTH = 10.0  # standard deviations; the tail beyond weighs 1e-23
 _COARSE = 300  # points per axis of the two-dimensional integral
+_SHARED = 1e-12  # of q: a smaller shared part is rounding
 
 
 class Moments(NamedTuple):
@@ -62,8 +63,8 @@ def shared_moment(op: str, q: float, c: float, attrs: Mapping[str, Any]) -> floa
     it is a moment of one input.
     """
     found = moments(op, q, attrs)
-    if found is None or not 0.0 < c < q:
-        return None if found is None else found.second if c > 0.0 else found.mean * found.mean
+    if found is None or not _SHARED * q < c < q:
+        return None if found is None else found.second if c >= q else found.mean * found.mean
     return _shared(op, float(f"{q:.5g}"), float(f"{min(max(c, 0.0), q):.5g}"), parameters(attrs))
 
 
