@@ -72,14 +72,18 @@ def test_a_weight_of_too_many_axes_is_refused(axes):
 
 
 def doubling(op_type, count=40):
-    """Operators that would double the rank at every step."""
-    make = {
-        "Gather": lambda a, b: [helper.make_node("Gather", [a, a], [b])],
-        "ConstantOfShape": lambda a, b: [helper.make_node("Shape", [a], [f"{b}s"]), helper.make_node("Concat", [f"{b}s"] * 3, [f"{b}c"], axis=0),
-                                         helper.make_node("ConstantOfShape", [f"{b}c"], [b])],
-        "Unsqueeze": lambda a, b: [helper.make_node("Unsqueeze", [a, "many"], [b])],
-    }[op_type]  # fmt: skip
-    nodes = [node for index in range(count) for node in make(f"t{index}", f"t{index + 1}")]
+    """Operators that would multiply the rank at every step."""
+
+    def step(a, b):
+        if op_type != "ConstantOfShape":
+            return [helper.make_node(op_type, [a, a if op_type == "Gather" else "many"], [b])]
+        return [
+            helper.make_node("Shape", [a], [f"{b}s"]),
+            helper.make_node("Concat", [f"{b}s"] * 3, [f"{b}c"], axis=0),
+            helper.make_node("ConstantOfShape", [f"{b}c"], [b]),
+        ]
+
+    nodes = [node for index in range(count) for node in step(f"t{index}", f"t{index + 1}")]
     return model(nodes, [info("t0", I64, [2, 2])], [f"t{count}"], {"many": np.arange(60)})
 
 
@@ -207,9 +211,9 @@ def test_an_initializer_that_is_also_an_input_is_a_weight_and_not_asked_for():
 
 KINDS = [
     name
-    for name in TensorProto.DataType.keys()
+    for name in TensorProto.DataType.keys()  # noqa: SIM118 - an enum wrapper, no dict
     if name.startswith(("FLOAT", "BFLOAT", "DOUBLE", "INT", "UINT")) and "E8M0" not in name
-]  # noqa: SIM118
+]
 
 
 @pytest.mark.parametrize("name", KINDS)

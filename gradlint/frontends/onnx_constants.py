@@ -181,7 +181,8 @@ class Folder:
 
     def _run(self, node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> list[NDArray[Any]]:
         """The outputs of `node`; raises TargetError when onnx cannot compute them."""
-        feeds = {name: c.load() for name, c in zip(node.input, inputs, strict=True) if c is not None}
+        loaded = {id(c): c.load() for c in {id(c): c for c in inputs if c is not None}.values()}  # each once
+        feeds = {name: loaded[id(c)] for name, c in zip(node.input, inputs, strict=True) if c is not None}
         values = [onnx.ValueInfoProto(name=name) for name in (*feeds, *filter(None, node.output))]
         graph = helper.make_graph([node], "fold", values[: len(feeds)], values[len(feeds) :])
         try:
