@@ -283,7 +283,7 @@ def examine(path: Path, *, command_line: bool, probe: bool = False) -> tuple[str
         return "finding", f"{type(error).__name__} at {place}: {str(error)[:80]}"
     finally:
         signal.alarm(0)
-    if command_line:
+    if command_line and not probe:
         status = _exit_code(path)
         if status not in ((2,) if outcome == "error" else (0, 1)):
             return "finding", f"exit code {status} after {outcome}"

@@ -19,9 +19,9 @@ EXPORT_NOTE = "export for linting with torch.onnx.export(..., dynamo=True, optim
 def mark_folded(nodes: Sequence[Node], kinds: Mapping[str, str]) -> list[Node]:
     """The nodes, with "batch-norm-folded" or "batch-norm-may-be-folded" among the notes of layers that hide a norm.
 
-    `kinds` holds the state of the exported module by name. When it lists statistics of a norm that no node uses, a layer whose
-    bias is not in it got that bias from the norm. A file that says nothing, has no norm and has convolutions with a bias may
-    have been exported with its norms folded into these.
+    `kinds` holds the state of the exported module by name. When it lists statistics of a norm that no node uses, a layer without
+    a bias in it is one that hides a norm, also when what the norm made of the missing bias was zero and left out. A file that
+    says nothing, has no norm and has convolutions with a bias may have been exported with its norms folded into these.
     """
     used = {weight.name for node in nodes for weight in node.weights.values()}
     hidden = any(name.endswith("running_mean") and name not in used for name in kinds)
@@ -31,11 +31,12 @@ def mark_folded(nodes: Sequence[Node], kinds: Mapping[str, str]) -> list[Node]:
 
 def _marked(node: Node, kinds: Mapping[str, str], *, hidden: bool, silent: bool) -> Node:
     kind, bias = operator(node.op).kind, node.weights.get("bias")
-    if FOLDED in node.notes or bias is None or kind not in {Kind.CONV, Kind.LINEAR}:
+    weight = node.weights.get("weight")
+    if FOLDED in node.notes or weight is None or kind not in {Kind.CONV, Kind.LINEAR}:
         return node
-    if hidden and bias.name not in kinds:
+    if hidden and weight.name in kinds and f"{weight.name.rpartition('.')[0]}.bias" not in kinds:
         return replace(node, notes=node.notes | {FOLDED})
-    return replace(node, notes=node.notes | {MAYBE_FOLDED}) if silent and kind is Kind.CONV else node
+    return replace(node, notes=node.notes | {MAYBE_FOLDED}) if silent and bias is not None and kind is Kind.CONV else node
 
 
 def folding_notes(nodes: Sequence[Node], kinds: Mapping[str, str], *, training: bool) -> Iterator[str]:
