@@ -110,4 +110,4 @@ class DefaultInitInDeepRelu(Rule):
     def _is_default(subject: Subject, layer: Layer) -> bool:
         weight = main_weight(subject.graph[layer.node])
         rectified = layer.activation is not None and layer.activation.op in RECTIFIERS
-        return rectified and weight is not None and is_torch_default(weight) and layer.gain < layer.critical
+        return rectified and weight is not None and is_torch_default(weight) and 0.0 < layer.gain < layer.critical

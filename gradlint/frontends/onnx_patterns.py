@@ -40,7 +40,7 @@ def recognise(nodes: Sequence[Node], outputs: Iterable[Ref | None]) -> list[Node
         for matcher in _MATCHERS.get(node.op, ()):
             match = matcher(view, node)
             members = {item.id for item in (match.last, *match.inner)} if match else set()
-            if match and not members & (gone | last.keys()) and view.is_closed(match, members):
+            if match and members.isdisjoint(gone) and members.isdisjoint(last) and view.is_closed(match, members):
                 gone.update(members - {match.last.id})
                 last[match.last.id] = match
                 break

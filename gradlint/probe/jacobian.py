@@ -6,8 +6,8 @@ With v ~ N(0, I) on the trunk outputs, E ||J_n^T v||^2 = ||J_n||_F^2 (Hutchinson
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -129,13 +129,18 @@ class _Names:
 
 def _until(graph: Graph, stopped: PartialRun, seen: Mapping[str, Seen]) -> Graph:
     """The part of a graph that ran before an operator that could not; its open ends are the outputs."""
-    nodes = [node for node in graph if node.id in seen]
-    ran = {node.id for node in nodes}
+    ran = {node.id for node in graph if node.id in seen}
+    nodes = [replace(node, inputs=tuple(_if_in(ref, ran) for ref in node.inputs)) for node in graph if node.id in ran]
     ends = [ref for ref in graph[stopped.node].inputs if ref is not None and ref.node in ran] if stopped.node in graph else []
     differentiable = [ref for ref in ends if seen[ref.node].differentiable]
     if not differentiable:
         differentiable = [Ref(node.id) for node in nodes if seen[node.id].differentiable][-1:]
     return Graph(nodes, differentiable, mode=graph.mode)
+
+
+def _if_in(ref: Ref | None, ran: Collection[str]) -> Ref | None:
+    """A reference to a node that ran, None in place of one to a branch that was not taken."""
+    return ref if ref is not None and ref.node in ran else None
 
 
 def _trunk_tensors(structure: Structure, recorder: Recorder, outputs: Mapping[Ref, torch.Tensor]) -> list[torch.Tensor] | None:
