@@ -27,8 +27,8 @@ import onnx
 from fuzz_seeds import seed_models
 from onnx import AttributeProto, TensorProto, helper
 
-import gradlint
 from gradlint.cli import main as gradlint_main
+from gradlint.engine import Options, check
 from gradlint.errors import GradlintError
 
 SECONDS = 20  # for one file; the slowest seed takes 0.1
@@ -264,8 +264,12 @@ def make_case(seeds: list[bytes], number: int, seed: int) -> bytes:
         return data
 
 
+class OverBudgetError(BaseException):
+    """A file took longer than it may; no handler for ordinary errors catches this."""
+
+
 def _timed_out(*_: object) -> None:
-    raise TimeoutError
+    raise OverBudgetError
 
 
 def examine(path: Path, *, command_line: bool, probe: bool = False) -> tuple[str, str]:
@@ -273,34 +277,47 @@ def examine(path: Path, *, command_line: bool, probe: bool = False) -> tuple[str
     signal.signal(signal.SIGALRM, _timed_out)
     signal.alarm(SECONDS)
     try:
-        gradlint.check(str(path), probe=probe, seeds=1)
+        check(str(path), Options(probe=probe, seeds=1, limits=None))
         outcome, what = "report", ""
     except GradlintError as error:
         outcome, what = "error", str(error)
+        if (cause := _own_fault(error)) is not None:
+            outcome, what = "finding", cause
     except BaseException as error:  # noqa: BLE001 - the point of this program
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "gradlint" in frame.filename]
-        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-        return "finding", f"{type(error).__name__} at {place}: {str(error)[:80]}"
+        if probe and isinstance(error, MemoryError):  # the command line says so in a sentence
+            return "error", "needs more memory than it may have"
+        return "finding", _placed(error)
     finally:
         signal.alarm(0)
-    if command_line and not probe:
-        status = _exit_code(path)
-        if status not in ((2,) if outcome == "error" else (0, 1)):
-            return "finding", f"exit code {status} after {outcome}"
+    if command_line:
+        status, said = _run_command(path, probe=probe)
+        if status not in ((2,) if outcome == "error" else (0, 1, 2) if probe else (0, 1)) or "internal error" in said:
+            return "finding", f"exit code {status} after {outcome}: {said[-200:]!r}"
     return outcome, what
 
 
-def _exit_code(path: Path) -> object:
-    out = io.StringIO()
-    argv, sys.argv = sys.argv, ["gradlint", "--no-probe", str(path)]
+def _placed(error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "gradlint" in frame.filename]
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__} at {place}: {str(error)[:80]}"
+
+
+def _own_fault(error: GradlintError) -> str | None:
+    """The error that this one stands for when it says that a name of ours is wrong, which no file can be the reason of."""
+    cause = error.__cause__
+    return _placed(cause) if isinstance(cause, (NameError, ImportError, AssertionError)) else None
+
+
+def _run_command(path: Path, *, probe: bool) -> tuple[object, str]:
+    """The exit code and what stderr says; with the probe, in a child process."""
+    out, said = io.StringIO(), io.StringIO()
+    how = ["--seeds", "1", "--time-limit", str(SECONDS), "--memory-limit", str(MEMORY >> 30)] if probe else ["--no-probe"]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            gradlint_main()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            gradlint_main([*how, str(path)])
     except SystemExit as stop:
-        return stop.code or 0
-    finally:
-        sys.argv = argv
-    return None
+        return stop.code or 0, said.getvalue()
+    return None, said.getvalue()
 
 
 def _worker(options: argparse.Namespace) -> None:
@@ -316,13 +333,15 @@ def _worker(options: argparse.Namespace) -> None:
         start = time.perf_counter()
         outcome, what = examine(path, command_line=number % EVERY == 0, probe=options.probe)
         print(f"{number} {outcome} {time.perf_counter() - start:.3f} {what.splitlines()[0] if what else ''}", flush=True)
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        print(f"peak {peak}", flush=True)
 
 
-def _supervise(options: argparse.Namespace, folder: Path) -> tuple[Counter[str], dict[int, str], float]:
-    """Run all cases in workers; outcomes, findings by case, and the slowest case in seconds."""
+def _supervise(options: argparse.Namespace, folder: Path) -> tuple[Counter[str], dict[int, str], tuple[float, int], int]:
+    """Run all cases in workers; outcomes, findings by case, seconds and number of the slowest case, and the peak in KiB."""
     outcomes: Counter[str] = Counter()
     findings: dict[int, str] = {}
-    slowest, at = 0.0, options.start
+    slowest, peak, at = (0.0, 0), 0, options.start
     while at < options.stop:
         command = [sys.executable, __file__, "--worker", "--folder", str(folder), "--seed", str(options.seed)]
         command += ["--start", str(at), "--stop", str(min(options.stop, at + 500))] + ["--probe"] * options.probe
@@ -338,15 +357,16 @@ def _supervise(options: argparse.Namespace, folder: Path) -> tuple[Counter[str],
         done = [line for line in lines if len(line) == 4]
         for number, outcome, seconds, what in done:
             outcomes[outcome] += 1
-            slowest = max(slowest, float(seconds))
+            slowest = max(slowest, (float(seconds), int(number)))
             if outcome == "finding":
                 findings[int(number)] = what
+        peak = max([peak, *(int(line[1]) for line in lines if line[0] == "peak")])
         started = [int(line[0]) for line in lines if len(line) == 1]
         at = min(options.stop, at + 500) if not started or len(started) == len(done) else started[-1] + 1
         if len(started) > len(done):
             findings[started[-1]] = ending
             outcomes["finding"] += 1
-    return outcomes, findings, slowest
+    return outcomes, findings, slowest, peak
 
 
 def main() -> None:
@@ -370,14 +390,17 @@ def main() -> None:
         seeds = seed_models(folder)
         for index, data in enumerate(seeds):
             (folder / f"seed-{index:03}").write_bytes(data)
-        outcomes, findings, slowest = _supervise(options, folder)
+        start = time.perf_counter()
+        outcomes, findings, slowest, peak = _supervise(options, folder)
         for number, what in findings.items():
             options.keep.mkdir(parents=True, exist_ok=True)
             (options.keep / f"case-{options.seed}-{number}.onnx").write_bytes(make_case(seeds, number, options.seed))
             print(f"{number}: {what}")
         if (folder / "w.bin").exists() and findings:
             shutil.copy(folder / "w.bin", options.keep)
-    print(f"{sum(outcomes.values())} files: {dict(outcomes)}; the slowest took {slowest:.2f} s")
+        seconds = time.perf_counter() - start
+    print(f"{sum(outcomes.values())} files: {dict(outcomes)} in {seconds:.0f} s")
+    print(f"the slowest, case {slowest[1]}, took {slowest[0]:.2f} s; peak memory {peak / 1024:.0f} MiB")
     sys.exit(bool(findings))
 
 

@@ -95,14 +95,14 @@ def _recurrent() -> onnx.ModelProto:
     node = helper.make_node
     nodes = [
         node("LSTM", ["x", "w", "r", "b", "", "h0", "c0"], ["hs", "h", "c"], hidden_size=4, direction="bidirectional"),
-        node("Squeeze", ["hs", "one"], ["s"]),
+        node("ReduceSum", ["hs", "one"], ["s"]),
         node("GRU", ["x", "gw", "gr"], ["gs", "gh"], hidden_size=5, linear_before_reset=1),
         node("Flatten", ["gh"], ["y"]),
     ]
     values = {"w": _w(2, 16, 3), "r": _w(2, 16, 4), "b": _w(2, 32), "gw": _w(1, 15, 3), "gr": _w(1, 15, 5)}
     state = (F32, [2, 2, 4])
     inputs = {"x": (F32, ["t", 2, 3]), "h0": state, "c0": state}
-    return _model(nodes, inputs, ["hs", "y"], values | {"one": np.array([1])}, opset=14)
+    return _model(nodes, inputs, ["s", "y"], values | {"one": np.array([1])}, opset=14)
 
 
 def _control() -> onnx.ModelProto:
@@ -190,6 +190,67 @@ def _odd_tensors() -> onnx.ModelProto:
     return model
 
 
+def _sequences() -> onnx.ModelProto:
+    """Text, sequences and an optional."""
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["words"], ["numbers"], to=F32),
+        node("SplitToSequence", ["x"], ["parts"], axis=1),
+        node("SequenceInsert", ["parts", "numbers"], ["more"]),
+        node("SequenceErase", ["more", "zero"], ["fewer"]),
+        node("SequenceAt", ["fewer", "zero"], ["first"]),
+        node("Optional", ["first"], ["maybe"]),
+        node("OptionalGetElement", ["maybe"], ["sure"]),
+        node("ConcatFromSequence", ["fewer"], ["joined"], axis=1),
+        node("Add", ["joined", "sure"], ["y"]),
+        node("SequenceLength", ["fewer"], ["length"]),
+    ]
+    inputs = {"x": (F32, ["n", 4]), "words": (TensorProto.STRING, ["n", 1])}
+    return _model(nodes, inputs, ["y", "length", "fewer"], {"zero": np.array(0)})
+
+
+def _image_operators() -> onnx.ModelProto:
+    """Operators of many attributes on images."""
+    node = helper.make_node
+    nodes = [
+        node("Pad", ["x", "pads"], ["p"], mode="reflect"),
+        node("Conv", ["p", "w"], ["c"], strides=[2, 2], dilations=[1, 1], group=2, auto_pad="SAME_UPPER"),
+        node("MaxPool", ["c"], ["m", "where"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+        node("AveragePool", ["c"], ["a"], kernel_shape=[2, 2], strides=[2, 2], count_include_pad=1, ceil_mode=1),
+        node("Concat", ["m", "a"], ["b"], axis=1),
+        node("Resize", ["b", "", "scales"], ["r"], mode="linear", coordinate_transformation_mode="align_corners"),
+        node("ConvTranspose", ["r", "v"], ["t"], strides=[2, 2], output_padding=[1, 1]),
+        node("InstanceNormalization", ["t", "one", "one"], ["i"]),
+        node("LRN", ["i"], ["l"], size=3),
+        node("DepthToSpace", ["l"], ["d"], blocksize=2),
+        node("Slice", ["d", "starts", "ends", "axes"], ["s"]),
+        node("TopK", ["s", "k"], ["top", "index"], axis=-1),
+        node("GatherElements", ["s", "index"], ["g"], axis=-1),
+        node("Einsum", ["top", "g"], ["y"], equation="nchw,ncvw->nhv"),
+    ]
+    values = {"w": _w(4, 1, 3, 3), "v": _w(8, 4, 3, 3), "one": _w(4), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    sizes = {"starts": np.array([1, -9]), "ends": np.array([1 << 62, -1]), "axes": np.array([2, 3]), "k": np.array([2])}
+    scales = {"scales": np.array([1, 1, 2, 2], np.float32)}
+    return _model(nodes, {"x": (F32, ["n", 2, 10, 10])}, ["y", "where"], values | sizes | scales)
+
+
+def _attention() -> onnx.ModelProto:
+    """Operators that the standard defines by functions of the types of their inputs."""
+    node = helper.make_node
+    nodes = [
+        node("LayerNormalization", ["x", "scale", "bias"], ["h", "mean"], epsilon=1e-6, axis=-1),
+        node("RotaryEmbedding", ["h", "cos", "sin"], ["r"], num_heads=2),
+        node("Attention", ["r", "r", "h"], ["a"], q_num_heads=2, kv_num_heads=2, is_causal=1, softcap=5.0),
+        node("RMSNormalization", ["a", "scale"], ["n"], stash_type=1),
+        node("Gelu", ["n"], ["g"], approximate="tanh"),
+        node("GroupNormalization", ["g", "four", "four"], ["q"], num_groups=2),
+        node("SoftmaxCrossEntropyLoss", ["q", "labels"], ["y"], reduction="mean", ignore_index=0),
+    ]
+    tables = {"cos": _w(3, 4, 2), "sin": _w(3, 4, 2), "labels": _RNG.integers(0, 4, (3, 8))}
+    values = {"scale": _w(8), "bias": _w(8), "four": _w(4)}
+    return _model(nodes, {"x": (F32, [3, 4, 8])}, ["y"], values | tables, opset=23)
+
+
 def _external(folder: Path) -> onnx.ModelProto:
     model = _model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": (F32, ["n", 16])}, ["y"], {"w": _w(16, 16)})
     tensor = model.graph.initializer[0]
@@ -203,6 +264,7 @@ def _external(folder: Path) -> onnx.ModelProto:
 
 def seed_models(folder: Path) -> list[bytes]:
     """The serialized seeds; `folder` gets the external data that one of them needs."""
-    built = [_vision(), _language(), _recurrent(), _control(), _functions(), _quantized(), _odd_tensors(), _external(folder)]
+    built = [_vision(), _language(), _recurrent(), _control(), _functions(), _quantized(), _odd_tensors(), _sequences()]
+    built += [_image_operators(), _attention(), _external(folder)]
     samples = ["zero_init_broken", "nan_weight_broken"]
     return [model.SerializeToString() for model in built] + [(SAMPLES / f"{name}.onnx").read_bytes() for name in samples]

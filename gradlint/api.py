@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlint import engine, report, score
 from gradlint.errors import ConfigError, GradlintError
-from gradlint.frontends.inputs import InputSpec
+from gradlint.frontends.inputs import InputSpec, from_array
 from gradlint.frontends.targets import Target
 from gradlint.result import Coverage, Finding, Growth, Severity, Skipped, SpinePoint, TargetReport, Verdict
 
@@ -143,6 +143,6 @@ def _spec(name: str | None, value: Any) -> InputSpec:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"input {name!r} is not an array: {error}", hint="give numpy arrays or tensors") from error
-    if array.dtype.kind not in "biufc":
-        raise ConfigError(f"input {name!r} is not an array of numbers", hint="give numpy arrays or tensors")
-    return InputSpec(name, str(array.dtype), array.shape, value=array, given=True)
+    if array.dtype.kind not in "biufcUS":
+        raise ConfigError(f"input {name!r} is not an array of numbers or text", hint="give numpy arrays or tensors")
+    return from_array(name, array)

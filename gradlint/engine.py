@@ -14,9 +14,10 @@ from pathlib import Path
 from gradlint.catalog import load_rules, select
 from gradlint.errors import ConfigError, InputError
 from gradlint.flow import is_weight_layer, kind_of
+from gradlint.forecast import Forecast
 from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph
-from gradlint.growth import HEALTHY, LIMIT, along, place, signed, summarise
+from gradlint.growth import HEALTHY, LIMIT, along, place, signed
 from gradlint.load import Loaded, load
 from gradlint.ops import Kind
 from gradlint.probe.isolated import Limits
@@ -25,8 +26,6 @@ from gradlint.result import (
     Coverage,
     Effect,
     Finding,
-    Gains,
-    Growth,
     Measurement,
     Severity,
     Skipped,
@@ -39,7 +38,6 @@ from gradlint.score import judge, predicted_growth, worst_growth
 Progress = Callable[[str], None]
 
 _FEW = 8  # values per channel: the batch that is inferred
-_ZERO = -100.0  # decades: a predicted factor of zero, which no float can tell from nothing
 _SYMPTOMS = {  # what can make each: claims about growth, and rules that name a cause without one
     "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset[str]()),
     "GL802": (frozenset({Effect.VANISHES, Effect.EITHER}), frozenset({"GL104", "GL806"})),
@@ -105,12 +103,12 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     subject = Subject(graph, measurement)
     say("applying rules")
     with clock("theory"):
-        spine, predicted, followed = _spine_points(subject)
+        expected = subject.forecast
         measured = measurement is not None and any(gains.backward is not None for gains in measurement.gains.values())
-        conclusive = followed if measurement is None else measured and _ran_all_layers(graph, measurement)
+        conclusive = expected.conclusive if measurement is None else measured and _ran_all_layers(graph, measurement)
     with clock("rules"):
         findings, skipped = _run_rules(rules, subject)
-    growth = predicted_growth(predicted, findings) if measurement is None else worst_growth(measurement)
+    growth = predicted_growth(expected.growth, findings) if measurement is None else worst_growth(measurement)
     growth = growth if measurement is None or measured else None
     broken = any(finding.rule == "GL604" for finding in findings) or any(_is_broken(graph))
     verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken)
@@ -121,7 +119,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         verdict=verdict,
         score=score,
         growth=growth,
-        spine=spine,
+        spine=_spine_points(subject, expected),
         findings=findings,
         coverage=_coverage(graph, measurement),
         skipped=skipped,
@@ -131,7 +129,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         rules_checked=len(rules) - len(skipped),
         notes=(*loaded.notes_of(), *(measurement.notes if measurement else ()), *_small_batch(graph)),
         capture=loaded.capture_of(),
-        predicted=predicted if measurement else growth,
+        predicted=expected.growth if measurement else growth,
         time=measurement.time if measurement else (),
     )
 
@@ -173,39 +171,22 @@ def _coverage(graph: Graph, measurement: Measurement | None) -> Coverage:
     return Coverage(len(graph), len(graph) - sum(unknown.values()), ran, dict(unknown))
 
 
-def _spine_points(subject: Subject) -> tuple[tuple[SpinePoint, ...], Growth | None, bool]:
-    """The chart's rows, the predicted growth (None where theory follows nothing), and whether it followed everything."""
+def _spine_points(subject: Subject, expected: Forecast) -> tuple[SpinePoint, ...]:
+    """The chart's rows: what was measured and what theory expects, node by node."""
     graph, measurement = subject.graph, subject.measurement
-    steps = {step.node: step for step in subject.steps}
-    chain = measurement.spine if measurement is not None else subject.structure.spine
-    level: float | None = 0.0
-    predicted: dict[str, Gains] = {}
-    for node in reversed(subject.structure.spine):
-        step = steps.get(node)
-        forward = None if step is None or step.state.q <= 0 else _half_log(step.state.q)
-        predicted[node] = Gains(level, forward if step is not None and step.decades is not None else None)
-        level = level + step.decades if level is not None and step is not None and step.decades is not None else None
-        level = -math.inf if level is not None and level < _ZERO else level
     measured = measurement.gains if measurement is not None else {}
-    points = tuple(
+    return tuple(
         SpinePoint(
             place(graph, node),
             graph[node].op,
             measured[node].backward if node in measured else None,
             measured[node].forward if node in measured else None,
-            predicted[node].backward if node in predicted else None,
-            predicted[node].forward if node in predicted else None,
+            expected.gains[node].backward if node in expected.gains else None,
+            expected.gains[node].forward if node in expected.gains else None,
             graph[node].definition or graph[node].source,
         )
-        for node in chain
+        for node in (measurement.spine if measurement is not None else expected.chain)
     )
-    conclusive = len(steps) > 1 and all(step.decades is not None and step.decades > _ZERO for step in steps.values())
-    growth = summarise(graph, subject.structure.spine, predicted) if any(s.decades is not None for s in steps.values()) else None
-    return points, growth, conclusive
-
-
-def _half_log(q: float) -> float:
-    return 0.5 * math.log10(q)
 
 
 # rules ------------------------------------------------------------------------------------------------------------------

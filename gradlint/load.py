@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gradlint.errors import ConfigError, TargetError, UnsafeFileError
+from gradlint.errors import ConfigError, ForwardError, InputError, TargetError, UnsafeFileError
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import is_python_target, load_target
 from gradlint.graph import Graph
@@ -36,11 +37,16 @@ class Loaded:
 
     name: str
     frontend: str
-    specs: tuple[InputSpec, ...]
+    specs_of: Callable[[], tuple[InputSpec, ...]]
     measure: Measure
     graph_of: Callable[[], Graph]
     notes_of: Callable[[], Sequence[str]] = tuple
     capture_of: Callable[[], str] = lambda: "full"
+
+    @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        """What is fed; after a probe, what it was fed."""
+        return self.specs_of()
 
     @property
     def inputs(self) -> tuple[InputInfo, ...]:
@@ -97,16 +103,31 @@ def _onnx(
     file = read_onnx(source, train=train)
     if mode == "eval" and file.mode == "train":
         raise ConfigError(f"{name}: it was exported in training mode", hint="leave --mode out, or export it with model.eval()")
-    specs = file.inputs_with(inputs) if probe else ()
+    fed = [file.inputs_with(inputs) if probe else ()]
 
-    def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
+    def run(specs: tuple[InputSpec, ...], *, seeds: int, seed: int, progress: Progress) -> Measurement:
         if limits is not None and isinstance(source, Path):
             return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, train=train, progress=progress)
         from gradlint.probe.files import measure_file  # noqa: PLC0415 - torch
 
         return measure_file(file, specs, seeds=seeds, seed=seed, progress=progress)
 
-    return Loaded(name, "onnx", specs, measure, lambda: file.graph, lambda: file.notes)
+    def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
+        try:
+            return run(fed[-1], seeds=seeds, seed=seed, progress=progress)
+        except ForwardError as error:
+            for batch, specs in file.other_inputs(inputs):
+                with suppress(ForwardError):
+                    found = run(specs, seeds=seeds, seed=seed, progress=progress)
+                    note = f"fed a batch of {batch}, since otherwise {str(error.args[0]).splitlines()[0]}"
+                    fed.append(specs)
+                    return replace(found, notes=(note, *found.notes))
+            raise
+
+    def notes() -> Sequence[str]:
+        return tuple(dict.fromkeys((*file.notes, *(spec.note for spec in fed[-1] if spec.note))))
+
+    return Loaded(name, "onnx", lambda: fed[-1], measure, lambda: file.graph, notes)
 
 
 def _here(model: Runnable, *, seeds: int, seed: int, progress: Progress) -> Measurement:
@@ -120,6 +141,11 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, p
     from gradlint.frontends.torch_source import recorded_construction  # noqa: PLC0415
 
     name = target if isinstance(target, str) else type(target).__name__
+    text = next((spec.name or "input" for spec in inputs if spec.dtype == "string"), None)
+    if text is not None:
+        raise InputError(
+            f"{text!r} is text, and a torch module takes numbers", hint="give it as x=int64[1,16]<1000, or as @ids.npy"
+        )
     with recorded_construction():
         found = load_target(target)[0] if isinstance(target, str) else target
     module, args, kwargs = resolve(found, name)
@@ -133,5 +159,11 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, p
         with model.untouched():
             model.forward([spec.draw(np.random.default_rng(0)) for spec in model.inputs])
     return Loaded(
-        name, "torch", model.inputs, partial(_here, model), lambda: model.graph, lambda: model.notes, lambda: model.capture
+        name,
+        "torch",
+        lambda: model.inputs,
+        partial(_here, model),
+        lambda: model.graph,
+        lambda: model.notes,
+        lambda: model.capture,
     )

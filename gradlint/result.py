@@ -71,6 +71,7 @@ class Growth:
 
     `start` is the end of the run nearer to the input. `total` is B(first) - B(last), `spread` the largest deviation between
     seeds, `relative` the same growth read from the relative gain, `per_step` decades per time step of a recurrence.
+    `interval` holds a prediction with 90 % probability.
     """
 
     decades: float
@@ -83,6 +84,7 @@ class Growth:
     start: Place | None = None
     end: Place | None = None
     jumps: tuple[Jump, ...] = ()
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar
 
 from gradlint.flow import is_weight_layer, kind_of
+from gradlint.forecast import Forecast, forecast
 from gradlint.graph import Graph, Node, Ref, Source, Weight
 from gradlint.growth import HEALTHY, JUMP, LIMIT
 from gradlint.ops import Kind, operator
@@ -36,9 +37,10 @@ from gradlint.result import (
 )
 from gradlint.sketch import Sketch
 from gradlint.structure import Recurrence, ResidualSum, Structure
-from gradlint.theory.branches import has_norm, normalises, starts_at_zero, sum_growth
+from gradlint.theory.branches import are_unsettled, has_norm, hides_norm, normalises, starts_at_zero
 from gradlint.theory.gaussian import chi, critical_gain, moments
 from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised
+from gradlint.theory.prediction import Predicted, Prediction, predict
 from gradlint.theory.propagation import Step, main_weight, propagate, squared_gain
 from gradlint.theory.recurrence import Loop, loops
 from gradlint.theory.trends import RECTIFIERS, Layer, Trend, fall, is_plain, layers, rise
@@ -64,6 +66,8 @@ __all__ = [
     "Node",
     "NonFinite",
     "Place",
+    "Predicted",
+    "Prediction",
     "Recurrence",
     "Ref",
     "Remedy",
@@ -83,6 +87,7 @@ __all__ = [
     "critical_gain",
     "fall",
     "has_norm",
+    "hides_norm",
     "is_constant",
     "is_plain",
     "is_torch_default",
@@ -95,12 +100,12 @@ __all__ = [
     "moments",
     "normalises",
     "operator",
+    "predict",
     "propagate",
     "ranges",
     "rise",
     "squared_gain",
     "starts_at_zero",
-    "sum_growth",
 ]
 
 
@@ -126,9 +131,21 @@ class Subject:
         return Structure(self.graph, live=self.measurement.live)
 
     @cached_property
+    def prediction(self) -> Prediction:
+        """What theory says of every operator."""
+        return predict(self.structure)
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """What theory expects of the whole model."""
+        return forecast(self.structure, self.prediction, self.measurement.gains if self.measurement is not None else None)
+
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """Predicted gradient factor of every spine step."""
-        return propagate(self.structure)
+        """Predicted gradient factor of every spine step, None where a layer on it hides a norm: its weights say nothing."""
+        hidden = {node.id for node in self.graph if hides_norm(node)}
+        steps = propagate(self.structure, self.prediction)
+        return tuple(step if hidden.isdisjoint(step.via) else replace(step, decades=None) for step in steps)
 
     def stretches(self, follows: Callable[[Step], bool] = lambda step: step.decades is not None) -> Iterator[tuple[Step, ...]]:
         """Runs of consecutive spine steps that `follows` accepts, by default those that theory can follow."""
@@ -160,6 +177,15 @@ class Subject:
         layers = [node for node in within if is_weight_layer(self.graph[node])]
         depth = self.structure.depths.get(end.node, 0) - self.structure.depths.get(start.node, 0)
         return layers or list(dict.fromkeys((start.node, end.node))), depth or len(layers)
+
+    def is_unsettled(self, start: Place, end: Place) -> bool:
+        """Whether the BatchNorms from start to end are in eval mode on statistics that are not those of the signal.
+
+        What is measured there is not what training does, which divides by the statistics of the batch.
+        """
+        first, last = self.graph.position[start.node], self.graph.position[end.node]
+        levels = {node: gains.forward for node, gains in self.measurement.gains.items()} if self.measurement is not None else {}
+        return are_unsettled(self.graph, (n for n in self.graph if first <= self.graph.position[n.id] <= last), levels)
 
     def chains(self, *, norms: bool = False) -> Iterator[tuple[Step, ...]]:
         """Runs of plain steps that theory can follow: no skip goes round any operator. Norms break a run unless asked for."""

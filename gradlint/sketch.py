@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 class Sketch:
     """Nodes are added one by one; each method returns the id of the node it added.
 
-    A node is called `name`, or its operator with a running number. `module` gives its module path.
+    A node is called `name`, or its operator with a running number. `module` gives its module path. `batch` and `width` are those
+    of whole stacks; no weight of a stack is ever made, so that they may be as large as a limit asks for.
     """
 
-    def __init__(self, mode: str = "train") -> None:
+    def __init__(self, mode: str = "train", *, batch: int = 8, width: int = 64) -> None:
         self.mode = mode
+        self.batch, self.width = batch, width
         self._nodes: list[Node] = []
         self._counts: Counter[str] = Counter()
         self._outputs: list[Ref] = []
@@ -33,6 +35,11 @@ class Sketch:
         self._gains: dict[str, Gains] = {}
 
     # nodes ----------------------------------------------------------------------------------------------------------
+
+    def _like(self, inputs: Sequence[str | None]) -> tuple[int | None, ...] | None:
+        """The shape of the first input."""
+        shapes = {node.id: node.shape for node in self._nodes}
+        return next((shapes[item] for item in inputs if item is not None), None)
 
     def op(
         self,
@@ -47,7 +54,8 @@ class Sketch:
         source: Source | None = None,
         **attrs: Any,
     ) -> str:
-        """Add a node of any operator."""
+        """Add a node of any operator; its shape is by default that of its first input."""
+        shape = shape if shape is not None else self._like(inputs)
         node_id = name or f"{op}{self._counts[op]}"
         self._counts[op] += 1
         refs = tuple(None if item is None else Ref(item) for item in inputs)
@@ -76,7 +84,7 @@ class Sketch:
     def linear(
         self,
         x: str,
-        width: int = 64,
+        width: int | None = None,
         *,
         gain: float = 1.0,
         uniform: bool = False,
@@ -85,35 +93,43 @@ class Sketch:
         weight: Weight | None = None,
     ) -> str:
         """Add a square weight layer of gain sqrt(fan_in Var W); `uniform` gives its weight the bound of a uniform draw."""
+        width = width or self.width
         bound = gain * math.sqrt(3.0 / width) if uniform else None
         made = weight or self.weight(width, width, gain=gain, max_abs=bound)
-        return self.op("linear", x, weights={"weight": made}, shape=(8, width), module=module, name=name)
+        return self.op(
+            "linear",
+            x,
+            weights={"weight": made},
+            shape=(*(self._like([x]) or (self.batch, 0))[:-1], width),
+            module=module,
+            name=name,
+        )
 
     def norm(self, x: str, op: str = "layer_norm", *, module: str = "") -> str:
         """Add a normalisation with unit scale."""
-        return self.op(op, x, shape=(8, 64), module=module, eps=1e-5)
+        return self.op(op, x, module=module, eps=1e-5)
 
     def stack(self, depth: int, act: str = "tanh", *, gain: float = 1.0, norm: str | None = None, uniform: bool = False) -> str:
         """A plain stack under an input: `depth` times weight layer, normalisation if any, activation. Returns its last node."""
-        x = self.input(8, 64)
+        x = self.input(self.batch, self.width)
         for index in range(depth):
             x = self.linear(x, gain=gain, uniform=uniform, module=f"layers.{index}")
             x = self.norm(x, norm) if norm else x
-            x = self.op(act, x, shape=(8, 64))
+            x = self.op(act, x, shape=(self.batch, self.width))
         return x
 
     def blocks(
         self, depth: int, act: str = "relu", *, gain: float = math.sqrt(2.0), norm: str | None = None, scale: float = 1.0
     ) -> str:
         """A stack of residual blocks x + scale * W2 act(W1 norm(x)) under an input. Returns the last sum."""
-        x = self.input(8, 64)
+        x = self.input(self.batch, self.width)
         for index in range(depth):
             h = self.norm(x, norm) if norm else x
             h = self.linear(h, gain=gain, module=f"blocks.{index}.fc1")
-            h = self.op(act, h, shape=(8, 64))
+            h = self.op(act, h, shape=(self.batch, self.width))
             h = self.linear(h, gain=1.0, module=f"blocks.{index}.fc2")
             h = self.op("mul", h, None, constant=scale) if scale != 1.0 else h
-            x = self.op("add", x, h, shape=(8, 64), module=f"blocks.{index}")
+            x = self.op("add", x, h, shape=(self.batch, self.width), module=f"blocks.{index}")
         return x
 
     def output(self, *nodes: str) -> Sketch:

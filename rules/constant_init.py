@@ -3,7 +3,8 @@
 What it finds:
     Weight matrices whose elements are all the same number. Zeros are reported where they stop learning: two zero layers in a
     row, or a zero layer that the whole signal passes. One zero layer at the end of a residual branch, at the head, or on a side
-    path is a known good start and is not reported; nor are depthwise layers, frozen ones, and trained models.
+    path is a known good start and is not reported; nor are depthwise layers, frozen ones, layers that a BatchNorm may have been
+    folded into, and trained models.
 
 Why it matters:
     Units with equal weights compute the same value and receive the same gradient: they never differ, and the layer works as one
@@ -35,6 +36,7 @@ from gradlint.rule import (
     Sketch,
     Subject,
     Weight,
+    hides_norm,
     is_constant,
     is_weight_layer,
     looks_initialised,
@@ -56,6 +58,15 @@ def _branches(first: float) -> Sketch:
     for _ in range(2):
         h = sketch.op("relu", sketch.linear(x, gain=first), shape=(8, 64))
         x = sketch.op("add", x, sketch.linear(h, gain=0.0), shape=(8, 64))
+    return sketch
+
+
+def _folded() -> Sketch:
+    sketch = Sketch(mode="eval")
+    x = sketch.input(8, 64)
+    for _ in range(3):
+        weights = {"weight": sketch.weight(64, 64, gain=0.0)}
+        x = sketch.op("relu", sketch.op("linear", x, weights=weights, notes=("batch-norm-folded",)), shape=(8, 64))
     return sketch
 
 
@@ -81,6 +92,7 @@ class ConstantInit(Rule):
         Example(lambda: _stack(1.4, 1.4, 1.4, means={1: 0.01})),
         Example(lambda: _branches(1.4)),
         Example(_depthwise),
+        Example(_folded),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
@@ -114,8 +126,8 @@ class ConstantInit(Rule):
 
 
 def _flat(node: Node) -> list[Weight]:
-    """The constant matrices of a weight layer that mix several inputs into several units."""
-    if not is_weight_layer(node):
+    """The constant matrices of a weight layer that mix several inputs into several units; a folded norm may have made them so."""
+    if not is_weight_layer(node) or hides_norm(node):
         return []
     return [
         weight

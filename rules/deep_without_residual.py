@@ -2,7 +2,7 @@
 
 What it finds:
     20 or more weight layers in a plain chain, with or without normalisation, through which the gradient is predicted (or
-    measured) to grow or shrink by 2.2 decades or more.
+    measured) to grow or shrink by 2.2 decades or more. Layers that a BatchNorm may have been folded into end a chain.
 
 Why it explodes:
     The gradient of the first layer is a product over all layers of the chain. A product of many factors is stable only while
@@ -34,6 +34,7 @@ from gradlint.rule import (
     Step,
     Subject,
     fall,
+    hides_norm,
     is_plain,
     is_weight_layer,
     rise,
@@ -45,6 +46,15 @@ DEEP = 20  # weight layers: plain nets train well at 18 and degrade at 34 (He 20
 def _stack(depth: int, act: str, gain: float) -> Sketch:
     sketch = Sketch()
     sketch.stack(depth, act, gain=gain)
+    return sketch
+
+
+def _folded() -> Sketch:
+    sketch = Sketch(mode="eval")
+    x = sketch.input(8, 64)
+    for _ in range(20):
+        weights = {"weight": sketch.weight(64, 64, gain=2.0)}
+        x = sketch.op("relu", sketch.op("linear", x, weights=weights, notes=("batch-norm-folded",)), shape=(8, 64))
     return sketch
 
 
@@ -66,12 +76,13 @@ class DeepWithoutResidual(Rule):
         Example(lambda: _stack(19, "relu", 2.0)),
         Example(lambda: _stack(40, "relu", 2.0**0.5)),
         Example(_blocks),
+        Example(_folded),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain."""
         structure = subject.structure
-        for chain in subject.stretches(lambda step: is_plain(structure, step)):
+        for chain in subject.stretches(lambda step: is_plain(structure, step) and not hides_norm(subject.graph[step.node])):
             nodes = [step.node for step in chain if is_weight_layer(subject.graph[step.node])]
             depth = structure.depths[chain[-1].node] - structure.depths[structure.signal_parents(chain[0].node)[0]]
             decades = _predicted(chain)

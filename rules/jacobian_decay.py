@@ -3,7 +3,8 @@
 What it finds:
     A sustained decay of the measured gradient by 3.5 decades or more over the layers that every path passes, or a model in
     which no weight can get a gradient at all. Decay over the steps of a recurrence is not reported here: it costs memory, not
-    training.
+    training. It is a warning where BatchNorm stands in eval mode on statistics that are not those of the signal, such as those of
+    a model that has seen no data: training uses those of the batch.
 
 Why it vanishes:
     Each layer multiplies the gradient by its Jacobian. Where the factors are under one on average, the product fades
@@ -34,6 +35,9 @@ from gradlint.rule import (
     Subject,
     is_weight_layer,
 )
+
+REMEDY = "raise the weight gain, add normalisation or skip connections here"
+UNSETTLED = ", with BatchNorm on statistics that are not those of this signal"
 
 
 def _stack(decades: float, *, dead: bool = False) -> Sketch:
@@ -70,11 +74,14 @@ class JacobianDecay(Rule):
         elif growth.decades <= -LIMIT and growth.start and growth.end:
             nodes, layers = subject.layers_between(growth.start, growth.end)
             factor = 10 ** (growth.decades / max(layers, 1))
+            unsettled = subject.is_unsettled(growth.start, growth.end)
             yield self.finding(
                 subject,
                 nodes,
-                f"the gradient shrinks to 10^{growth.decades:.1f} over {layers} layers, x{factor:.2f} a layer",
-                remedy="raise the weight gain, add normalisation or skip connections here",
+                f"the gradient shrinks to 10^{growth.decades:.1f} over {layers} layers, x{factor:.2f} a layer"
+                + UNSETTLED * unsettled,
+                severity=Severity.WARNING if unsettled else None,
+                remedy="lint the torch module in train mode, or feed its BatchNorms before the export" if unsettled else REMEDY,
                 confidence=Confidence.MEASURED,
                 decades=growth.decades,
                 layers=layers,

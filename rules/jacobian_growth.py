@@ -2,7 +2,8 @@
 
 What it finds:
     A sustained growth of the measured gradient by 3.5 decades or more, over the layers that every path passes or over the steps
-    of a recurrence. The largest single step is left out: a head or a stem is not an explosion.
+    of a recurrence. The largest single step is left out: a head or a stem is not an explosion. It is a warning where
+    BatchNorm stands in eval mode on statistics that are not those of the signal: training uses those of the batch.
 
 Why it explodes:
     Each layer multiplies the gradient by its Jacobian. Where the factors are over one on average, the product is exponential in
@@ -36,6 +37,7 @@ from gradlint.rule import (
 )
 
 REMEDY = "lower the weight gain, add normalisation or skip connections here; clip the gradient norm meanwhile"
+UNSETTLED = ", with BatchNorm on statistics that are not those of this signal"
 
 
 def _stack(decades: float) -> Sketch:
@@ -76,11 +78,13 @@ class JacobianGrowth(Rule):
             nodes, layers = subject.layers_between(growth.start, growth.end)
             factor = 10 ** (growth.decades / max(layers, 1))
             message = f"the gradient grows 10^{growth.decades:.1f} over {layers} layers, x{factor:.2f} a layer"
+            unsettled = subject.is_unsettled(growth.start, growth.end)
             yield self.finding(
                 subject,
                 nodes,
-                message,
-                remedy=REMEDY,
+                message + UNSETTLED * unsettled,
+                severity=Severity.WARNING if unsettled else None,
+                remedy="lint the torch module in train mode, or feed its BatchNorms before the export" if unsettled else REMEDY,
                 confidence=Confidence.MEASURED,
                 decades=growth.decades,
                 layers=layers,

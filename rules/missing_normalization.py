@@ -2,8 +2,8 @@
 
 What it finds:
     Twelve or more residual sums, or two or more residual blocks with attention, in a model without a single normalisation,
-    where the gradient is predicted to grow by 2.2 decades or more. A BatchNorm that an exporter folded into its layer counts as
-    one.
+    where the gradient is predicted to grow by 2.2 decades or more. A layer that a BatchNorm was, or may have been, folded into
+    counts as one.
 
 Why it explodes:
     Each sum adds the square of its branch to that of the skip path, and nothing ever takes it back: growth is exponential in
@@ -39,14 +39,11 @@ from gradlint.rule import (
     kind_of,
     normalises,
     starts_at_zero,
-    sum_growth,
 )
 
 MANY = 12  # residual sums; 2^(12/2) is 1.8 decades at unit branches: below, the sums of a healthy model need no norm
 ATTENTIVE = 2  # residual blocks with attention make a transformer
-ASK = (
-    HEALTHY / 2
-)  # predicted decades that are worth the probe's answer: of branches that theory cannot follow it is a lower bound
+ASK = HEALTHY / 2  # predicted decades that are worth the probe's answer
 
 
 def _transformer(depth: int, *, norm: bool = False, gain: float = 1.0, notes: tuple[str, ...] = ()) -> Sketch:
@@ -56,9 +53,9 @@ def _transformer(depth: int, *, norm: bool = False, gain: float = 1.0, notes: tu
         h = sketch.norm(x) if norm else x
         q, k, v = (sketch.linear(h, gain=gain) for _ in range(3))
         h = sketch.linear(sketch.op("attention", q, k, v, notes=notes), gain=gain)
-        x = sketch.op("add", x, h, shape=(8, 16, 64))
-        h = sketch.op("relu", sketch.linear(sketch.norm(x) if norm else x, gain=sqrt(2.0)), shape=(8, 16, 64))
-        x = sketch.op("add", x, sketch.linear(h, gain=gain), shape=(8, 16, 64))
+        x = sketch.op("add", x, h)
+        h = sketch.op("relu", sketch.linear(sketch.norm(x) if norm else x, gain=sqrt(2.0)))
+        x = sketch.op("add", x, sketch.linear(h, gain=gain))
     return sketch
 
 
@@ -87,7 +84,7 @@ class MissingNormalization(Rule):
     def applies(self, subject: Subject) -> str | None:
         """Not where something is normalised."""
         graph = subject.graph
-        if any("batch-norm-folded" in node.notes or normalises(graph, node) for node in graph):
+        if any(normalises(graph, node) for node in graph):
             return "the model has a normalisation"
         return None
 
@@ -98,7 +95,7 @@ class MissingNormalization(Rule):
         attentive = sum(_attends(subject, step) for step in sums)
         if self.applies(subject) or not (len(sums) >= MANY or attentive >= ATTENTIVE):
             return
-        growth = [sum_growth(structure, step) for step in sums]
+        growth = [step.decades or 0.0 for step in sums]
         decades = sum(growth) - max(growth)
         needed = HEALTHY if subject.measurement is None else ASK
         if decades < needed or not subject.can_claim([node for step in sums for node in step.via]):

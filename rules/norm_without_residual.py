@@ -42,7 +42,7 @@ SHARE = 0.5  # norms per weight layer; with fewer the weights decide
 
 
 def _stack(depth: int, norm: str | None) -> Sketch:
-    sketch = Sketch()
+    sketch = Sketch(batch=4096)
     sketch.stack(depth, "relu", gain=2.0**0.5, norm=norm)
     return sketch
 

@@ -36,12 +36,9 @@ from gradlint.rule import (
     has_norm,
     normalises,
     starts_at_zero,
-    sum_growth,
 )
 
-ASK = (
-    HEALTHY / 2
-)  # predicted decades that are worth the probe's answer: of branches that theory cannot follow it is a lower bound
+ASK = HEALTHY / 2  # predicted decades that are worth the probe's answer
 
 
 def _blocks(depth: int, *, norm: str | None = None, scale: float = 1.0) -> Sketch:
@@ -78,7 +75,7 @@ class ResidualSumUnscaled(Rule):
         """One finding per run of sums without a norm between them."""
         needed = HEALTHY if subject.measurement is None else ASK
         for group in _groups(subject):
-            growth = [sum_growth(subject.structure, step) for step in group]
+            growth = [step.decades or 0.0 for step in group]
             decades = sum(growth) - max(growth)
             inside = [node for step in group for node in step.via]
             if decades < needed or not subject.can_claim(inside):

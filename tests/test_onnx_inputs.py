@@ -5,19 +5,27 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from gradlint.errors import InputError
+import gradlint
+from gradlint.errors import ForwardError, InputError
+from gradlint.frontends.inputs import parse_inputs
 from gradlint.frontends.onnx_file import read_onnx
+from gradlint.onnx_torch import OnnxModule
 
-F32, I64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+F32, I64, BOOL, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING
 
 
-def inputs_of(nodes, inputs, values=(), outputs=("y",)):
+def model_of(nodes, inputs, values=(), outputs=("y",)):
     given = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs]
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in dict(values).items()]
     graph = helper.make_graph(nodes, "g", given, [onnx.ValueInfoProto(name=name) for name in outputs], tensors)
-    return read_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])).inputs
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def inputs_of(*described):
+    return read_onnx(model_of(*described)).inputs
 
 
 def ones(*shape):
@@ -91,7 +99,6 @@ def test_audio_is_as_long_as_two_windows():
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        (TensorProto.STRING, "words", "input 'words' holds string"),
         (TensorProto.FLOAT8E4M3FN, "x", "input 'x' holds float8e4m3fn"),
         (TensorProto.INT4, "x", "input 'x' holds int4"),
     ],
@@ -102,11 +109,94 @@ def test_an_input_that_cannot_be_drawn_is_named_with_the_way_out(kind, name, mes
     assert "--no-probe" in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "option"), [(F32, "--input x=float32[1,3,64,64]"), (I64, "--input x=int64[1,16]<1000")])
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(F32, "--input x=float32[1,3,64,64]"), (I64, "--input x=int64[1,16]<1000"), (STRING, "--input x=string[1]")],
+)
 def test_an_input_of_unknown_rank_is_named_with_the_option_to_give(kind, option):
-    from gradlint.frontends.inputs import parse_inputs
-
     with pytest.raises(InputError) as caught:
         inputs_of([helper.make_node("Add", ["x", "x"], ["y"])], [("x", kind, None)])
     assert option in str(caught.value)
     assert parse_inputs((option.removeprefix("--input "),))[0].name == "x"
+
+
+# text -------------------------------------------------------------------------------------------------------------------
+
+NUMBERS = [helper.make_node("Cast", ["words"], ["f"], to=F32), helper.make_node("MatMul", ["f", "w"], ["y"])]
+
+
+def test_text_that_is_cast_to_numbers_is_fed_numbers():
+    model = model_of(NUMBERS, [("words", STRING, ["n", 4])], {"w": ones(4, 4)})
+    report = gradlint.check(model)
+    assert [item.spec for item in report.result.inputs] == ["string[8,4]"]
+    assert report.verdict == "healthy"
+    (y,) = OnnxModule(model)(words=np.array([["1", "2", "3", "4.5"]]))
+    assert torch.equal(y, torch.full((1, 4), 10.5))
+
+
+def test_given_text_reaches_a_model_file(tmp_path):
+    onnx.save(model_of(NUMBERS, [("words", STRING, ["n", 4])], {"w": ones(4, 4)}), tmp_path / "model.onnx")
+    report = gradlint.check(tmp_path / "model.onnx", {"words": np.array([["1", "2", "3", "4"]] * 2)})
+    assert [item.spec for item in report.result.inputs] == ["string[2,4]"]
+    with pytest.raises(ForwardError, match=r"Cast at Cast:f .*'one'"):
+        gradlint.check(tmp_path / "model.onnx", {"words": np.array([["one"] * 4])})
+
+
+def test_the_probe_stops_at_an_operator_on_text_and_names_it():
+    nodes = [helper.make_node("StringNormalizer", ["words"], ["t"]), *NUMBERS]
+    nodes[1] = helper.make_node("Cast", ["t"], ["f"], to=F32)
+    report = gradlint.check(model_of(nodes, [("words", STRING, [4])], {"w": ones(4, 4)}))
+    assert report.verdict == "unknown"
+    assert (report.coverage.nodes, report.coverage.probed) == (4, 1)
+
+
+# batches ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("state", "batch"), [([1, 1, 4], 1), ([1, 3, 4], 3), ([1, "b", 4], 8)])
+def test_the_batch_is_that_of_the_recurrent_states(state, batch):
+    node = helper.make_node("LSTM", ["x", "w", "r", "", "", "h", "c"], ["y"], hidden_size=4)
+    inputs = [("x", F32, ["t", "n", 8]), ("h", F32, state), ("c", F32, state)]
+    model = model_of([node], inputs, {"w": ones(1, 16, 8), "r": ones(1, 16, 4)})
+    assert [spec.shape for spec in read_onnx(model).inputs] == [(16, batch, 8), (1, batch, 4), (1, batch, 4)]
+    notes = [note for note in gradlint.check(model).result.notes if "'h'" in note]
+    assert notes == ([] if batch == 8 else [f"fed a batch of {batch}, for which the recurrent state 'h' is made"])
+
+
+def joined(size):
+    """x beside a memory of `size` samples, which no operator for recurrence marks as a state."""
+    nodes = [helper.make_node("Concat", ["x", "m"], ["xm"], axis=1), helper.make_node("MatMul", ["xm", "w"], ["y"])]
+    return model_of(nodes, [("x", F32, ["n", 3]), ("m", F32, [size, 5])], {"w": ones(8, 8)})
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_batch_that_does_not_run_gives_way_to_the_one_that_does(size):
+    report = gradlint.check(joined(size))
+    assert [item.spec for item in report.result.inputs] == [f"float32[{size},3]", f"float32[{size},5]"]
+    assert any(f"fed a batch of {size}, since otherwise Concat" in note for note in report.result.notes) == (size != 8)
+
+
+def test_a_given_batch_is_that_of_all_inputs():
+    nodes = [helper.make_node("Concat", ["x", "m"], ["y"], axis=1)]
+    model = model_of(nodes, [("x", F32, [None, 3]), ("m", F32, [None, 5])])
+    assert [item.spec for item in gradlint.check(model, {"m": ones(5, 5)}).result.inputs] == ["float32[5,3]", "float32[5,5]"]
+
+
+def test_a_model_that_runs_on_no_batch_says_why_the_first_one_failed():
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    with pytest.raises(ForwardError, match=r"MatMul at MatMul:y .*\[8, 3\], \[4, 4\]"):
+        gradlint.check(model_of(nodes, [("x", F32, ["n", 3])], {"w": ones(4, 4)}))
+
+
+@pytest.mark.parametrize(
+    ("sample", "batch"), [([3, 64, 64], 8), ([3, 128, 128], 5), ([3, 224, 224], 1), ([480_000], 1), ([1, 30_000], 8)]
+)
+def test_the_batch_is_smaller_where_samples_are_large(sample, batch):
+    (spec,) = inputs_of([helper.make_node("Relu", ["x"], ["y"])], [("x", F32, ["n", *sample])])
+    assert spec.shape == (batch, *sample)
+
+
+def test_a_batch_that_statistics_are_taken_of_stays():
+    values = {name: ones(3) for name in "sbmv"}
+    node = helper.make_node("BatchNormalization", ["x", *"sbmv"], ["y"], training_mode=1)
+    assert inputs_of([node], [("x", F32, ["n", 3, 224, 224])], values)[0].shape == (8, 3, 224, 224)

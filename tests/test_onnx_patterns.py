@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from gradlint.flow import Flow
 from gradlint.frontends.onnx_file import read_onnx
 from gradlint.onnx_torch.runnable import OnnxRunnable
 
@@ -170,6 +171,112 @@ def test_a_recognised_node_has_the_output_of_the_last_node_of_its_pattern():
     expected = F.layer_norm(torch.from_numpy(x), (8,))
     assert torch.allclose(seen[node.id][0].detach(), expected, atol=1e-5)
     assert node.inputs == (next(iter(file.graph)).id, 0) or node.inputs[0].node == next(iter(file.graph)).id
+
+
+def by_hand(kind, *, shift=True, axis=-1):
+    """A softmax as people write it: `kind` says with what it ends."""
+
+    def function(x):
+        z = x - x.amax(axis, keepdim=True) if shift else x
+        e = z.exp()
+        if kind == "div":
+            return e / e.sum(axis, keepdim=True)
+        if kind == "mul":
+            return e * e.sum(axis, keepdim=True).reciprocal()
+        if kind == "dropped":
+            return e / e.sum(axis).unsqueeze(axis)
+        if kind == "log":
+            return (e / e.sum(axis, keepdim=True)).log()
+        if kind == "logsumexp":
+            return x - x.logsumexp(axis, keepdim=True)
+        return z - e.sum(axis, keepdim=True).log()
+
+    return function
+
+
+SOFTMAXES = {
+    "shifted": (by_hand("div"), "softmax"),
+    "not shifted": (by_hand("div", shift=False), "softmax"),
+    "multiplied": (by_hand("mul"), "softmax"),
+    "without keepdims": (by_hand("dropped"), "softmax"),
+    "over another axis": (by_hand("div", axis=1), "softmax"),
+    "its log": (by_hand("log"), "log_softmax"),
+    "log": (by_hand("sub"), "log_softmax"),
+    "log, not shifted": (by_hand("sub", shift=False), "log_softmax"),
+    "log sum exp": (by_hand("logsumexp"), "log_softmax"),
+    "log of softmax": (lambda x: x.softmax(-1).log(), "log_softmax"),
+}
+
+
+@pytest.mark.parametrize("way", DYNAMO + SCRIPT, ids=str)
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_a_softmax_is_one_node_however_it_is_spelled(name, way):
+    function, op = SOFTMAXES[name]
+    file = read_onnx(export(Call(function), way))
+    assert [found for found in ops(file) if found not in {"linear", "add"}] == [op]
+    (node,) = [node for node in file.graph if node.op == op]
+    assert node.attrs["axis"] in ({1, -2} if name == "over another axis" else {2, -1})
+    check_taps(file)
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_gradients_start_at_the_logits_of_a_softmax_that_is_spelled_out(name):
+    class Ends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return SOFTMAXES[name][0](self.fc(x))
+
+    graph = read_onnx(export(Ends(), DYNAMO[1])).graph
+    assert [graph[ref.node].op for ref in Flow(graph).trunk] in (["linear"], ["add"])
+
+
+def quotient(sum_axes, *, max_axes=None, keepdims=1, shape=(4, 4)):
+    """exp(x - max) / sum exp(x - max) with reductions over these axes."""
+    max_axes = sum_axes if max_axes is None else max_axes
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["m"], axes=max_axes, keepdims=keepdims),
+        helper.make_node("Sub", ["x", "m"], ["d"]),
+        helper.make_node("Exp", ["d"], ["e"]),
+        helper.make_node("ReduceSum", ["e", "axes"], ["s"], keepdims=keepdims),
+        helper.make_node("Div", ["e", "s"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(np.array(sum_axes), "axes")])
+    return read_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+
+
+def test_a_quotient_that_is_no_softmax_over_one_axis_stays_as_it_is():
+    assert ops(quotient([1])) == ops(quotient([-1], max_axes=[1])) == ["softmax"]
+    assert ops(quotient([0, 1])) == ["max", "sub", "exp", "sum", "div"]
+    assert "softmax" not in ops(quotient([1], keepdims=0))  # is divided along the wrong axis
+    apart = quotient([1], max_axes=[0])
+    assert ops(apart) == ["max", "sub", "softmax"]  # a shift, but not one that cancels
+    assert quotient([9], keepdims=0).graph["Div:y"].op == "div"
+
+
+def test_a_softmax_by_hand_within_attention_is_attention():
+    class ByHand(Attends):
+        def forward(self, x):
+            q, k, v = (f(x).view(*x.shape[:2], 2, 4).transpose(1, 2) for f in (self.query, self.key, self.value))
+            return by_hand("div")(q @ k.transpose(-1, -2) / 2.0) @ v
+
+    for way in (*DYNAMO, SCRIPT[1]):
+        file = read_onnx(export(ByHand("by hand"), way))
+        assert ops(file).count("attention") == 1
+        assert not {"exp", "softmax", "div"} & set(ops(file))
+        check_taps(file)
+
+
+def test_a_softmax_whose_inside_is_read_elsewhere_is_no_softmax():
+    class Both(nn.Module):
+        def forward(self, x):
+            e = x.exp()
+            return e / e.sum(-1, keepdim=True), e
+
+    assert "softmax" not in ops(read_onnx(export(Both(), DYNAMO[0])))
 
 
 def variance(mean_axes, axes):

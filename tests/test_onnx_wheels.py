@@ -45,8 +45,6 @@ def given(path: Path) -> dict[str, Any]:
         return {"audio": audio, "fmin": np.float32(46.875), "fmax": np.float32(2093.75)}
     if path.parent.name == "aecmos_models":  # whose initial state is of a batch of one
         return {"input": rng.standard_normal((1, 3, 16, 160), np.float32)}
-    if path.name in SLOW:
-        return {"input_1": rng.standard_normal((1, 144160) if path.name == "sig_bak_ovr.onnx" else (1, 901, 161), np.float32)}
     return {}
 
 

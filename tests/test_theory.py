@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from gradlint.ops.activations import activation, derivative
-from gradlint.rule import Sketch, Structure, propagate
-from gradlint.theory.branches import has_norm, normalises, starts_at_zero, sum_growth
+from gradlint.rule import Sketch, Structure, predict, propagate
+from gradlint.theory.branches import has_norm, normalises, starts_at_zero
 from gradlint.theory.gaussian import chi, critical_gain, moments, parameters, shared_moment
 from gradlint.theory.recurrence import loops
 from gradlint.theory.trends import fall, is_plain, layers, rise
@@ -49,8 +49,8 @@ def test_chi_of_tanh_with_bias_variance_0_05(square, expected):  # Schoenholz 20
 def test_tanh_at_gain_5_over_3_settles_at_its_fixed_point():
     assert chi("tanh", 5.0 / 3.0) == pytest.approx(1.20983, abs=1e-5)
     sketch = Sketch()
-    sketch.linear(sketch.stack(40, "tanh", gain=5.0 / 3.0), gain=5.0 / 3.0)
-    assert propagate(Structure(sketch.graph))[-1].state.q == pytest.approx(1.1785, abs=1e-4)
+    last = sketch.linear(sketch.stack(40, "tanh", gain=5.0 / 3.0), gain=5.0 / 3.0)
+    assert 10 ** (2 * predict(Structure(sketch.graph)).signals[last].level) == pytest.approx(1.1785, abs=1e-4)
 
 
 def test_chi_of_sigmoid_at_unit_gain():
@@ -143,7 +143,7 @@ def test_dropout_is_nothing_in_eval_mode():
 
 @pytest.mark.parametrize("gain", [0.3, SQRT2, 4.0])
 def test_batch_norm_relu_chain_explodes_by_pi_over_pi_minus_one_at_any_gain(gain):  # Yang 2019
-    sketch = Sketch()
+    sketch = Sketch(batch=10**6)
     sketch.stack(10, "relu", gain=gain, norm="batch_norm")
     assert 10 ** (2 * sum(decades(sketch)[-6:-3])) == pytest.approx(math.pi / (math.pi - 1.0), rel=1e-3)
     assert math.pi / (math.pi - 1.0) == pytest.approx(1.46694, abs=1e-5)
@@ -151,7 +151,7 @@ def test_batch_norm_relu_chain_explodes_by_pi_over_pi_minus_one_at_any_gain(gain
 
 @pytest.mark.parametrize(("act", "factor"), [("relu", 1.0), ("tanh", 1.17781)])
 def test_layer_norm_on_pre_activations(act, factor):  # Doshi 2021
-    sketch = Sketch()
+    sketch = Sketch(width=10**6)
     sketch.stack(10, act, gain=1.7, norm="layer_norm")
     assert 10 ** (2 * sum(decades(sketch)[-6:-3])) == pytest.approx(factor, abs=2e-4)
 
@@ -159,15 +159,16 @@ def test_layer_norm_on_pre_activations(act, factor):  # Doshi 2021
 def test_residual_block_without_norm_doubles_the_second_moment():  # Fixup
     sketch = Sketch()
     sketch.blocks(3)
-    steps = propagate(Structure(sketch.graph))
-    assert [step.state.q for step in steps] == pytest.approx([2.0, 4.0, 8.0], rel=1e-6)
+    prediction, steps = predict(Structure(sketch.graph)), propagate(Structure(sketch.graph))
+    assert [10 ** (2 * prediction.signals[step.node].level) for step in steps] == pytest.approx([2.0, 4.0, 8.0], rel=1e-6)
     assert [10 ** (2 * (step.decades or 0.0)) for step in steps] == pytest.approx([2.0] * 3, rel=1e-6)
 
 
 def test_variance_of_residual_batch_norm_network_grows_linearly():  # De and Smith 2020
-    sketch = Sketch()
+    sketch = Sketch(batch=10**6)
     sketch.blocks(5, norm="batch_norm")
-    variance = [step.state.q - step.state.c for step in propagate(Structure(sketch.graph))]
+    signals = [predict(Structure(sketch.graph)).signals[step.node] for step in propagate(Structure(sketch.graph))]
+    variance = [10 ** (2 * signal.level) * (1 - signal.shared[0]) for signal in signals]
     assert np.diff(variance) == pytest.approx([1.0 - 1.0 / math.pi] * 4, rel=1e-3)
 
 
@@ -278,16 +279,6 @@ def test_residual_sum_knows_its_norm_and_its_zero_start():
     assert [starts_at_zero(*pair) for pair in zip(structures, sums, strict=True)] == [False, True]
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(1.0, 0.5 * math.log10(2.0)), (3.0, 0.5 * math.log10(2.0)), (0.1, 2.2e-5)])
-def test_attention_branch_adds_at_most_what_the_skip_carries(gain, expected):
-    sketch = Sketch()
-    x = sketch.input(8, 16, 64)
-    attended = sketch.op("attention", *(sketch.linear(x, gain=gain) for _ in range(3)))
-    sketch.op("add", x, sketch.linear(attended, gain=gain), shape=(8, 16, 64))
-    structure = Structure(sketch.graph)
-    assert sum_growth(structure, propagate(structure)[0]) == pytest.approx(expected, rel=0.05)
-
-
 # recurrence -------------------------------------------------------------------------------------------------------------
 
 
@@ -333,13 +324,12 @@ def test_exponent_of_a_relu_recurrence_meets_autograd():
     assert 40 * (loop.exponent(40) or 0.0) == pytest.approx(measured, abs=0.5)
 
 
-def test_radius_is_that_of_the_largest_gate_and_a_gated_loop_has_no_exponent():
+def test_radius_is_that_of_the_largest_gate():
     sketch = Sketch()
     stacked = np.concatenate([factor * np.eye(8) for factor in (0.5, 0.7, 1.4, 0.9)])
     sketch.op("lstm", sketch.input(20, 2, 8), weights={"recurrent": sketch.array(stacked)}, shape=(20, 2, 8))
     (loop,) = loops(Structure(sketch.graph))
     assert loop.radius == pytest.approx(1.4)
-    assert loop.exponent(20) is None
 
 
 def test_layers_shared_over_depth_with_a_norm_between_are_no_loop():

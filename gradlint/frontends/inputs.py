@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +20,16 @@ if TYPE_CHECKING:
 _SPEC = re.compile(r"^(?:(?P<name>[^=]+)=)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?$")
 _FILE = re.compile(r"^(?:(?P<name>[^=]+)=)?@(?P<path>.+)$")
 _NUMBER = re.compile(r"^(?:(?P<name>[^=]+)=)?(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)$", re.IGNORECASE)
-DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool", "string")
+ARRAYS = (*DTYPES, "uint16", "uint32", "uint64", "complex64", "complex128")  # what an array may hold
+_WORD = "1"  # what text is drawn as: a word that a cast to a number can read
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """What to feed to one input: `below` bounds integers, `avoid` is one that is not drawn, `value` holds a given array.
 
-    `name` is None for a positional input.
+    `name` is None for a positional input; `note` says what the report should add on how an input was inferred.
     """
 
     name: str | None
@@ -35,6 +39,7 @@ class InputSpec:
     value: Any = None
     given: bool = False
     avoid: int | None = None
+    note: str | None = None
 
     @property
     def text(self) -> str:
@@ -47,13 +52,15 @@ class InputSpec:
         return InputInfo(self.name or fallback, self.text, self.given)
 
     def draw(self, rng: np.random.Generator) -> NDArray[Any]:
-        """Values of shape `shape`: standard normal floats, uniform integers below the bound, fair booleans.
+        """Values of shape `shape`: standard normal floats, uniform integers below the bound, fair booleans, a short word.
 
         bfloat16 is drawn as float32, for the caller to convert. Integers without a bound are 0 or 1, and a lone float, which
         scales or bounds something, is 1.
         """
         if self.value is not None:
             return np.asarray(self.value)
+        if self.dtype == "string":
+            return np.full(self.shape, _WORD)
         if self.dtype == "bool":
             return rng.integers(0, 2, self.shape).astype(bool)
         if self.dtype.startswith(("int", "uint")):
@@ -97,23 +104,40 @@ def _parse(text: str) -> list[InputSpec]:
 
 def _from_file(name: str | None, path: Path) -> list[InputSpec]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {name: loaded}
-    except (OSError, ValueError) as error:
-        raise InputError(f"--input: cannot read {path}: {error}", hint="give a .npy or .npz file of plain arrays") from error
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {name: loaded}
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"--input: cannot read {path}: {error}", hint="give a .npy or .npz file of plain arrays, text as str"
+        ) from error
     if name is not None and len(arrays) > 1:
         if name not in arrays:
             raise InputError(f"--input: {path} has no array {name!r}", hint=f"it has {', '.join(map(str, arrays))}")
         arrays = {name: arrays[name]}
-    elif name is not None:
+    elif name is not None and arrays:
         arrays = {name: next(iter(arrays.values()))}
-    return [InputSpec(key, str(a.dtype), a.shape, value=a, given=True) for key, a in arrays.items()]
+    if not arrays:
+        raise InputError(f"--input: {path} holds no array", hint="write it with numpy.savez(path, x=...)")
+    return [from_array(key, array) for key, array in arrays.items()]
+
+
+def from_array(name: str | None, array: NDArray[Any]) -> InputSpec:
+    """An array of numbers or of text as a given input. Raises InputError for one of anything else, such as dates."""
+    dtype = "string" if array.dtype.kind in "US" else array.dtype.name
+    if dtype not in ARRAYS:
+        raise InputError(f"input {name or 'array'!r} holds {dtype}, which no model takes", hint=f"one of {', '.join(ARRAYS)}")
+    try:
+        native = array.astype(str if dtype == "string" else dtype, copy=False)
+    except UnicodeDecodeError as error:
+        raise InputError(f"input {name or 'array'!r} holds bytes that are not ASCII text", hint="store it as str") from error
+    return InputSpec(name, dtype, native.shape, value=native, given=True)
 
 
 def merge_given(inferred: tuple[InputSpec, ...], given: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
     """Replace inferred inputs by given ones, by name, or by position where the given one has no name.
 
-    Raises InputError when a given name is not an input.
+    Raises InputError when a given name is not an input, and for text where numbers belong or the other way round.
     """
     merged = {spec.name: spec for spec in inferred}
     names = list(merged)
@@ -124,7 +148,13 @@ def merge_given(inferred: tuple[InputSpec, ...], given: tuple[InputSpec, ...]) -
                 f"the model has no input {spec.name!r}" if spec.name else f"the model has only {len(names)} inputs",
                 hint=f"its inputs are {', '.join(map(str, names)) or 'none'}",
             )
-        merged[name] = replace(_as_number(spec, merged[name]), name=name)
+        wanted = merged[name]
+        if wanted.dtype != spec.dtype and "string" in (wanted.dtype, spec.dtype):
+            raise InputError(
+                f"input {name!r} holds {wanted.dtype}, and {spec.dtype} is given",
+                hint=f"give it with --input {name}={wanted.text}",
+            )
+        merged[name] = replace(_as_number(spec, wanted), name=name)
     return tuple(merged.values())
 
 
@@ -132,5 +162,5 @@ def _as_number(spec: InputSpec, wanted: InputSpec) -> InputSpec:
     """A number in the dtype of the input that it is given for, and as its only element where that has one."""
     if spec.value is None or spec.shape or any(size != 1 for size in wanted.shape):
         return spec
-    dtype = "float32" if wanted.dtype == "bfloat16" else wanted.dtype
+    dtype = {"bfloat16": "float32", "string": None}.get(wanted.dtype, wanted.dtype)
     return replace(spec, dtype=wanted.dtype, shape=wanted.shape, value=np.full(wanted.shape, spec.value, dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from gradlint.errors import TargetError
 from gradlint.frontends.inputs import InputSpec, merge_given
 from gradlint.frontends.onnx_folded import folding_notes
 from gradlint.frontends.onnx_graph import build_graph
-from gradlint.frontends.onnx_inputs import infer_inputs
+from gradlint.frontends.onnx_inputs import infer_inputs, other_batches
 from gradlint.frontends.onnx_limits import DEFAULT, Limits
 from gradlint.frontends.onnx_metadata import state_kinds
 from gradlint.frontends.onnx_shapes import free_inputs
@@ -61,15 +62,29 @@ class OnnxFile:
         """What to feed; raises InputError for an input that cannot be inferred."""
         return self.inputs_with(())
 
-    def inputs_with(self, given: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+    def inputs_with(self, given: tuple[InputSpec, ...], batch: int | None = None) -> tuple[InputSpec, ...]:
         """What to feed when `given` is set by the user, by name or by position; only the other inputs are inferred.
 
-        Raises InputError when a given one does not exist, or another one cannot be inferred.
+        `batch` sets the size of their batch. Raises InputError when a given one does not exist, or another one cannot be
+        inferred.
         """
         values = free_inputs(self.proto.graph)
-        named = {spec.name for spec in given if spec.name is not None}
-        placed = {value.name for value, spec in zip(values, given, strict=False) if spec.name is None}
-        return merge_given(infer_inputs(values, self.graph, frozenset(named | placed)), given)
+        placed = {value.name: spec for value, spec in zip(values, given, strict=False) if spec.name is None}
+        named = {spec.name: spec for spec in given if spec.name is not None}
+        return merge_given(infer_inputs(values, self.graph, placed | named, batch), given)
+
+    def other_inputs(self, given: tuple[InputSpec, ...]) -> Iterator[tuple[int, tuple[InputSpec, ...]]]:
+        """`inputs_with` for other batches than the one that is inferred, and these batches; the likeliest comes first."""
+        seen = {_texts(self.inputs_with(given))}
+        for batch in other_batches(free_inputs(self.proto.graph)):
+            specs = self.inputs_with(given, batch)
+            if _texts(specs) not in seen:
+                seen.add(_texts(specs))
+                yield batch, specs
+
+
+def _texts(specs: tuple[InputSpec, ...]) -> tuple[str, ...]:
+    return tuple(spec.text for spec in specs)
 
 
 def read_onnx(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT, *, train: bool = False) -> OnnxFile:

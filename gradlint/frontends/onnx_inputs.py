@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 
 from gradlint.errors import InputError
-from gradlint.frontends.inputs import DTYPES, InputSpec
+from gradlint.frontends.inputs import ARRAYS, DTYPES, InputSpec
 from gradlint.frontends.onnx_names import input_id
 from gradlint.frontends.onnx_shapes import tensor_type
 from gradlint.graph import Graph, Node
@@ -24,55 +26,143 @@ _STEPS = 16
 _CHANNELS = 3
 _SAMPLE_RATE = 16000
 _LARGEST = 1 << 30  # elements
+_ELEMENTS = 1 << 18
+"""Elements that the inputs of a batch may have together: one pass was measured to cost 1 to 50 microseconds for each, on one
+thread and over 25 models (sound, images, text), so that three seeds take 40 s at most."""
+_LARGEST_BATCH, _TRIED = 64, 3  # what a fixed size may mean as a batch, and how many of these are tried
 _THROUGH = {Kind.SHAPE, Kind.CONCAT, Kind.ADD, Kind.MUL, Kind.NORM}  # what an input may pass on its way to a layer
-_LENGTHS_SLOT, _STATE_SLOTS = 4, {5, 6}  # sequence_lens, initial_h and initial_c of RNN, GRU and LSTM
+_LENGTHS_SLOT, _STATE_SLOTS = 4, (5, 6)  # sequence_lens, initial_h and initial_c of RNN, GRU and LSTM
+_STATE_RANK = 3
 _STATE_NAME = re.compile(r"(h|c|hn|cn|h_?0|c_?0|h_?in|c_?in|(rnn_|lstm_|gru_)?(state|hidden|cell)s?)", re.IGNORECASE)
 _RATE_NAME = re.compile(r"sr|(sample|sampling)_?rate", re.IGNORECASE)
 _LENGTH_NAME = re.compile(r"(.*_)?(lens?|lengths?|seq_?lens?)", re.IGNORECASE)
 _MASK_NAME = re.compile(r"(.*_)?mask", re.IGNORECASE)
 _PADDING_NAME = re.compile(r"pad", re.IGNORECASE)
 _COLOURS = (1, 3, 4)
-_DRAWN = (*DTYPES, "uint16", "uint32", "uint64", "complex64", "complex128")
 _STEPS_NAME = re.compile(r"seq|time|len|frame|step|token", re.IGNORECASE)
 
 
 def infer_inputs(
-    values: Sequence[onnx.ValueInfoProto], graph: Graph, skip: frozenset[str] = frozenset()
+    values: Sequence[onnx.ValueInfoProto],
+    graph: Graph,
+    given: Mapping[str, InputSpec] = MappingProxyType({}),
+    batch: int | None = None,
 ) -> tuple[InputSpec, ...]:
     """What to feed to each graph input; a dimension that the file leaves open gets a size from its layer or its place.
 
-    An open first axis is a batch of 8, image sides are 64, sequences have 16 steps, integers stay below the size of the
-    embedding that they index, lengths are full, masks hide nothing, recurrent states are zero. Inputs in `skip` are not looked
-    at: their specification is empty.
-    Raises InputError for an input that is no tensor of numbers or whose rank is unknown.
+    An open first axis is the batch: that of the given inputs, or of the recurrent states where these are fixed, else 8, or
+    fewer where the inputs are large. `batch` sets it. Image sides are 64, sequences have 16 steps, integers stay below the
+    size of the embedding that they index, lengths are full, masks hide nothing, recurrent states are zero, text is a word.
+    Inputs in `given` are not inferred: their specification is what the file declares of them.
+    Raises InputError for an input that is no tensor of numbers or text, or whose rank is unknown.
     """
-    sizes: dict[str, int] = {}
+    sizes = _Sizes(batch or _BATCH)
+    for value in values:
+        if value.name in given:
+            _Reader(value, graph, sizes).learn(given[value.name].shape)
+    holder = None if batch or sizes.given else _state_of_fixed_batch(graph)
+    if holder is not None:
+        sizes.batch = holder[1]
+    specs = _inferred(values, graph, given, sizes)
+    if not (batch or sizes.given or holder or graph.mode == "train"):  # batch statistics need their batch
+        most = _affordable(specs, sizes)
+        return specs if most == sizes.batch else infer_inputs(values, graph, given, most)
+    if holder is None:
+        return specs
+    note = f"fed a batch of {holder[1]}, for which the recurrent state {holder[0]!r} is made"
+    return tuple(replace(spec, note=note) if spec.name in sizes.batched else spec for spec in specs)
+
+
+def _inferred(
+    values: Sequence[onnx.ValueInfoProto], graph: Graph, given: Mapping[str, InputSpec], sizes: _Sizes
+) -> tuple[InputSpec, ...]:
     return tuple(
-        InputSpec(value.name, "float32", ()) if value.name in skip else _Reader(value, graph, sizes).spec() for value in values
+        _declared(value, given[value.name]) if value.name in given else _Reader(value, graph, sizes).spec() for value in values
     )
 
 
-class _Reader:
-    """One graph input; `sizes` are the named dimensions that earlier inputs have fixed."""
+def _declared(value: onnx.ValueInfoProto, given: InputSpec) -> InputSpec:
+    """What the file says of an input that the user gives, with 1 for an open size; the given one itself where it says nothing."""
+    kind = tensor_type(value.type)
+    if kind is None or kind[0] not in ARRAYS:
+        return replace(given, name=value.name)
+    return InputSpec(value.name, kind[0], tuple(size or 1 for size in kind[1] or ()))
 
-    def __init__(self, value: onnx.ValueInfoProto, graph: Graph, sizes: dict[str, int]) -> None:
+
+def other_batches(values: Sequence[onnx.ValueInfoProto]) -> list[int]:
+    """Batches to try on a model that does not run on the inferred one: 1, then the fixed sizes of leading axes.
+
+    Exporters trace with one sample, and operators then may keep its number.
+    """
+    dims = (dim.dim_value for value in values for dim in value.type.tensor_type.shape.dim[:2])
+    return [1, *sorted({int(size) for size in dims if 1 < size <= _LARGEST_BATCH})[:_TRIED]]
+
+
+def _state_of_fixed_batch(graph: Graph) -> tuple[str, int] | None:
+    """The first graph input of fixed sizes that is the state of a recurrent layer, and the size of its batch axis."""
+    for node in graph:
+        if operator(node.op).kind is Kind.RNN:
+            for ref in node.inputs[_STATE_SLOTS[0] :]:
+                state = graph[ref.node] if ref is not None else None
+                if state is not None and state.op == "input" and state.shape is not None and len(state.shape) == _STATE_RANK:
+                    size = state.shape[0 if node.attrs.get("batch_first") else 1]
+                    if size is not None and size > 0:
+                        return state.id.removeprefix(input_id("")), size
+    return None
+
+
+def _affordable(specs: Sequence[InputSpec], sizes: _Sizes) -> int:
+    """The largest batch, up to the inferred one, for which all inputs that have it hold at most _ELEMENTS elements."""
+    elements = sum(math.prod(spec.shape) for spec in specs if spec.name in sizes.batched)
+    return min(sizes.batch, max(1, _ELEMENTS * sizes.batch // max(elements, 1)))
+
+
+@dataclass
+class _Sizes:
+    """What the inputs of a model have in common: the batch, and the sizes of named dimensions that are known by now.
+
+    `batched` are the inputs with an axis of that batch; `given` says that the batch is that of an input of the user.
+    """
+
+    batch: int
+    named: dict[str, int] = field(default_factory=dict)
+    batched: set[str] = field(default_factory=set)
+    given: bool = False
+
+
+class _Reader:
+    """One graph input; `sizes` are shared with the other ones."""
+
+    def __init__(self, value: onnx.ValueInfoProto, graph: Graph, sizes: _Sizes) -> None:
         self._value = value
         self._name = value.name
         self._sizes = sizes
         self._graph = graph
         self._readers = list(_readers(graph, input_id(value.name)))
 
+    def learn(self, shape: tuple[int, ...]) -> None:
+        """Take the batch and the named sizes from the shape that the user gives for this input."""
+        dims = self._value.type.tensor_type.shape.dim
+        for axis, (dim, size) in enumerate(zip(dims, shape, strict=False)):
+            if dim.dim_param:
+                self._sizes.named.setdefault(dim.dim_param, size)
+            if dim.dim_value <= 0 and not self._sizes.given and self._is_batch(axis, len(dims)):
+                self._sizes.batch, self._sizes.given = size, True
+
     def spec(self) -> InputSpec:
         """The specification; see `infer_inputs` for what it raises."""
         kind = tensor_type(self._value.type)
-        if kind is None or kind[0] not in _DRAWN:
+        if kind is None or kind[0] not in ARRAYS:
             raise InputError(
                 f"input {self._name!r} holds {kind[0] if kind else 'no tensor'}, which cannot be drawn",
                 hint="lint the part of the model behind it, or leave the probe out with --no-probe",
             )
         dtype, dims = kind[0], kind[1] if kind[1] is not None else self._unranked()
         if dims is None:
-            example = "int64[1,16]<1000" if dtype.startswith("int") else f"{dtype if dtype in DTYPES else 'float32'}[1,3,64,64]"
+            known = dtype if dtype in DTYPES else "float32"
+            example = (
+                "int64[1,16]<1000" if dtype.startswith("int") else "string[1]" if dtype == "string" else f"{known}[1,3,64,64]"
+            )
             raise InputError(
                 f"input {self._name!r} has an unknown number of dimensions", hint=f"give it with --input {self._name}={example}"
             )
@@ -89,6 +179,8 @@ class _Reader:
             number = None if below is not None else self._steps_given if self._is_length else 1 if self._is_mask else None
             value = None if number is None else np.full(shape, min(number, np.iinfo(dtype).max), dtype)
             return InputSpec(self._name, dtype, shape, 256 if dtype == "uint8" and below is None else below or 2, value=value)
+        if dtype == "string":
+            return InputSpec(self._name, dtype, shape)
         if dtype == "bool":
             value = np.full(shape, not _PADDING_NAME.search(self._name)) if self._is_mask else None
             return InputSpec(self._name, dtype, shape, value=value)
@@ -134,25 +226,39 @@ class _Reader:
         layers = (node for node, slot, moved in self._readers if slot == 0 and not moved and operator(node.op).kind is Kind.RNN)
         return next((int(node.attrs["time_axis"]) for node in layers if "time_axis" in node.attrs), None)
 
-    def _size(self, axis: int, rank: int) -> int:
+    def _dim(self, axis: int) -> onnx.TensorShapeProto.Dimension:
         dims = self._value.type.tensor_type.shape.dim
-        dim = dims[axis] if dims else onnx.TensorShapeProto.Dimension()
+        return dims[axis] if dims else onnx.TensorShapeProto.Dimension()
+
+    def _size(self, axis: int, rank: int) -> int:
+        dim = self._dim(axis)
         if dim.dim_value > 0:
             return int(dim.dim_value)
-        size = self._sizes.get(dim.dim_param) or self._guess(axis, rank, dim.dim_param)
+        if self._is_batch(axis, rank):
+            self._sizes.batched.add(self._name)
+        size = self._sizes.named.get(dim.dim_param) or self._guess(axis, rank)
         if dim.dim_param:
-            self._sizes[dim.dim_param] = size
+            self._sizes.named[dim.dim_param] = size
         return size
 
-    def _guess(self, axis: int, rank: int, name: str) -> int:
-        dims = self._value.type.tensor_type.shape.dim
-        if _STEPS_NAME.search(name):
-            return self._steps(axis, rank)
+    def _is_batch(self, axis: int, rank: int) -> bool:
+        """Whether an open axis counts samples."""
+        name = self._dim(axis).dim_param
         time = self._time_axis
+        if _STEPS_NAME.search(name):
+            return False
         if rank == 3 and time is not None and axis < 2:
-            return _STEPS if axis == time else _BATCH
-        if axis == 0 or self._is_state or "batch" in name.lower():
-            return _BATCH
+            return axis != time
+        return axis == 0 or self._is_state or "batch" in name.lower()
+
+    def _guess(self, axis: int, rank: int) -> int:
+        dims = self._value.type.tensor_type.shape.dim
+        if self._is_batch(axis, rank):
+            return self._sizes.batch
+        if axis == self._time_axis and rank == 3:
+            return _STEPS
+        if _STEPS_NAME.search(self._dim(axis).dim_param):
+            return self._steps(axis, rank)
         if rank == 4 and dims and dims[3].dim_value in _COLOURS and not dims[1].dim_value:  # the channels come last
             return _PIXELS
         return self._features(axis, rank) or (

@@ -1,4 +1,4 @@
-"""Operators that an exporter spelled out, put together again: norms, attention, GELU and SiLU.
+"""Operators that an exporter spelled out, put together again: norms, softmax, attention, GELU and SiLU.
 
 A recognised pattern becomes one node with the id of the pattern's last node, whose output it has; the nodes inside vanish, so
 nobody else may read them. Matching starts at the rare operator of each pattern and costs a bounded number of looks.
@@ -7,11 +7,14 @@ nobody else may read them. Matching starts at the rare operator of each pattern 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
+from gradlint.frontends.onnx_matching import Match, View, refs_of, signal_of
 from gradlint.frontends.onnx_pointwise import known_function
-from gradlint.graph import Node, Ref, Weight
+from gradlint.frontends.onnx_softmax import log_of_softmax, log_sum_exp, softmax
+from gradlint.graph import Node, Ref
+
+Matcher = Callable[[View, Node], Match | None]
 
 _DEEPEST = 12  # pointwise nodes of a spelled-out activation
 _ANCHORS = frozenset({"erf", "tanh", "sigmoid", "hardsigmoid", "softplus", "relu6", "clamp"})
@@ -19,25 +22,20 @@ _ON_LOGITS = ("matmul", "mul", "div", "add", "cast", "slice")  # a mask is added
 _POINTWISE = _ANCHORS | {"add", "sub", "mul", "div", "pow", "neg", "exp", "log"}
 
 
-@dataclass(frozen=True)
-class Match:
-    """The pattern that ends in `last`: its operator, its inputs, and the nodes that vanish."""
-
-    last: Node
-    op: str
-    inputs: tuple[Ref | None, ...]
-    inner: tuple[Node, ...]
-    weights: Mapping[str, Weight] = field(default_factory=dict)
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-
-
 def recognise(nodes: Sequence[Node], outputs: Iterable[Ref | None]) -> list[Node]:
     """The nodes, in order, with every pattern in place of its last node."""
-    view = _View(nodes, outputs)
+    returned = tuple(outputs)
+    for matchers in (_SOFTMAXES, _MATCHERS):  # attention is found at its softmax
+        nodes = _pass(nodes, returned, matchers)
+    return list(nodes)
+
+
+def _pass(nodes: Sequence[Node], outputs: Sequence[Ref | None], matchers: Mapping[str, tuple[Matcher, ...]]) -> Sequence[Node]:
+    view = View(nodes, outputs)
     gone: set[str] = set()
     last: dict[str, Match] = {}
     for node in nodes:
-        for matcher in _MATCHERS.get(node.op, ()):
+        for matcher in matchers.get(node.op, ()):
             match = matcher(view, node)
             members = {item.id for item in (match.last, *match.inner)} if match else set()
             if match and members.isdisjoint(gone) and members.isdisjoint(last) and view.is_closed(match, members):
@@ -53,63 +51,15 @@ def _replaced(match: Match) -> Node:
     return replace(match.last, op=match.op, inputs=match.inputs, weights=match.weights, attrs=attrs, notes=notes)
 
 
-class _View:
-    """Nodes with their readers. Every method that follows an edge gives None where the graph is another."""
-
-    def __init__(self, nodes: Sequence[Node], outputs: Iterable[Ref | None]) -> None:
-        self._nodes = {node.id: node for node in nodes}
-        self._returned = {ref.node for ref in outputs if ref is not None}
-        self._readers: dict[str, list[str]] = {}
-        for node in nodes:
-            for ref in node.inputs:
-                if ref is not None:
-                    self._readers.setdefault(ref.node, []).append(node.id)
-
-    def maker(self, ref: Ref | None, *ops: str) -> Node | None:
-        """The node that makes a tensor, if it has one of these operators."""
-        node = self._nodes.get(ref.node) if ref is not None and ref.port == 0 else None
-        return node if node is not None and node.op in ops else None
-
-    def readers(self, node: Node) -> list[Node]:
-        """The nodes that read a node, each once."""
-        return [self._nodes[name] for name in dict.fromkeys(self._readers.get(node.id, ()))]
-
-    def reader(self, node: Node, *ops: str) -> Node | None:
-        """The only reader of a node, if it has one of these operators."""
-        readers = set(self._readers.get(node.id, ()))
-        if len(readers) != 1 or node.id in self._returned:
-            return None
-        found = self._nodes[readers.pop()]
-        return found if found.op in ops else None
-
-    def before(self, node: Node | None, *ops: str) -> Node | None:
-        """The node before one that has a single input, through casts."""
-        refs = [ref for ref in node.inputs if ref is not None] if node is not None else []
-        made = self.maker(refs[0], *ops, "cast") if len(refs) == 1 else None
-        return self.before(made, *ops) if made is not None and made.op == "cast" and "cast" not in ops else made
-
-    def is_closed(self, match: Match, members: set[str]) -> bool:
-        """Whether nobody outside reads a node inside."""
-        return all(
-            node.id not in self._returned and members.issuperset(self._readers.get(node.id, ()))
-            for node in match.inner
-            if node.id != match.last.id
-        )
-
-
-def _refs(node: Node) -> list[Ref]:
-    return [ref for ref in node.inputs if ref is not None]
-
-
 # norms ------------------------------------------------------------------------------------------------------------------
 
 
-def _norm(view: _View, root: Node) -> Match | None:
+def _norm(view: View, root: Node) -> Match | None:
     """LayerNorm (x - m) / sqrt(var + eps) or RMSNorm x / sqrt(mean x^2 + eps), found at the square root."""
     inner = [root]
     shifted = view.before(root, "add")
     eps = shifted.attrs.get("constant") if shifted is not None else None
-    if shifted is not None and isinstance(eps, float) and len(_refs(shifted)) == 1:
+    if shifted is not None and isinstance(eps, float) and len(refs_of(shifted)) == 1:
         inner.append(shifted)
     else:
         shifted, eps = root, 0.0
@@ -124,11 +74,11 @@ def _norm(view: _View, root: Node) -> Match | None:
         last = view.reader(inverted, "mul")
     else:
         last = inverted if inverted.op == "div" or root.op == "rsqrt" else None
-    if last is None or len(_refs(last)) != 2 or (last.op == "div" and last.inputs[0] == Ref(root.id)):
+    if last is None or len(refs_of(last)) != 2 or (last.op == "div" and last.inputs[0] == Ref(root.id)):
         return None
     known = {node.id for node in inner}
-    signal = next((ref for ref in _refs(last) if ref.node not in known), None)
-    squared = _refs(square)[0]
+    signal = next((ref for ref in refs_of(last) if ref.node not in known), None)
+    squared = refs_of(square)[0]
     op: str = "rms_norm"
     source = signal
     centred = [node for ref in dict.fromkeys((signal, squared)) if (node := _centred(view, ref, mean)) is not None]
@@ -141,24 +91,24 @@ def _norm(view: _View, root: Node) -> Match | None:
 
 
 def _squares(node: Node) -> bool:
-    refs = _refs(node)
+    refs = refs_of(node)
     return node.attrs.get("constant") == 2.0 if node.op == "pow" else len(refs) == 2 and refs[0] == refs[1]
 
 
-def _centred(view: _View, ref: Ref | None, mean: Node) -> Node | None:
+def _centred(view: View, ref: Ref | None, mean: Node) -> Node | None:
     """The subtraction x - mean(x) over the axes of `mean` that makes a tensor."""
     sub = view.maker(ref, "sub")
-    own = view.maker(sub.inputs[1], "mean") if sub is not None and len(_refs(sub)) == 2 else None
+    own = view.maker(sub.inputs[1], "mean") if sub is not None and len(refs_of(sub)) == 2 else None
     same = sub is not None and own is not None and own.inputs[:1] == sub.inputs[:1]
     return sub if same and own is not None and own.attrs.get("axes") == mean.attrs.get("axes") else None
 
 
-def _with_affine(view: _View, match: Match) -> Match:
+def _with_affine(view: View, match: Match) -> Match:
     """The match with the scale and the bias behind it, where there are."""
     for op, role in (("mul", "scale"), ("add", "bias")):
         after = view.reader(match.last, op, "cast")
         behind = view.reader(after, op) if after is not None and after.op == "cast" else after
-        weight = behind.weights.get(role) if behind is not None and len(_refs(behind)) == 1 else None
+        weight = behind.weights.get(role) if behind is not None and len(refs_of(behind)) == 1 else None
         if behind is None or weight is None:
             continue
         passed = [node for node in (match.last, after) if node is not None and node is not behind]
@@ -167,7 +117,7 @@ def _with_affine(view: _View, match: Match) -> Match:
     return match
 
 
-def _group_norm(view: _View, norm: Node) -> Match | None:
+def _group_norm(view: View, norm: Node) -> Match | None:
     """Reshape to groups, InstanceNormalization with unit scale, reshape back; with casts and further reshapes on the way."""
     scale = norm.weights.get("scale")
     inner = [norm]
@@ -180,20 +130,20 @@ def _group_norm(view: _View, norm: Node) -> Match | None:
     while (after := view.reader(last, "reshape", "cast")) is not None:
         inner.append(last)
         last = after
-    if grouped is None or scale is None or last is norm or top.op == norm.op or _signal(top) is None:
+    if grouped is None or scale is None or last is norm or top.op == norm.op or signal_of(top) is None:
         return None
     if grouped.shape is None or len(grouped.shape) != 3:
         return None
     attrs = {"eps": norm.attrs.get("epsilon", 1e-5), "num_groups": scale.size}
     return _with_affine(
-        view, Match(last, "group_norm", (_signal(top),), tuple({node.id: node for node in inner}.values()), {}, attrs)
+        view, Match(last, "group_norm", (signal_of(top),), tuple({node.id: node for node in inner}.values()), {}, attrs)
     )
 
 
 # attention --------------------------------------------------------------------------------------------------------------
 
 
-def _attention(view: _View, softmax: Node) -> Match | None:
+def _attention(view: View, softmax: Node) -> Match | None:
     """softmax(scale q k' + mask) v, found at the softmax."""
     inner = [softmax]
     mixed = _guarded(view, inner)
@@ -201,12 +151,12 @@ def _attention(view: _View, softmax: Node) -> Match | None:
         inner.append(mixed)
         mixed = view.reader(mixed, "matmul", "dropout", "cast")
     logits = _logits(view, softmax)
-    if mixed is None or logits is None or len(_refs(mixed)) != 2 or mixed.inputs[0] != Ref(inner[-1].id):
+    if mixed is None or logits is None or len(refs_of(mixed)) != 2 or mixed.inputs[0] != Ref(inner[-1].id):
         return None
     product, passed, masks, scale = logits
     inner += passed
     sides = []
-    for ref, role in zip(_refs(product), "qk", strict=True):
+    for ref, role in zip(refs_of(product), "qk", strict=True):
         found, moved, factor = _side(view, ref, transposed=role == "k")
         sides.append(found)
         inner += moved
@@ -215,7 +165,7 @@ def _attention(view: _View, softmax: Node) -> Match | None:
     return Match(mixed, "attention", inputs, tuple(inner), {}, {"scale": scale})
 
 
-def _guarded(view: _View, inner: list[Node]) -> Node | None:
+def _guarded(view: View, inner: list[Node]) -> Node | None:
     """What reads the softmax, the last of `inner`; where(isnan(p), 0, p) in between joins `inner`."""
     readers = view.readers(inner[-1])
     tests = [node for node in readers if node.attrs.get("name") == "IsNaN"]
@@ -225,37 +175,32 @@ def _guarded(view: _View, inner: list[Node]) -> Node | None:
     return view.reader(inner[-1], "matmul", "dropout", "cast") if len(readers) == 1 or len(inner) > 1 else None
 
 
-def _logits(view: _View, softmax: Node) -> tuple[Node, list[Node], list[Ref], float] | None:
+def _logits(view: View, softmax: Node) -> tuple[Node, list[Node], list[Ref], float] | None:
     """The product q k' under a softmax, the nodes between, the masks that they add, and their scale."""
     passed: list[Node] = []
     masks: list[Ref] = []
-    scale, ref = 1.0, _signal(softmax)
+    scale, ref = 1.0, signal_of(softmax)
     while (node := view.maker(ref, *_ON_LOGITS)) is not None and node.op != "matmul":
-        products = [item for item in _refs(node) if _leads_to_product(view, item)]
+        products = [item for item in refs_of(node) if _leads_to_product(view, item)]
         hides = node.op == "add" or node.attrs.get("name") == "Where"
-        if len(products) != 1 or (node.op == "slice" and not hides) or (len(_refs(node)) > 1 and not hides) or len(passed) > 6:
+        if len(products) != 1 or (node.op == "slice" and not hides) or (len(refs_of(node)) > 1 and not hides) or len(passed) > 6:
             return None
-        masks += [item for item in _refs(node) if item != products[0]]
+        masks += [item for item in refs_of(node) if item != products[0]]
         scale *= _factor(node)
         passed.append(node)
         ref = products[0]
-    if node is None or len(_refs(node)) != 2 or node.weights:
+    if node is None or len(refs_of(node)) != 2 or node.weights:
         return None
     return node, [*passed, node], masks, scale
 
 
-def _signal(node: Node) -> Ref | None:
-    refs = _refs(node)
-    return refs[0] if len(refs) == 1 else None
-
-
-def _leads_to_product(view: _View, ref: Ref) -> bool:
+def _leads_to_product(view: View, ref: Ref) -> bool:
     """Whether a tensor is a product of two activations behind nodes that scale and mask it."""
     for _ in range(_DEEPEST):
         node = view.maker(ref, *_ON_LOGITS)
         if node is None or node.op == "matmul":
-            return node is not None and len(_refs(node)) == 2
-        refs = _refs(node)[-2:] if node.attrs.get("name") == "Where" else _refs(node)
+            return node is not None and len(refs_of(node)) == 2
+        refs = refs_of(node)[-2:] if node.attrs.get("name") == "Where" else refs_of(node)
         made = [item for item in refs if view.maker(item, *_ON_LOGITS)]
         if not made:
             return False
@@ -271,12 +216,12 @@ def _factor(node: Node) -> float:
     return float(constant) if node.op == "mul" else 1.0 / float(constant)
 
 
-def _side(view: _View, ref: Ref, *, transposed: bool) -> tuple[Ref, list[Node], float]:
+def _side(view: View, ref: Ref, *, transposed: bool) -> tuple[Ref, list[Node], float]:
     """Where q or k comes from before it is scaled and transposed, the nodes that do that, and the scale."""
     passed: list[Node] = []
     scale = 1.0
     while (node := view.maker(ref, "mul", "div", "reshape")) is not None and view.reader(node, "matmul", "mul", "div", "reshape"):
-        below = _signal(node)
+        below = signal_of(node)
         scales = node.op != "reshape" and isinstance(node.attrs.get("constant"), (int, float)) and not node.weights
         swaps = transposed and _swaps_last(node) and not any(_swaps_last(other) for other in passed)
         if below is None or not (scales or swaps) or (node.op == "div" and node.inputs[0] is None):
@@ -296,7 +241,7 @@ def _swaps_last(node: Node) -> bool:
 # activations ------------------------------------------------------------------------------------------------------------
 
 
-def _activation(view: _View, anchor: Node) -> Match | None:
+def _activation(view: View, anchor: Node) -> Match | None:
     """A function of one tensor through `anchor` that behaves like an activation of the vocabulary, however it is spelled."""
     ends = [anchor]
     while len(ends) < 5 and (after := view.reader(ends[-1], "mul", "div", "add", "sub", "neg")) is not None:
@@ -313,9 +258,9 @@ def _activation(view: _View, anchor: Node) -> Match | None:
     return None
 
 
-def _starts(view: _View, anchor: Node) -> Iterator[Ref]:
+def _starts(view: View, anchor: Node) -> Iterator[Ref]:
     """The tensors above the anchor that the function may be one of, nearest first."""
-    queue, seen = list(dict.fromkeys(_refs(anchor))), set[Ref]()
+    queue, seen = list(dict.fromkeys(refs_of(anchor))), set[Ref]()
     while queue and len(seen) < _DEEPEST:
         ref = queue.pop(0)
         if ref in seen:
@@ -323,19 +268,19 @@ def _starts(view: _View, anchor: Node) -> Iterator[Ref]:
         seen.add(ref)
         yield ref
         maker = view.maker(ref, *_POINTWISE)
-        queue += _refs(maker) if maker is not None else []
+        queue += refs_of(maker) if maker is not None else []
 
 
-def _region(view: _View, end: Node, start: Ref) -> list[Node] | None:
+def _region(view: View, end: Node, start: Ref) -> list[Node] | None:
     """The pointwise nodes between `start` and `end`, in order, None when they read anything else."""
     found: dict[str, Node] = {}
 
     def visit(node: Node) -> bool:
         if node.id in found:
             return True
-        if len(found) > _DEEPEST or node.weights or not _refs(node):
+        if len(found) > _DEEPEST or node.weights or not refs_of(node):
             return False
-        for ref in _refs(node):
+        for ref in refs_of(node):
             maker = None if ref == start else view.maker(ref, *_POINTWISE)
             if ref != start and (maker is None or not visit(maker)):
                 return False
@@ -345,7 +290,8 @@ def _region(view: _View, end: Node, start: Ref) -> list[Node] | None:
     return list(found.values()) if visit(end) else None
 
 
-_MATCHERS: dict[str, tuple[Callable[[_View, Node], Match | None], ...]] = {
+_SOFTMAXES: dict[str, tuple[Matcher, ...]] = {"exp": (softmax,), "sum": (log_sum_exp,), "softmax": (log_of_softmax,)}
+_MATCHERS: dict[str, tuple[Matcher, ...]] = {
     "sqrt": (_norm,),
     "rsqrt": (_norm,),
     "instance_norm": (_group_norm,),

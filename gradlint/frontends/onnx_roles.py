@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from gradlint.frontends import onnx_contrib
 from gradlint.frontends.onnx_constants import Constant
 from gradlint.frontends.onnx_schema import STANDARD, attribute_fits, schema_of
 from gradlint.graph import Ref, Weight
 from gradlint.ops import by_onnx
 
-_KNOWN_DOMAINS = (*STANDARD, "com.microsoft", "ai.onnx.ml")
+_KNOWN_DOMAINS = (*STANDARD, onnx_contrib.MICROSOFT, "ai.onnx.ml")
 _LAST = 1 << 16  # clipped to the last axis
 _PLAIN = 16  # elements of a constant argument that attributes repeat
 _NORM = ((1, "scale", 0), (2, "bias", 0))
@@ -33,7 +34,7 @@ _SLOTS: dict[str, tuple[tuple[int, str, int], ...]] = {  # (input slot, role, ax
     "SkipLayerNormalization": ((2, "scale", 0), (3, "bias", 0)),
     "PRelu": ((1, "slope", 0),),
 }
-_FACTORS = ("Gemm", "MatMul", "RNN", "GRU", "LSTM")
+_FACTORS = ("Gemm", "FusedGemm", "GemmFloat8", "MatMul", "RNN", "GRU", "LSTM")
 _STATISTICS = ("running_mean", "running_var")
 _BINARY = {"Add": "bias", "Sub": "bias", "Mul": "scale", "Div": "scale", "Sum": "bias"}
 _POINTWISE = (*_BINARY, "Pow", "Max", "Min", "Mod", "Mean")
@@ -46,7 +47,7 @@ class Call:
     """A node with its operands, and what is found out about it: `op`, `attrs` and `weights` as in `gradlint.graph.Node`."""
 
     node: onnx.NodeProto
-    operands: Sequence[Operand]
+    operands: list[Operand]
     version: int
     make_weight: Callable[[Constant, int, bool], Weight]
     op: str = ""
@@ -76,16 +77,27 @@ def describe(call: Call) -> None:
     call.op = by_onnx(kind).name if call.node.domain in _KNOWN_DOMAINS else "unknown"
     schema = schema_of(call.node.op_type, call.node.domain, call.version)
     call.attrs = _attributes(call.node, schema)
-    special = _SPECIAL.get(kind) if call.op != "unknown" else None
     if kind in _POINTWISE:
         _pointwise(call)
     else:
-        for slot, role, out_axis in _SLOTS.get(kind, ()):
+        slots = onnx_contrib.SLOTS.get(kind) if call.node.domain == onnx_contrib.MICROSOFT else None
+        slots = _SLOTS.get(kind) if slots is None else slots
+        for slot, role, out_axis in slots or ():
             call.add_weight(role, call.matrix(slot), out_axis)
-        if kind not in _SLOTS and kind not in _FACTORS:
+        if slots is None and kind not in _FACTORS:
             _arguments(call, schema)
-    if special is not None:
+    for special in _specials(call):
         special(call)
+
+
+def _specials(call: Call) -> Sequence[Callable[[Call], None]]:
+    """What else is to be found out about a call, in order."""
+    kind = call.node.op_type
+    if call.op == "unknown":
+        return ()
+    if call.node.domain == onnx_contrib.MICROSOFT and kind in _CONTRIB:
+        return _CONTRIB[kind]
+    return (_SPECIAL[kind],) if kind in _SPECIAL else ()
 
 
 def _attributes(node: onnx.NodeProto, schema: Any) -> dict[str, Any]:
@@ -280,6 +292,7 @@ _SPECIAL: dict[str, Callable[[Call], None]] = {
     "BatchNormalization": _batch_norm,
     "Dropout": _dropout,
 }
+_CONTRIB = onnx_contrib.SPECIAL | dict.fromkeys(("FusedGemm", "GemmFloat8"), (_gemm, onnx_contrib.fused))
 
 
 class Weights:

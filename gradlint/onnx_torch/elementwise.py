@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor
 
@@ -165,9 +168,10 @@ def _identity(x: Value) -> Value:
 
 
 @op("Cast")
-def _cast(x: Tensor, *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:
+def _cast(x: Tensor | NDArray[Any], *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:
     del round_mode  # of float8e8m0, which torch does not have
-    return _as(x, torch_dtype(TensorProto.DataType.Value(to) if isinstance(to, str) else to), saturate)  # opset 1 names its types
+    values = torch.from_numpy(x.astype(np.float64)) if isinstance(x, np.ndarray) else x  # text of numbers
+    return _as(values, torch_dtype(TensorProto.DataType.Value(to) if isinstance(to, str) else to), saturate)  # opset 1: a name
 
 
 @op("CastLike")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 from torch import Tensor
 
 from gradlint.errors import ForwardError, GradlintError
 from gradlint.frontends.base import PartialRun
+from gradlint.frontends.user_code import described
 from gradlint.onnx_torch import (
     activation,
     boxes,
@@ -57,6 +59,9 @@ FAMILIES = (
 Values = tuple[Value, ...]
 Observer = Callable[[Step, Values, Values], Values]
 Reader = Callable[[Step, Values], Values]
+_HINT = "check the input shapes (--input NAME=DTYPE[SHAPE]) and that onnxruntime can run the file"
+_TEXT = frozenset({"Cast", "Identity", "If", "Loop", "Optional", "OptionalHasElement", "SequenceConstruct", "Shape"})
+"""Operators that take text, which is an array of objects here."""
 _NESTING = 64  # function bodies in function bodies: an untrusted file may call itself
 
 
@@ -147,6 +152,13 @@ def _schema_body(step: Step, inputs: Values) -> tuple[Any, list[onnx.AttributePr
     return onnx.FunctionProto.FromString(built), defaults, b"\0".join(types)
 
 
+def _read(step: Step, env: Mapping[str, Value]) -> Values:
+    try:
+        return tuple(env[name] if name else None for name in step.inputs)
+    except KeyError as error:
+        raise ForwardError(f"{step.op} at {step.id} reads {error}, which nothing before it makes", hint=_HINT) from None
+
+
 class _Run:
     """One run of a model: its constants and who watches; `depth` counts the function bodies around it."""
 
@@ -171,7 +183,7 @@ class _Run:
             if name not in env:  # an input may replace an initializer of its name
                 env[name] = self._constants[key] if key in self._constants else held[key]
         for step in plan.steps:
-            inputs = tuple(env[name] if name else None for name in step.inputs)
+            inputs = _read(step, env)
             if self._reader is not None:
                 inputs = self._reader(step, inputs)
             outputs = self._call(step, inputs, env)
@@ -184,9 +196,11 @@ class _Run:
 
     def _call(self, step: Step, inputs: Values, env: Mapping[str, Value]) -> Values:
         kernel = KERNELS.get(f"{step.domain}::{step.op}" if step.domain else step.op)
+        if step.op not in _TEXT and any(isinstance(value, np.ndarray) for value in inputs):
+            raise PartialRun(step.id, step.op, "it works on text, and gradlint computes with numbers")
         try:
             result = self._body(step, inputs) if kernel is None else self._kernel(kernel, step, inputs, env)
-        except GradlintError:
+        except (GradlintError, MemoryError):
             raise
         except PartialRun as stop:
             if stop.node == step.id or step.op == "If":
@@ -194,13 +208,14 @@ class _Run:
             raise PartialRun(step.id, step.op, f"it needs {stop.op}: {stop.reason}") from stop  # inner nodes have no place
         except (NotImplementedError, DtypeError) as error:  # torch has no kernel for this dtype, or no such dtype
             raise PartialRun(step.id, step.op, str(error)) from error
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # a file may ask an operator for anything
             shapes = ", ".join(str(list(getattr(value, "shape", ()))) for value in inputs)
-            raise ForwardError(
-                f"{step.op} at {step.id} fails on inputs of shapes {shapes}: {error}",
-                hint="check the input shapes (--input NAME=DTYPE[SHAPE]) and that onnxruntime can run the file",
-            ) from error
-        return result if isinstance(result, tuple) else (result,)
+            what = str(error) if isinstance(error, (RuntimeError, ValueError)) else described(error)
+            raise ForwardError(f"{step.op} at {step.id} fails on inputs of shapes {shapes}: {what}", hint=_HINT) from error
+        results = result if isinstance(result, tuple) else (result,)
+        if len(results) < step.needed:
+            raise ForwardError(f"{step.op} at {step.id} has {len(results)} outputs, and output {step.needed} is read", hint=_HINT)
+        return results
 
     def _body(self, step: Step, inputs: Values) -> Values:
         if self._depth > _NESTING:
@@ -215,6 +230,9 @@ class _Run:
             attrs = kernel.named(step.attrs)
         except KeyError as error:
             raise PartialRun(step.id, step.op, f"the attribute {error} is not supported") from None
+        missing = kernel.required - attrs.keys()
+        if missing:
+            raise ForwardError(f"{step.op} at {step.id} lacks the attribute {min(missing).rstrip('_')!r}", hint=_HINT)
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         if kernel.arity is not None and len(inputs) > kernel.arity:
@@ -223,7 +241,8 @@ class _Run:
             return kernel.function(*inputs, **attrs)
 
         def run(graph: SubGraph, arguments: Sequence[Value], observed: bool) -> Values:
-            assert isinstance(graph, Plan)
+            if not isinstance(graph, Plan):
+                raise TypeError("an attribute that has to be a graph is none")
             inner = {name: env[name] for name in graph.captures}
             inner.update(zip(graph.inputs, arguments, strict=False))
             watchers = (self._observer, self._reader) if observed else (None, None)

@@ -102,6 +102,8 @@ class OnnxModule(nn.Module):
 def _tensor(value: Any) -> Any:
     if isinstance(value, (Tensor, list, tuple)) or value is None:
         return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "USO":  # text
+        return value.astype(object)
     return from_numpy(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
 from onnx import AttributeProto
 
+from gradlint.errors import GradlintError, TargetError
 from gradlint.frontends.onnx_names import assign_ids, subgraph_scope
+from gradlint.frontends.user_code import described
 from gradlint.onnx_torch.dtypes import Load, from_proto, from_sparse
 from gradlint.onnx_torch.registry import KERNELS, Value
 
@@ -19,7 +22,7 @@ STANDARD = ("", "ai.onnx")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node, and the `last` names, whose values nobody reads after it."""
+    """One node; `needed` counts its outputs up to the last one that is read, `last` are names that nobody reads after it."""
 
     id: str
     op: str
@@ -30,6 +33,7 @@ class Step:
     attrs: Mapping[str, Any]
     node: onnx.NodeProto
     last: tuple[str, ...] = ()
+    needed: int = 0
 
     @property
     def graphs(self) -> Iterator[Plan]:
@@ -71,9 +75,13 @@ class Planner:
 
     def graph(self, graph: onnx.GraphProto, opsets: Opsets, scope: str = "") -> Plan:
         """Plan a graph whose nodes get the ids that the static graph gives them."""
-        found = {tensor.name: self._keep(tensor.name, scope, from_proto(tensor, self._load)) for tensor in graph.initializer}
+        found: dict[str, str] = {}
+        for tensor in graph.initializer:
+            with _readable(f"weight {tensor.name!r}"):
+                found[tensor.name] = self._keep(tensor.name, scope, from_proto(tensor, self._load))
         for sparse in graph.sparse_initializer:
-            found[sparse.values.name] = self._keep(sparse.values.name, scope, from_sparse(sparse, self._load))
+            with _readable(f"sparse weight {sparse.values.name!r}"):
+                found[sparse.values.name] = self._keep(sparse.values.name, scope, from_sparse(sparse, self._load))
         inputs = [value.name for value in graph.input if value.name not in found]
         outputs = [value.name for value in graph.output]
         return self._plan(
@@ -98,14 +106,14 @@ class Planner:
     ) -> Plan:
         steps = []
         for node_id, node in nodes:
-            attrs = {a.name: self._attribute(a, opsets, subgraph_scope(node_id, a.name)) for a in node.attribute}
-            if node.op_type == "Constant" and node.domain in STANDARD:
-                name = node.output[0]
-                found[name] = self._keep(name, scope, KERNELS["Constant"].function(**attrs))
-                continue
-            domain = "" if node.domain in STANDARD else node.domain
-            opset = opsets.get(domain, 1)
-            steps.append(Step(node_id, node.op_type, domain, opset, tuple(node.input), tuple(node.output), attrs, node))
+            with _readable(f"{node.op_type} at {node_id}"):
+                attrs = {a.name: self._attribute(a, opsets, subgraph_scope(node_id, a.name)) for a in node.attribute}
+                if node.op_type == "Constant" and node.domain in STANDARD:
+                    found[node.output[0]] = self._keep(node.output[0], scope, KERNELS["Constant"].function(**attrs))
+                    continue
+                domain = "" if node.domain in STANDARD else node.domain
+                opset = opsets.get(domain, 1)
+                steps.append(Step(node_id, node.op_type, domain, opset, tuple(node.input), tuple(node.output), attrs, node))
         bound = {*inputs, *found, *(name for step in steps for name in step.outputs)}
         read = {name for step in steps for name in step.reads}
         return Plan(
@@ -138,6 +146,18 @@ class Planner:
         return tuple(value) if a.type in (kind.INTS, kind.FLOATS) else value
 
 
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a part of a file into a TargetError that names the part."""
+    try:
+        yield
+    except (GradlintError, MemoryError):
+        raise
+    except Exception as error:
+        hint = "check the file with onnx.checker.check_model, and export it again"
+        raise TargetError(f"{what} cannot be read: {described(error)}", hint=hint) from error
+
+
 def _bound(node: onnx.NodeProto, given: Mapping[str, AttributeProto]) -> onnx.NodeProto:
     """The node of a function body with the caller's attributes in place of references; a reference to none is left out."""
     bound = onnx.NodeProto()
@@ -157,12 +177,14 @@ def _bound(node: onnx.NodeProto, given: Mapping[str, AttributeProto]) -> onnx.No
 
 
 def _with_last(steps: Sequence[Step], outputs: Sequence[str]) -> Iterator[Step]:
-    """The steps, each with the names that may be forgotten after it."""
+    """The steps, each with the outputs that it needs to give and the names that may be forgotten after it."""
+    results = set(outputs)
+    wanted = {*results, *(name for step in steps for name in step.reads)}
     reader = {name: index for index, step in enumerate(steps) for name in (*step.outputs, *step.reads)}
     last: dict[int, list[str]] = {}
     for name, index in reader.items():
-        if name and name not in outputs:
+        if name and name not in results:
             last.setdefault(index, []).append(name)
-    for index, s in enumerate(steps):
-        names = tuple(last.get(index, ()))
-        yield Step(s.id, s.op, s.domain, s.opset, s.inputs, s.outputs, s.attrs, s.node, names)
+    for index, step in enumerate(steps):
+        needed = max((port for port, name in enumerate(step.outputs, 1) if name and name in wanted), default=0)
+        yield replace(step, last=tuple(last.get(index, ())), needed=needed)

@@ -58,12 +58,17 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A registered operator: `attributes` maps ONNX names to parameter names, `arity` is its number of inputs, None: any."""
+    """A registered operator.
+
+    `attributes` maps ONNX names to parameter names, `required` are those of the latter without a default, `arity` is its
+    number of inputs, None: any.
+    """
 
     function: Callable[..., Any]
     attributes: Mapping[str, str]
     wants_context: bool
     arity: int | None
+    required: frozenset[str] = frozenset()
 
     def named(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Attributes of a node as keyword arguments; raises KeyError for one that the kernel does not know."""
@@ -79,12 +84,14 @@ def op(*names: str, like: Callable[..., Any] | None = None) -> Callable[[F], F]:
 
     def register(function: F) -> F:
         parameters = inspect.signature(function).parameters
-        named = inspect.signature(like or function).parameters.values()
-        attributes = {p.name.rstrip("_"): p.name for p in named if p.kind is p.KEYWORD_ONLY}
+        named = [p for p in inspect.signature(like or function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        attributes = {p.name.rstrip("_"): p.name for p in named}
+        required = frozenset(p.name for p in named if p.default is p.empty)
         wants_context = next(iter(parameters), "") == "ctx"
         kinds = [p.kind for p in parameters.values()]
         places = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) - wants_context
-        kernel = Kernel(function, attributes, wants_context, None if inspect.Parameter.VAR_POSITIONAL in kinds else places)
+        arity = None if inspect.Parameter.VAR_POSITIONAL in kinds else places
+        kernel = Kernel(function, attributes, wants_context, arity, required)
         KERNELS.update(dict.fromkeys(names, kernel))
         return function
 

@@ -90,7 +90,10 @@ class _Recurrent:
     def _start(self, value: Tensor | None, direction: int, zeros: Tensor) -> Tensor:
         if value is None:
             return zeros
-        return value[:, direction] if self.layout else value[direction]
+        start = value[:, direction] if self.layout else value[direction]
+        if start.shape != zeros.shape:  # torch would broadcast it
+            raise ValueError(f"a state of shape {list(value.shape)} does not fit (batch, hidden) = {tuple(zeros.shape)}")
+        return start
 
 
 def _unroll(step: Step, x: Tensor, state: State, lengths: Tensor | None, *, backwards: bool) -> tuple[Tensor, State]:

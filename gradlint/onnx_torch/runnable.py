@@ -15,7 +15,7 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.onnx_file import OnnxFile
 from gradlint.frontends.onnx_names import input_id
 from gradlint.graph import Graph, Ref
-from gradlint.onnx_torch.dtypes import from_numpy
+from gradlint.onnx_torch.dtypes import from_numpy, is_float8
 from gradlint.onnx_torch.module import OnnxModule, derived, steps_of
 from gradlint.onnx_torch.plan import Plan, Step
 from gradlint.onnx_torch.quantize import INTEGERS
@@ -64,7 +64,7 @@ class OnnxRunnable:
             """Let `edit` replace outputs, tap them, and return them."""
             if node_id not in self._graph:
                 return outputs
-            tensors = tuple(value if isinstance(value, Tensor) else None for value in outputs)
+            tensors = tuple(map(_watched, outputs))
             edited = edit(node_id, tensors) if edit is not None else None
             if edited is not None:
                 tensors = tuple(edited)
@@ -90,9 +90,7 @@ class OnnxRunnable:
 
         feeds = {}
         for spec, array in zip(self.inputs, inputs, strict=True):
-            value = from_numpy(np.asarray(array)).to(getattr(torch, spec.dtype))
-            if value.is_floating_point():
-                value = value.detach().requires_grad_().clone()
+            value = _differentiable(_fed(spec, array))
             (feeds[str(spec.name)],) = show(input_id(str(spec.name)), (value,))
         self.module.run(feeds, observe)
         return tuple(seen[ref] for ref in self._graph.outputs)
@@ -102,6 +100,18 @@ def _notes(plan: Plan) -> Iterator[str]:
     rounding = sum(step.op == "QuantizeLinear" for step in steps_of(plan))
     if rounding:
         yield f"quantized graph: gradients pass the rounding of {rounding} nodes straight through and stop where these saturate"
+
+
+def _watched(value: Any) -> Tensor | None:
+    """A value that can be looked at: a tensor, unless it holds float8, which torch stores but does not compute with."""
+    return value if isinstance(value, Tensor) and not is_float8(value.dtype) else None
+
+
+def _fed(spec: InputSpec, array: Any) -> Any:
+    """What the evaluator takes for an array: a tensor, or an array of objects for text."""
+    if spec.dtype == "string":
+        return np.asarray(array, dtype=object)
+    return from_numpy(np.asarray(array)).to(getattr(torch, spec.dtype))
 
 
 def _differentiable(value: Any) -> Any:

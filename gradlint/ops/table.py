@@ -79,21 +79,31 @@ _ROWS = (
         "Constant ConstantOfShape Range EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial",
     ),
     # weight layers
-    _row("linear", _K.LINEAR, "linear addmm bilinear", "Gemm"),
+    _row(
+        "linear",
+        _K.LINEAR,
+        "linear addmm bilinear",
+        "Gemm FusedGemm GemmFastGelu GemmFloat8 MatMulNBits MatMulBnb4 MatMulFpQ4 MatMulIntegerToFloat DynamicQuantizeMatMul",
+    ),
     _row(
         "matmul",
         _K.MATMUL,
         "matmul bmm mm baddbmm addbmm einsum dot mv addmv tensordot grouped_mm _grouped_mm inner outer vdot "
         "chain_matmul linalg_multi_dot addr cdist",
-        "MatMul Einsum",
+        "MatMul Einsum FusedMatMul FusedMatMulActivation TransposeMatMul SparseToDenseMatMul CDist",
     ),
     _row(
         "conv",
         _K.CONV,
         "conv1d conv2d conv3d convolution _convolution deform_conv2d mkldnn_convolution _conv_depthwise2d cudnn_convolution",
-        "Conv DeformConv CausalConvWithState",
+        "Conv DeformConv CausalConvWithState FusedConv NhwcConv NhwcFusedConv",
     ),
-    _row("conv_transpose", _K.CONV, "conv_transpose1d conv_transpose2d conv_transpose3d", "ConvTranspose"),
+    _row(
+        "conv_transpose",
+        _K.CONV,
+        "conv_transpose1d conv_transpose2d conv_transpose3d",
+        "ConvTranspose ConvTransposeWithDynamicPads",
+    ),
     _row("embedding", _K.EMBEDDING, "embedding embedding_bag _embedding_bag"),
     _row("rnn", _K.RNN, "rnn_tanh rnn_relu", "RNN"),
     _row("lstm", _K.RNN, "lstm mkldnn_rnn_layer", "LSTM DynamicQuantizeLSTM"),
@@ -113,7 +123,8 @@ _ROWS = (
         "multi_head_attention",
         _K.ATTENTION,
         "multi_head_attention_forward _native_multi_head_attention _transformer_encoder_layer_fwd",
-        "MultiHeadAttention GroupQueryAttention",
+        "MultiHeadAttention GroupQueryAttention QAttention PackedAttention PackedMultiHeadAttention PagedAttention SparseAttention "
+        "LongformerAttention DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention",
     ),
     # normalisation
     _row(
@@ -123,10 +134,20 @@ _ROWS = (
         "_batch_norm_impl_index _batch_norm_with_update sync_batch_norm",
         "BatchNormalization",
     ),
-    _row("layer_norm", _K.NORM, "layer_norm native_layer_norm", "LayerNormalization SkipLayerNormalization"),
-    _row("group_norm", _K.NORM, "group_norm native_group_norm", "GroupNormalization"),
+    _row(
+        "layer_norm",
+        _K.NORM,
+        "layer_norm native_layer_norm",
+        "LayerNormalization SkipLayerNormalization EmbedLayerNormalization QEmbedLayerNormalization",
+    ),
+    _row("group_norm", _K.NORM, "group_norm native_group_norm", "GroupNormalization GroupNorm SkipGroupNorm"),
     _row("instance_norm", _K.NORM, "instance_norm", "InstanceNormalization MeanVarianceNormalization"),
-    _row("rms_norm", _K.NORM, "rms_norm _fused_rms_norm", "RMSNormalization SimplifiedLayerNormalization"),
+    _row(
+        "rms_norm",
+        _K.NORM,
+        "rms_norm _fused_rms_norm",
+        "RMSNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization GatedRMSNorm",
+    ),
     _row("local_response_norm", _K.NORM, "local_response_norm", "LRN"),
     _row("l2_normalize", _K.NORM, "normalize", "LpNormalization"),
     # activations: ops/activations.py has the functions
@@ -152,12 +173,12 @@ _ROWS = (
     _row("hardshrink", _K.ACTIVATION, "hardshrink"),
     _row("softshrink", _K.ACTIVATION, "softshrink", "Shrink"),
     _row("threshold", _K.ACTIVATION, "threshold", "ThresholdedRelu"),
-    _row("glu", _K.ACTIVATION, "glu", "SwiGLU"),
+    _row("glu", _K.ACTIVATION, "glu", "SwiGLU BiasSplitGelu"),
     _row("erf", _K.ACTIVATION, "erf", "Erf"),
-    _row("softmax", _K.SOFTMAX, "softmax _softmax softmin gumbel_softmax _safe_softmax", "Softmax"),
+    _row("softmax", _K.SOFTMAX, "softmax _softmax softmin gumbel_softmax _safe_softmax", "Softmax BiasSoftmax"),
     _row("log_softmax", _K.SOFTMAX, "log_softmax _log_softmax", "LogSoftmax"),
     # joins and pointwise arithmetic
-    _row("add", _K.ADD, "add addcmul addcdiv", "Add Sum Mean"),
+    _row("add", _K.ADD, "add addcmul addcdiv", "Add Sum Mean BiasAdd GatedAdd"),
     _row("sub", _K.ADD, "sub subtract rsub lerp", "Sub"),
     _row("mul", _K.MUL, "mul multiply", "Mul"),
     _row("div", _K.MUL, "div divide true_divide truediv", "Div"),
@@ -184,13 +205,14 @@ _ROWS = (
         "complex",
         _K.MATH,
         "real imag view_as_real view_as_complex complex polar angle conj resolve_conj resolve_neg conj_physical",
+        "ComplexMul ComplexMulConj",
     ),
     _row(
         "fft",
         _K.MATH,
         "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn "
         "fft_rfftn fft_irfftn fft_hfft fft_ihfft stft istft fft_fftshift fft_ifftshift _fft_c2c _fft_r2c _fft_c2r",
-        "DFT STFT MelWeightMatrix HannWindow HammingWindow BlackmanWindow",
+        "DFT STFT Rfft Irfft MelWeightMatrix HannWindow HammingWindow BlackmanWindow",
     ),
     _row(
         "linalg",
@@ -198,21 +220,21 @@ _ROWS = (
         "linalg_solve linalg_inv inverse linalg_qr linalg_svd linalg_eigh linalg_eig linalg_cholesky "
         "linalg_det det linalg_slogdet linalg_householder_product linalg_solve_triangular matrix_exp linalg_matrix_exp pinverse "
         "linalg_matrix_power cholesky qr svd linalg_pinv linalg_lstsq linalg_cross cross householder_product orgqr",
-        "Det",
+        "Det Inverse",
     ),
     _row("parametrize", _K.MATH, "_weight_norm _weight_norm_interface"),
     _row(
         "grid_sample",
         _K.MATH,
         "grid_sample grid_sampler grid_sampler_2d affine_grid grid_sampler_3d",
-        "GridSample AffineGrid RoiAlign",
+        "GridSample AffineGrid RoiAlign CropAndResize",
     ),
     _row(
         "dropout",
         _K.DROPOUT,
         "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout "
         "native_dropout bernoulli stochastic_depth",
-        "Dropout",
+        "Dropout BiasDropout BitmaskDropout BitmaskBiasDropout",
     ),
     # reductions, pooling, joins
     _row("mean", _K.REDUCE, "mean nanmean", "ReduceMean"),
@@ -244,7 +266,7 @@ _ROWS = (
         "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d_with_indices "
         "adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d "
         "fractional_max_pool2d_with_indices max_unpool1d max_unpool2d max_unpool3d mkldnn_max_pool2d",
-        "MaxPool GlobalMaxPool MaxUnpool MaxRoiPool",
+        "MaxPool GlobalMaxPool MaxUnpool MaxRoiPool NhwcMaxPool MaxpoolWithMask",
     ),
     _row(
         "upsample",
@@ -271,14 +293,14 @@ _ROWS = (
         "channel_shuffle rot90 flip fliplr flipud roll repeat repeat_interleave tile detach_copy _reshape_alias "
         "_pack_padded_sequence _pad_packed_sequence slice_copy lift_fresh",
         "Reshape Flatten Squeeze Unsqueeze Transpose Expand Identity Split SplitToSequence SequenceAt Tile DepthToSpace "
-        "SpaceToDepth Col2Im ReverseSequence CenterCropPad SequenceErase SequenceEmpty SequenceMap Optional OptionalGetElement",
+        "SpaceToDepth Col2Im ReverseSequence CenterCropPad SequenceErase SequenceEmpty SequenceMap Optional OptionalGetElement ExpandDims UnfoldTensor",
     ),
     _row(
         "cast",
         _K.SHAPE,
         "to type type_as float double half bfloat16 cpu cuda _to_copy positive cfloat cdouble data "
         "pin_memory requires_grad requires_grad_ set_data",
-        "Cast CastLike QuantizeLinear DequantizeLinear",
+        "Cast CastLike QuantizeLinear DequantizeLinear DequantizeWithOrder DequantizeBFP",
     ),
     _row(
         "slice",
@@ -289,7 +311,7 @@ _ROWS = (
         "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d reflection_pad3d replication_pad3d scatter_value "
         "fill_diagonal nested_to_padded diff combinations _pad_circular",
         "Gather GatherElements GatherND Slice Where Pad Compress Trilu Scatter ScatterElements ScatterND TensorScatter "
-        "RotaryEmbedding",
+        "RotaryEmbedding GatherBlockQuantized TorchEmbedding RemovePadding RestorePadding RelativePositionBias NGramRepeatBlock",
     ),
     # no gradient passes
     _row("detach", _K.CUT, "detach data_get no_grad stop_gradient"),
@@ -304,7 +326,7 @@ _ROWS = (
         _K.CUT,
         "argmax argmin argsort nonzero unique unique_consecutive _unique2 one_hot multinomial count_nonzero "
         "bincount histc argwhere isin",
-        "ArgMax ArgMin NonZero OneHot Unique NonMaxSuppression",
+        "ArgMax ArgMin NonZero OneHot Unique NonMaxSuppression DynamicTimeWarping",
     ),
     _row(
         "compare",
@@ -313,13 +335,16 @@ _ROWS = (
         "logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor any all and or xor not invert lshift rshift "
         "bitwise_left_shift bitwise_right_shift",
         "Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Not IsNaN IsInf BitwiseAnd BitwiseOr BitwiseXor BitwiseNot "
-        "BitShift Shape Size SequenceLength OptionalHasElement StringNormalizer StringConcat StringSplit RegexFullMatch TfIdfVectorizer",
+        "BitShift Shape Size SequenceLength OptionalHasElement StringNormalizer StringConcat StringSplit RegexFullMatch TfIdfVectorizer IsAllFinite MurmurHash3 Tokenizer",
     ),
     _row(
         "to_integer",
         _K.CUT,
         "long int short bool char byte",
-        "ConvInteger MatMulInteger DynamicQuantizeLinear QLinearConv QLinearMatMul",
+        "ConvInteger MatMulInteger DynamicQuantizeLinear QLinearConv QLinearMatMul QLinearAdd QLinearMul QLinearConcat QLinearWhere "
+        "QLinearAveragePool QLinearGlobalAveragePool QLinearReduceMean QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QGemm "
+        "MatMulInteger16 MulInteger ReduceSumInteger QuantizeBFP QuantizeWithOrder QOrderedMatMul QOrderedGelu "
+        "QOrderedAttention QOrderedLayerNormalization QOrderedLongformerAttention",
     ),
     _row(
         "loss",

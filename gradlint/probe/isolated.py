@@ -36,6 +36,10 @@ class InternalError(RuntimeError):
     """A fault of gradlint's own in the child process; the message is its traceback."""
 
 
+class RemoteTraceback(Exception):  # noqa: N818 - the cause of an error, never raised
+    """Where an error arose in the child process; the message is the traceback there."""
+
+
 class Worker:
     """One child process, started when it is first needed and again after it died."""
 
@@ -71,7 +75,7 @@ class Worker:
         if "memory" in answer:
             raise TargetError(f"probing needs more than {limits.memory:g} GB of memory", hint="allow more with --memory-limit GB")
         if "error" in answer:
-            raise _revived(answer["error"])
+            raise _revived(answer["error"]) from RemoteTraceback(answer["error"]["trace"])
         raise InternalError(answer["internal"])
 
     def stop(self) -> None:
@@ -107,6 +111,9 @@ class Worker:
                 progress(answer["progress"])
         except BrokenPipeError:
             pass
+        except BaseException:  # interrupted: an answer that nobody waits for must not meet the next request
+            self.stop()
+            raise
         finally:
             timer.cancel()
         code = process.wait()

@@ -13,6 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from gradlint.chains import chain_of
 from gradlint.errors import ForwardError
 from gradlint.flow import FINAL
 from gradlint.frontends.base import PartialRun, Runnable
@@ -185,7 +186,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
     each = [{node: one.gains(node) for node in one.seen} for one in passes]
     gains = {node: _median([gains[node] for gains in each if node in gains]) for node in last.seen}
     by_cuts = not structure.spine_is_representative
-    chain, per_seed = _chain(structure, each) if by_cuts else (list(structure.spine), each)
+    chain, per_seed = chain_of(structure, each)
     shown = {node: _median([one[node] for one in per_seed if node in one]) for node in chain} if by_cuts else gains
     singles = [{node: one[node].backward for node in chain if node in one} for one in per_seed]
     forward = first_nonfinite_forward(graph, last.seen)
@@ -220,46 +221,3 @@ def _median(gains: Sequence[Gains]) -> Gains:
         middle([item.forward for item in gains]),
         middle([item.relative for item in gains]),
     )
-
-
-def _chain(structure: Structure, each: Sequence[Mapping[str, Gains]]) -> tuple[list[str], list[dict[str, Gains]]]:
-    """Cuts by depth as a chain; the gain of each is that of all its tensors together."""
-    names = _cut_names(structure, each[0])
-    rows = [
-        {
-            name: Gains(
-                _together([gains[node].backward for node in cut if node in gains]),
-                gains[name].forward if name in gains else None,
-                _together([gains[node].relative for node in cut if node in gains]),
-            )
-            for name, cut in zip(names, structure.levels, strict=True)
-        }
-        for gains in each
-    ]
-    return list(dict.fromkeys(names)), rows
-
-
-def _cut_names(structure: Structure, gains: Mapping[str, Gains]) -> list[str]:
-    """A node for each cut: the one with the largest gradient that has not stood for another cut yet, else the newest."""
-
-    def weight(node: str) -> tuple[float, int]:
-        backward = gains[node].backward if node in gains else None
-        return -math.inf if backward is None else backward, structure.graph.position[node]
-
-    names: dict[str, None] = {}
-    chosen: list[str] = []
-    for cut in structure.levels:
-        chosen.append(max([node for node in cut if node not in names] or cut, key=weight))
-        names[chosen[-1]] = None
-    return chosen
-
-
-def _together(decades: Sequence[float | None]) -> float | None:
-    """Decades of the root of the sum of squares."""
-    known = [value for value in decades if value is not None]
-    if not known or not all(value < math.inf for value in known):
-        return known[0] if known else None
-    top = max(known)
-    if top == -math.inf:
-        return top
-    return top + 0.5 * math.log10(sum(10.0 ** (2.0 * (value - top)) for value in known))

@@ -45,7 +45,8 @@ def _answer(request: dict[str, Any]) -> None:
             _say(memory=True)
         elif isinstance(error, GradlintError):
             where = error.where if isinstance(error, ForwardError) else None
-            _say(error={"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint, "where": where})
+            said = {"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint, "where": where}
+            _say(error={**said, "trace": traceback.format_exc()})
         else:
             _say(internal=traceback.format_exc())
 

@@ -3,75 +3,102 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Graph, Node, Weight
 from gradlint.ops import Kind
-from gradlint.ops.activations import activation as function_of
-from gradlint.ops.activations import derivative
 from gradlint.structure import Structure
 from gradlint.theory.branches import normalises
-from gradlint.theory.propagation import squared_gain
+from gradlint.theory.cells import STEPS, CellResponse, Drive, simulate
+from gradlint.theory.cells_read import Cells, read_cells
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gradlint.ops.activations import Function
-
 _FUSED = frozenset({"rnn", "lstm", "gru"})
-_GATED = frozenset({"lstm", "gru", "lstm_cell", "gru_cell"})
+_GATED = {4: "lstm", 3: "gru"}  # by the rows of a recurrent weight per unit
+_WHOLE = 512  # units; of a wider cell with weights as drawn, some are simulated
 _WIDEST = 1024  # units: eigenvalues of a wider matrix take seconds
-_LONGEST = 1000  # steps simulated; growth is linear in time long before
-_SAMPLES = 8
+_LONGEST = 400  # steps simulated; growth is linear in time long before
+_EFFORT = 4.0  # times what a node of a graph is worth: loops are few
+_HORIZON = 3.0  # decades
+_STILL = 1e-4  # decades per step: slower is no growth that a simulation can tell from none
 
 
 @dataclass(frozen=True)
 class Loop:
     """One recurrence: `node` is where the probe files its growth over time, `nodes` all its applications.
 
-    `activation` is None for a linear loop, "lstm" or "gru" for a gated one. `weights` are the recurrent matrices,
-    `input_square` the squared gain from a unit input to the pre-activation, `steps` None where the length is not known.
+    `activation` is None for a linear loop, "lstm" or "gru" for a gated one. `weights` are the recurrent matrices, `steps` is None
+    where the length is not known, `cell` the operator that is simulated.
     """
 
     node: str
     nodes: tuple[str, ...]
     activation: str | None
     weights: tuple[Weight, ...]
-    input_square: float
     steps: int | None
+    cell: Node
 
     @cached_property
     def radius(self) -> float | None:
         """Largest spectral radius of the recurrent matrices, of each gate on its own; None for one too wide to look at."""
-        return max((float(np.abs(np.linalg.eigvals(block)).max()) for block in self._blocks()), default=None)
+        return max((float(np.abs(np.linalg.eigvals(block)).max()) for block in self._blocks), default=None)
 
-    def exponent(self, steps: int) -> float | None:
-        """Predicted decades of gradient growth per step of an ungated loop; None for a gated or a too wide one.
+    @cached_property
+    def norm(self) -> float | None:
+        """Largest singular value of the recurrent matrices, of each gate on its own; None for one too wide to look at."""
+        return max((float(np.linalg.norm(block, 2)) for block in self._blocks), default=None)
 
-        A finite-time Lyapunov exponent of the real matrix: the tangent of h' = phi(W h + input) is followed along a run from
-        rest under white noise (Engelken 2020, 2006.02427). Deterministic.
+    def response(self, steps: int, level: float = 0.0) -> CellResponse | None:
+        """The loop run for `steps` under white noise of 1/2 log10 q = `level`; None where its cell cannot be simulated."""
+        key = (max(min(steps, _LONGEST), 1), level)
+        if self._cells is not None and key not in self._responses:
+            self._responses[key] = simulate(self._cells, Drive(level), key[0], effort=_EFFORT)
+        return self._responses.get(key)
+
+    def exponent(self, steps: int, level: float = 0.0) -> float | None:
+        """Predicted decades of gradient growth per step, as a probe of so many steps sees it.
+
+        The slope over time of the exact gradient of the real cell, run from rest under white noise. Deterministic.
         """
-        phi = (lambda z: z) if self.activation is None else function_of(self.activation, {})
-        if phi is None or self.activation in _GATED:
-            return None
-        length = max(min(steps, _LONGEST), 1)
-        noise = math.sqrt(max(self.input_square, 1e-4))
-        grown = (_tangent_growth(block, phi, derivative(phi), noise, length) for block in self._blocks())
-        return max((decades / length for decades in grown), default=None)
+        found = self.response(steps, level)
+        return None if found is None else found.step
 
-    def _blocks(self) -> Iterator[NDArray[np.float64]]:
+    def lyapunov(self, level: float = 0.0) -> float | None:
+        """Largest Lyapunov exponent, in nats per step: the growth of the gradient once the run is steady (Engelken 2020)."""
+        found = self.response(max(self.steps or STEPS, STEPS), level)
+        return None if found is None else found.drift * math.log(10.0)
+
+    def horizon(self, level: float = 0.0) -> float | None:
+        """Steps until the gradient has gained or lost three decades; infinite where it keeps its size."""
+        found = self.exponent(self.steps or STEPS, level)
+        return None if found is None else _HORIZON / abs(found) if abs(found) > _STILL else math.inf
+
+    @cached_property
+    def _cells(self) -> Cells | None:
+        return read_cells(self.cell, wide=_WHOLE)
+
+    @cached_property
+    def _responses(self) -> dict[tuple[int, float], CellResponse | None]:
+        return {}
+
+    @cached_property
+    def _blocks(self) -> tuple[NDArray[np.float64], ...]:
         """The finite square matrices that the recurrent weights stack: gates, directions."""
+        found: list[NDArray[np.float64]] = []
         for weight in self.weights:
             width = weight.shape[-1]
-            if width <= _WIDEST:
+            if 0 < width <= _WIDEST and weight.size % (width * width) == 0:
                 blocks = np.asarray(weight.array(), dtype=np.float64).reshape(-1, width, width)
-                yield from (block for block in blocks if np.isfinite(block).all())
+                found.extend(block for block in blocks if np.isfinite(block).all())
+        return tuple(found)
 
 
 def loops(structure: Structure) -> list[Loop]:
@@ -87,25 +114,46 @@ def _fused(graph: Graph, node: Node) -> Loop:
     axis = int(node.attrs.get("time_axis", 0))
     shape = source.shape if source is not None and source.shape is not None else ()
     steps = shape[axis] if axis < len(shape) else None
-    return Loop(node.id, (node.id,), _nonlinearity(node), _recurrent(node), _input_square(node), steps)
+    return Loop(node.id, (node.id,), _nonlinearity(node), _recurrent(node), steps, node)
 
 
 def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
-    """A loop in Python: one cell, or one square layer with nothing but pointwise operators between its uses."""
+    """A loop in Python: one cell, or one layer from the state to the state or its gates, with pointwise work between uses."""
     graph, first = structure.graph, structure.graph[nodes[0]]
     if kind_of(first) is Kind.RNN:
-        return Loop(nodes[0], nodes, _nonlinearity(first), _recurrent(first), _input_square(first), len(nodes))
+        return Loop(nodes[0], nodes, _nonlinearity(first), _recurrent(first), len(nodes), first)
     weight = first.weights.get("weight")
-    if kind_of(first) is not Kind.LINEAR or weight is None or weight.fan_in != weight.fan_out:
+    if kind_of(first) is not Kind.LINEAR or weight is None:
         return None
     ends = {nodes[0], nodes[1]}
     if any(is_weight_layer(graph[node]) for node in structure.spine_between(nodes[0], nodes[1]) if node not in ends):
         return None
     between = [graph[node] for node in structure.between(nodes[0], nodes[1])]
-    if any(is_weight_layer(node) or normalises(graph, node) or structure.residual_sum(node.id) for node in between):
+    if any(is_weight_layer(node) or normalises(graph, node) for node in between):
         return None
-    acts = [node.op for node in between if kind_of(node) is Kind.ACTIVATION]
-    return Loop(nodes[0], nodes, acts[0] if acts else None, (weight,), 1.0, len(nodes))
+    acts = [node for node in between if kind_of(node) is Kind.ACTIVATION]
+    gated = _GATED.get(weight.fan_out // weight.fan_in) if {"sigmoid", "tanh"} <= {act.op for act in acts} else None
+    if gated is not None and weight.fan_out % weight.fan_in == 0:
+        return Loop(nodes[0], nodes, gated, (weight,), len(nodes), _spelled(first, weight, gated, {}))
+    if weight.fan_in != weight.fan_out or _skips(structure, first, between):
+        return None
+    attrs = {**acts[0].attrs, "nonlinearity": acts[0].op} if acts else {"nonlinearity": "linear"}
+    cell = _spelled(first, weight, "rnn", attrs)
+    return Loop(nodes[0], nodes, acts[0].op if acts else None, (weight,), len(nodes), cell)
+
+
+def _skips(structure: Structure, first: Node, between: Sequence[Node]) -> bool:
+    """Whether the state is added to itself between two uses; an input that every step adds is no such thing."""
+    inside = {node.id for node in between} | set(structure.signal_parents(first.id))
+    sums = (structure.residual_sum(node.id) for node in between)
+    return any(found.fork in inside for found in sums if found is not None)
+
+
+def _spelled(node: Node, weight: Weight, kind: str, attrs: Mapping[str, Any]) -> Node:
+    """A cell that is written out: its state is multiplied by `weight`, white noise of the pre-activation stands for its input."""
+    rows = weight if weight.out_axis == 0 else Weight(weight.name, weight.shape[::-1], weight.dtype, weight.matrix)
+    bias = {"bias": node.weights["bias"]} if "bias" in node.weights else {}
+    return Node(node.id, f"{kind}_cell", weights={"recurrent": rows, **bias}, attrs=attrs)
 
 
 def _nonlinearity(node: Node) -> str:
@@ -115,23 +163,3 @@ def _nonlinearity(node: Node) -> str:
 def _recurrent(node: Node) -> tuple[Weight, ...]:
     found = {weight.name: weight for role, weight in node.weights.items() if role.startswith("recurrent") and "bias" not in role}
     return tuple(weight for weight in found.values() if len(weight.shape) >= 2)
-
-
-def _input_square(node: Node) -> float:
-    weight = node.weights.get("weight")
-    return squared_gain(weight) if weight is not None else 1.0
-
-
-def _tangent_growth(block: NDArray[np.float64], phi: Function, slope: Function, noise: float, length: int) -> float:
-    """Decades by which a random tangent grows over `length` steps, from the mean square over samples."""
-    rng = np.random.default_rng(0)
-    width = block.shape[0]
-    state, tangent = np.zeros((_SAMPLES, width)), rng.standard_normal((_SAMPLES, width))
-    logs = -np.log10(np.linalg.norm(tangent, axis=1))
-    for _ in range(length):
-        before = np.clip(state, -1e6, 1e6) @ block.T + noise * rng.standard_normal(state.shape)
-        state, tangent = phi(before), slope(before) * (tangent @ block.T)
-        size = np.maximum(np.linalg.norm(tangent, axis=1), 1e-300)
-        tangent, logs = tangent / size[:, None], logs + np.log10(size)
-    top = float(logs.max())
-    return top + 0.5 * math.log10(float(np.mean(10.0 ** (2.0 * (logs - top)))))

@@ -1,0 +1,340 @@
+"""Transfer rules of pointwise operators: functions of one tensor, sums and products of two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradlint.graph import Node
+from gradlint.ops.activations import activation
+from gradlint.theory.law import Law, apply, expect, held
+from gradlint.theory.signal import Cotangent, Pull, Signal, gathered, joined, of_law
+from gradlint.theory.transfer import (
+    Call,
+    Moved,
+    Part,
+    Pulls,
+    constant_part,
+    half_log,
+    log10,
+    mean_of,
+    mean_square,
+    plain,
+    total,
+)
+
+if TYPE_CHECKING:
+    from gradlint.ops.activations import Function
+    from gradlint.theory.law import Array
+
+_RECTIFIERS = frozenset({"relu", "leaky_relu", "prelu", "abs"})  # a channel stays as much larger than others as it was
+_UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
+
+_MATH: dict[str, Function] = {
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log2": np.log2,
+    "log10": np.log10,
+    "log1p": np.log1p,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda z: 1.0 / np.sqrt(z),
+    "reciprocal": np.reciprocal,
+    "abs": np.abs,
+    "sin": np.sin,
+    "cos": np.cos,
+    "sinc": np.sinc,
+    "tan": np.tan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "atan": np.arctan,
+    "arctan": np.arctan,
+    "asinh": np.arcsinh,
+    "square": np.square,
+    "neg": np.negative,
+}
+
+
+def function_of(node: Node) -> Function | None:
+    """The function of an operator with one varying operand; None where it is not known."""
+    constant = node.attrs.get("constant")
+    if isinstance(constant, (int, float)) and len(node.inputs) > 1:
+        return _with_constant(node, float(constant))
+    if node.op == "clamp":
+        low, high = (_bound(node, names) for names in (("min", "min_val"), ("max", "max_val")))
+        return lambda z: np.clip(z, low, high)
+    if node.op == "pow" and isinstance(node.attrs.get("exponent"), (int, float)):
+        return _power(float(node.attrs["exponent"]))
+    found = activation(node.op, _attributes(node))
+    name = str(node.attrs.get("name", node.op)).lower().strip("_")
+    return found if found is not None else _MATH.get(name, _MATH.get(node.op))
+
+
+def _attributes(node: Node) -> dict[str, Any]:
+    slope = node.weights.get("weight") or node.weights.get("slope")
+    if node.op == "prelu" and slope is not None:
+        return {**node.attrs, "negative_slope": slope.statistics.mean}
+    return dict(node.attrs)
+
+
+def _bound(node: Node, names: Sequence[str]) -> float | None:
+    value = next((node.attrs[name] for name in names if name in node.attrs), None)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _power(exponent: float) -> Function:
+    return lambda z: np.power(z, exponent)
+
+
+def _with_constant(node: Node, constant: float) -> Function | None:
+    """A binary operator with one number; which side it stands on is told by the slot that is empty."""
+    left = node.inputs[0] is None
+    step = float(node.attrs.get("alpha", 1.0)) if node.op in {"add", "sub"} else 1.0
+    functions: dict[str, tuple[Function, Function]] = {  # constant on the right, constant on the left
+        "add": (lambda z: z + step * constant, lambda z: constant + step * z),
+        "sub": (lambda z: z - step * constant, lambda z: constant - step * z),
+        "mul": (lambda z: z * constant, lambda z: z * constant),
+        "div": (lambda z: z / constant, lambda z: constant / z),
+        "pow": (_power(constant), lambda z: np.power(constant, z)),
+    }
+    if node.op == "maximum":
+        smaller = "min" in str(node.attrs.get("name", "")).lower()
+        return (lambda z: np.minimum(z, constant)) if smaller else (lambda z: np.maximum(z, constant))
+    found = functions.get(node.op)
+    return None if found is None else found[left]
+
+
+def mapped(call: Call) -> Moved | None:
+    """A function of one tensor, exact on the grid of its law."""
+    found = call.signals
+    function = function_of(call.node)
+    if function is None or not found:
+        return None
+    slot, signal = found[0]
+    result = apply(function, signal.law_at(call.ref(slot).node))
+    if not (result.law.finite and np.isfinite(result.slope).all()):
+        return None
+    behind = of_law(result.law, signal, keep_profile=call.node.op in _RECTIFIERS)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        for pull in pulls:
+            slope = result.slope if pull.slope is None else pull.slope * result.slope
+            faded = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade)
+            yield slot, Pull(faded, pull.root, slope)
+
+    return Moved(behind, back)
+
+
+def add(call: Call) -> Moved | None:
+    """A sum: second moments add where the summands have nothing in common but their means."""
+    found = call.signals
+    if len(found) == 1:
+        return _add_constant(call, *found[0])
+    scale = float(call.node.attrs.get("alpha", 1.0)) if isinstance(call.node.attrs.get("alpha"), (int, float)) else 1.0
+    signs = [1.0, *([-scale if call.node.op == "sub" else scale] * (len(found) - 1))]
+    together = _same_base(call, found)
+    if together is not None:
+        laws = [law.values * sign for law, sign in zip(together, signs, strict=True)]
+        slopes = [np.full_like(laws[0], sign) for sign in signs]
+        return _combined(call, found, replace(together[0], values=sum(laws[1:], laws[0])), slopes)
+    parts = [_spread(call, signal, sign) for (_, signal), sign in zip(found, signs, strict=True)]
+    widest = max((signal for _, signal in found), key=lambda signal: signal.size)
+    layout = plain(widest, sizes=call.sizes, shared=parts[0].shared)
+    behind = total(parts, layout)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind.law)
+        for (slot, signal), sign in zip(found, signs, strict=True):
+            yield slot, Pull(unbroadcast(cotangent, call.sizes, signal, sign * sign))
+
+    return Moved(behind, back)
+
+
+def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
+    weight = next(iter(call.node.weights.values()), None)
+    if weight is None and isinstance(call.node.attrs.get("constant"), (int, float)):
+        return mapped(call)
+    negative = call.node.op == "sub" and slot == 1
+    if weight is None or mean_square(weight) == 0.0:  # a mask, or a bias that starts at zero
+        behind = replace(signal, mean=-signal.mean, law=None) if negative else signal
+    else:
+        part = _spread(call, signal, -1.0 if negative else 1.0)
+        spans = [size > 1 for size in _aligned(weight.shape, len(call.sizes))]
+        bias = constant_part(mean_square(weight), mean_of(weight), spans)
+        behind = total([part, bias], plain(signal, sizes=call.sizes, shared=part.shared))
+    if behind.sizes != call.sizes:
+        behind = plain(behind, sizes=call.sizes, shared=_spread(call, signal).shared)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        if behind is signal:
+            yield from ((slot, pull) for pull in pulls)
+        else:
+            yield slot, Pull(unbroadcast(joined(pulls, behind.law), call.sizes, signal))
+
+    return Moved(behind, back)
+
+
+def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Law] | None:
+    """The laws of operands that are functions of one Gaussian tensor."""
+    laws = [signal.law_at(call.ref(slot).node) for slot, signal in found]
+    first = laws[0]
+    sizes = found[0][1].sizes
+    same = all(law.base == first.base and law.shift == first.shift for law in laws) and all(s.sizes == sizes for _, s in found)
+    return laws if same else None
+
+
+def _combined(call: Call, found: Sequence[tuple[int, Signal]], made: Law, slopes: Sequence[Array]) -> Moved | None:
+    """A join of functions of one Gaussian tensor: another one."""
+    made = held(made)
+    if not (made.finite and all(np.isfinite(slope).all() for slope in slopes)):
+        return None
+    behind = of_law(made, found[0][1])
+    if len({call.ref(slot) for slot, _ in found}) < len(found) and len(found) == 2:
+        slopes = [slopes[0] + slopes[1]]
+        found = found[:1]
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        for (slot, _), slope in zip(found, slopes, strict=True):
+            for pull in pulls:
+                yield slot, Pull(pull.cotangent, pull.root, slope if pull.slope is None else pull.slope * slope)
+
+    return Moved(behind, back)
+
+
+def multiply(call: Call) -> Moved | None:
+    """A product: of independent tensors the second moments multiply, of functions of one tensor the functions do."""
+    found = call.signals
+    if len(found) != 2:
+        return _scale(call, *found[0]) if found else None
+    division = call.node.op == "div"
+    together = _same_base(call, found)
+    with np.errstate(all="ignore"):
+        if together is not None:
+            a, b = (law.values for law in together)
+            slopes = [1.0 / b, -a / (b * b)] if division else [b, a]
+            made = replace(together[0], values=a / b if division else a * b, shift=(0.0 if division else 2.0) * together[0].shift)
+            return _combined(call, found, made, slopes)
+    (_, left), (_, right) = found
+    if division:
+        inverse = inverted(right, call.ref(found[1][0]).node)
+        if inverse is None:
+            return None
+        right = inverse
+    return _product(call, found, left, right, division=division)
+
+
+def inverted(signal: Signal, node: str) -> Signal | None:
+    """The reciprocal of a signal that stays away from zero."""
+    result = apply(np.reciprocal, signal.law_at(node))
+    steady = signal.mean**2 > 0.5 and result.law.finite
+    if not steady:
+        return None
+    if result.law.level > 1.0 - signal.level:  # a Gaussian tail across zero that the tensor does not have
+        return plain(signal, level=-signal.level)
+    return of_law(result.law, signal)
+
+
+def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, right: Signal, *, division: bool) -> Moved:
+    parts = [_spread(call, signal) for signal in (left, right)]
+    shared = tuple(a * b for a, b in zip(parts[0].shared, parts[1].shared, strict=True))
+    widest = max((left, right), key=lambda signal: signal.size)
+    behind = plain(
+        widest,
+        level=left.level + right.level,
+        mean=left.mean * right.mean,
+        shared=shared,
+        sizes=call.sizes,
+        variance=left.variance + right.variance,
+    )
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind.law)
+        factors = [right.log_q, left.log_q + (2.0 * right.log_q if division else 0.0)]
+        for (slot, signal), factor, other in zip(found, factors, (parts[1], parts[0]), strict=True):
+            alike = tuple(a * b for a, b in zip(cotangent.alike, other.shared, strict=True))
+            grown = Cotangent(cotangent.energy + factor, alike, cotangent.variance + other.variance)
+            yield slot, Pull(unbroadcast(grown, call.sizes, signal))
+
+    return Moved(behind, back)
+
+
+def _scale(call: Call, slot: int, signal: Signal) -> Moved | None:
+    """A factor that is a weight or a constant."""
+    weight = next(iter(call.node.weights.values()), None)
+    if weight is None:
+        if isinstance(call.node.attrs.get("constant"), (int, float)) or call.node.op == "neg":
+            return mapped(call)
+        if call.node.op == "div" and slot == 1:
+            return None
+        behind = plain(signal, sizes=call.sizes, shared=_spread(call, signal).shared, variance=signal.variance + _UNKNOWN_FACTOR)
+        name = call.node.op
+        return Moved(behind, _flat(call, slot, behind, 0.0, _UNKNOWN_FACTOR), (f"a constant operand of {name}",))
+    second = mean_square(weight)
+    if call.node.op == "div":
+        if slot == 1 or second == 0.0:
+            return None
+        values = np.square(np.asarray(weight.array(), dtype=np.float64)) if weight.size < 1 << 16 else np.array([second])
+        with np.errstate(divide="ignore"):
+            second = float(np.mean(1.0 / values))
+    mean = mean_of(weight) / math.sqrt(mean_square(weight)) if mean_square(weight) > 0.0 else 1.0
+    part = _spread(call, signal)
+    behind = plain(signal, level=signal.level + half_log(second), mean=signal.mean * mean, sizes=call.sizes, shared=part.shared)
+    return Moved(behind, _flat(call, slot, behind, log10(second), 0.0))
+
+
+def _flat(call: Call, slot: int, behind: Signal, factor: float, variance: float) -> Callable[[Sequence[Pull]], Pulls]:
+    """A pullback through a factor that does not depend on the signal."""
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent, signal = joined(pulls, behind.law), call.operands[slot]
+        assert signal is not None
+        grown = replace(cotangent, energy=cotangent.energy + factor, variance=cotangent.variance + variance, profile=None)
+        yield slot, Pull(unbroadcast(grown, call.sizes, signal))
+
+    return back
+
+
+def _aligned(shape: Sequence[int], rank: int) -> list[int]:
+    return [1] * (rank - len(shape)) + list(shape[-rank:] if rank else ())
+
+
+def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
+    """A signal broadcast to the shape of the result: along a new or stretched axis all elements are equal."""
+    rank = len(call.sizes)
+    sizes, shared = _aligned(signal.sizes, rank), [1.0] * (rank - len(signal.shared)) + list(signal.shared)
+    stretched = tuple(1.0 if a == 1 and b > 1 else s for a, b, s in zip(sizes, call.sizes, shared, strict=False))
+    return Part(signal.log_q + 2.0 * log10(abs(sign)), math.copysign(signal.mean, signal.mean * sign), stretched, signal.variance)
+
+
+def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, factor: float = 1.0) -> Cotangent:
+    """The cotangent of an operand that was broadcast to `sizes`: what it shares along stretched axes adds up."""
+    rank = len(sizes)
+    own = _aligned(signal.sizes, rank)
+    stretched = [axis for axis in range(rank) if own[axis] == 1 and sizes[axis] > 1]
+    energy = cotangent.energy + log10(factor * gathered(sizes, cotangent.alike, stretched))
+    profile = cotangent.profile if not stretched else None
+    return replace(cotangent, energy=energy, alike=cotangent.alike[rank - len(signal.sizes) :], profile=profile)
+
+
+def glu(call: Call) -> Moved | None:
+    """One half of the channels times the sigmoid of the other."""
+    found, function = call.signals, activation("sigmoid", {})
+    if not found or function is None:
+        return None
+    slot, signal = found[0]
+    gate = apply(function, signal.law_at(call.ref(slot).node))
+    open_ = 10.0 ** (2.0 * gate.law.level)
+    bend = expect(gate.slope * gate.slope) * 10.0**signal.log_q
+    shared = tuple(a * b for a, b in zip(signal.shared, gate.law.shared, strict=True))
+    behind = plain(signal, level=signal.level + gate.law.level, sizes=call.sizes, shared=shared, mean=signal.mean * gate.law.mean)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind.law)
+        yield slot, Pull(replace(cotangent, energy=cotangent.energy + log10(open_ + bend), profile=None))
+
+    return Moved(behind, back)

@@ -1,0 +1,183 @@
+"""Signal propagation over a whole graph: growth of signal and gradient at every operator, with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gradlint.flow import kind_of
+from gradlint.graph import Graph, Node, Ref
+from gradlint.ops import Kind, operator
+from gradlint.structure import Structure
+from gradlint.theory.attention import attention, matmul, softmax
+from gradlint.theory.layers import conv, embedding, linear
+from gradlint.theory.moves import concat, dropout, reshape, select
+from gradlint.theory.norms import norm
+from gradlint.theory.pointwise import add, glu, mapped, multiply
+from gradlint.theory.pools import pool, reduce
+from gradlint.theory.signal import Cotangent, Pull, Signal, joined, merged
+from gradlint.theory.transfer import Call, Moved, Pulls, Transfer, plain
+
+_UNKNOWN_SIZE = 8  # of an axis whose length the graph does not say: the batch that the probe would feed
+_NO_RULE = 1.0  # decades^2: an operator without a rule may grow or shrink a gradient tenfold
+
+_BY_KIND: dict[Kind, Transfer] = {
+    Kind.LINEAR: linear,
+    Kind.CONV: conv,
+    Kind.MATMUL: matmul,
+    Kind.NORM: norm,
+    Kind.ACTIVATION: mapped,
+    Kind.MATH: mapped,
+    Kind.SOFTMAX: softmax,
+    Kind.ATTENTION: attention,
+    Kind.ADD: add,
+    Kind.MUL: multiply,
+    Kind.DROPOUT: dropout,
+    Kind.CONCAT: concat,
+    Kind.POOL: pool,
+    Kind.REDUCE: reduce,
+}
+_BY_OP: dict[str, Transfer] = {"reshape": reshape, "cast": reshape, "slice": select, "glu": glu, "neg": mapped}
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What theory says of one node, in decades: values and their standard deviations, None where it does not follow.
+
+    `because` names what widens the interval.
+    """
+
+    backward: float | None = None
+    forward: float | None = None
+    backward_sd: float = 0.0
+    forward_sd: float = 0.0
+    because: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Predictions by node id, and the signal behind every node that was followed."""
+
+    nodes: Mapping[str, Predicted]
+    signals: Mapping[str, Signal]
+    cotangents: Mapping[str, Cotangent]
+
+    def __getitem__(self, node: str) -> Predicted:
+        return self.nodes[node]
+
+
+def predict(structure: Structure) -> Prediction:
+    """Propagate signals forward from the inputs and cotangents back from the trunk. Linear in the graph; reads weights once."""
+    forward = _Forward(structure.graph)
+    cotangents = _backward(structure, forward)
+    found: dict[str, Predicted] = {}
+    for node_id, signal in forward.signals.items():
+        cotangent = cotangents.get(node_id)
+        backward = None if cotangent is None else 0.5 * cotangent.energy
+        spread = 0.0 if cotangent is None else math.sqrt(cotangent.variance)
+        found[node_id] = Predicted(backward, signal.level, spread, math.sqrt(signal.variance), forward.because.get(node_id, ()))
+    return Prediction(found, forward.signals, cotangents)
+
+
+class _Forward:
+    """The forward sweep: signals, pullbacks, and what was not understood."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.signals: dict[str, Signal] = {}
+        self.pullbacks: dict[str, Moved] = {}
+        self.because: dict[str, tuple[str, ...]] = {}
+        self._fed: set[str] = set()
+        for node in graph:
+            if node.op == "input" or any(ref is not None and ref.node in self._fed for ref in node.inputs):
+                self._fed.add(node.id)
+            self._visit(node)
+
+    def _visit(self, node: Node) -> None:
+        if not node.is_float:
+            return
+        operands = tuple(self.signals.get(ref.node) if ref is not None else None for ref in node.inputs)
+        sizes = _sizes(node, operands)
+        if node.op == "input":
+            channels = 1 if len(sizes) > 2 else len(sizes) - 1
+            self.signals[node.id] = Signal(0.0, sizes, (0.0,) * len(sizes), 0.0, max(channels, 0))
+            return
+        call = Call(node, operands, sizes, self.graph.mode == "train")
+        moved = embedding(call, fed=node.id in self._fed) if kind_of(node) is Kind.EMBEDDING else self._moved(call)
+        if moved is None:
+            moved = _unknown(call)
+        if moved is None:
+            return
+        self.signals[node.id] = moved.signal
+        self.pullbacks[node.id] = moved
+        if moved.because:
+            self.because[node.id] = moved.because
+
+    def _moved(self, call: Call) -> Moved | None:
+        if not call.signals:
+            return None
+        rule = _BY_OP.get(call.node.op) or _BY_KIND.get(kind_of(call.node))
+        if rule is None or any(len(s.sizes) != len(s.shared) for _, s in call.signals):
+            return None
+        return rule(call)
+
+
+def _sizes(node: Node, operands: Sequence[Signal | None]) -> tuple[int, ...]:
+    """Lengths of the axes of a node's output; where the graph does not say, those of its first operand."""
+    if node.shape is None:
+        return next((signal.sizes for signal in operands if signal is not None), ())
+    return tuple(size if size is not None else _UNKNOWN_SIZE for size in node.shape)
+
+
+def _unknown(call: Call) -> Moved | None:
+    """An operator without a rule: the signal keeps its level, the uncertainty grows, and the report says why."""
+    found = call.signals
+    if not found:
+        return None
+    widest = max((signal for _, signal in found), key=lambda signal: signal.size)
+    same = len(widest.sizes) == len(call.sizes)
+    shared = widest.shared if same else (0.0,) * len(call.sizes)
+    behind = plain(widest, sizes=call.sizes, shared=shared, channels=None, variance=widest.variance + _NO_RULE)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind.law)
+        for slot, signal in found:
+            alike = cotangent.alike if len(signal.sizes) == len(cotangent.alike) else (0.0,) * len(signal.sizes)
+            yield slot, Pull(Cotangent(cotangent.energy, alike, cotangent.variance + _NO_RULE))
+
+    return Moved(behind, back, (f"no rule for {call.node.op}",))
+
+
+def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
+    """The backward sweep over the signal of the structure."""
+    graph = structure.graph
+    pulls: dict[str, list[Pull]] = defaultdict(list)
+    for ref, pull in _starts(structure.trunk, forward.signals):
+        pulls[ref.node].append(pull)
+    cotangents: dict[str, Cotangent] = {}
+    for node_id in reversed(structure.signal):
+        own, signal = pulls.pop(node_id, None), forward.signals.get(node_id)
+        if not own or signal is None:
+            continue
+        own = merged(own)
+        cotangents[node_id] = joined(own, signal.law_at(node_id) if any(pull.slope is not None for pull in own) else None)
+        moved = forward.pullbacks.get(node_id)
+        if moved is None or operator(graph[node_id].op).cuts:
+            continue
+        named = [pull if pull.root else replace(pull, root=f"{node_id}#{index}") for index, pull in enumerate(own)]
+        for slot, pull in moved.pullback(named):
+            operand = graph[node_id].inputs[slot]
+            if operand is not None and operand.node in structure.signal_set:
+                pulls[operand.node].append(pull)
+    return cotangents
+
+
+def _starts(trunk: Iterable[Ref], signals: Mapping[str, Signal]) -> Iterable[tuple[Ref, Pull]]:
+    """Independent cotangents on the trunk outputs, of unit energy in all."""
+    ends = [(ref, signals[ref.node]) for ref in trunk if ref.node in signals]
+    total = sum(signal.size for _, signal in ends)
+    for ref, signal in ends:
+        share = signal.size / total if total else 1.0
+        yield ref, Pull(Cotangent(math.log10(share) if share else -math.inf, (0.0,) * len(signal.sizes)))

@@ -1,0 +1,167 @@
+"""What the theory carries along an edge: a signal forward, a cotangent backward (THEORY section 1)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gradlint.theory.law import Law, expect, gaussian, in_common
+
+if TYPE_CHECKING:
+    from gradlint.theory.law import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A tensor as theory sees it.
+
+    `level` is 1/2 log10 q with q = E h^2, `mean` is E h / sqrt(q). `shared` has one entry per axis: the share of q that two
+    elements have in common which differ along it, so that 1 - shared[0] is what distinguishes samples and shared[channels] is
+    mean^2/q. `sizes` are the lengths of the axes. `law` is the function of a Gaussian tensor that it is, where known. `profile`
+    is q of each channel over q, along `channels`, where channels differ. `variance` is that of `level`, in decades^2.
+    """
+
+    level: float
+    sizes: tuple[int, ...]
+    shared: tuple[float, ...]
+    mean: float = 0.0
+    channels: int | None = None
+    law: Law | None = None
+    profile: Array | None = None
+    variance: float = 0.0
+
+    def law_at(self, node: str) -> Law:
+        """The law of this signal, at `node`: a Gaussian one where nothing else is known."""
+        return self.law or gaussian(node, self.level, self.mean, self.shared)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.sizes)
+
+    @property
+    def log_q(self) -> float:
+        """log10 of the second moment."""
+        return 2.0 * self.level
+
+    def common(self, axes: Iterable[int]) -> float:
+        """Share of q that elements have in common which differ along all of these axes."""
+        return min((self.shared[axis] for axis in axes if self.sizes[axis] > 1), default=1.0)
+
+    def averaged(self, axes: Iterable[int]) -> float:
+        """E (mean over these axes)^2 / q: pairs that differ along several axes share what the weakest of them shares."""
+        return averaged(self.sizes, self.shared, axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Cotangent:
+    """The gradient at a tensor: `energy` is log10 E |g|^2 over all elements, `alike` the correlation of two along each axis."""
+
+    energy: float
+    alike: tuple[float, ...]
+    variance: float = 0.0
+    profile: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """What one operator hands to one operand: a cotangent, times `slope` on the grid of the operand's law where it has one.
+
+    Pulls of one `root` are the same random cotangent times different functions of one Gaussian tensor: they add before they are
+    squared.
+    """
+
+    cotangent: Cotangent
+    root: str = ""
+    slope: Array | None = None
+
+
+def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int]) -> float:
+    """E (mean over axes)^2 / E h^2 for elements that share `shared` along each axis.
+
+    Two elements have in common what the least alike of the axes along which they differ lets them: axes are taken from the most
+    alike to the least.
+    """
+    value = 1.0
+    for axis in sorted(axes, key=lambda axis: -shared[axis]):
+        value = value / sizes[axis] + (1.0 - 1.0 / sizes[axis]) * shared[axis]
+    return value
+
+
+def gathered(sizes: Sequence[int], alike: Sequence[float], axes: Iterable[int]) -> float:
+    """E |sum over axes|^2 / E |.|^2 summed over elements: 1 for independent elements, their number for equal ones."""
+    chosen = list(axes)
+    return math.prod(sizes[axis] for axis in chosen) * averaged(sizes, alike, chosen)
+
+
+def log_sum(values: Iterable[float]) -> float:
+    """log10 of a sum of numbers given by their log10."""
+    known = [value for value in values if value > -math.inf]
+    top = max(known, default=-math.inf)
+    if not math.isfinite(top):
+        return top
+    return top + math.log10(sum(10.0 ** (value - top) for value in known))
+
+
+def of_law(law: Law, like: Signal, *, keep_profile: bool = False) -> Signal:
+    """The signal that a law describes, with the layout and the uncertainty of another one."""
+    profile = like.profile if keep_profile else None
+    return replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile)
+
+
+def joined(pulls: Sequence[Pull], law: Law | None) -> Cotangent:
+    """The one cotangent that several pulls on a tensor make: pulls of one root add coherently, others as energies."""
+    parts = [_part(items, law) for items in _by_root(pulls).values()]
+    if len(parts) == 1:
+        return parts[0]
+    energy = log_sum(part.energy for part in parts)
+    if not math.isfinite(energy):
+        return replace(parts[0], energy=energy)
+    shares = [10.0 ** (part.energy - energy) for part in parts]
+    alike = tuple(
+        sum(s * a for s, a in zip(shares, column, strict=True)) for column in zip(*(p.alike for p in parts), strict=True)
+    )
+    variance = sum(share * part.variance for share, part in zip(shares, parts, strict=True))
+    return Cotangent(energy, alike, variance, _profile(parts, shares))
+
+
+def _by_root(pulls: Sequence[Pull]) -> dict[str, list[Pull]]:
+    roots: dict[str, list[Pull]] = defaultdict(list)
+    for index, pull in enumerate(pulls):
+        roots[pull.root or f"#{index}"].append(pull)
+    return roots
+
+
+def merged(pulls: Sequence[Pull]) -> list[Pull]:
+    """One pull per root."""
+    found = []
+    for items in _by_root(pulls).values():
+        slopes = [item.slope for item in items if item.slope is not None]
+        slope = sum(slopes[1:], slopes[0]) + (len(items) - len(slopes)) if slopes else None
+        if slope is None and len(items) > 1:
+            first = items[0].cotangent
+            found.append(replace(items[0], cotangent=replace(first, energy=first.energy + 2.0 * math.log10(len(items)))))
+        else:
+            found.append(replace(items[0], slope=slope))
+    return found
+
+
+def _part(items: Sequence[Pull], law: Law | None) -> Cotangent:
+    (pull,) = merged(items)
+    if pull.slope is None:
+        return pull.cotangent
+    second = expect(pull.slope * pull.slope)
+    energy = pull.cotangent.energy + math.log10(second) if second > 0.0 else -math.inf
+    seen = in_common(pull.slope, law.alike) if law is not None else (1.0,) * len(pull.cotangent.alike)
+    alike = tuple(a * b for a, b in zip(pull.cotangent.alike, seen, strict=True))
+    return replace(pull.cotangent, energy=energy, alike=alike)
+
+
+def _profile(parts: Sequence[Cotangent], shares: Sequence[float]) -> Array | None:
+    known = [part.profile for part in parts if part.profile is not None]
+    if not known:
+        return None
+    return sum(s * (p.profile if p.profile is not None else 1.0) for s, p in zip(shares, parts, strict=True))  # type: ignore[return-value]  # an array, for at least one profile is

@@ -1,0 +1,139 @@
+"""What a transfer rule is: an operator's effect on a signal, and on the cotangent that comes back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from gradlint.graph import Node, Ref, Weight
+from gradlint.theory.signal import Cotangent, Pull, Signal, joined
+
+Pulls = Iterable[tuple[int, Pull]]
+Pullback = Callable[[Sequence[Pull]], Pulls]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator application: `operands` holds the signal of each input slot, None for constants and weights."""
+
+    node: Node
+    operands: tuple[Signal | None, ...]
+    sizes: tuple[int, ...]
+    training: bool
+
+    @property
+    def signals(self) -> list[tuple[int, Signal]]:
+        """Slots that carry a signal, with it."""
+        return [(slot, signal) for slot, signal in enumerate(self.operands) if signal is not None]
+
+    def ref(self, slot: int) -> Ref:
+        """The tensor at a slot that carries a signal."""
+        found = self.node.inputs[slot]
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The signal behind an operator, and how pulls on it reach the operands."""
+
+    signal: Signal
+    pullback: Pullback
+    because: tuple[str, ...] = field(default=())  # what theory does not know here
+
+
+Transfer = Callable[[Call], Moved | None]
+
+
+def one(slot: int, law_of: Signal, pull: Callable[[Cotangent], Cotangent]) -> Pullback:
+    """A pullback to one operand that looks at the total cotangent; `law_of` is the signal behind the operator."""
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        yield slot, Pull(pull(joined(pulls, law_of.law)))
+
+    return back
+
+
+def scaled(cotangent: Cotangent, factor: float, alike: tuple[float, ...] | None = None, *, variance: float = 0.0) -> Cotangent:
+    """A cotangent times a squared gradient factor, without a channel profile."""
+    return Cotangent(
+        cotangent.energy + log10(factor),
+        cotangent.alike if alike is None else alike,
+        cotangent.variance + variance,
+    )
+
+
+def log10(value: float) -> float:
+    """log10 that takes 0 to -inf and no number below it to anything else."""
+    if value <= 0.0:
+        return -math.inf
+    return math.log10(value) if value < math.inf else math.inf
+
+
+def half_log(value: float) -> float:
+    """1/2 log10: decades of an amplitude given by its square."""
+    return 0.5 * log10(value)
+
+
+def mean_square(weight: Weight | None, default: float = 0.0) -> float:
+    """Mean square of a weight, `default` where there is none."""
+    return weight.statistics.mean_square if weight is not None else default
+
+
+def mean_of(weight: Weight | None) -> float:
+    """Mean of a weight, 0 where it is not told from that of a random draw or where there is no weight."""
+    if weight is None:
+        return 0.0
+    found = weight.statistics
+    drawn = abs(found.mean) * math.sqrt(weight.size) <= 4.0 * found.std
+    return 0.0 if drawn and found.std > 0.0 else found.mean
+
+
+def plain(signal: Signal, **changes: object) -> Signal:
+    """A signal with some fields changed that is Gaussian anew, and without a profile unless one is given."""
+    return replace(signal, **{"law": None, "profile": None, **changes})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A summand: log10 of its second moment, mean over rms, shares per axis, variance of its level."""
+
+    log_q: float
+    mean: float
+    shared: tuple[float, ...]
+    variance: float = 0.0
+
+
+def part_of(signal: Signal) -> Part:
+    """A signal as a summand."""
+    return Part(signal.log_q, signal.mean, signal.shared, signal.variance)
+
+
+def constant_part(second: float, mean: float, spans: Sequence[bool]) -> Part:
+    """A constant tensor as a summand: equal over inputs, and along every axis that it does not span."""
+    own = mean * mean / second if second > 0.0 else 1.0
+    return Part(log10(second), math.copysign(math.sqrt(min(own, 1.0)), mean), tuple(min(own, 1.0) if s else 1.0 for s in spans))
+
+
+def total(parts: Sequence[Part], like: Signal) -> Signal:
+    """The sum of parts that have nothing in common but their means, in the layout of `like`."""
+    top = max(part.log_q for part in parts)
+    if not math.isfinite(top):
+        return plain(like, level=0.5 * top)
+    sizes = [10.0 ** (part.log_q - top) for part in parts]
+    means = [math.sqrt(size) * part.mean for size, part in zip(sizes, parts, strict=True)]
+    cross = sum(means) ** 2 - sum(mean * mean for mean in means)
+    second = max(sum(sizes) + cross, 1e-30)
+    shares = zip(*(part.shared for part in parts), strict=True)
+    return plain(
+        like,
+        level=0.5 * (top + math.log10(second)),
+        mean=min(max(sum(means) / math.sqrt(second), -1.0), 1.0),
+        shared=tuple(min(max((sum(map(_product, sizes, row)) + cross) / second, -1.0), 1.0) for row in shares),
+        variance=sum(size**2 * part.variance for size, part in zip(sizes, parts, strict=True)) / second**2,
+    )
+
+
+def _product(a: float, b: float) -> float:
+    return a * b
