@@ -291,7 +291,8 @@ def examine(path: Path, *, command_line: bool, probe: bool = False) -> tuple[str
         signal.alarm(0)
     if command_line:
         status, said = _run_command(path, probe=probe)
-        if status not in ((2,) if outcome == "error" else (0, 1, 2) if probe else (0, 1)) or "internal error" in said:
+        wrong = status not in ((2,) if outcome == "error" else (0, 1, 2) if probe else (0, 1))
+        if wrong or "internal error" in said or "took longer" in said:
             return "finding", f"exit code {status} after {outcome}: {said[-200:]!r}"
     return outcome, what
 
@@ -311,7 +312,7 @@ def _own_fault(error: GradlintError) -> str | None:
 def _run_command(path: Path, *, probe: bool) -> tuple[object, str]:
     """The exit code and what stderr says; with the probe, in a child process."""
     out, said = io.StringIO(), io.StringIO()
-    how = ["--seeds", "1", "--time-limit", str(SECONDS), "--memory-limit", str(MEMORY >> 30)] if probe else ["--no-probe"]
+    how = ["--seeds", "1", "--time-limit", str(3 * SECONDS), "--memory-limit", str(MEMORY >> 30)] if probe else ["--no-probe"]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             gradlint_main([*how, str(path)])

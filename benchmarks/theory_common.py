@@ -315,9 +315,11 @@ def _step_cells(errors: Sequence[float]) -> tuple[str, str, str]:
 
 def decades(value: float, style: str = "{:+.2f}") -> str:
     """A number for a table: "-" for none, cut where it is beyond sense."""
-    return (
-        "-" if math.isnan(value) else f"{'<-' if value < 0 else '>'}{_WORST:.0f}" if abs(value) > _WORST else style.format(value)
-    )
+    if math.isnan(value):
+        return "-"
+    if abs(value) > _WORST:
+        return f"{'<-' if value < 0 else '>'}{_WORST:.0f}"
+    return style.format(value)
 
 
 def limits(figures: Mapping[str, tuple[float, str, float]]) -> str:

@@ -146,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    console = Console(width=165)
+    console = Console(width=180)
     for kind in options.kinds:
         for width in options.widths:
             for gain in options.gains:
@@ -172,11 +172,11 @@ def main() -> None:
                             f"{kind} {width} {gain:g} {draw}: step {measured.step:+.4f} ",
                             "  ".join(f"{name} {error:+.4f}" for name, error in rows.items()),
                         )
-    table = Table("median, largest", "models", *COLUMNS, "in 90 %", "ms")
+    table = Table("median, largest", "models", *COLUMNS, "step < 0.01", "in 90 %", "ms")
     for group, rows in found.items():
         cells = [f"{median(rows[name]):.4f} {max(rows[name]):.3f}" if rows[name] else "-" for name in COLUMNS]
-        inside = f"{100.0 * sum(rows['inside']) / len(rows['inside']):.0f} %"
-        table.add_row(group, str(len(rows["ms"])), *cells, inside, f"{median(rows['ms']):.0f} {max(rows['ms']):.0f}")
+        near, inside = (f"{100.0 * np.mean(hits):.0f} %" for hits in (np.array(rows["step"]) < 0.01, rows["inside"]))
+        table.add_row(group, str(len(rows["ms"])), *cells, near, inside, f"{median(rows['ms']):.0f} {max(rows['ms']):.0f}")
     console.print(table)
 
 

@@ -241,7 +241,7 @@ NEG = ([helper.make_node("Neg", ["x"], ["y"])], {})
     [
         (RELU, F32, ["batch", 3, "height", "width"], "float32[8,3,64,64]"),
         (RELU, F32, [1, 3, 32, None], "float32[1,3,32,64]"),
-        (CONV, F32, [None, None, None, None], "float32[8,10,64,64]"),
+        (CONV, F32, [None, None, None, None], "float32[6,10,64,64]"),  # as many as a batch may hold
         (LINEAR, F32, ["n", None], "float32[8,12]"),
         (LINEAR, F32, ["n", "seq_len", "d"], "float32[8,16,12]"),
         (WAVE, F32, [None, None], "float32[8,512]"),
@@ -281,7 +281,7 @@ def test_a_sampling_rate_is_sixteen_kilohertz():
     [
         (F32, None, r"input 'x' has an unknown number of dimensions\n.*--input x=float32\[1,3,64,64\]"),
         (I64, None, r"--input x=int64\[1,16\]<1000"),
-        (TensorProto.STRING, [1], "input 'x' holds string"),
+        (TensorProto.FLOAT8E4M3FN, [1], "input 'x' holds float8e4m3fn"),
         (F32, [1 << 20, 1 << 20], "too large"),
     ],
 )

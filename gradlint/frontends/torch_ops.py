@@ -280,6 +280,8 @@ def attributes(call: Call, op: str, named: Mapping[str, Any]) -> dict[str, Any]:
         attrs = {key: value for key, value in attrs.items() if key in _SCALAR_OPTIONS}
     if bare != op:
         attrs["name"] = bare
+    if bare == "getitem" and len(call.args) > 1:
+        attrs |= {"index": _index(call.args[1])}
     if op in _SCALAR_OPERANDS:
         attrs |= _constant(call, bare)
     if op in _RECURRENT:
@@ -287,6 +289,21 @@ def attributes(call: Call, op: str, named: Mapping[str, Any]) -> dict[str, Any]:
     if op in {"rnn", "rnn_cell"}:
         attrs["nonlinearity"] = "relu" if "relu" in bare else "tanh"
     return attrs
+
+
+def _index(index: Any) -> tuple[Any, ...]:
+    """A basic index in plain values: integers, slices as (start, stop, step), "..."; "?" for tensors, masks and new axes."""
+    items = index if isinstance(index, tuple) else (index,)
+    return tuple(map(_index_item, items))
+
+
+def _index_item(item: Any) -> Any:
+    if item is Ellipsis:
+        return "..."
+    if isinstance(item, slice):
+        bounds = (item.start, item.stop, item.step)
+        return bounds if all(bound is None or type(bound) is int for bound in bounds) else "?"
+    return item if type(item) is int else "?"
 
 
 def _recurrence(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -172,7 +172,7 @@ _ROWS = (
     _row("tanhshrink", _K.ACTIVATION, "tanhshrink"),
     _row("hardshrink", _K.ACTIVATION, "hardshrink"),
     _row("softshrink", _K.ACTIVATION, "softshrink", "Shrink"),
-    _row("threshold", _K.ACTIVATION, "threshold", "ThresholdedRelu"),
+    _row("threshold", _K.ACTIVATION, "threshold _threshold", "ThresholdedRelu"),
     _row("glu", _K.ACTIVATION, "glu", "SwiGLU BiasSplitGelu"),
     _row("erf", _K.ACTIVATION, "erf", "Erf"),
     _row("softmax", _K.SOFTMAX, "softmax _softmax softmin gumbel_softmax _safe_softmax", "Softmax BiasSoftmax"),

@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from gradlint.graph import Node
+from gradlint.theory.profiles import both, moved, without
 from gradlint.theory.signal import Cotangent, Pull, Signal, gathered, joined
 from gradlint.theory.transfer import Call, Moved, Pulls, half_log, log10, mean_square, one, plain, scaled
+
+if TYPE_CHECKING:
+    from gradlint.theory.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,15 @@ def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, 
         min(max(mean, -1.0), 1.0),
         len(sizes) - 1,
         variance=left.variance + right.variance,
+        profile=_outer(product, left.profile, right.profile),
     )
+
+
+def _outer(product: Product, left: Profile, right: Profile) -> Profile:
+    """The profile of a product along the axes of the result."""
+    out = product.out
+    first = moved(left, lambda axis: out.index(product.left[axis]) if product.left[axis] in out else None)
+    return both(first, moved(right, lambda axis: out.index(product.right[axis]) if product.right[axis] in out else None))
 
 
 def pulled_left(product: Product, cotangent: Cotangent, left: Signal, right: Signal, sizes: Sequence[int]) -> Cotangent:
@@ -150,7 +163,13 @@ def pulled_left(product: Product, cotangent: Cotangent, left: Signal, right: Sig
     own = tuple(
         (alike.get(letter, 1.0) if letter not in gone else 1.0) * _share(product.right, right, letter) for letter in product.left
     )
-    return Cotangent(cotangent.energy + log10(factor) + right.log_q, own, cotangent.variance + right.variance)
+    result, axes = Product(product.out, product.right, product.left), without(cotangent.profile, _places(product.out, gone))
+    profile = _outer(result, axes, right.profile)
+    return Cotangent(cotangent.energy + log10(factor) + right.log_q, own, cotangent.variance + right.variance, profile)
+
+
+def _places(letters: str, chosen: Sequence[str]) -> list[int]:
+    return [index for index, letter in enumerate(letters) if letter in chosen]
 
 
 def softmax(call: Call) -> Moved | None:
@@ -206,7 +225,7 @@ def pulled_logits(cotangent: Cotangent, logits: Signal, weights: Signal, axis: i
         0.0 if other == axis else a * s for other, (a, s) in enumerate(zip(cotangent.alike, weights.shared, strict=True))
     )
     del logits
-    return scaled(cotangent, factor, alike)
+    return scaled(cotangent, factor, alike, profile=without(cotangent.profile, (axis,)))
 
 
 def _log_softmax(slot: int, logits: Signal, axis: int) -> Moved:

@@ -212,6 +212,7 @@ def _summary(y: Array, squares: Array, *, cells: Cells, drive: Drive, steps: int
     if excess and (level < -_LOUDEST / 2 or level > _LOUDEST / 2):
         level += excess
     factor = float(logs[0]) if single else independent
+    doubt = cells.step_sd * steps if tail > _DECAYED else 0.0
     return CellResponse(
         level=level,
         mean=float(y.mean()) / math.sqrt(q) if q > 0.0 else 0.0,
@@ -219,8 +220,8 @@ def _summary(y: Array, squares: Array, *, cells: Cells, drive: Drive, steps: int
         over_batch=_shared(y, 1, q, y.shape[1]),
         factor=factor,
         step=0.5 * _slope(late),
-        sd=_deviation(squares, tail, steps, model=cells.sd),
-        level_sd=math.hypot(_LEAST, _spread(np.square(y).mean(axis=(0, 2)))),
+        sd=math.hypot(cells.sd, doubt, _deviation(squares, tail, steps)),
+        level_sd=math.hypot(_LEAST, doubt, _spread(np.square(y).mean(axis=(0, 2)))),
         independent=independent,
         equal=equal,
         last=_log_sum(late),
@@ -300,7 +301,7 @@ def _level(squares: Array, steps: int) -> float:
     return 0.5 * (_log_sum(late) - math.log10(late.size))
 
 
-def _deviation(squares: Array, tail: float, steps: int, *, model: float) -> float:
+def _deviation(squares: Array, tail: float, steps: int) -> float:
     """Standard deviation of half the factor: of its mean over samples, here and in a probe, and of the slope that goes on."""
     profile = squares[2, ::-1]
     half = profile[profile.shape[0] // 2 :]
@@ -308,7 +309,7 @@ def _deviation(squares: Array, tail: float, steps: int, *, model: float) -> floa
     slopes = [0.5 * _slope(np.log10(half[:, sample])) for sample in np.flatnonzero(fine)]
     longer = max(steps - squares.shape[1], 0) if tail > _DECAYED else 0
     drift = longer * float(np.std(slopes, ddof=1)) if len(slopes) > 1 else 0.0
-    return math.hypot(_LEAST, model, _spread(squares[0].sum(axis=0)), _means(len(slopes), _MEASURED) * drift)
+    return math.hypot(_LEAST, _spread(squares[0].sum(axis=0)), _means(len(slopes), _MEASURED) * drift)
 
 
 def _spread(totals: Array) -> float:

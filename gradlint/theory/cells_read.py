@@ -30,6 +30,8 @@ _WIDE = 256  # units; a wider cell of drawn weights is represented by some of it
 _WIDEST = 1024  # units; a wider one is so whatever its weights
 _SUBSET = 256
 _DRAWN, _TRAINED = 0.02, 0.2  # decades: standard deviation of what some of the units say of all
+_LEADING = 0.03  # decades per step: the same where nothing bounds the state, and one direction leads
+_BOUNDED = frozenset({"tanh", "sigmoid", "hardtanh", "hardsigmoid", "softsign", "erf", "lstm", "gru"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +73,22 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """The layers of a node, each with one cell per direction; `sd` is the doubt, in decades, where units were left out."""
+    """The layers of a node, each with one cell per direction.
+
+    Where units were left out, `sd` is the doubt in decades, and `step_sd` in decades per step of a gradient that does not decay.
+    """
 
     layers: tuple[tuple[Cell, ...], ...]
     sd: float = 0.0
+    step_sd: float = 0.0
 
 
 def read_cells(node: Node, *, wide: int = _WIDE) -> Cells | None:
     """The cells of a recurrent node; None where a weight is unknown, not finite or of no fitting shape, or an option unheard of.
 
-    Of layers of more than `wide` units whose recurrent weights look drawn, or of more than 1024, 256 units are kept and their
-    couplings scaled by the root of what was left out, which keeps every second moment; the diagonal stays.
+    Of layers of more than `wide` units whose activations are bounded and whose recurrent weights look drawn, or of more than
+    1024, 256 units are kept and their couplings scaled by the root of what was left out, which keeps every second moment; the
+    diagonal stays.
     """
     kind = node.op.removesuffix("_cell")
     order = _ORDERS.get(kind, {}).get(_order(node, kind))
@@ -96,12 +103,15 @@ def read_cells(node: Node, *, wide: int = _WIDE) -> Cells | None:
             return None
     if not layers or not _chained(layers):
         return None
-    widest = max(cell.hidden for layer in layers for cell in layer)
-    plain = all(cell.projection is None for layer in layers for cell in layer)
-    drawn = plain and widest > wide and _drawn(node)
-    if drawn or (plain and widest > _WIDEST):
-        return Cells(tuple(_directed(node, _narrowed(layers, rng))), _DRAWN if drawn else _TRAINED)
-    return Cells(tuple(_directed(node, layers)))
+    every = [cell for layer in layers for cell in layer]
+    widest, bounded = max(cell.hidden for cell in every), all(cell.activation in _BOUNDED for cell in every)
+    if widest <= min(wide, _WIDEST) or any(cell.projection is not None for cell in every):
+        return Cells(tuple(_directed(node, layers)))
+    drawn = _drawn(node)
+    if widest <= _WIDEST and not (drawn and bounded):
+        return Cells(tuple(_directed(node, layers)))
+    narrowed = _directed(node, _narrowed(layers, rng))
+    return Cells(tuple(narrowed), _DRAWN if drawn else _TRAINED, 0.0 if bounded else _LEADING)
 
 
 def _order(node: Node, kind: str) -> str:

@@ -287,4 +287,4 @@ def _product(op: str, mean: float, sigma: float, key: Key, rho: float, *, slope:
     if sigma <= far:
         return product(function, mean, sigma, rho, squares=squares, second=second)
     least = _expansion(op, mean * far / sigma, far, key, slope=slope)[2]
-    return second * _product(op, mean * far / sigma, far, key, rho, slope=slope) / least if least > 0.0 else 0.0
+    return second * (_product(op, mean * far / sigma, far, key, rho, slope=slope) / least) if least > 0.0 else 0.0

@@ -7,13 +7,14 @@ cotangent both gain fan x E[W^2]; there is no stride term.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradlint.graph import Weight
+from gradlint.theory.profiles import along, mean_product, times, without
 from gradlint.theory.signal import Cotangent, Signal
 from gradlint.theory.transfer import (
     Call,
@@ -31,7 +32,10 @@ from gradlint.theory.transfer import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gradlint.theory.law import Array
+    from gradlint.theory.profiles import Profile
 
 _NOISE = 0.5 / math.log(10.0) ** 2
 """Variance in decades^2, times fan, that a layer of finite width adds to a level (benchmarks/theory_random.py measures it)."""
@@ -40,21 +44,44 @@ _FEW = 64  # inputs per output: below, the norms of the rows of a weight differ 
 _SMALL = 1 << 20  # elements: rows of a larger weight are not looked at one by one
 
 
-@dataclass(frozen=True, slots=True)
 class _Layer:
-    """The weight of a layer along the axis `axis` of input and output."""
+    """The weight of a layer along the axis `axis` of input and output; `windows` say what a kernel visits along other axes."""
 
-    weight: Weight
-    axis: int
-    fan: float
-    outs: float
-    rows: Array | None  # squared norm of each row over their mean
-    depthwise: bool = False
+    def __init__(
+        self, weight: Weight, axis: int, sizes: tuple[int, int], *, groups: int = 1, windows: Sequence[_Window] = ()
+    ) -> None:
+        self.weight, self.axis, self.windows = weight, axis, windows
+        self.fan = sizes[0] / groups * math.prod(window.taps / window.out for window in windows)
+        self.outs = sizes[1] / groups * math.prod(window.taps / window.size for window in windows)
+        self.depthwise = groups == sizes[0] == sizes[1] and groups > 1
+        self.rows = _rows(weight) if weight.fan_out == sizes[1] else None  # squared norms over their mean
+        self.noise = _NOISE / max(self.fan, 1.0)
 
     @property
     def gain(self) -> float:
         """Squared gain, fan x E[W^2]."""
         return self.fan * mean_square(self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What a kernel visits along one axis: `reads[o, t]` is the input position of tap t at output o, -1 on padding."""
+
+    axis: int
+    reads: NDArray[np.int64]
+    size: int
+    out: int
+    taps: int
+
+    def forward(self, values: Array) -> Array:
+        """Sums over the taps of each output."""
+        return np.asarray(np.where(self.reads >= 0, values[self.reads], 0.0).sum(axis=1))
+
+    def backward(self, values: Array) -> Array:
+        """Sums over the outputs that read each input."""
+        spread = np.broadcast_to(values[:, None], self.reads.shape)
+        inside = self.reads >= 0
+        return np.bincount(self.reads[inside], weights=spread[inside], minlength=self.size).astype(np.float64)
 
 
 def linear(call: Call) -> Moved | None:
@@ -66,8 +93,7 @@ def linear(call: Call) -> Moved | None:
     axis = _contracted(signal, call.sizes, weight)
     if axis is None:
         return None
-    layer = _Layer(weight, axis, signal.sizes[axis], call.sizes[axis], _rows(weight))
-    return _through(call, found[0][0], signal, layer)
+    return _through(call, found[0][0], signal, _Layer(weight, axis, (signal.sizes[axis], call.sizes[axis])))
 
 
 def _contracted(signal: Signal, sizes: tuple[int, ...], weight: Weight) -> int | None:
@@ -87,30 +113,39 @@ def conv(call: Call) -> Moved | None:
     if weight is None or not found or len(weight.shape) < 3:
         return None
     slot, signal = found[0]
-    kernel = weight.shape[2:]
-    axis = len(call.sizes) - len(kernel) - 1
+    axis = len(call.sizes) - len(weight.shape) + 1
     if axis < 0 or len(signal.sizes) != len(call.sizes):
         return None
     groups = max(int(call.node.attrs.get("groups", call.node.attrs.get("group", 1))), 1)
-    transposed = call.node.op == "conv_transpose"
-    taps = math.prod(_taps(call, signal.sizes[axis + 1 + i], size, i, transposed=transposed) for i, size in enumerate(kernel))
-    pixels = [math.prod(sizes[axis + 1 :]) for sizes in (call.sizes, signal.sizes)]
-    fan = taps / pixels[0] * signal.sizes[axis] / groups
-    outs = taps / pixels[1] * call.sizes[axis] / groups
-    depthwise = not transposed and groups == call.sizes[axis] == signal.sizes[axis]
-    return _through(call, slot, signal, _Layer(weight, axis, fan, outs, _rows(weight), depthwise))
+    windows = [_window(call, signal, axis + 1 + index, index) for index in range(len(weight.shape) - 2)]
+    return _through(
+        call, slot, signal, _Layer(weight, axis, (signal.sizes[axis], call.sizes[axis]), groups=groups, windows=windows)
+    )
 
 
-def _taps(call: Call, size: int, kernel: int, index: int, *, transposed: bool) -> int:
-    """Number of (position, tap) pairs along one axis that fall inside the signal."""
-    attrs = call.node.attrs
+def _window(call: Call, signal: Signal, axis: int, index: int) -> _Window:
+    """The window of a kernel along one axis; a transposed one writes where a plain one reads."""
+    attrs, weight = call.node.attrs, call.node.weights["weight"]
+    size, out, kernel = signal.sizes[axis], call.sizes[axis], weight.shape[2 + index]
     stride, dilation = (_along(attrs, names, index, 1) for names in (("stride", "strides"), ("dilation", "dilations")))
-    out = call.sizes[len(call.sizes) - (len(call.node.weights["weight"].shape) - 2) + index]
-    spare = max((out - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
-    first = -_padding(attrs, index, spare)
-    outer, inner = (size, out) if transposed else (out, size)  # the kernel steps over `outer` and lands in `inner`
-    starts = first + stride * np.arange(outer)[:, None] + dilation * np.arange(kernel)[None, :]
-    return max(int(((starts >= 0) & (starts < inner)).sum()), 1)
+    transposed = call.node.op == "conv_transpose"
+    outer, inner = (size, out) if transposed else (out, size)
+    spare = max((outer - 1) * stride + dilation * (kernel - 1) + 1 - inner, 0)
+    place = stride * np.arange(outer)[:, None] + dilation * np.arange(kernel)[None, :] - _padding(attrs, index, spare)
+    place = np.where((place >= 0) & (place < inner), place, -1)
+    taps = max(int((place >= 0).sum()), 1)
+    if transposed:
+        place = _inverted(place, out)
+    return _Window(axis, place, size, out, taps)
+
+
+def _inverted(writes: NDArray[np.int64], out: int) -> NDArray[np.int64]:
+    """What each output reads, from what each input writes."""
+    reads = np.full((out, writes.shape[1]), -1)
+    for tap in range(writes.shape[1]):
+        inside = writes[:, tap] >= 0
+        reads[writes[inside, tap], tap] = np.nonzero(inside)[0]
+    return reads
 
 
 def _along(attrs: Mapping[str, Any], names: tuple[str, ...], index: int, default: int) -> int:
@@ -138,17 +173,10 @@ def _rows(weight: Weight) -> Array | None:
 
 
 def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
-    weight, axis = layer.weight, layer.axis
-    average, noise = mean_of(weight), _NOISE / max(layer.fan, 1.0)
-    layout = plain(signal, sizes=call.sizes, channels=axis)
-    parts = [
-        Part(
-            signal.log_q + log10(layer.gain),
-            0.0,
-            tuple(0.0 if index == axis else share for index, share in enumerate(signal.shared)),
-            signal.variance,
-        )
-    ]
+    axis, average = layer.axis, mean_of(layer.weight)
+    gain, profile = _spread(signal.profile, layer)
+    shared = tuple(0.0 if index == axis else share for index, share in enumerate(signal.shared))
+    parts = [Part(signal.log_q + log10(gain), 0.0, shared, signal.variance, profile)]
     aligned = (average * signal.mean) ** 2 * layer.fan * max(layer.fan - 1.0, 0.0)
     if aligned > 0.0:
         sign = math.copysign(1.0, average * signal.mean)
@@ -156,11 +184,8 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     bias = call.node.weights.get("bias")
     if bias is not None and mean_square(bias) > 0.0:
         parts.append(constant_part(mean_square(bias), mean_of(bias), [index == axis for index in range(len(call.sizes))]))
-    behind = total(parts, layout)
-    profile = layer.rows
-    if profile is not None and layer.depthwise and signal.profile is not None:
-        profile = _normal(profile * signal.profile)
-    behind = replace(behind, profile=profile, variance=behind.variance + noise)
+    behind = total(parts, plain(signal, sizes=call.sizes, channels=axis))
+    behind = replace(behind, variance=behind.variance + layer.noise)
 
     def back(cotangent: Cotangent) -> Cotangent:
         return _pulled(cotangent, layer)
@@ -168,9 +193,23 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     return Moved(behind, one(slot, behind, back))
 
 
-def _normal(values: Array) -> Array | None:
-    mean = float(values.mean())
-    return values / mean if 0.0 < mean < math.inf else None
+def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile]:
+    """Squared gain and profile behind the layer: a kernel sees less at the rim, rows of a small weight differ."""
+    gain = mean_square(layer.weight) * layer.fan / math.prod(window.taps / window.out for window in layer.windows)
+    kept = without(profile, () if layer.depthwise else (layer.axis,))
+    for window in layer.windows:
+        seen = window.forward(_values(profile, window.axis, window.size))
+        gain *= float(seen.mean())
+        kept = {**without(kept, (window.axis,)), **along(window.axis, seen)}
+    if layer.rows is not None:
+        gain *= mean_product(kept, layer.axis, layer.rows)
+        kept = times(kept, layer.axis, layer.rows)
+    return gain, kept
+
+
+def _values(profile: Profile, axis: int, size: int) -> Array:
+    own = profile.get(axis)
+    return own if own is not None and own.size == size else np.ones(size)
 
 
 def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
@@ -178,17 +217,18 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
     average, square = mean_of(layer.weight) ** 2, mean_square(layer.weight)
     shared = max(layer.outs - 1.0, 0.0) * cotangent.alike[layer.axis]
     own = min(average * (1.0 + shared) / (square + shared * average), 1.0) if square > 0.0 else 0.0
-    gain = layer.fan * (square + shared * average)
-    profile = None
-    if layer.rows is not None and cotangent.profile is not None and len(cotangent.profile) == len(layer.rows):
-        product = cotangent.profile * layer.rows
-        gain *= float(product.mean())
-        profile = _normal(product) if layer.depthwise else None
-    elif layer.depthwise:
-        profile = layer.rows
+    gain = (square + shared * average) * layer.fan / math.prod(window.taps / window.out for window in layer.windows)
+    profile = cotangent.profile
+    if layer.rows is not None:
+        gain *= mean_product(profile, layer.axis, layer.rows)
+        profile = times(profile, layer.axis, layer.rows)
+    profile = without(profile, () if layer.depthwise else (layer.axis,))
+    for window in layer.windows:
+        landed = window.backward(_values(cotangent.profile, window.axis, window.out))
+        gain *= float(landed.sum()) / window.out
+        profile = {**without(profile, (window.axis,)), **along(window.axis, landed)}
     alike = tuple(own if index == layer.axis else value for index, value in enumerate(cotangent.alike))
-    pulled = scaled(cotangent, gain, alike, variance=_NOISE / max(layer.outs, 1.0))
-    return replace(pulled, profile=profile)
+    return scaled(cotangent, gain, alike, variance=_NOISE / max(layer.outs, 1.0), profile=profile)
 
 
 def embedding(call: Call, *, fed: bool) -> Moved | None:

@@ -1,31 +1,30 @@
-"""Transfer rules of operators that move, copy, select, join or average elements."""
+"""Transfer rules of operators that move, copy or select elements."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradlint.graph import Node
-from gradlint.theory.law import largest_of
-from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, gathered, joined
+from gradlint.theory.profiles import FLAT, along, moved, without
+from gradlint.theory.selection import taken
+from gradlint.theory.signal import Cotangent, Signal, averaged, gathered
 from gradlint.theory.transfer import (
     Call,
     Moved,
-    Part,
-    Pulls,
-    constant_part,
     log10,
-    mean_of,
-    mean_square,
     one,
-    part_of,
     plain,
     scaled,
 )
+
+if TYPE_CHECKING:
+    from gradlint.theory.law import Array
+    from gradlint.theory.profiles import Profile
 
 _SPREAD = 0.01  # decades^2: a selection whose share of the signal is told from sizes alone
 
@@ -80,10 +79,13 @@ def _permuted(call: Call, slot: int, signal: Signal, axes: Sequence[int]) -> Mov
     if law is not None:
         law = replace(law, base=f"{law.base}|{call.node.id}", alike=tuple(law.alike[axis] for axis in axes))
     channels = axes.index(signal.channels) if signal.channels is not None and signal.channels in axes else None
-    behind = replace(signal, sizes=call.sizes, shared=tuple(signal.shared[axis] for axis in axes), channels=channels, law=law)
+    shared = tuple(signal.shared[axis] for axis in axes)
+    profile = moved(signal.profile, axes.index)
+    behind = replace(signal, sizes=call.sizes, shared=shared, channels=channels, law=law, profile=profile)
 
     def back(cotangent: Cotangent) -> Cotangent:
-        return replace(cotangent, alike=tuple(cotangent.alike[axes.index(axis)] for axis in range(len(axes))))
+        alike = tuple(cotangent.alike[axes.index(axis)] for axis in range(len(axes)))
+        return replace(cotangent, alike=alike, profile=moved(cotangent.profile, axes.__getitem__))
 
     return Moved(behind, one(slot, behind, back))
 
@@ -95,18 +97,14 @@ def _viewed(call: Call, slot: int, signal: Signal) -> Moved:
     law = signal.law
     if law is not None:
         law = replace(law, base=f"{law.base}|{call.node.id}", alike=regrouped(signal.sizes, law.alike, groups, backwards=False))
-    behind = replace(
-        signal,
-        sizes=call.sizes,
-        shared=shared,
-        channels=channels,
-        law=law,
-        profile=signal.profile if channels is not None else None,
-    )
+    kept = {old[0]: new[0] for old, new in groups if len(old) == len(new) == 1}
+    back_to = {new: old for old, new in kept.items()}
+    profile = moved(signal.profile, kept.get)
+    behind = replace(signal, sizes=call.sizes, shared=shared, channels=channels, law=law, profile=profile)
 
     def back(cotangent: Cotangent) -> Cotangent:
         alike = regrouped(call.sizes, cotangent.alike, groups, backwards=True)
-        return replace(cotangent, alike=alike, profile=cotangent.profile if channels is not None else None)
+        return replace(cotangent, alike=alike, profile=moved(cotangent.profile, back_to.get))
 
     return Moved(behind, one(slot, behind, back))
 
@@ -167,11 +165,14 @@ def _expanded(call: Call, slot: int, signal: Signal) -> Moved:
     shared = [1.0] * (rank - len(signal.sizes)) + list(signal.shared)
     stretched = [axis for axis in range(rank) if own[axis] != call.sizes[axis]]
     shared = [1.0 if axis in stretched else value for axis, value in enumerate(shared)]
-    behind = plain(signal, sizes=call.sizes, shared=tuple(shared), channels=None)
+    lead = rank - len(signal.sizes)
+    profile = moved(signal.profile, lambda axis: axis + lead)
+    behind = plain(signal, sizes=call.sizes, shared=tuple(shared), channels=None, profile=profile)
 
     def back(cotangent: Cotangent) -> Cotangent:
         factor = gathered(call.sizes, cotangent.alike, stretched)
-        return scaled(cotangent, factor, cotangent.alike[rank - len(signal.sizes) :])
+        left = moved(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
+        return scaled(cotangent, factor, cotangent.alike[lead:], profile=left)
 
     return Moved(behind, one(slot, behind, back))
 
@@ -211,158 +212,76 @@ def select(call: Call) -> Moved | None:
     if not found:
         return None
     slot, signal = found[0]
+    known = _picked(call, slot, signal)
+    if known is not None:
+        return known
     size = math.prod(call.sizes)
-    padded = "pad" in str(call.node.attrs.get("name", "")).lower() or (
-        len(call.sizes) == len(signal.sizes) and size > signal.size
-    )
+    same_rank = len(call.sizes) == len(signal.sizes)
+    padded = "pad" in str(call.node.attrs.get("name", "")).lower() or (same_rank and size > signal.size)
     share = min(signal.size / size, 1.0) if padded and size else 1.0
-    shared = matched(signal.sizes, signal.shared, call.sizes, 0.0)
-    layout = signal.channels if len(call.sizes) == len(signal.sizes) else None
+    kept = [min(new / old, 1.0) if old else 1.0 for new, old in zip(call.sizes, signal.sizes, strict=True)] if same_rank else []
+    even = {axis for axis in range(len(kept)) if call.sizes[axis] == signal.sizes[axis]}
     behind = plain(
         signal,
         level=signal.level + 0.5 * math.log10(share),
         sizes=call.sizes,
-        shared=shared,
-        channels=layout,
+        shared=matched(signal.sizes, signal.shared, call.sizes, 0.0),
+        channels=signal.channels if same_rank else None,
         mean=signal.mean * math.sqrt(share),
+        profile=without(signal.profile, set(signal.profile) - even),
     )
     if size == signal.size and call.sizes == signal.sizes:
-        behind = replace(signal)
-    kept = (
-        [min(new / old, 1.0) if old else 1.0 for new, old in zip(call.sizes, signal.sizes, strict=True)]
-        if layout is not None
-        else None
-    )
+        behind = signal
 
     def back(cotangent: Cotangent) -> Cotangent:
         alike = matched(call.sizes, cotangent.alike, signal.sizes, 0.0)
-        if kept is not None:
+        if same_rank:
             alike = tuple(a * k for a, k in zip(cotangent.alike, kept, strict=True))
-        return scaled(cotangent, share, alike)
+        return scaled(cotangent, share, alike, profile=without(cotangent.profile, set(cotangent.profile) - even))
 
     return Moved(behind, one(slot, behind, back))
 
 
-def concat(call: Call) -> Moved | None:
-    """Tensors side by side: second moments average by size, and each part gets its own slice of the cotangent."""
-    found = call.signals
-    if not found:
+def _picked(call: Call, slot: int, signal: Signal) -> Moved | None:
+    """A slice that says which elements it takes: what is uneven along an axis is picked with them."""
+    items = taken(call.node, signal.sizes)
+    if items is None or any(isinstance(i, int) and not -n <= i < n for i, n in zip(items, signal.sizes, strict=True)):
         return None
-    first = found[0][1]
-    axis = axis_of(call.node, ("dim", "axis"), len(call.sizes), 0)
-    if len(first.sizes) != len(call.sizes):
-        return _stacked(call, found, axis)
-    weights = list(call.node.weights.values())
-    shapes = [weight.shape for weight in weights if len(weight.shape) == len(call.sizes)]
-    lengths = [signal.sizes[axis] for _, signal in found] + [shape[axis] for shape in shapes]
-    whole = max(sum(lengths), call.sizes[axis], 1)
-    parts = [part_of(signal) for _, signal in found]
-    parts += [
-        constant_part(mean_square(weight), mean_of(weight), [n > 1 and a != 0 for a, n in enumerate(weight.shape)])
-        for weight in weights
-        if len(weight.shape) == len(call.sizes)
-    ]
-    behind = _side_by_side(parts, [length / whole for length in lengths], plain(first, sizes=call.sizes), axis)
-    if axis == (first.channels if first.channels is not None else 1) and len(parts) == len(found):
-        profile = np.concatenate([_profile(signal, axis, behind) for _, signal in found])
-        behind = replace(behind, channels=axis, profile=profile if profile.size == call.sizes[axis] else None)
-
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
-        start = 0
-        for (slot, _), length in zip(found, lengths, strict=False):
-            share, own = length / whole, None
-            if cotangent.profile is not None and axis == behind.channels:
-                piece = cotangent.profile[start : start + length]
-                share = float(piece.sum()) / max(float(cotangent.profile.sum()), 1e-300)
-                own = piece / piece.mean() if piece.size and piece.mean() > 0.0 else None
-            start += length
-            yield slot, Pull(replace(scaled(cotangent, share, cotangent.alike), profile=own))
-
-    return Moved(behind, back)
-
-
-def _profile(signal: Signal, axis: int, whole: Signal) -> Any:
-    own = signal.profile if signal.profile is not None and signal.channels == axis else np.ones(signal.sizes[axis])
-    return own * 10.0 ** min(max(signal.log_q - whole.log_q, -300.0), 300.0)
-
-
-def _side_by_side(parts: Sequence[Part], shares: Sequence[float], layout: Signal, axis: int) -> Signal:
-    """The mixture of parts that take these shares of the elements."""
-    logs = [part.log_q + log10(share) for part, share in zip(parts, shares, strict=True)]
-    top = max(logs)
-    if not math.isfinite(top):
-        return plain(layout, level=0.5 * top)
-    sizes = [10.0 ** (value - top) for value in logs]
-    second = sum(sizes)
-    roots = [math.sqrt(size * share) * part.mean for size, share, part in zip(sizes, shares, parts, strict=True)]
-    mean = sum(roots) / math.sqrt(second)
-    shared = [
-        sum(size * part.shared[a] for size, part in zip(sizes, parts, strict=True)) / second for a in range(len(layout.shared))
-    ]
-    inside = sum(size * share * part.shared[axis] for size, share, part in zip(sizes, shares, parts, strict=True))
-    across = sum(roots) ** 2 - sum(root * root for root in roots)
-    shared[axis] = min(max((inside + across) / second, 0.0), 1.0)
-    variance = sum(size**2 * part.variance for size, part in zip(sizes, parts, strict=True)) / second**2
-    return plain(layout, level=0.5 * (top + math.log10(second)), mean=mean, shared=tuple(shared), variance=variance)
-
-
-def _stacked(call: Call, found: Sequence[tuple[int, Signal]], axis: int) -> Moved | None:
-    first = found[0][1]
-    if len(first.sizes) + 1 != len(call.sizes):
+    places = [np.arange(size)[item] for item, size in zip(items, signal.sizes, strict=True)]
+    left = [axis for axis, item in enumerate(items) if isinstance(item, slice)]
+    if tuple(np.size(places[axis]) for axis in left) != call.sizes:
         return None
-    share = [1.0 / len(found)] * len(found)
-    layout = plain(first, sizes=call.sizes, shared=(*first.shared[:axis], 0.0, *first.shared[axis:]), channels=None)
-    parts = [
-        replace(part_of(s), shared=(*s.shared[:axis], s.mean**2, *s.shared[axis:]))
-        for _, s in found
-        if len(s.shared) == len(first.shared)
-    ]
-    if len(parts) != len(found):
-        return None
-    behind = _side_by_side(parts, share, layout, axis)
-
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
-        alike = (*cotangent.alike[:axis], *cotangent.alike[axis + 1 :])
-        for slot, _ in found:
-            yield slot, Pull(scaled(cotangent, 1.0 / len(found), alike))
-
-    return Moved(behind, back)
-
-
-def axis_of(node: Node, names: Sequence[str], rank: int, default: int) -> int:
-    """An axis given as an attribute, counted from the front."""
-    value = next((node.attrs[name] for name in names if isinstance(node.attrs.get(name), int)), default)
-    return int(value) % max(rank, 1)
-
-
-def dropout(call: Call) -> Moved | None:
-    """Zeros at random: q grows by 1/(1-p), what elements share does not."""
-    found = call.signals
-    if not found:
-        return None
-    slot, signal = found[0]
-    active = bool(call.node.attrs.get("training", call.node.attrs.get("train", call.training)))
-    p = float(call.node.attrs.get("p", 0.0)) if active else 0.0
-    if not 0.0 < p < 1.0:
-        return Moved(signal, lambda pulls: ((slot, pull) for pull in pulls))
-    keep = 1.0 - p
+    level, profile = signal.log_q, FLAT
+    for axis, values in signal.profile.items():
+        chosen = np.atleast_1d(values[places[axis]])
+        level += log10(float(chosen.mean()))
+        profile = {**profile, **along(left.index(axis), chosen)} if axis in left else profile
     behind = plain(
         signal,
-        level=signal.level - 0.5 * math.log10(keep),
-        mean=signal.mean * math.sqrt(keep),
-        shared=tuple(share * keep for share in signal.shared),
-        profile=signal.profile,
+        level=0.5 * level,
+        sizes=call.sizes,
+        shared=tuple(signal.shared[axis] for axis in left),
+        channels=left.index(signal.channels) if signal.channels in left else None,
+        profile=profile,
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        return replace(cotangent, energy=cotangent.energy - math.log10(keep), alike=tuple(a * keep for a in cotangent.alike))
+        return _put_back(cotangent, signal.sizes, places, left)
 
     return Moved(behind, one(slot, behind, back))
 
 
-def maximum_of(signal: Signal, node: str, draws: float, alike: float) -> tuple[Signal, Any]:
-    """The signal of the largest of some elements, and the density of winners on the grid of their law."""
-    law, density = largest_of(signal.law_at(node), draws, alike)
-    return replace(signal, level=law.level, mean=law.mean, shared=law.shared, law=law), density
+def _put_back(cotangent: Cotangent, sizes: Sequence[int], places: Sequence[Any], left: Sequence[int]) -> Cotangent:
+    """The cotangent of what was sliced: all of it on the elements that were taken, which are alike where those were."""
+    alike = [float(size == 1) for size in sizes]
+    profile: Profile = FLAT
+    for axis, size in enumerate(sizes):
+        own: Array | float = 1.0
+        if axis in left:
+            at = left.index(axis)
+            own = cotangent.profile.get(at, 1.0)
+            alike[axis] = cotangent.alike[at] * np.size(places[axis]) / max(size, 1)
+        landed = np.zeros(size)
+        landed[places[axis]] = own
+        profile = {**profile, **along(axis, landed)}
+    return scaled(cotangent, 1.0, tuple(alike), profile=profile)

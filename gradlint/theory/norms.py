@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Weight
+from gradlint.theory.initialised import is_constant
+from gradlint.theory.profiles import mean_product, times, without
 from gradlint.theory.signal import Cotangent, Signal, averaged
 from gradlint.theory.transfer import (
     Call,
@@ -27,6 +29,7 @@ from gradlint.theory.transfer import (
 
 if TYPE_CHECKING:
     from gradlint.theory.law import Array
+    from gradlint.theory.profiles import Profile
 
 _EPS = 1e-5
 
@@ -88,48 +91,92 @@ def _normalised_axes(attrs: object, rank: int) -> int:
 
 def _normalised(call: Call, slot: int, signal: Signal, over: _Over) -> Moved:
     """Second moment gamma^2 v / (v + eps), v the variance over the axes; the gradient loses what lies along 1 and x."""
-    mean = averaged(over.sizes, signal.shared, over.axes) if over.centred else 0.0
-    lost = min(mean, 1.0 - 1e-9)
-    squared = call.node.op == "l2_normalize"
-    eps = 0.0 if squared else float(call.node.attrs.get("eps", call.node.attrs.get("epsilon", _EPS)) or 0.0)
-    gamma = call.node.weights.get("scale")
-    rows, profile = _scales(
-        gamma, signal, eps * 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost), per_channel=call.node.op == "batch_norm"
+    common = min(averaged(over.sizes, signal.shared, over.axes), 1.0 - 1e-9)
+    lost = common if over.centred else 0.0
+    summed = math.prod(over.sizes[axis] for axis in over.axes) if call.node.op == "l2_normalize" else 1.0
+    eps = (
+        0.0 if call.node.op == "l2_normalize" else float(call.node.attrs.get("eps", call.node.attrs.get("epsilon", _EPS)) or 0.0)
     )
-    shift = math.prod(over.sizes[axis] for axis in over.axes) if squared else 1.0  # an L2 norm sums where others average
-    shared = tuple(
-        min(max((share - lost) / (1.0 - lost), -1.0), 1.0)
-        if axis in over.axes
-        else min(max((share - lost) / (1.0 - lost), 0.0), 1.0)
-        for axis, share in enumerate(signal.shared)
-    )
-    layout = plain(
-        signal, level=half_log(rows) - 0.5 * math.log10(shift), mean=0.0 if over.centred else signal.mean, shared=shared
-    )
-    behind = replace(_with_bias(call, layout), profile=profile, variance=0.0, channels=signal.channels)
-    effective = 1.0 / max(_centred(over, signal, lost), 1e-9)
+    small = eps * 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost)
+    units = _Units(call, signal, over, small)
+    shared = tuple(_rest(share, lost, low=-1.0 if axis in over.axes else 0.0) for axis, share in enumerate(signal.shared))
+    level = half_log(units.power) - 0.5 * math.log10(summed)
+    layout = plain(signal, level=level, mean=0.0 if over.centred else signal.mean, shared=shared, variance=0.0)
+    behind = replace(_with_bias(call, layout), profile=units.profile(signal.profile), variance=0.0)
+    if call.node.op == "batch_norm":
+        behind = replace(behind, fixed=1.0)
+    fluctuating = averaged(over.sizes, [max(_rest(share, common), 0.0) for share in signal.shared], over.axes)
+    steady = signal.fixed if over.centred else 1.0 - (1.0 - common) ** 2  # what all elements share does not fluctuate
 
     def back(cotangent: Cotangent) -> Cotangent:
-        factor = 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost) / shift
-        kept = _kept(cotangent, over, shared)
-        inflated = (effective - over.centred) / (effective - 2.0 - over.centred) if effective > 4.0 else 3.0
-        gain, left = _slopes(
-            gamma,
-            signal,
-            eps * 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost),
-            cotangent,
-            per_channel=call.node.op == "batch_norm",
-        )
-        pulled = scaled(cotangent, factor * kept * inflated * gain, _centred_along(cotangent, over), variance=signal.variance)
-        return replace(pulled, profile=left)
+        factor = 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost) / summed
+        gain, profile = units.pulled(cotangent.profile)
+        factor *= gain * _kept(cotangent, over, shared) * _inflation(1.0 / max(fluctuating, 1e-9), steady, centred=over.centred)
+        return scaled(cotangent, factor, _centred_along(cotangent, over), variance=signal.variance, profile=profile)
 
     return Moved(behind, one(slot, behind, back))
 
 
-def _centred(over: _Over, signal: Signal, lost: float) -> float:
-    """One over the number of independent values that a statistic averages."""
-    rest = [max(share - lost, 0.0) / (1.0 - lost) for share in signal.shared]
-    return averaged(over.sizes, rest, over.axes)
+def _rest(share: float, lost: float, *, low: float = -1.0) -> float:
+    """Correlation that is left of a share when a mean is taken off."""
+    return min(max((share - lost) / (1.0 - lost), low), 1.0)
+
+
+def _inflation(count: float, fixed: float, *, centred: bool) -> float:
+    """E 1/v over 1/E v for the variance v of `count` independent values: (N-1)/(N-3), less where part of it is fixed."""
+    inflated = (count - centred) / (count - 2.0 - centred) if count > 4.0 else 3.0
+    return 1.0 + (inflated - 1.0) * (1.0 - min(fixed, 1.0))
+
+
+class _Units:
+    """What a norm does to the axes that it keeps apart: each unit is divided by its own deviation, and scaled by its gamma."""
+
+    def __init__(self, call: Call, signal: Signal, over: _Over, small: float) -> None:
+        own = {axis: values for axis, values in signal.profile.items() if axis not in over.axes}
+        self._apart = own
+        self._small = small
+        self._axis = _scale_axis(call, over)
+        self._gamma = _squares(call.node.weights.get("scale"), signal.sizes[self._axis])
+        self._mean_gamma = mean_square(call.node.weights.get("scale"), 1.0)
+
+    def _power(self, axis: int, *, slope: bool) -> Array | float:
+        """Second moment behind the norm per unit along an axis, or the slope in units of 1/q."""
+        own = self._apart.get(axis, 1.0)
+        lead = self._gamma if axis == self._axis and self._gamma is not None else 1.0
+        return lead / (own + self._small) if slope else lead * own / (own + self._small)
+
+    def _axes(self) -> list[int]:
+        return sorted({*self._apart, self._axis})
+
+    @property
+    def power(self) -> float:
+        """Mean second moment behind the norm."""
+        flat = 1.0 if self._gamma is not None else self._mean_gamma
+        return flat * math.prod(float(np.mean(self._power(axis, slope=False))) for axis in self._axes())
+
+    def profile(self, before: Profile) -> Profile:
+        """Profile behind the norm: axes that are normalised over keep theirs, the others get that of gamma."""
+        found = without(before, self._apart)
+        power = self._power(self._axis, slope=False)
+        return times(found, self._axis, power) if isinstance(power, np.ndarray) else found
+
+    def pulled(self, profile: Profile) -> tuple[float, Profile]:
+        """Mean slope under a cotangent of this profile, and the profile that it has before the norm."""
+        gain = 1.0 if self._gamma is not None else self._mean_gamma
+        for axis in self._axes():
+            slope = self._power(axis, slope=True)
+            gain *= mean_product(profile, axis, slope)
+            if isinstance(slope, np.ndarray):
+                profile = times(profile, axis, slope)
+        return gain, profile
+
+
+def _scale_axis(call: Call, over: _Over) -> int:
+    """The axis that gamma runs along."""
+    rank = len(call.sizes)
+    if call.node.op in {"batch_norm", "group_norm", "instance_norm"}:
+        return 1 if rank > 1 else 0
+    return over.axes[-1] if over.axes else rank - 1
 
 
 def _kept(cotangent: Cotangent, over: _Over, shared: Sequence[float]) -> float:
@@ -144,45 +191,12 @@ def _centred_along(cotangent: Cotangent, over: _Over) -> tuple[float, ...]:
     if not over.centred:
         return cotangent.alike
     mean = min(averaged(over.sizes, cotangent.alike, over.axes), 1.0 - 1e-9)
-    return tuple(
-        min(max((value - mean) / (1.0 - mean), -1.0), 1.0) if axis in over.axes else value
-        for axis, value in enumerate(cotangent.alike)
-    )
+    return tuple(_rest(value, mean) if axis in over.axes else value for axis, value in enumerate(cotangent.alike))
 
 
-def _scales(gamma: Weight | None, signal: Signal, eps: float, *, per_channel: bool) -> tuple[float, Array | None]:
-    """Second moment behind the norm, and its profile over channels."""
-    own = signal.profile if per_channel and signal.profile is not None else None
-    squares = _squares(gamma)
-    power = (own / (own + eps) if own is not None else 1.0 / (1.0 + eps)) * (
-        squares if squares is not None else mean_square(gamma, 1.0)
-    )
-    if not isinstance(power, np.ndarray):
-        return float(power), None
-    mean = float(power.mean())
-    return mean, power / mean if mean > 0.0 and float(power.std()) > 1e-6 * mean else None
-
-
-def _slopes(
-    gamma: Weight | None, signal: Signal, eps: float, cotangent: Cotangent, *, per_channel: bool
-) -> tuple[float, Array | None]:
-    """Mean over channels of gamma^2 / (v + eps) in units of 1/q, and its profile."""
-    own = signal.profile if per_channel and signal.profile is not None else None
-    squares = _squares(gamma)
-    power = (1.0 / (own + eps) if own is not None else 1.0 / (1.0 + eps)) * (
-        squares if squares is not None else mean_square(gamma, 1.0)
-    )
-    if cotangent.profile is not None and (not isinstance(power, np.ndarray) or power.shape == cotangent.profile.shape):
-        power = power * cotangent.profile
-    if not isinstance(power, np.ndarray):
-        return float(power), None
-    mean = float(power.mean())
-    return mean, power / mean if mean > 0.0 and per_channel else None
-
-
-def _squares(gamma: Weight | None) -> Array | None:
-    """gamma^2 of every channel, None where all are equal."""
-    if gamma is None or gamma.size > 1 << 16 or gamma.statistics.std <= 1e-6 * abs(gamma.statistics.mean):
+def _squares(gamma: Weight | None, size: int) -> Array | None:
+    """Squares of gamma for every unit along an axis of this length, None where all are equal or gamma is laid out otherwise."""
+    if gamma is None or gamma.size != size or gamma.size > 1 << 16 or is_constant(gamma):
         return None
     return np.square(np.asarray(gamma.array(), dtype=np.float64).reshape(-1))
 
@@ -207,8 +221,9 @@ def _running(call: Call, slot: int, signal: Signal) -> Moved:
         if gamma.shape == variance.shape
         else np.full_like(variance, mean_square(node.weights["scale"]) / variance.mean())
     )
-    factor = float(factors.mean())
-    scaled_down = plain(signal, level=signal.level + half_log(factor))
+    axis = 1 if len(call.sizes) > 1 else 0
+    factor = mean_product(signal.profile, axis, factors)
+    scaled_down = plain(signal, level=signal.level + half_log(factor), profile=times(signal.profile, axis, factors))
     mean = node.weights.get("running_mean")
     if mean is not None and mean_square(mean) > 0.0:
         offset = float(np.mean(_vector(mean) ** 2 * factors)) if _vector(mean).shape == factors.shape else 0.0
@@ -217,10 +232,8 @@ def _running(call: Call, slot: int, signal: Signal) -> Moved:
     behind = _with_bias(call, scaled_down)
 
     def back(cotangent: Cotangent) -> Cotangent:
-        weighted = (
-            factors * cotangent.profile if cotangent.profile is not None and cotangent.profile.shape == factors.shape else factors
-        )
-        return scaled(cotangent, float(weighted.mean()))
+        gain = mean_product(cotangent.profile, axis, factors)
+        return scaled(cotangent, gain, profile=times(cotangent.profile, axis, factors))
 
     return Moved(behind, one(slot, behind, back))
 

@@ -12,6 +12,7 @@ import numpy as np
 from gradlint.graph import Node
 from gradlint.ops.activations import activation
 from gradlint.theory.law import Law, apply, expect, held
+from gradlint.theory.profiles import FLAT, both, mean_product, moved, power, times, without
 from gradlint.theory.signal import Cotangent, Pull, Signal, gathered, joined, of_law
 from gradlint.theory.transfer import (
     Call,
@@ -30,8 +31,8 @@ from gradlint.theory.transfer import (
 if TYPE_CHECKING:
     from gradlint.ops.activations import Function
     from gradlint.theory.law import Array
+    from gradlint.theory.profiles import Profile
 
-_RECTIFIERS = frozenset({"relu", "leaky_relu", "prelu", "abs"})  # a channel stays as much larger than others as it was
 _UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
 
 _MATH: dict[str, Function] = {
@@ -119,15 +120,40 @@ def mapped(call: Call) -> Moved | None:
     result = apply(function, signal.law_at(call.ref(slot).node))
     if not (result.law.finite and np.isfinite(result.slope).all()):
         return None
-    behind = of_law(result.law, signal, keep_profile=call.node.op in _RECTIFIERS)
+    value, bend = _degrees(function, signal, call) if signal.profile else (1.0, 0.0)
+    behind = of_law(result.law, signal, power(signal.profile, value))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         for pull in pulls:
             slope = result.slope if pull.slope is None else pull.slope * result.slope
-            faded = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade)
-            yield slot, Pull(faded, pull.root, slope)
+            cotangent = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade)
+            if signal.profile and bend:
+                cotangent = _bent(cotangent, signal.profile, bend)
+            yield slot, Pull(cotangent, pull.root, slope)
 
     return Moved(behind, back)
+
+
+def _degrees(function: Function, signal: Signal, call: Call) -> tuple[float, float]:
+    """The powers of q that the second moments of a function and of its slope follow near this signal."""
+    law = signal.law_at(call.ref(call.signals[0][0]).node)
+    near, far = (apply(function, replace(law, values=law.values * factor)) for factor in (0.8, 1.25))
+    step = 2.0 * math.log10(1.25 / 0.8)
+    found = [
+        2.0 * (far.law.level - near.law.level) / step,
+        (log10(expect(far.slope * far.slope)) - log10(expect(near.slope * near.slope))) / step,
+    ]
+    value, bend = (0.0 if not math.isfinite(item) or abs(item) < 1e-3 else min(max(item, -3.0), 3.0) for item in found)
+    return value, bend
+
+
+def _bent(cotangent: Cotangent, profile: Profile, exponent: float) -> Cotangent:
+    """A cotangent behind a slope that follows a power of the signal's second moment."""
+    energy, own = cotangent.energy, cotangent.profile
+    for axis, values in power(profile, exponent).items():
+        energy += log10(mean_product(own, axis, values))
+        own = times(own, axis, values)
+    return replace(cotangent, energy=energy, profile=own)
 
 
 def add(call: Call) -> Moved | None:
@@ -144,8 +170,7 @@ def add(call: Call) -> Moved | None:
         return _combined(call, found, replace(together[0], values=sum(laws[1:], laws[0])), slopes)
     parts = [_spread(call, signal, sign) for (_, signal), sign in zip(found, signs, strict=True)]
     widest = max((signal for _, signal in found), key=lambda signal: signal.size)
-    layout = plain(widest, sizes=call.sizes, shared=parts[0].shared)
-    behind = total(parts, layout)
+    behind = total(parts, plain(widest, sizes=call.sizes, shared=parts[0].shared))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind.law)
@@ -168,7 +193,7 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
         bias = constant_part(mean_square(weight), mean_of(weight), spans)
         behind = total([part, bias], plain(signal, sizes=call.sizes, shared=part.shared))
     if behind.sizes != call.sizes:
-        behind = plain(behind, sizes=call.sizes, shared=_spread(call, signal).shared)
+        behind = plain(behind, sizes=call.sizes, shared=_spread(call, signal).shared, profile=_spread(call, signal).profile)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         if behind is signal:
@@ -250,6 +275,7 @@ def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, righ
         shared=shared,
         sizes=call.sizes,
         variance=left.variance + right.variance,
+        profile=both(parts[0].profile, parts[1].profile),
     )
 
     def back(pulls: Sequence[Pull]) -> Pulls:
@@ -257,7 +283,10 @@ def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, righ
         factors = [right.log_q, left.log_q + (2.0 * right.log_q if division else 0.0)]
         for (slot, signal), factor, other in zip(found, factors, (parts[1], parts[0]), strict=True):
             alike = tuple(a * b for a, b in zip(cotangent.alike, other.shared, strict=True))
-            grown = Cotangent(cotangent.energy + factor, alike, cotangent.variance + other.variance)
+            energy = cotangent.energy + factor
+            for axis, values in other.profile.items():
+                energy += log10(mean_product(cotangent.profile, axis, values))
+            grown = Cotangent(energy, alike, cotangent.variance + other.variance, both(cotangent.profile, other.profile))
             yield slot, Pull(unbroadcast(grown, call.sizes, signal))
 
     return Moved(behind, back)
@@ -271,7 +300,9 @@ def _scale(call: Call, slot: int, signal: Signal) -> Moved | None:
             return mapped(call)
         if call.node.op == "div" and slot == 1:
             return None
-        behind = plain(signal, sizes=call.sizes, shared=_spread(call, signal).shared, variance=signal.variance + _UNKNOWN_FACTOR)
+        part = _spread(call, signal)
+        spread = signal.variance + _UNKNOWN_FACTOR
+        behind = plain(signal, sizes=call.sizes, shared=part.shared, variance=spread, profile=part.profile)
         name = call.node.op
         return Moved(behind, _flat(call, slot, behind, 0.0, _UNKNOWN_FACTOR), (f"a constant operand of {name}",))
     second = mean_square(weight)
@@ -283,7 +314,8 @@ def _scale(call: Call, slot: int, signal: Signal) -> Moved | None:
             second = float(np.mean(1.0 / values))
     mean = mean_of(weight) / math.sqrt(mean_square(weight)) if mean_square(weight) > 0.0 else 1.0
     part = _spread(call, signal)
-    behind = plain(signal, level=signal.level + half_log(second), mean=signal.mean * mean, sizes=call.sizes, shared=part.shared)
+    level = signal.level + half_log(second)
+    behind = plain(signal, level=level, mean=signal.mean * mean, sizes=call.sizes, shared=part.shared, profile=part.profile)
     return Moved(behind, _flat(call, slot, behind, log10(second), 0.0))
 
 
@@ -293,7 +325,7 @@ def _flat(call: Call, slot: int, behind: Signal, factor: float, variance: float)
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent, signal = joined(pulls, behind.law), call.operands[slot]
         assert signal is not None
-        grown = replace(cotangent, energy=cotangent.energy + factor, variance=cotangent.variance + variance, profile=None)
+        grown = replace(cotangent, energy=cotangent.energy + factor, variance=cotangent.variance + variance)
         yield slot, Pull(unbroadcast(grown, call.sizes, signal))
 
     return back
@@ -308,7 +340,9 @@ def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
     rank = len(call.sizes)
     sizes, shared = _aligned(signal.sizes, rank), [1.0] * (rank - len(signal.shared)) + list(signal.shared)
     stretched = tuple(1.0 if a == 1 and b > 1 else s for a, b, s in zip(sizes, call.sizes, shared, strict=False))
-    return Part(signal.log_q + 2.0 * log10(abs(sign)), math.copysign(signal.mean, signal.mean * sign), stretched, signal.variance)
+    profile = moved(signal.profile, lambda axis: axis + rank - len(signal.sizes))
+    level = signal.log_q + 2.0 * log10(abs(sign))
+    return Part(level, math.copysign(signal.mean, signal.mean * sign), stretched, signal.variance, profile, signal.fixed)
 
 
 def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, factor: float = 1.0) -> Cotangent:
@@ -317,7 +351,8 @@ def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, fa
     own = _aligned(signal.sizes, rank)
     stretched = [axis for axis in range(rank) if own[axis] == 1 and sizes[axis] > 1]
     energy = cotangent.energy + log10(factor * gathered(sizes, cotangent.alike, stretched))
-    profile = cotangent.profile if not stretched else None
+    lead = rank - len(signal.sizes)
+    profile = moved(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
     return replace(cotangent, energy=energy, alike=cotangent.alike[rank - len(signal.sizes) :], profile=profile)
 
 
@@ -335,6 +370,6 @@ def glu(call: Call) -> Moved | None:
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind.law)
-        yield slot, Pull(replace(cotangent, energy=cotangent.energy + log10(open_ + bend), profile=None))
+        yield slot, Pull(replace(cotangent, energy=cotangent.energy + log10(open_ + bend), profile=FLAT))
 
     return Moved(behind, back)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.law import largest_of
+from gradlint.theory.profiles import FLAT, along, moved
 from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, joined
 from gradlint.theory.transfer import Call, Moved, Pulls, half_log, log10, one, plain, scaled
+
+if TYPE_CHECKING:
+    from gradlint.theory.profiles import Profile
 
 _NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "reducel2", "frobenius_norm"})
 
@@ -43,30 +50,37 @@ def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) ->
     axes = [axis for axis, size in enumerate(window) if size > 1 or signal.sizes[axis] != call.sizes[axis]]
     share = averaged(window, signal.shared, axes)
     shared = tuple(min(value / share, 1.0) for value in signal.shared)
-    profile = signal.profile if signal.channels not in axes else None
     behind = plain(
         signal,
         level=signal.level + half_log(share),
         sizes=call.sizes,
         shared=shared,
         mean=signal.mean / math.sqrt(share),
-        profile=profile,
+        profile=_pooled(signal.profile, signal.sizes, call.sizes),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
         # each element lies in window x out / in windows, and gets 1/window of the cotangent of each
         overlap = [max(window[axis] * call.sizes[axis] / signal.sizes[axis], 1.0) for axis in axes]
         coherent = math.prod(1.0 + (count - 1.0) * cotangent.alike[axis] for count, axis in zip(overlap, axes, strict=True))
-        inside = math.prod(min(window[axis] * call.sizes[axis] / signal.sizes[axis], 1.0) for axis in axes) if axes else 1.0
-        del inside
         alike = tuple(
             _spread(value, window[axis], signal.sizes[axis]) if axis in axes else value
             for axis, value in enumerate(cotangent.alike)
         )
-        pulled = scaled(cotangent, coherent / math.prod(window[axis] for axis in axes), alike)
-        return replace(pulled, profile=cotangent.profile if signal.channels not in axes else None)
+        profile = _pooled(cotangent.profile, call.sizes, signal.sizes)
+        return scaled(cotangent, coherent / math.prod(window[axis] for axis in axes), alike, profile=profile)
 
     return Moved(behind, one(slot, behind, back))
+
+
+def _pooled(profile: Profile, sizes: Sequence[int], out: Sequence[int]) -> Profile:
+    """A profile at another resolution: an element of the new axis takes the mean of what it covers."""
+    found: Profile = FLAT
+    for axis, values in profile.items():
+        edges = np.linspace(0, sizes[axis], out[axis] + 1)
+        heights = np.interp(edges, np.arange(sizes[axis] + 1), np.concatenate([[0.0], np.cumsum(values)]))
+        found = {**found, **along(axis, np.diff(heights))}
+    return found
 
 
 def _spread(alike: float, window: int, size: int) -> float:
@@ -81,14 +95,18 @@ def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> 
     law = signal.law_at(call.ref(slot).node)
     alike = min((law.alike[axis] for axis in axes), default=1.0)
     largest, density = largest_of(law, math.prod(window), alike)
-    behind = replace(signal, level=largest.level, mean=largest.mean, shared=largest.shared, law=largest, sizes=call.sizes)
+    behind = replace(
+        signal, level=largest.level, mean=largest.mean, shared=largest.shared, law=largest, sizes=call.sizes, fixed=0.0
+    )
+    behind = replace(behind, profile=_pooled(signal.profile, signal.sizes, call.sizes))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         total = joined(pulls, behind.law)
         sparse = tuple(
             value / window[axis] if axis in axes else value for axis, value in enumerate(total.alike)
         )  # two windows agree, but not on where in them the winner is
-        yield slot, Pull(replace(total, alike=sparse), f"{call.node.id}|max", density)
+        spread = replace(total, alike=sparse, profile=_pooled(total.profile, call.sizes, signal.sizes))
+        yield slot, Pull(spread, f"{call.node.id}|max", density)
 
     return Moved(behind, back)
 
@@ -108,11 +126,12 @@ def _resampled(call: Call, slot: int, signal: Signal) -> Moved:
         sizes=call.sizes,
         shared=tuple(min(s / level, 1.0) for s in signal.shared),
         mean=signal.mean / math.sqrt(level),
+        profile=_pooled(signal.profile, signal.sizes, call.sizes),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
         factor = math.prod(weight + max(count - weight, 0.0) * cotangent.alike[axis] for axis, count in coherent)
-        return scaled(cotangent, factor)
+        return scaled(cotangent, factor, profile=_pooled(cotangent.profile, call.sizes, signal.sizes))
 
     return Moved(behind, one(slot, behind, back))
 
@@ -145,10 +164,12 @@ def reduce(call: Call) -> Moved | None:
         shared=shared,
         channels=None,
         mean=min(max(signal.mean / math.sqrt(share), -1.0), 1.0),
+        profile=moved(signal.profile, lambda axis: kept.index(axis) if axis in kept else None),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        return scaled(cotangent, scale * scale / count, _widened(cotangent, signal, kept))
+        profile = moved(cotangent.profile, kept.__getitem__)
+        return scaled(cotangent, scale * scale / count, _widened(cotangent, signal, kept), profile=profile)
 
     return Moved(behind, one(slot, behind, back))
 
@@ -200,7 +221,7 @@ def _extreme(call: Call, slot: int, signal: Signal, axes: Sequence[int], kept: S
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind.law)
         alike = tuple(0.0 if a in axes else value for a, value in enumerate(_widened(cotangent, signal, kept)))
-        yield slot, Pull(replace(cotangent, alike=alike, profile=None), f"{call.node.id}|max", density)
+        yield slot, Pull(replace(cotangent, alike=alike, profile=FLAT), f"{call.node.id}|max", density)
 
     return Moved(behind, back)
 

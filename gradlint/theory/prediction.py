@@ -12,8 +12,9 @@ from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import Kind, operator
 from gradlint.structure import Structure
 from gradlint.theory.attention import attention, matmul, softmax
+from gradlint.theory.joins import concat, dropout
 from gradlint.theory.layers import conv, embedding, linear
-from gradlint.theory.moves import concat, dropout, reshape, select
+from gradlint.theory.moves import reshape, select
 from gradlint.theory.norms import norm
 from gradlint.theory.pointwise import add, glu, mapped, multiply
 from gradlint.theory.pools import pool, reduce

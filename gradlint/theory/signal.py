@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gradlint.theory.law import Law, expect, gaussian, in_common
+from gradlint.theory.profiles import FLAT, flat, mixed
 
 if TYPE_CHECKING:
     from gradlint.theory.law import Array
+    from gradlint.theory.profiles import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,9 @@ class Signal:
 
     `level` is 1/2 log10 q with q = E h^2, `mean` is E h / sqrt(q). `shared` has one entry per axis: the share of q that two
     elements have in common which differ along it, so that 1 - shared[0] is what distinguishes samples and shared[channels] is
-    mean^2/q. `sizes` are the lengths of the axes. `law` is the function of a Gaussian tensor that it is, where known. `profile`
-    is q of each channel over q, along `channels`, where channels differ. `variance` is that of `level`, in decades^2.
+    mean^2/q. `sizes` are the lengths of the axes, `channels` the one that weights act on. `law` is the function of a Gaussian
+    tensor that it is, where known, `profile` how q spreads along axes. `variance` is that of `level`, in decades^2. `fixed` is
+    the squared share of q whose variance over the batch a BatchNorm has just set: it does not fluctuate from channel to channel.
     """
 
     level: float
@@ -30,8 +33,9 @@ class Signal:
     mean: float = 0.0
     channels: int | None = None
     law: Law | None = None
-    profile: Array | None = None
+    profile: Profile = field(default_factory=flat)
     variance: float = 0.0
+    fixed: float = 0.0
 
     def law_at(self, node: str) -> Law:
         """The law of this signal, at `node`: a Gaussian one where nothing else is known."""
@@ -47,14 +51,6 @@ class Signal:
         """log10 of the second moment."""
         return 2.0 * self.level
 
-    def common(self, axes: Iterable[int]) -> float:
-        """Share of q that elements have in common which differ along all of these axes."""
-        return min((self.shared[axis] for axis in axes if self.sizes[axis] > 1), default=1.0)
-
-    def averaged(self, axes: Iterable[int]) -> float:
-        """E (mean over these axes)^2 / q: pairs that differ along several axes share what the weakest of them shares."""
-        return averaged(self.sizes, self.shared, axes)
-
 
 @dataclass(frozen=True, slots=True)
 class Cotangent:
@@ -63,7 +59,7 @@ class Cotangent:
     energy: float
     alike: tuple[float, ...]
     variance: float = 0.0
-    profile: Array | None = None
+    profile: Profile = field(default_factory=flat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +102,9 @@ def log_sum(values: Iterable[float]) -> float:
     return top + math.log10(sum(10.0 ** (value - top) for value in known))
 
 
-def of_law(law: Law, like: Signal, *, keep_profile: bool = False) -> Signal:
+def of_law(law: Law, like: Signal, profile: Profile = FLAT) -> Signal:
     """The signal that a law describes, with the layout and the uncertainty of another one."""
-    profile = like.profile if keep_profile else None
-    return replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile)
+    return replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile, fixed=0.0)
 
 
 def joined(pulls: Sequence[Pull], law: Law | None) -> Cotangent:
@@ -125,7 +120,7 @@ def joined(pulls: Sequence[Pull], law: Law | None) -> Cotangent:
         sum(s * a for s, a in zip(shares, column, strict=True)) for column in zip(*(p.alike for p in parts), strict=True)
     )
     variance = sum(share * part.variance for share, part in zip(shares, parts, strict=True))
-    return Cotangent(energy, alike, variance, _profile(parts, shares))
+    return Cotangent(energy, alike, variance, mixed([(share, part.profile) for share, part in zip(shares, parts, strict=True)]))
 
 
 def _by_root(pulls: Sequence[Pull]) -> dict[str, list[Pull]]:
@@ -158,10 +153,3 @@ def _part(items: Sequence[Pull], law: Law | None) -> Cotangent:
     seen = in_common(pull.slope, law.alike) if law is not None else (1.0,) * len(pull.cotangent.alike)
     alike = tuple(a * b for a, b in zip(pull.cotangent.alike, seen, strict=True))
     return replace(pull.cotangent, energy=energy, alike=alike)
-
-
-def _profile(parts: Sequence[Cotangent], shares: Sequence[float]) -> Array | None:
-    known = [part.profile for part in parts if part.profile is not None]
-    if not known:
-        return None
-    return sum(s * (p.profile if p.profile is not None else 1.0) for s, p in zip(shares, parts, strict=True))  # type: ignore[return-value]  # an array, for at least one profile is

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from gradlint.graph import Node, Ref, Weight
+from gradlint.theory.profiles import FLAT, flat, mixed
 from gradlint.theory.signal import Cotangent, Pull, Signal, joined
+
+if TYPE_CHECKING:
+    from gradlint.theory.profiles import Profile
 
 Pulls = Iterable[tuple[int, Pull]]
 Pullback = Callable[[Sequence[Pull]], Pulls]
@@ -55,12 +60,21 @@ def one(slot: int, law_of: Signal, pull: Callable[[Cotangent], Cotangent]) -> Pu
     return back
 
 
-def scaled(cotangent: Cotangent, factor: float, alike: tuple[float, ...] | None = None, *, variance: float = 0.0) -> Cotangent:
-    """A cotangent times a squared gradient factor, without a channel profile."""
+def scaled(
+    cotangent: Cotangent,
+    factor: float,
+    alike: tuple[float, ...] | None = None,
+    *,
+    variance: float = 0.0,
+    profile: Profile | None = None,
+) -> Cotangent:
+    """A cotangent times a squared gradient factor; it keeps its profile unless it gets another layout or another profile."""
+    kept = cotangent.profile if alike is None else FLAT
     return Cotangent(
         cotangent.energy + log10(factor),
         cotangent.alike if alike is None else alike,
         cotangent.variance + variance,
+        kept if profile is None else profile,
     )
 
 
@@ -91,23 +105,25 @@ def mean_of(weight: Weight | None) -> float:
 
 
 def plain(signal: Signal, **changes: object) -> Signal:
-    """A signal with some fields changed that is Gaussian anew, and without a profile unless one is given."""
-    return replace(signal, **{"law": None, "profile": None, **changes})  # type: ignore[arg-type]
+    """A signal with some fields changed that is Gaussian anew, and even unless a profile is given."""
+    return replace(signal, **{"law": None, "profile": FLAT, "fixed": 0.0, **changes})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A summand: log10 of its second moment, mean over rms, shares per axis, variance of its level."""
+    """A summand: log10 of its second moment, and the rest as in Signal."""
 
     log_q: float
     mean: float
     shared: tuple[float, ...]
     variance: float = 0.0
+    profile: Profile = field(default_factory=flat)
+    fixed: float = 0.0
 
 
 def part_of(signal: Signal) -> Part:
     """A signal as a summand."""
-    return Part(signal.log_q, signal.mean, signal.shared, signal.variance)
+    return Part(signal.log_q, signal.mean, signal.shared, signal.variance, signal.profile, signal.fixed)
 
 
 def constant_part(second: float, mean: float, spans: Sequence[bool]) -> Part:
@@ -132,6 +148,8 @@ def total(parts: Sequence[Part], like: Signal) -> Signal:
         mean=min(max(sum(means) / math.sqrt(second), -1.0), 1.0),
         shared=tuple(min(max((sum(map(_product, sizes, row)) + cross) / second, -1.0), 1.0) for row in shares),
         variance=sum(size**2 * part.variance for size, part in zip(sizes, parts, strict=True)) / second**2,
+        profile=mixed([(size / sum(sizes), part.profile) for size, part in zip(sizes, parts, strict=True)]),
+        fixed=sum(size**2 * part.fixed for size, part in zip(sizes, parts, strict=True)) / second**2,
     )
 
 
