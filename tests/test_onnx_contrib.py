@@ -143,6 +143,14 @@ def test_the_factor_of_a_product_belongs_to_its_weight():
     np.testing.assert_array_equal(weight.array(), 0.5 * W)
 
 
+@pytest.mark.parametrize("op", sorted(SPECIAL))
+def test_attributes_of_a_wrong_type_and_inputs_that_are_missing_do_no_harm(op):
+    names = ("N", "K", "alpha", "activation", "axis", "bits", "block_size", "gather_axis", "quantize_axis", "transA", "transB")
+    for value in ("text", [1, 2], 0.5):
+        assert node_of(op, ["x", "", "w"], {"w": W}, **dict.fromkeys(names, value)).op != "unknown"
+    assert node_of(op, ["w"], {"w": W}).op != "unknown"
+
+
 def test_theory_claims_nothing_of_a_layer_with_an_activation_inside():
     """The gain that a rectifier needs is too large without one."""
     weights = {f"w{k}": floats(64, 64) * np.float32(np.sqrt(2 / 64)) for k in range(30)}

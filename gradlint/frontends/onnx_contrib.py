@@ -43,6 +43,7 @@ SLOTS: dict[str, tuple[tuple[int, str, int], ...]] = {  # (input slot, role, axi
     "SkipSimplifiedLayerNormalization": ((2, "scale", 0),),
 }
 _TABLES = ((2, "weight", 1), (3, "position", 1), (4, "segment", 1), (5, "scale", 0), (6, "bias", 0))
+_N_BITS = (("N", 0), ("K", 0), ("bits", 4), ("block_size", 0))  # attributes and their defaults
 _LARGEST = 1 << 26  # elements: a larger quantized weight would fill the memory when it is seen as real numbers
 _PACKED = (2, 4, 8)  # bits of one number in a uint8 array
 _SILU = 1e-3  # QuickGelu with an alpha so near to 1 is SiLU
@@ -62,7 +63,7 @@ def matmul(call: Call) -> None:
     constant = left if right is None else right
     if constant is None or batches or len(constant.shape) < 2 or any(size != 1 for size in constant.shape[:-2]):
         return
-    alpha = float(call.attrs.get("alpha", 1.0))
+    alpha = _real(call.attrs.get("alpha"), 1.0)
     turned = bool(call.attrs.get("transA" if right is None else "transB"))
     seen = constant if alpha == 1.0 else constant.seen(lambda values: values * values.dtype.type(alpha), constant.shape)
     call.add_weight("weight", seen, len(constant.shape) - (2 if turned is (right is not None) else 1))
@@ -84,7 +85,7 @@ def bias_dropout(call: Call) -> None:
 
 def quick_gelu(call: Call) -> None:
     """A sigmoid of alpha x, times x."""
-    if abs(call.attrs.get("alpha", 1.702) - 1.0) < _SILU:
+    if abs(_real(call.attrs.get("alpha"), 1.702) - 1.0) < _SILU:
         call.op = "silu"
 
 
@@ -134,7 +135,9 @@ def n_bits(call: Call) -> None:
     call.add_weight("bias", call.matrix(5))
 
 
-_N_BITS = (("N", 0), ("K", 0), ("bits", 4), ("block_size", 0))
+def _real(value: Any, default: float) -> float:
+    """An attribute that should be a number; nothing checks those of a foreign domain."""
+    return float(value) if isinstance(value, (int, float)) else default
 
 
 def _whole(value: Any) -> int:

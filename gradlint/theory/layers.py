@@ -55,7 +55,7 @@ class _Layer:
         self.outs = sizes[1] / groups * math.prod(window.taps / window.size for window in windows)
         self.depthwise = groups == sizes[0] == sizes[1] and groups > 1
         self.rows = _rows(weight) if weight.fan_out == sizes[1] else None  # squared norms over their mean
-        self.noise = _NOISE / max(self.fan, 1.0)
+        self.noise = _NOISE / max(self.fan * groups, 1.0)
 
     @property
     def gain(self) -> float:
@@ -228,7 +228,7 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
         gain *= float(landed.sum()) / window.out
         profile = {**without(profile, (window.axis,)), **along(window.axis, landed)}
     alike = tuple(own if index == layer.axis else value for index, value in enumerate(cotangent.alike))
-    return scaled(cotangent, gain, alike, variance=_NOISE / max(layer.outs, 1.0), profile=profile)
+    return scaled(cotangent, gain, alike, variance=layer.noise, profile=profile)
 
 
 def embedding(call: Call, *, fed: bool) -> Moved | None:

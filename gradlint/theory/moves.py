@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.profiles import FLAT, along, moved, without
-from gradlint.theory.selection import taken
+from gradlint.theory.selection import padding, taken
 from gradlint.theory.signal import Cotangent, Signal, averaged, gathered
 from gradlint.theory.transfer import (
     Call,
@@ -212,7 +212,7 @@ def select(call: Call) -> Moved | None:
     if not found:
         return None
     slot, signal = found[0]
-    known = _picked(call, slot, signal)
+    known = _padded(call, slot, signal) or _picked(call, slot, signal)
     if known is not None:
         return known
     size = math.prod(call.sizes)
@@ -267,6 +267,37 @@ def _picked(call: Call, slot: int, signal: Signal) -> Moved | None:
 
     def back(cotangent: Cotangent) -> Cotangent:
         return _put_back(cotangent, signal.sizes, places, left)
+
+    return Moved(behind, one(slot, behind, back))
+
+
+def _padded(call: Call, slot: int, signal: Signal) -> Moved | None:
+    """Zeros around a signal: all of it stays where it was."""
+    before = padding(call.node, len(signal.sizes))
+    if before is None or any(new < old + pad for new, old, pad in zip(call.sizes, signal.sizes, before, strict=True)):
+        return None
+    share = signal.size / max(math.prod(call.sizes), 1)
+    profile: Profile = FLAT
+    for axis, (old, new) in enumerate(zip(signal.sizes, call.sizes, strict=True)):
+        values = np.zeros(new)
+        values[before[axis] : before[axis] + old] = signal.profile.get(axis, 1.0)
+        profile = {**profile, **along(axis, values)}
+    behind = plain(
+        signal,
+        level=signal.level + 0.5 * math.log10(share),
+        sizes=call.sizes,
+        shared=tuple(s * old / new for s, old, new in zip(signal.shared, signal.sizes, call.sizes, strict=True)),
+        mean=signal.mean * math.sqrt(share),
+        profile=profile,
+    )
+
+    def back(cotangent: Cotangent) -> Cotangent:
+        energy, left = 0.0, FLAT
+        for axis, (old, new) in enumerate(zip(signal.sizes, call.sizes, strict=True)):
+            inside = cotangent.profile.get(axis, np.ones(new))[before[axis] : before[axis] + old]
+            energy += log10(float(inside.sum()) / new)
+            left = {**left, **along(axis, inside)}
+        return replace(cotangent, energy=cotangent.energy + energy, profile=left)
 
     return Moved(behind, one(slot, behind, back))
 

@@ -64,3 +64,19 @@ def _numbers(value: Any) -> list[int] | None:
     if isinstance(value, int):
         return [value]
     return list(value) if isinstance(value, (tuple, list)) and all(isinstance(item, int) for item in value) else None
+
+
+def padding(node: Node, rank: int) -> list[int] | None:
+    """Zeros before each axis of a constant padding; None for anything else."""
+    attrs = node.attrs
+    mode = str(attrs.get("mode", "constant"))
+    value = attrs.get("value", attrs.get("constant_value", 0.0)) or 0.0
+    pads = _numbers(attrs.get("pad", attrs.get("pads")))
+    if pads is None or mode != "constant" or value != 0.0 or any(pad < 0 for pad in pads):
+        return None
+    if "pads" in attrs:  # ONNX: all beginnings, then all ends
+        axes = _numbers(attrs.get("axes")) or list(range(rank))
+        begins = dict(zip(axes, pads[: len(pads) // 2], strict=False))
+    else:  # torch: pairs from the last axis on
+        begins = {rank - 1 - index: pads[2 * index] for index in range(len(pads) // 2)}
+    return [begins.get(axis, begins.get(axis - rank, 0)) for axis in range(rank)]
