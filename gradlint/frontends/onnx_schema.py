@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import onnx
 
 STANDARD = ("", "ai.onnx")
+_AXES = 64  # numpy has no more; onnx looks for an axis at places in memory where there is none
 
 
 class Form(NamedTuple):
@@ -64,6 +65,8 @@ def misfit(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | None:
     for name, attribute in present.items():
         if not attribute_fits(attribute, form.types.get(name)):
             return f"{node.op_type} {node.name!r} has an attribute {name!r} of another type"
+        if name.endswith("axis") and abs(attribute.i) > _AXES:
+            return f"{node.op_type} {node.name!r} names an axis {attribute.i}"
     return None
 
 

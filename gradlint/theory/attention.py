@@ -298,3 +298,45 @@ def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool,
 def _centred(cotangent: Cotangent, key: Signal) -> Cotangent:
     """The cotangents of a softmax sum to zero over the keys, so that what all keys share does not reach the queries."""
     return replace(cotangent, energy=cotangent.energy + log10(max(1.0 - key.shared[-2], 1e-12)))
+
+
+def multi_head(call: Call) -> Moved | None:
+    """Projections, attention and projection as one operator: torch's fused multi-head attention, batch axis second."""
+    found, weights = call.signals, call.node.weights
+    entry = weights.get("in_proj") or weights.get("q_proj")
+    out = weights.get("out_proj")
+    if not found or entry is None or out is None or len(found[0][1].sizes) != 3 or len(call.sizes) != 3:
+        return None
+    heads = max(int(call.node.attrs.get("num_heads", 1)), 1)
+    slots = [slot for slot, _ in found[:3]]
+    signals = [signal for _, signal in found[:3]]
+    slots, signals = (slots * 3)[:3], (signals * 3)[:3]
+    gain = entry.fan_in * mean_square(entry)
+    inner = [_per_head(signal, gain, heads) for signal in signals]
+    sizes = (call.sizes[1], heads, call.sizes[0], max(signals[2].sizes[2] // heads, 1))
+    drop = float(call.node.attrs.get("dropout_p", 0.0) or 0.0) if call.node.attrs.get("training", call.training) else 0.0
+    causal = bool(call.node.attrs.get("is_causal", False))
+    inside = attend(_Heads(*inner), sizes, 1.0 / math.sqrt(max(sizes[3], 1)), causal=causal, drop=drop)
+    last = out.fan_in * mean_square(out)
+    mixed = inside.signal
+    shared = (mixed.shared[2], mixed.shared[0], 0.0)
+    behind = plain(
+        signals[0], level=mixed.level + half_log(last), mean=0.0, sizes=call.sizes, shared=shared, variance=mixed.variance
+    )
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind.law)
+        inner_cotangent = scaled(cotangent, last, (cotangent.alike[1], 0.0, cotangent.alike[0], 0.0))
+        for place, pull in inside.pullback([Pull(inner_cotangent)]):
+            alike = pull.cotangent.alike
+            yield slots[place], Pull(scaled(pull.cotangent, gain, (alike[2], alike[0], 0.0)))
+
+    return Moved(behind, back)
+
+
+def _per_head(signal: Signal, gain: float, heads: int) -> Signal:
+    """A (time, batch, width) signal behind a projection, as (batch, heads, time, width per head)."""
+    steps, batch, width = signal.sizes
+    sizes = (batch, heads, steps, max(width // heads, 1))
+    shared = (signal.shared[1], 0.0, signal.shared[0], 0.0)
+    return plain(signal, level=signal.level + half_log(gain), mean=0.0, sizes=sizes, shared=shared, channels=3)

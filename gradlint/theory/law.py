@@ -120,6 +120,13 @@ def gaussian(base: str, level: float, mean: float, shared: Sequence[float]) -> L
     return Law(base, values, alike, level - held if math.isfinite(level) else 0.0)
 
 
+def positive(law: Law) -> Law:
+    """The log-normal law of the same two moments: what a mean of squares looks like, which no Gaussian tail takes below zero."""
+    mean, second = expect(law.values), expect(law.values * law.values)
+    spread = math.sqrt(math.log(max(second / (mean * mean), 1.0)))
+    return replace(law, values=mean * np.exp(spread * _grid()[0] - 0.5 * spread * spread))
+
+
 @dataclass(frozen=True, slots=True)
 class Mapped:
     """A law behind a function: `slope` is the derivative on the grid, `fade` what to add to log10 of its square."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.ops.activations import activation
-from gradlint.theory.law import Law, apply, expect, held
+from gradlint.theory.law import Law, Mapped, apply, expect, held, positive
 from gradlint.theory.profiles import FLAT, both, mean_product, moved, power, times, without
 from gradlint.theory.signal import Cotangent, Pull, Signal, gathered, joined, of_law
 from gradlint.theory.transfer import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
 
+_STEADY = 0.7  # mean over rms of a signal that stays on one side of zero: half of its second moment is its mean
 _UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
 
 _MATH: dict[str, Function] = {
@@ -117,8 +118,8 @@ def mapped(call: Call) -> Moved | None:
     if function is None or not found:
         return None
     slot, signal = found[0]
-    result = apply(function, signal.law_at(call.ref(slot).node))
-    if not (result.law.finite and np.isfinite(result.slope).all()):
+    result = _applied(function, signal, call.ref(slot).node)
+    if result is None:
         return None
     value, bend = _degrees(function, signal, call) if signal.profile else (1.0, 0.0)
     behind = of_law(result.law, signal, power(signal.profile, value))
@@ -132,6 +133,16 @@ def mapped(call: Call) -> Moved | None:
             yield slot, Pull(cotangent, pull.root, slope)
 
     return Moved(behind, back)
+
+
+def _applied(function: Function, signal: Signal, node: str) -> Mapped | None:
+    """A function of a signal; of one that stays above zero also where the function is not defined below."""
+    law = signal.law_at(node)
+    for candidate in (law, positive(law)) if signal.mean > _STEADY else (law,):
+        result = apply(function, candidate)
+        if result.law.finite and np.isfinite(result.slope).all():
+            return result
+    return None
 
 
 def _degrees(function: Function, signal: Signal, call: Call) -> tuple[float, float]:
@@ -255,13 +266,11 @@ def multiply(call: Call) -> Moved | None:
 
 def inverted(signal: Signal, node: str) -> Signal | None:
     """The reciprocal of a signal that stays away from zero."""
-    result = apply(np.reciprocal, signal.law_at(node))
-    steady = signal.mean**2 > 0.5 and result.law.finite
-    if not steady:
+    if abs(signal.mean) < _STEADY:
         return None
-    if result.law.level > 1.0 - signal.level:  # a Gaussian tail across zero that the tensor does not have
-        return plain(signal, level=-signal.level)
-    return of_law(result.law, signal)
+    law = signal.law_at(node)
+    result = apply(np.reciprocal, law if (law.values > 0.0).all() or (law.values < 0.0).all() else positive(law))
+    return of_law(result.law, signal) if result.law.finite else None
 
 
 def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, right: Signal, *, division: bool) -> Moved:

@@ -11,13 +11,14 @@ from gradlint.flow import kind_of
 from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import Kind, operator
 from gradlint.structure import Structure
-from gradlint.theory.attention import attention, matmul, softmax
+from gradlint.theory.attention import attention, matmul, multi_head, softmax
 from gradlint.theory.joins import concat, dropout
 from gradlint.theory.layers import conv, embedding, linear
 from gradlint.theory.moves import reshape, select
 from gradlint.theory.norms import norm
 from gradlint.theory.pointwise import add, glu, mapped, multiply
 from gradlint.theory.pools import pool, reduce
+from gradlint.theory.recurrent import recurrent
 from gradlint.theory.signal import Cotangent, Pull, Signal, joined, merged
 from gradlint.theory.transfer import Call, Moved, Pulls, Transfer, plain
 
@@ -39,8 +40,16 @@ _BY_KIND: dict[Kind, Transfer] = {
     Kind.CONCAT: concat,
     Kind.POOL: pool,
     Kind.REDUCE: reduce,
+    Kind.RNN: recurrent,
 }
-_BY_OP: dict[str, Transfer] = {"reshape": reshape, "cast": reshape, "slice": select, "glu": glu, "neg": mapped}
+_BY_OP: dict[str, Transfer] = {
+    "reshape": reshape,
+    "cast": reshape,
+    "slice": select,
+    "glu": glu,
+    "neg": mapped,
+    "multi_head_attention": multi_head,
+}
 
 
 @dataclass(frozen=True, slots=True)
