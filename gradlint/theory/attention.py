@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gradlint.graph import Node
 from gradlint.theory.profiles import both, moved, without
-from gradlint.theory.signal import Cotangent, Pull, Signal, gathered, joined
+from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, gathered, joined
 from gradlint.theory.transfer import Call, Moved, Pulls, half_log, log10, mean_square, one, plain, scaled
 
 if TYPE_CHECKING:
@@ -125,8 +125,9 @@ def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, 
     shared = []
     for letter in product.out:
         a, b = _share(product.left, left, letter), _share(product.right, right, letter)
-        limited = [min(a, x) * min(b, y) / max(a * b, 1e-300) for x, y in zip(ours, theirs, strict=True)]
-        shared.append(min(a * b * gathered(counts, limited, range(len(counts))) / sums, 1.0))
+        limited = [min(a, x) * min(b, y) for x, y in zip(ours, theirs, strict=True)]
+        common = averaged(counts, limited, range(len(counts)), same=a * b)
+        shared.append(min(max(common * math.prod(counts) / sums, -1.0), 1.0))
     number = math.prod(counts)
     mean = left.mean * right.mean * math.sqrt(number / sums) if sums > 0.0 else 0.0
     return Signal(

@@ -75,13 +75,13 @@ class Pull:
     slope: Array | None = None
 
 
-def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int]) -> float:
-    """E (mean over axes)^2 / E h^2 for elements that share `shared` along each axis.
+def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], same: float = 1.0) -> float:
+    """E (mean over axes)^2 / E h^2 for elements that share `shared` along each axis, and `same` with themselves.
 
     Two elements have in common what the least alike of the axes along which they differ lets them: axes are taken from the most
     alike to the least.
     """
-    value = 1.0
+    value = same
     for axis in sorted(axes, key=lambda axis: -shared[axis]):
         value = value / sizes[axis] + (1.0 - 1.0 / sizes[axis]) * shared[axis]
     return value
