@@ -75,8 +75,8 @@ class _Builder:
             values[name] = onnx_constants.from_sparse(self._skeleton, sparse, self._unique(name, scope))
         for node, node_id in zip(graph.node, assign_ids(graph, scope), strict=True):
             operands = [self._find(name, values, node_id) for name in node.input]
-            if node.op_type == "QuantizeLinear" and isinstance(operands[0], Ref):  # its rounding is passed straight through
-                values[node.output[0]] = operands[0]
+            if node.op_type == "QuantizeLinear" and operands and isinstance(operands[0], Ref):  # it rounds straight through
+                values.update(zip(node.output, operands[:1], strict=False))
                 continue
             if subgraphs(node):
                 operands += self._control(node, node_id, values, types)

@@ -50,7 +50,7 @@ def matmul(call: Call) -> Moved | None:
     behind = replace(behind, level=behind.level + log10(scale))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         cotangent = replace(cotangent, energy=cotangent.energy + 2.0 * log10(scale))
         yield i, Pull(pulled_left(product, cotangent, left, right, call.sizes))
         yield j, Pull(pulled_left(Product(product.right, product.left, product.out), cotangent, right, left, call.sizes))
@@ -285,7 +285,7 @@ def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool,
     behind = contracted(mixing, dropped, value, sizes)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         yield 2, Pull(pulled_left(Product(mixing.right, mixing.left, mixing.out), cotangent, value, dropped, sizes))
         on_weights = pulled_left(mixing, cotangent, dropped, value, sizes)
         on_logits = pulled_logits(on_weights, logits, weights, len(square) - 1)
@@ -326,7 +326,7 @@ def multi_head(call: Call) -> Moved | None:
     )
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         inner_cotangent = scaled(cotangent, last, (cotangent.alike[1], 0.0, cotangent.alike[0], 0.0))
         for place, pull in inside.pullback([Pull(inner_cotangent)]):
             alike = pull.cotangent.alike

@@ -49,7 +49,7 @@ def concat(call: Call) -> Moved | None:
         behind = replace(behind, profile={**behind.profile, **_lengthwise(parts, lengths, axis)})
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         values, start = _values(cotangent.profile, axis, whole), 0
         for slot, _, length in pieces:
             piece = values[start : start + length]
@@ -129,7 +129,7 @@ def _stacked(call: Call, found: Sequence[tuple[int, Signal]], axis: int) -> Move
     behind = _side_by_side(parts, share, layout, axis)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         alike = (*cotangent.alike[:axis], *cotangent.alike[axis + 1 :])
         for slot, _ in found:
             yield slot, Pull(scaled(cotangent, 1.0 / len(found), alike))

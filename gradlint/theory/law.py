@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ _FINE = 0.01  # z = _FINE sinh(u): spacing 3e-4 around the mean, where saturated
 _ORDERS = 40  # Hermite coefficients; what is left of the second moment counts as order 40
 _HIGHEST = 3.0  # decades of a base beyond which functions are extrapolated by their degree: the grid resolves 1/sd = 1e-3
 _LOWEST = -100.0
+_MANY = 256  # dimensions from which on a coordinate on a sphere is normal
 _TINY = 1e-130  # values whose squares are floats lie above it, and below its inverse
 
 
@@ -118,6 +119,28 @@ def gaussian(base: str, level: float, mean: float, shared: Sequence[float]) -> L
     values = (mean + math.sqrt(private) * _grid()[0]) * 10.0**held
     alike = tuple(min(max((share - mean * mean) / private, -1.0), 1.0) if private > 1e-12 else 1.0 for share in shared)
     return Law(base, values, alike, level - held if math.isfinite(level) else 0.0)
+
+
+@lru_cache(maxsize=256)
+def _coordinate(dimensions: int) -> Array:
+    """One coordinate of a random point on a sphere of unit mean square, as a function of a normal variable.
+
+    Its density is (1 - u^2 / k)^((k-3)/2) in k dimensions; values that a norm has just set lie on such a sphere.
+    """
+    edge = math.sqrt(dimensions)
+    u = np.linspace(-edge, edge, 4 * _POINTS + 1)[1::2]
+    density = (1.0 - (u / edge) ** 2) ** (0.5 * (dimensions - 3.0))
+    below = np.cumsum(density) - 0.5 * density
+    _, weights = _grid()
+    values = np.interp(np.cumsum(weights) - 0.5 * weights, below / density.sum(), u)
+    return np.asarray(values / math.sqrt(expect(values * values)))
+
+
+def spherical(base: str, level: float, shared: Sequence[float], dimensions: float) -> Law:
+    """The law of a tensor whose squares a norm over few values has just set: of mean 0, with lighter tails than the normal."""
+    law = gaussian(base, level, 0.0, shared)
+    whole = round(dimensions)
+    return replace(law, values=_coordinate(whole) * 10.0 ** (level - law.shift)) if 3 <= whole < _MANY else law
 
 
 def positive(law: Law) -> Law:

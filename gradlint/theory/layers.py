@@ -41,6 +41,7 @@ _NOISE = 0.5 / math.log(10.0) ** 2
 """Variance in decades^2, times fan, that a layer of finite width adds to a level (benchmarks/theory_random.py measures it)."""
 
 _FEW = 64  # inputs per output: below, the norms of the rows of a weight differ enough to matter
+_LONG = 1 << 18  # pairs of position and tap: an audio signal
 _SMALL = 1 << 20  # elements: rows of a larger weight are not looked at one by one
 
 
@@ -65,20 +66,27 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """What a kernel visits along one axis: `reads[o, t]` is the input position of tap t at output o, -1 on padding."""
+    """What a kernel visits along one axis: `reads[o, t]` is the input position of tap t at output o, -1 on padding.
+
+    None stands for an axis so long that its rim does not count.
+    """
 
     axis: int
-    reads: NDArray[np.int64]
+    reads: NDArray[np.int64] | None
     size: int
     out: int
     taps: int
 
     def forward(self, values: Array) -> Array:
         """Sums over the taps of each output."""
+        if self.reads is None:
+            return np.full(1, self.taps / self.out)
         return np.asarray(np.where(self.reads >= 0, values[self.reads], 0.0).sum(axis=1))
 
     def backward(self, values: Array) -> Array:
-        """Sums over the outputs that read each input."""
+        """Sums over the outputs that read each input, which are means where the axis is long."""
+        if self.reads is None:
+            return np.full(1, self.taps)
         spread = np.broadcast_to(values[:, None], self.reads.shape)
         inside = self.reads >= 0
         return np.bincount(self.reads[inside], weights=spread[inside], minlength=self.size).astype(np.float64)
@@ -130,6 +138,8 @@ def _window(call: Call, signal: Signal, axis: int, index: int) -> _Window:
     stride, dilation = (_along(attrs, names, index, 1) for names in (("stride", "strides"), ("dilation", "dilations")))
     transposed = call.node.op == "conv_transpose"
     outer, inner = (size, out) if transposed else (out, size)
+    if outer * kernel > _LONG:
+        return _Window(axis, None, size, out, outer * kernel)
     spare = max((outer - 1) * stride + dilation * (kernel - 1) + 1 - inner, 0)
     place = stride * np.arange(outer)[:, None] + dilation * np.arange(kernel)[None, :] - _padding(attrs, index, spare)
     place = np.where((place >= 0) & (place < inner), place, -1)

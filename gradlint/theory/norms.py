@@ -11,11 +11,13 @@ import numpy as np
 
 from gradlint.graph import Weight
 from gradlint.theory.initialised import is_constant
+from gradlint.theory.law import spherical
 from gradlint.theory.profiles import mean_product, times, without
-from gradlint.theory.signal import Cotangent, Signal, averaged
+from gradlint.theory.signal import Cotangent, Pull, Signal, along_signal, averaged, joined
 from gradlint.theory.transfer import (
     Call,
     Moved,
+    Pulls,
     constant_part,
     half_log,
     mean_of,
@@ -106,15 +108,19 @@ def _normalised(call: Call, slot: int, signal: Signal, over: _Over) -> Moved:
     if call.node.op == "batch_norm":
         behind = replace(behind, fixed=1.0)
     fluctuating = averaged(over.sizes, [max(_rest(share, common), 0.0) for share in signal.shared], over.axes)
+    if over.centred and behind.mean == 0.0 and behind.level == level:
+        behind = replace(behind, law=spherical(call.node.id, level, behind.shared, 1.0 / max(fluctuating, 1e-9) - 1.0))
     steady = signal.fixed if over.centred else 1.0 - (1.0 - common) ** 2  # what all elements share does not fluctuate
 
-    def back(cotangent: Cotangent) -> Cotangent:
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind)
         factor = 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost) / summed
         gain, profile = units.pulled(cotangent.profile)
-        factor *= gain * _kept(cotangent, over, shared) * _inflation(1.0 / max(fluctuating, 1e-9), steady, centred=over.centred)
-        return scaled(cotangent, factor, _centred_along(cotangent, over), variance=signal.variance, profile=profile)
+        factor *= gain * _kept(cotangent, over, *along_signal(pulls, behind))
+        factor *= _inflation(1.0 / max(fluctuating, 1e-9), steady, centred=over.centred)
+        yield slot, Pull(scaled(cotangent, factor, _centred_along(cotangent, over), variance=signal.variance, profile=profile))
 
-    return Moved(behind, one(slot, behind, back))
+    return Moved(behind, back)
 
 
 def _rest(share: float, lost: float, *, low: float = -1.0) -> float:
@@ -179,11 +185,10 @@ def _scale_axis(call: Call, over: _Over) -> int:
     return over.axes[-1] if over.axes else rank - 1
 
 
-def _kept(cotangent: Cotangent, over: _Over, shared: Sequence[float]) -> float:
+def _kept(cotangent: Cotangent, over: _Over, ratio: float, alike: Sequence[float]) -> float:
     """Share of a cotangent that is orthogonal to the constant vector (where the norm centres) and to the normalised signal."""
     along_one = averaged(over.sizes, cotangent.alike, over.axes) if over.centred else 0.0
-    along_signal = averaged(over.sizes, [a * b for a, b in zip(cotangent.alike, shared, strict=True)], over.axes)
-    return max(1.0 - along_one - along_signal, 1e-6)
+    return max(1.0 - along_one - ratio * averaged(over.sizes, alike, over.axes), 1e-6)
 
 
 def _centred_along(cotangent: Cotangent, over: _Over) -> tuple[float, ...]:

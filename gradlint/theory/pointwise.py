@@ -184,7 +184,7 @@ def add(call: Call) -> Moved | None:
     behind = total(parts, plain(widest, sizes=call.sizes, shared=parts[0].shared))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         for (slot, signal), sign in zip(found, signs, strict=True):
             yield slot, Pull(unbroadcast(cotangent, call.sizes, signal, sign * sign))
 
@@ -210,7 +210,7 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
         if behind is signal:
             yield from ((slot, pull) for pull in pulls)
         else:
-            yield slot, Pull(unbroadcast(joined(pulls, behind.law), call.sizes, signal))
+            yield slot, Pull(unbroadcast(joined(pulls, behind), call.sizes, signal))
 
     return Moved(behind, back)
 
@@ -288,7 +288,7 @@ def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, righ
     )
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         factors = [right.log_q, left.log_q + (2.0 * right.log_q if division else 0.0)]
         for (slot, signal), factor, other in zip(found, factors, (parts[1], parts[0]), strict=True):
             alike = tuple(a * b for a, b in zip(cotangent.alike, other.shared, strict=True))
@@ -332,7 +332,7 @@ def _flat(call: Call, slot: int, behind: Signal, factor: float, variance: float)
     """A pullback through a factor that does not depend on the signal."""
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent, signal = joined(pulls, behind.law), call.operands[slot]
+        cotangent, signal = joined(pulls, behind), call.operands[slot]
         assert signal is not None
         grown = replace(cotangent, energy=cotangent.energy + factor, variance=cotangent.variance + variance)
         yield slot, Pull(unbroadcast(grown, call.sizes, signal))
@@ -378,7 +378,7 @@ def glu(call: Call) -> Moved | None:
     behind = plain(signal, level=signal.level + gate.law.level, sizes=call.sizes, shared=shared, mean=signal.mean * gate.law.mean)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         yield slot, Pull(replace(cotangent, energy=cotangent.energy + log10(open_ + bend), profile=FLAT))
 
     return Moved(behind, back)

@@ -56,7 +56,7 @@ def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) ->
         sizes=call.sizes,
         shared=shared,
         mean=signal.mean / math.sqrt(share),
-        profile=_pooled(signal.profile, signal.sizes, call.sizes),
+        profile=_pooled(signal.profile, call.sizes),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
@@ -67,18 +67,18 @@ def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) ->
             _spread(value, window[axis], signal.sizes[axis]) if axis in axes else value
             for axis, value in enumerate(cotangent.alike)
         )
-        profile = _pooled(cotangent.profile, call.sizes, signal.sizes)
+        profile = _pooled(cotangent.profile, signal.sizes)
         return scaled(cotangent, coherent / math.prod(window[axis] for axis in axes), alike, profile=profile)
 
     return Moved(behind, one(slot, behind, back))
 
 
-def _pooled(profile: Profile, sizes: Sequence[int], out: Sequence[int]) -> Profile:
+def _pooled(profile: Profile, out: Sequence[int]) -> Profile:
     """A profile at another resolution: an element of the new axis takes the mean of what it covers."""
     found: Profile = FLAT
     for axis, values in profile.items():
-        edges = np.linspace(0, sizes[axis], out[axis] + 1)
-        heights = np.interp(edges, np.arange(sizes[axis] + 1), np.concatenate([[0.0], np.cumsum(values)]))
+        edges = np.linspace(0, values.size, out[axis] + 1)
+        heights = np.interp(edges, np.arange(values.size + 1), np.concatenate([[0.0], np.cumsum(values)]))
         found = {**found, **along(axis, np.diff(heights))}
     return found
 
@@ -98,14 +98,14 @@ def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> 
     behind = replace(
         signal, level=largest.level, mean=largest.mean, shared=largest.shared, law=largest, sizes=call.sizes, fixed=0.0
     )
-    behind = replace(behind, profile=_pooled(signal.profile, signal.sizes, call.sizes))
+    behind = replace(behind, profile=_pooled(signal.profile, call.sizes))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        total = joined(pulls, behind.law)
+        total = joined(pulls, behind)
         sparse = tuple(
             value / window[axis] if axis in axes else value for axis, value in enumerate(total.alike)
         )  # two windows agree, but not on where in them the winner is
-        spread = replace(total, alike=sparse, profile=_pooled(total.profile, call.sizes, signal.sizes))
+        spread = replace(total, alike=sparse, profile=_pooled(total.profile, signal.sizes))
         yield slot, Pull(spread, f"{call.node.id}|max", density)
 
     return Moved(behind, back)
@@ -126,12 +126,12 @@ def _resampled(call: Call, slot: int, signal: Signal) -> Moved:
         sizes=call.sizes,
         shared=tuple(min(s / level, 1.0) for s in signal.shared),
         mean=signal.mean / math.sqrt(level),
-        profile=_pooled(signal.profile, signal.sizes, call.sizes),
+        profile=_pooled(signal.profile, call.sizes),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
         factor = math.prod(weight + max(count - weight, 0.0) * cotangent.alike[axis] for axis, count in coherent)
-        return scaled(cotangent, factor, profile=_pooled(cotangent.profile, call.sizes, signal.sizes))
+        return scaled(cotangent, factor, profile=_pooled(cotangent.profile, signal.sizes))
 
     return Moved(behind, one(slot, behind, back))
 
@@ -219,7 +219,7 @@ def _extreme(call: Call, slot: int, signal: Signal, axes: Sequence[int], kept: S
     behind = plain(signal, level=largest.level, mean=largest.mean, sizes=call.sizes, shared=shared, channels=None)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         alike = tuple(0.0 if a in axes else value for a, value in enumerate(_widened(cotangent, signal, kept)))
         yield slot, Pull(replace(cotangent, alike=alike, profile=FLAT), f"{call.node.id}|max", density)
 

@@ -78,9 +78,16 @@ class Prediction:
         return self.nodes[node]
 
 
-def predict(structure: Structure) -> Prediction:
-    """Propagate signals forward from the inputs and cotangents back from the trunk. Linear in the graph; reads weights once."""
-    forward = _Forward(structure.graph)
+_LIES = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
+"""What a rule may raise on a graph whose shapes and attributes contradict one another: a file may state anything."""
+
+
+def predict(structure: Structure, *, strict: bool = False) -> Prediction:
+    """Propagate signals forward from the inputs and cotangents back from the trunk. Linear in the graph; reads weights once.
+
+    An operator whose shapes contradict one another has no rule; with `strict` its rule raises.
+    """
+    forward = _Forward(structure.graph, strict=strict)
     cotangents = _backward(structure, forward)
     found: dict[str, Predicted] = {}
     for node_id, signal in forward.signals.items():
@@ -94,8 +101,9 @@ def predict(structure: Structure) -> Prediction:
 class _Forward:
     """The forward sweep: signals, pullbacks, and what was not understood."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, strict: bool) -> None:
         self.graph = graph
+        self.lies: tuple[type[Exception], ...] = () if strict else _LIES
         self.signals: dict[str, Signal] = {}
         self.pullbacks: dict[str, Moved] = {}
         self.because: dict[str, tuple[str, ...]] = {}
@@ -131,7 +139,10 @@ class _Forward:
         rule = _BY_OP.get(call.node.op) or _BY_KIND.get(kind_of(call.node))
         if rule is None or any(len(s.sizes) != len(s.shared) for _, s in call.signals):
             return None
-        return rule(call)
+        try:
+            return rule(call)
+        except self.lies:
+            return None
 
 
 def _sizes(node: Node, operands: Sequence[Signal | None]) -> tuple[int, ...]:
@@ -152,7 +163,7 @@ def _unknown(call: Call) -> Moved | None:
     behind = plain(widest, sizes=call.sizes, shared=shared, channels=None, variance=widest.variance + _NO_RULE)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         for slot, signal in found:
             alike = cotangent.alike if len(signal.sizes) == len(cotangent.alike) else (0.0,) * len(signal.sizes)
             yield slot, Pull(Cotangent(cotangent.energy, alike, cotangent.variance + _NO_RULE))
@@ -172,12 +183,16 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
         if not own or signal is None:
             continue
         own = merged(own)
-        cotangents[node_id] = joined(own, signal.law_at(node_id) if any(pull.slope is not None for pull in own) else None)
+        cotangents[node_id] = joined(own, signal)
         moved = forward.pullbacks.get(node_id)
         if moved is None or operator(graph[node_id].op).cuts:
             continue
         named = [pull if pull.root else replace(pull, root=f"{node_id}#{index}") for index, pull in enumerate(own)]
-        for slot, pull in moved.pullback(named):
+        try:
+            back = list(moved.pullback(named))
+        except forward.lies:
+            continue
+        for slot, pull in back:
             operand = graph[node_id].inputs[slot]
             if operand is not None and operand.node in structure.signal_set:
                 pulls[operand.node].append(pull)

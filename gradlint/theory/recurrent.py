@@ -32,7 +32,7 @@ def recurrent(call: Call) -> Moved | None:
     behind = _output(call, signal, response, time)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind.law)
+        cotangent = joined(pulls, behind)
         factor = _factor(response, cotangent, time)
         alike = tuple(0.0 for _ in signal.sizes)
         yield slot, Pull(Cotangent(cotangent.energy + factor, alike, cotangent.variance + response.sd**2))

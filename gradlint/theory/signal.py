@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gradlint.theory.law import Law, expect, gaussian, in_common
 from gradlint.theory.profiles import FLAT, flat, mixed
 
@@ -107,9 +109,9 @@ def of_law(law: Law, like: Signal, profile: Profile = FLAT) -> Signal:
     return replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile, fixed=0.0)
 
 
-def joined(pulls: Sequence[Pull], law: Law | None) -> Cotangent:
+def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
     """The one cotangent that several pulls on a tensor make: pulls of one root add coherently, others as energies."""
-    parts = [_part(items, law) for items in _by_root(pulls).values()]
+    parts = [_part(items, signal) for items in _by_root(pulls).values()]
     if len(parts) == 1:
         return parts[0]
     energy = log_sum(part.energy for part in parts)
@@ -121,6 +123,29 @@ def joined(pulls: Sequence[Pull], law: Law | None) -> Cotangent:
     )
     variance = sum(share * part.variance for share, part in zip(shares, parts, strict=True))
     return Cotangent(energy, alike, variance, mixed([(share, part.profile) for share, part in zip(shares, parts, strict=True)]))
+
+
+def along_signal(pulls: Sequence[Pull], signal: Signal) -> tuple[float, tuple[float, ...]]:
+    """What g h is like for a cotangent g and a signal h around its mean: E (g h)^2 / E g^2 E h^2, and correlation along axes."""
+    law = signal.law_at("")
+    values = law.values - expect(law.values)
+    second = expect(values * values)
+    found = []
+    for items in _by_root(pulls).values():
+        (pull,) = merged(items)
+        slope = pull.slope if pull.slope is not None else 1.0
+        square = expect(np.broadcast_to(slope * slope, values.shape))
+        together = slope * values
+        size = expect(together * together)
+        common = in_common(together, law.alike)
+        weight = 10.0 ** min(pull.cotangent.energy, 300.0) * square
+        alike = tuple(a * b for a, b in zip(pull.cotangent.alike, common, strict=True))
+        found.append((weight, size / (square * second) if square * second > 0.0 else 1.0, alike))
+    total = sum(weight for weight, _, _ in found) or 1.0
+    ratio = sum(weight * size for weight, size, _ in found) / total
+    columns = zip(*(alike for _, _, alike in found), strict=True)
+    shares = [weight / total for weight, _, _ in found]
+    return ratio, tuple(sum(s * a for s, a in zip(shares, column, strict=True)) for column in columns)
 
 
 def _by_root(pulls: Sequence[Pull]) -> dict[str, list[Pull]]:
@@ -144,12 +169,12 @@ def merged(pulls: Sequence[Pull]) -> list[Pull]:
     return found
 
 
-def _part(items: Sequence[Pull], law: Law | None) -> Cotangent:
+def _part(items: Sequence[Pull], signal: Signal) -> Cotangent:
     (pull,) = merged(items)
     if pull.slope is None:
         return pull.cotangent
     second = expect(pull.slope * pull.slope)
     energy = pull.cotangent.energy + math.log10(second) if second > 0.0 else -math.inf
-    seen = in_common(pull.slope, law.alike) if law is not None else (1.0,) * len(pull.cotangent.alike)
+    seen = in_common(pull.slope, signal.law_at("").alike)
     alike = tuple(a * b for a, b in zip(pull.cotangent.alike, seen, strict=True))
     return replace(pull.cotangent, energy=energy, alike=alike)

@@ -55,7 +55,7 @@ def one(slot: int, law_of: Signal, pull: Callable[[Cotangent], Cotangent]) -> Pu
     """A pullback to one operand that looks at the total cotangent; `law_of` is the signal behind the operator."""
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        yield slot, Pull(pull(joined(pulls, law_of.law)))
+        yield slot, Pull(pull(joined(pulls, law_of)))
 
     return back
 
