@@ -18,7 +18,7 @@ def chain_of(
     """
     if structure.spine_is_representative:
         return list(structure.spine), list(each)
-    names = _cut_names(structure, known if known is not None else each[0])
+    cuts = elements(structure, known if known is not None else each[0])
     rows: list[Mapping[str, Gains]] = [
         {
             name: Gains(
@@ -26,11 +26,18 @@ def chain_of(
                 gains[name].forward if name in gains else None,
                 _together([gains[node].relative for node in cut if node in gains]),
             )
-            for name, cut in zip(names, structure.levels, strict=True)
+            for name, cut in cuts
         }
         for gains in each
     ]
-    return list(dict.fromkeys(names)), rows
+    return list(dict.fromkeys(name for name, _ in cuts)), rows
+
+
+def elements(structure: Structure, known: Mapping[str, Gains]) -> list[tuple[str, tuple[str, ...]]]:
+    """What the chain is made of, in order: each name with the tensors that it stands for. Cuts are named as `chain_of` says."""
+    if structure.spine_is_representative:
+        return [(node, (node,)) for node in structure.spine]
+    return list(zip(_cut_names(structure, known), structure.levels, strict=True))
 
 
 def _cut_names(structure: Structure, gains: Mapping[str, Gains]) -> list[str]:

@@ -6,46 +6,40 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gradlint.catalog import load_rules, select
+from gradlint.confront import confront, relate
 from gradlint.errors import ConfigError, InputError
 from gradlint.flow import is_weight_layer, kind_of
 from gradlint.forecast import Forecast
 from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph
-from gradlint.growth import HEALTHY, LIMIT, along, place, signed
+from gradlint.growth import JUMP, place
 from gradlint.load import Loaded, load
 from gradlint.ops import Kind
 from gradlint.probe.isolated import Limits
 from gradlint.result import (
     Confidence,
     Coverage,
-    Effect,
     Finding,
+    Growth,
     Measurement,
-    Severity,
     Skipped,
     SpinePoint,
     TargetReport,
 )
 from gradlint.rule import Needs, Rule, Subject
 from gradlint.score import judge, predicted_growth, worst_growth
+from gradlint.theory.attribution import Attribution, agrees, attribute
+from gradlint.theory.stacks import stack
 
 Progress = Callable[[str], None]
 
 _FEW = 8  # values per channel: the batch that is inferred
-_SYMPTOMS = {  # what can make each: claims about growth, and rules that name a cause without one
-    "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset[str]()),
-    "GL802": (frozenset({Effect.VANISHES, Effect.EITHER}), frozenset({"GL104", "GL806"})),
-    "GL804": (frozenset({Effect.EXPLODES}), frozenset({"GL604"})),
-    "GL805": (frozenset({Effect.EXPLODES}), frozenset({"GL604"})),
-    "GL806": (frozenset[Effect](), frozenset({"GL104"})),
-}
-_CAUSES = frozenset().union(*(codes for _, codes in _SYMPTOMS.values()))
 
 
 @dataclass(frozen=True)
@@ -110,6 +104,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         findings, skipped = _run_rules(rules, subject)
     growth = predicted_growth(expected.growth, findings) if measurement is None else worst_growth(measurement)
     growth = growth if measurement is None or measured else None
+    attribution = _attribution(subject, growth)
     broken = any(finding.rule == "GL604" for finding in findings) or any(_is_broken(graph))
     verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken)
     return TargetReport(
@@ -120,7 +115,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         score=score,
         growth=growth,
         spine=_spine_points(subject, expected),
-        findings=findings,
+        findings=tuple(_attributed(finding, attribution) for finding in findings),
         coverage=_coverage(graph, measurement),
         skipped=skipped,
         inputs=loaded.inputs,
@@ -131,6 +126,8 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         capture=loaded.capture_of(),
         predicted=expected.growth if measurement else growth,
         time=measurement.time if measurement else (),
+        attribution=attribution,
+        stack=stack(subject.structure, subject.steps),
     )
 
 
@@ -171,6 +168,26 @@ def _coverage(graph: Graph, measurement: Measurement | None) -> Coverage:
     return Coverage(len(graph), len(graph) - sum(unknown.values()), ran, dict(unknown))
 
 
+def _attribution(subject: Subject, growth: Growth | None) -> Attribution | None:
+    """What a growth over the spine is made of. A measured one is explained only where theory expects it."""
+    if growth is None or growth.start is None or growth.end is None or not JUMP <= abs(growth.decades) < math.inf:
+        return None
+    start, end = growth.start.node, growth.end.node
+    if subject.measurement is not None:
+        before, behind = (subject.measurement.backward(node) for node in (start, end))
+        if before is None or behind is None or not agrees(subject.prediction, start, end, before - behind):
+            return None
+    found = attribute(subject.structure, subject.steps, start, end)
+    return found if found is not None and found.decades * growth.decades > 0.0 else None
+
+
+def _attributed(finding: Finding, attribution: Attribution | None) -> Finding:
+    """A finding about growth itself, with what that is made of."""
+    if attribution is None or finding.rule not in {"GL801", "GL802"} or "steps" in finding.evidence:
+        return finding
+    return replace(finding, evidence={**finding.evidence, "attribution": attribution.document()})
+
+
 def _spine_points(subject: Subject, expected: Forecast) -> tuple[SpinePoint, ...]:
     """The chart's rows: what was measured and what theory expects, node by node."""
     graph, measurement = subject.graph, subject.measurement
@@ -204,7 +221,7 @@ def _run_rules(rules: Sequence[type[Rule]], subject: Subject) -> tuple[tuple[Fin
             skipped.append(Skipped(rule.code, reason))
             continue
         findings.extend(confront(finding, subject.measurement, places) for finding in rule.check(subject))
-    findings = [replace(finding, fingerprint=_fingerprint(finding)) for finding in _relate(findings)]
+    findings = [replace(finding, fingerprint=_fingerprint(finding)) for finding in relate(findings)]
     findings.sort(key=_order)
     return tuple(findings), tuple(skipped)
 
@@ -212,69 +229,6 @@ def _run_rules(rules: Sequence[type[Rule]], subject: Subject) -> tuple[tuple[Fin
 def _order(finding: Finding) -> tuple[bool, int, bool, float, str]:
     refuted = finding.confidence is Confidence.REFUTED
     return refuted, finding.severity.rank, finding.caused_by is not None, -finding.decades, finding.rule
-
-
-def confront(finding: Finding, measurement: Measurement | None, places: Mapping[str, int]) -> Finding:
-    """What the probe says of a claim: measured with its decades and severity, or refuted. `places` indexes the measured spine.
-
-    A claim about growth stands when the gradient really changes by HEALTHY decades or more over the claimed span, in the claimed
-    direction; below LIMIT it is a warning at most. A rule that looked at the measurement itself has the last word.
-    """
-    if finding.effect is None or measurement is None or finding.confidence is not Confidence.PREDICTED:
-        return finding
-    measured = _measured_over(finding, measurement, places)
-    if measured is None:
-        return finding
-    holds = {
-        Effect.EXPLODES: measured >= HEALTHY,
-        Effect.VANISHES: measured <= -HEALTHY,
-        Effect.EITHER: abs(measured) >= HEALTHY,
-    }[finding.effect]
-    if not holds:
-        return replace(finding, confidence=Confidence.REFUTED, evidence={**finding.evidence, "measured_decades": measured})
-    severity = finding.severity if abs(measured) >= LIMIT else max(finding.severity, Severity.WARNING, key=lambda s: s.rank)
-    evidence = {**finding.evidence, "decades": measured}
-    return replace(finding, confidence=Confidence.MEASURED, severity=severity, evidence=evidence)
-
-
-def _measured_over(finding: Finding, measurement: Measurement, places: Mapping[str, int]) -> float | None:
-    """Sustained growth over the part of the measured spine that a finding speaks of; None where nothing was measured there."""
-    if measurement.dead:
-        return None
-    spine = measurement.spine
-    if finding.span is not None and all(node in places for node in finding.span):
-        first, last = (places[node] for node in finding.span)
-        spine = spine[max(first - 1, 0) : last + 1]
-    levels = along(spine, {node: measurement.backward(node) for node in spine})[1]
-    return signed(levels)[0] if len(levels) > 1 else None
-
-
-def _relate(findings: Sequence[Finding]) -> list[Finding]:
-    """Point symptoms at the strongest finding that explains them, and let a named cause stand for mere depth."""
-    causes = [f for f in findings if f.confidence is not Confidence.REFUTED and _explains(f)]
-    named = max((f.decades for f in causes if f.effect is not Effect.EITHER), default=0.0)
-    related = []
-    for finding in findings:
-        if finding.effect is Effect.EITHER and finding.confidence is Confidence.MEASURED and finding.decades <= named:
-            continue  # depth makes any cause worse; a finding that names the cause says enough
-        cause = _cause_of(finding, causes) if finding.rule in _SYMPTOMS else None
-        related.append(replace(finding, caused_by=cause.rule) if cause else finding)
-    return related
-
-
-def _explains(finding: Finding) -> bool:
-    return finding.effect is not None or finding.rule in _CAUSES
-
-
-def _cause_of(symptom: Finding, causes: Sequence[Finding]) -> Finding | None:
-    fitting = [cause for cause in causes if cause is not symptom and _fits(symptom.rule, cause)]
-    return min(fitting, key=lambda cause: (cause.severity.rank, -cause.decades), default=None)
-
-
-def _fits(symptom: str, cause: Finding) -> bool:
-    """Whether a finding can be what makes a symptom."""
-    effects, codes = _SYMPTOMS[symptom]
-    return cause.effect in effects or cause.rule in codes
 
 
 def _fingerprint(finding: Finding) -> str:

@@ -6,68 +6,94 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gradlint.chains import chain_of
+from gradlint.chains import chain_of, elements
 from gradlint.flow import is_weight_layer
 from gradlint.growth import LIMIT, summarise
 from gradlint.result import Gains, Growth
 from gradlint.structure import Structure
-from gradlint.theory.prediction import Prediction
+from gradlint.theory.prediction import Predicted, Prediction
 
 INTERVAL = 1.645
 """Standard deviations of the normal distribution that hold 90 % of it on both sides."""
 
 _ZERO = -100.0  # decades: a predicted factor of zero, which no float can tell from nothing
+_BLIND = 0.5 * math.log10(2.0)  # decades that a path adds which is not followed, if it carries as much as the one that is
+_TOO_BLIND = 0.5  # of the weight layers
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What theory expects of a model: growth along `chain` (None where it follows nothing there) and gains by node.
 
-    `conclusive` says whether every weight layer was followed and the interval of the growth lies on one side of the limit.
+    `deviations` are the standard deviations of the backward gains along the chain, in decades. `conclusive` says whether the
+    chain and most weight layers were followed and the interval of the growth lies on one side of the limit.
     """
 
     chain: tuple[str, ...]
     gains: Mapping[str, Gains]
     growth: Growth | None
     conclusive: bool
+    deviations: Mapping[str, float]
 
 
 def forecast(structure: Structure, prediction: Prediction, measured: Mapping[str, Gains] | None = None) -> Forecast:
     """Growth as the probe would sum it up, from predictions; cuts by depth are named as in `measured`."""
-    found = {node: Gains(_followed(p.backward, p.backward_sd), p.forward, None) for node, p in prediction.nodes.items()}
+    found = {node: Gains(_followed(p), p.forward, None) for node, p in prediction.nodes.items()}
     chain, rows = chain_of(structure, [found], measured)
     gains = {**found, **rows[0]}
+    parts = dict(elements(structure, measured if measured is not None else found))
+    deviations = {name: _deviation([prediction.nodes[node] for node in nodes if node in found]) for name, nodes in parts.items()}
     known = [node for node in chain if node in gains and gains[node].backward is not None]
     if len(known) < 2:
-        return Forecast(tuple(chain), gains, None, conclusive=False)
+        return Forecast(tuple(chain), gains, None, conclusive=False, deviations=deviations)
     growth = summarise(structure.graph, chain, gains)
-    spread = _spread(growth, prediction, known)
-    growth = replace(growth, interval=(growth.decades - INTERVAL * spread, growth.decades + INTERVAL * spread))
-    return Forecast(tuple(chain), gains, growth, conclusive=_complete(structure, prediction) and _settled(growth))
+    missed = _missed(structure, found)
+    spread = INTERVAL * _spread(growth, deviations, known)
+    upper = spread + _BLIND * len({structure.depths[node] for node in missed})
+    growth = replace(growth, interval=(growth.decades - spread, growth.decades + upper))
+    conclusive = _is_whole(structure, gains, chain, missed) and _is_settled(growth)
+    return Forecast(tuple(chain), gains, growth, conclusive, deviations)
 
 
-def _followed(backward: float | None, spread: float) -> float | None:
-    return None if backward is None or math.isnan(spread) else max(backward, -math.inf)
+def _followed(predicted: Predicted) -> float | None:
+    """The backward gain at a node, None where theory does not follow."""
+    if predicted.backward is None or math.isnan(predicted.backward) or math.isnan(predicted.backward_sd):
+        return None
+    return predicted.backward
 
 
-def _spread(growth: Growth, prediction: Prediction, chain: Sequence[str]) -> float:
-    """Standard deviation of the growth between its two ends; of the whole chain where it has none."""
-    ends = [place.node for place in (growth.start, growth.end) if place is not None]
-    first, last = (ends[0], ends[-1]) if len(ends) == 2 and ends[0] != ends[-1] else (chain[0], chain[-1])
-    variances = [prediction.nodes[node].backward_sd ** 2 if node in prediction.nodes else 0.0 for node in (first, last)]
-    return math.sqrt(max(variances[0] - variances[1], 0.0))
+def _deviation(together: Sequence[Predicted]) -> float:
+    """Standard deviation of the gain of several tensors together: each counts by its share of their energy."""
+    known = [(level, p.backward_sd) for p in together if (level := _followed(p)) is not None and level > -math.inf]
+    if len(known) < 2:
+        return known[0][1] if known else 0.0
+    top = max(level for level, _ in known)
+    shares = [10.0 ** (2.0 * (level - top)) for level, _ in known]
+    return math.sqrt(sum(share * sd**2 for share, (_, sd) in zip(shares, known, strict=True)) / sum(shares))
 
 
-def _complete(structure: Structure, prediction: Prediction) -> bool:
-    """Whether every weight layer that the gradient passes has a prediction that is no exact zero."""
-    levels = [prediction.nodes[node].backward if node in prediction.nodes else None for node in _layers(structure)]
-    return bool(levels) and all(level is not None and level > _ZERO for level in levels)
+def _spread(growth: Growth, deviations: Mapping[str, float], chain: Sequence[str]) -> float:
+    """Standard deviation that the run adds which makes the growth, or the whole chain where there is none."""
+    places = [chain.index(place.node) for place in (growth.start, growth.end) if place is not None]
+    first, last = places if len(places) == 2 and places[0] < places[1] else (0, len(chain) - 1)
+    widest = max(deviations[node] for node in chain[first : last + 1])
+    return math.sqrt(max(widest**2 - deviations[chain[last]] ** 2, 0.0))
 
 
-def _layers(structure: Structure) -> list[str]:
-    return [node for node in structure.signal if is_weight_layer(structure.graph[node])]
+def _missed(structure: Structure, found: Mapping[str, Gains]) -> list[str]:
+    """The weight layers of the signal that no predicted gradient reaches, not even one of zero."""
+    layers = (node for node in structure.signal if is_weight_layer(structure.graph[node]))
+    return [node for node in layers if node not in found or found[node].backward is None]
 
 
-def _settled(growth: Growth) -> bool:
+def _is_whole(structure: Structure, gains: Mapping[str, Gains], chain: Sequence[str], missed: Sequence[str]) -> bool:
+    """Whether the chain is followed without a gap or an exact zero, and so are most of the layers beside it."""
+    levels = [gains[node].backward if node in gains else None for node in chain]
+    layers = sum(is_weight_layer(structure.graph[node]) for node in structure.signal)
+    whole = all(level is not None and level > _ZERO for level in levels)
+    return whole and layers > 0 and len(missed) <= _TOO_BLIND * layers
+
+
+def _is_settled(growth: Growth) -> bool:
     low, high = growth.interval or (-math.inf, math.inf)
-    return not (low < LIMIT < high or low < -LIMIT < high)
+    return not any(low < limit < high for limit in (-LIMIT, LIMIT))

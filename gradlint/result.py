@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradlint.graph import Source
+
+if TYPE_CHECKING:
+    from gradlint.theory.attribution import Attribution
+    from gradlint.theory.stacks import Stack
 
 
 class Verdict(StrEnum):
@@ -273,3 +277,5 @@ class TargetReport:
     capture: str = "full"  # how the graph was taken; see frontends
     predicted: Growth | None = None  # the theory's growth, over the same spine
     time: tuple[TimeGrowth, ...] = ()  # growth along the time axis of each recurrence
+    attribution: Attribution | None = None  # what the growth is made of, where theory agrees with what was measured
+    stack: Stack | None = None  # the stack of one repeated layer, if any, with its phase

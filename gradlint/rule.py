@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from gradlint.flow import is_weight_layer, kind_of
-from gradlint.forecast import Forecast, forecast
+from gradlint.forecast import INTERVAL, Forecast, forecast
 from gradlint.graph import Graph, Node, Ref, Source, Weight
 from gradlint.growth import HEALTHY, JUMP, LIMIT
 from gradlint.ops import Kind, operator
@@ -47,6 +47,7 @@ from gradlint.theory.trends import RECTIFIERS, Layer, Trend, fall, is_plain, lay
 
 __all__ = [
     "HEALTHY",
+    "INTERVAL",
     "JUMP",
     "LIMIT",
     "RECTIFIERS",
@@ -55,6 +56,7 @@ __all__ = [
     "Effect",
     "Example",
     "Finding",
+    "Forecast",
     "Gains",
     "Graph",
     "Growth",

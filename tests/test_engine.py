@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import gradlint
-from gradlint import engine
+from gradlint.confront import confront, relate
 from gradlint.errors import ForwardError, TargetError
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.result import Confidence, Effect, Finding, Gains, Growth, Measurement, Severity
@@ -44,7 +44,7 @@ def measurement(*levels, **fields):
 def confronted(levels, effect, severity=Severity.ERROR, span=None, **fields):
     found = measurement(*levels, **fields)
     finding = Finding("GL101", "weight-gain-above-critical", severity, "", effect=effect, span=span, evidence={"decades": 9.0})
-    return engine.confront(finding, found, {node: index for index, node in enumerate(found.spine)})
+    return confront(finding, found, {node: index for index, node in enumerate(found.spine)})
 
 
 # confronting rules with the probe ---------------------------------------------------------------------------------------
@@ -100,19 +100,19 @@ def finding(rule, effect=None, decades=0.0, **fields):
 def test_a_symptom_points_at_the_cause_that_explains_most():
     weak, strong = finding("GL101", Effect.EXPLODES, 3.0), finding("GL302", Effect.EXPLODES, 5.0)
     vanishing = finding("GL102", Effect.VANISHES, 9.0)
-    symptom = engine._relate([weak, strong, vanishing, finding("GL801")])[-1]
+    symptom = relate([weak, strong, vanishing, finding("GL801")])[-1]
     assert symptom.caused_by == "GL302"
 
 
 def test_a_refuted_finding_explains_nothing():
     refuted = finding("GL101", Effect.EXPLODES, 9.0, confidence=Confidence.REFUTED)
-    assert engine._relate([refuted, finding("GL801")])[-1].caused_by is None
+    assert relate([refuted, finding("GL801")])[-1].caused_by is None
 
 
 def test_depth_is_not_reported_beside_a_cause_that_explains_as_much():
     depth, cause = finding("GL201", Effect.EITHER, 5.0), finding("GL101", Effect.EXPLODES, 5.0)
-    assert engine._relate([depth, cause]) == [cause]
-    assert engine._relate([depth, replace(cause, evidence={"decades": 1.0})])[0] == depth
+    assert relate([depth, cause]) == [cause]
+    assert relate([depth, replace(cause, evidence={"decades": 1.0})])[0] == depth
 
 
 # verdicts ---------------------------------------------------------------------------------------------------------------

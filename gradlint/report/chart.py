@@ -7,13 +7,16 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gradlint.graph import Source
 from gradlint.ops import Kind, operator
 from gradlint.report import printable
 from gradlint.report.wording import decimal
 from gradlint.result import SpinePoint, TimeGrowth
+
+if TYPE_CHECKING:
+    from gradlint.theory.phase import Phase
 
 MAX_LINES = 16
 _WHOLE = 9  # rows that are never folded
@@ -186,6 +189,14 @@ def bars(rows: Sequence[Row | Gap], width: int, glyphs: Glyphs) -> list[str]:
     scale = cells / (high - low)
     faint = glyphs._replace(bar=glyphs.folded, left="", right="")
     return [_bar(row.value, scale, zero, cells, glyphs if isinstance(row, Row) else faint) for row in rows]
+
+
+def picture(phase: Phase, *, unicode: bool) -> list[str]:
+    """Gain against growth a layer, as `Phase.picture` draws it, in ASCII where the terminal has no more."""
+    return [line if unicode else line.translate(_PLAIN) for line in phase.picture()]
+
+
+_PLAIN = str.maketrans("\u2580\u2584\u2504\u2506\u2502\u2500\u2514\u25cf", "'.-:|-+o")
 
 
 def _bar(value: float | None, scale: float, zero: int, cells: int, glyphs: Glyphs) -> str:

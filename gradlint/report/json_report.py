@@ -37,7 +37,8 @@ def _target(report: TargetReport, *, refuted: bool, timings: bool) -> dict[str, 
         "seeds": report.seeds,
         "verdict": report.verdict.value,
         "score": report.score,
-        "growth": _growth(*growths(report)),
+        "growth": _growth(report),
+        "phase": _phase(report),
         "time": [_time(time) for time in report.time],
         "spine": [_point(point) for point in report.spine],
         "findings": [_finding(finding) for finding in shown(report, refuted=refuted)],
@@ -55,8 +56,9 @@ def _target(report: TargetReport, *, refuted: bool, timings: bool) -> dict[str, 
     return document | ({"timings": {name: _decades(spent) for name, spent in report.timings.items()}} if timings else {})
 
 
-def _growth(measured: Growth | None, predicted: Growth | None) -> dict[str, Any] | None:
+def _growth(report: TargetReport) -> dict[str, Any] | None:
     """Measured growth, with the place of the predicted one where nothing was measured; None where there is neither."""
+    measured, predicted = growths(report)
     known = measured or predicted
     if known is None:
         return None
@@ -72,6 +74,27 @@ def _growth(measured: Growth | None, predicted: Growth | None) -> dict[str, Any]
         "start": _place(known.start),
         "end": _place(known.end),
         "jumps": [_place(jump.place) | {"decades": _decades(jump.decades)} for jump in known.jumps],
+        "attribution": _plain(report.attribution.document()) if report.attribution else [],
+    }
+
+
+def _phase(report: TargetReport) -> dict[str, Any] | None:
+    if report.stack is None:
+        return None
+    stack, phase = report.stack, report.stack.phase
+    return {
+        "name": phase.name,
+        "op": phase.op,
+        "norm": phase.norm,
+        "gain": _plain(phase.gain),
+        "critical_gain": _plain(phase.critical),
+        "bias_variance": _plain(phase.bias),
+        "decades_per_layer": _decades(phase.decades),
+        "gradient_depth": _decades(stack.depth),
+        "correlation_depth": _decades(phase.depth),
+        "layers": stack.layers,
+        "start": stack.start,
+        "end": stack.end,
     }
 
 

@@ -12,8 +12,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from gradlint.growth import HEALTHY
 from gradlint.report import printable
-from gradlint.report.chart import ASCII, BLOCKS, Row, bars, fold, layer_rows, time_rows
+from gradlint.report.chart import ASCII, BLOCKS, Row, bars, fold, layer_rows, picture, time_rows
 from gradlint.report.headline import headline, is_growing, one_offs
 from gradlint.report.table import Table
 from gradlint.report.wording import count, decimal, growths, located, place, shown, states, totals
@@ -126,6 +127,10 @@ class _Page:
         growth = next(filter(None, growths(report)), None)
         if growth is not None and growth.jumps:
             yield from self.wrapped("  ", one_offs(growth), _QUIET)
+        if report.attribution is not None:
+            yield from self.wrapped("  due to ", str(report.attribution))
+        if report.stack is not None:
+            yield from self.wrapped("  phase: ", str(report.stack))
 
     def _charts(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Text]:
         if any(row.value is not None for row in rows):
@@ -135,6 +140,10 @@ class _Page:
             if is_growing(time.growth):
                 yield Text()
                 yield from self._chart(time_rows(time), f"time steps of {printable(time.node)}")
+        growth = next(filter(None, growths(report)), None)
+        if report.stack is not None and report.stack.phase.critical is not None and growth and abs(growth.decades) >= HEALTHY:
+            yield Text()
+            yield from (Text(f"  {line}", _QUIET) for line in picture(report.stack.phase, unicode=self.unicode))
 
     def _chart(self, rows: Sequence[Row], heading: str) -> Iterator[Text]:
         lines = fold(rows)

@@ -77,19 +77,31 @@ class _Window:
     out: int
     taps: int
 
-    def forward(self, values: Array) -> Array:
-        """Sums over the taps of each output."""
-        if self.reads is None:
-            return np.full(1, self.taps / self.out)
-        return np.asarray(np.where(self.reads >= 0, values[self.reads], 0.0).sum(axis=1))
+    def forward(self, values: Array) -> tuple[Array, float]:
+        """Sums over the taps of each output, and the share that its positions keep of what they have in common.
 
-    def backward(self, values: Array) -> Array:
-        """Sums over the outputs that read each input, which are means where the axis is long."""
+        Two outputs have in common what the same tap reads for both: a tap that reads padding for one of them has nothing.
+        """
         if self.reads is None:
-            return np.full(1, self.taps)
-        spread = np.broadcast_to(values[:, None], self.reads.shape)
+            return np.full(1, self.taps / self.out), 1.0
         inside = self.reads >= 0
-        return np.bincount(self.reads[inside], weights=spread[inside], minlength=self.size).astype(np.float64)
+        seen = np.where(inside, values[self.reads], 0.0)
+        return seen.sum(axis=1), _kept(np.sqrt(seen).mean(axis=0), seen.mean(axis=0), values)
+
+    def backward(self, values: Array) -> tuple[Array, float]:
+        """The same for a cotangent: sums over the outputs that read each input."""
+        if self.reads is None:
+            return np.full(1, self.taps), min(self.out / self.size, 1.0)
+        inside = self.reads >= 0
+        spread = np.where(inside, values[:, None], 0.0)
+        landed = np.bincount(self.reads[inside], weights=spread[inside], minlength=self.size).astype(np.float64)
+        return landed, _kept(np.sqrt(spread).sum(axis=0) / self.size, spread.sum(axis=0) / self.size, values)
+
+
+def _kept(amplitude: Array, square: Array, values: Array) -> float:
+    """Correlation of two positions behind a kernel over that before it, from means over positions for each tap."""
+    whole, before = float(square.sum()), float(np.sqrt(values).mean()) ** 2 / float(values.mean())
+    return min(float((amplitude * amplitude).sum()) / whole / before, 1.0) if whole > 0.0 and before > 0.0 else 1.0
 
 
 def linear(call: Call) -> Moved | None:
@@ -184,8 +196,8 @@ def _rows(weight: Weight) -> Array | None:
 
 def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     axis, average = layer.axis, mean_of(layer.weight)
-    gain, profile = _spread(signal.profile, layer)
-    shared = tuple(0.0 if index == axis else share for index, share in enumerate(signal.shared))
+    gain, profile, kept = _spread(signal.profile, layer)
+    shared = tuple(0.0 if index == axis else share * kept.get(index, 1.0) for index, share in enumerate(signal.shared))
     parts = [Part(signal.log_q + log10(gain), 0.0, shared, signal.variance, profile)]
     aligned = (average * signal.mean) ** 2 * layer.fan * max(layer.fan - 1.0, 0.0)
     if aligned > 0.0:
@@ -203,18 +215,21 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     return Moved(behind, one(slot, behind, back))
 
 
-def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile]:
-    """Squared gain and profile behind the layer: a kernel sees less at the rim, rows of a small weight differ."""
+def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, float]]:
+    """Squared gain, profile, and what positions keep in common: a kernel sees less at the rim, rows of a small weight differ."""
     gain = mean_square(layer.weight) * layer.fan / math.prod(window.taps / window.out for window in layer.windows)
-    kept = without(profile, () if layer.depthwise else (layer.axis,))
+    found = without(profile, () if layer.depthwise else (layer.axis,))
+    common, shares = 1.0, dict[int, float]()
     for window in layer.windows:
-        seen = window.forward(_values(profile, window.axis, window.size))
+        seen, share = window.forward(_values(profile, window.axis, window.size))
+        common *= share  # positions that differ along several axes share what is left by all of them
+        shares[window.axis] = common
         gain *= float(seen.mean())
-        kept = {**without(kept, (window.axis,)), **along(window.axis, seen)}
+        found = {**without(found, (window.axis,)), **along(window.axis, seen)}
     if layer.rows is not None:
-        gain *= mean_product(kept, layer.axis, layer.rows)
-        kept = times(kept, layer.axis, layer.rows)
-    return gain, kept
+        gain *= mean_product(found, layer.axis, layer.rows)
+        found = times(found, layer.axis, layer.rows)
+    return gain, found, shares
 
 
 def _values(profile: Profile, axis: int, size: int) -> Array:
@@ -233,11 +248,14 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
         gain *= mean_product(profile, layer.axis, layer.rows)
         profile = times(profile, layer.axis, layer.rows)
     profile = without(profile, () if layer.depthwise else (layer.axis,))
+    common, shares = 1.0, {layer.axis: 0.0}
     for window in layer.windows:
-        landed = window.backward(_values(cotangent.profile, window.axis, window.out))
+        landed, share = window.backward(_values(cotangent.profile, window.axis, window.out))
+        common *= share
+        shares[window.axis] = common
         gain *= float(landed.sum()) / window.out
         profile = {**without(profile, (window.axis,)), **along(window.axis, landed)}
-    alike = tuple(own if index == layer.axis else value for index, value in enumerate(cotangent.alike))
+    alike = tuple(own if index == layer.axis else value * shares.get(index, 1.0) for index, value in enumerate(cotangent.alike))
     return scaled(cotangent, gain, alike, variance=layer.noise, profile=profile)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
     from gradlint.theory.profiles import Profile
 
 _EPS = 1e-5
+_REPEATED = 0.05  # share of a variance that repeats along an axis, below which all of it counts as drawn anew
 
 
 @dataclass(frozen=True, slots=True)
-class _Over:
+class Over:
     """What is normalised together: lengths and shares of all axes as the statistics see them, and the axes they run over."""
 
     axes: tuple[int, ...]
@@ -55,7 +57,7 @@ def norm(call: Call) -> Moved | None:
         return _running(call, slot, signal)
     if call.node.op == "local_response_norm":
         return None
-    over = _over(call, signal)
+    over = statistics_of(call, signal)
     return None if over is None else _normalised(call, slot, signal, over)
 
 
@@ -63,23 +65,24 @@ def _on_batch(call: Call) -> bool:
     return bool(call.node.attrs.get("training", call.training)) or "running_var" not in call.node.weights
 
 
-def _over(call: Call, signal: Signal) -> _Over | None:
+def statistics_of(call: Call, signal: Signal) -> Over | None:
+    """What a norm on the statistics of its input normalises together; None for a norm of another kind."""
     node, sizes = call.node, signal.sizes
     rank = len(sizes)
     channel = 1 if rank > 1 else 0
     if node.op == "batch_norm":
-        return _Over(tuple(axis for axis in range(rank) if axis != channel), sizes)
+        return Over(tuple(axis for axis in range(rank) if axis != channel), sizes)
     if node.op == "instance_norm":
-        return _Over(tuple(range(channel + 1, rank)), sizes)
+        return Over(tuple(range(channel + 1, rank)), sizes)
     if node.op == "group_norm":
         groups = int(node.attrs.get("num_groups", 1))
         inside = tuple(max(size // groups, 1) if axis == channel else size for axis, size in enumerate(sizes))
-        return _Over(tuple(range(channel, rank)), inside)
+        return Over(tuple(range(channel, rank)), inside)
     if node.op == "l2_normalize":
         axis = node.attrs.get("dim", node.attrs.get("axis", 1))
-        return _Over((int(axis) % rank,) if isinstance(axis, int) else (channel,), sizes, centred=False)
+        return Over((int(axis) % rank,) if isinstance(axis, int) else (channel,), sizes, centred=False)
     count = _normalised_axes(node.attrs, rank)
-    return _Over(tuple(range(rank - count, rank)), sizes, centred=node.op != "rms_norm")
+    return Over(tuple(range(rank - count, rank)), sizes, centred=node.op != "rms_norm")
 
 
 def _normalised_axes(attrs: object, rank: int) -> int:
@@ -91,7 +94,7 @@ def _normalised_axes(attrs: object, rank: int) -> int:
     return rank - int(axis) % rank if isinstance(axis, int) else 1
 
 
-def _normalised(call: Call, slot: int, signal: Signal, over: _Over) -> Moved:
+def _normalised(call: Call, slot: int, signal: Signal, over: Over) -> Moved:
     """Second moment gamma^2 v / (v + eps), v the variance over the axes; the gradient loses what lies along 1 and x."""
     common = min(averaged(over.sizes, signal.shared, over.axes), 1.0 - 1e-9)
     lost = common if over.centred else 0.0
@@ -107,18 +110,19 @@ def _normalised(call: Call, slot: int, signal: Signal, over: _Over) -> Moved:
     behind = replace(_with_bias(call, layout), profile=units.profile(signal.profile), variance=0.0)
     if call.node.op == "batch_norm":
         behind = replace(behind, fixed=1.0)
-    fluctuating = averaged(over.sizes, [max(_rest(share, common), 0.0) for share in signal.shared], over.axes)
-    if over.centred and behind.mean == 0.0 and behind.level == level:
-        behind = replace(behind, law=spherical(call.node.id, level, behind.shared, 1.0 / max(fluctuating, 1e-9) - 1.0))
-    steady = signal.fixed if over.centred else 1.0 - (1.0 - common) ** 2  # what all elements share does not fluctuate
+    degrees, part = _fluctuation(signal, over, common)
+    if over.centred and behind.mean == 0.0 and behind.level == level and part == 1.0:
+        behind = replace(behind, law=spherical(call.node.id, level, behind.shared, degrees))
+    part *= math.sqrt(1.0 - min(signal.fixed, 1.0)) if over.centred else (1.0 - common)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
         factor = 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost) / summed
         gain, profile = units.pulled(cotangent.profile)
         factor *= gain * _kept(cotangent, over, *along_signal(pulls, behind))
-        factor *= _inflation(1.0 / max(fluctuating, 1e-9), steady, centred=over.centred)
-        yield slot, Pull(scaled(cotangent, factor, _centred_along(cotangent, over), variance=signal.variance, profile=profile))
+        factor *= inverse_mean(degrees, part)
+        pulled = scaled(cotangent, factor, _centred_along(cotangent, over), variance=signal.variance, profile=profile)
+        yield slot, Pull(replace(pulled, free=0.0) if call.node.op == "batch_norm" else pulled)
 
     return Moved(behind, back)
 
@@ -128,16 +132,35 @@ def _rest(share: float, lost: float, *, low: float = -1.0) -> float:
     return min(max((share - lost) / (1.0 - lost), low), 1.0)
 
 
-def _inflation(count: float, fixed: float, *, centred: bool) -> float:
-    """E 1/v over 1/E v for the variance v of `count` independent values: (N-1)/(N-3), less where part of it is fixed."""
-    inflated = (count - centred) / (count - 2.0 - centred) if count > 4.0 else 3.0
-    return 1.0 + (inflated - 1.0) * (1.0 - min(fixed, 1.0))
+def _fluctuation(signal: Signal, over: Over, common: float) -> tuple[float, float]:
+    """Degrees of freedom of the variance that a norm takes, and the part of it that has so few.
+
+    Independent values have one less than their number. What is the same all along an axis (a pattern over positions that all
+    samples show) is drawn once for the others: its part of the variance has fewer.
+    """
+    count = math.prod(over.sizes[axis] for axis in over.axes)
+    axis = max((axis for axis in over.axes if over.sizes[axis] > 1), key=lambda axis: signal.shared[axis], default=None)
+    repeated = _rest(signal.shared[axis], common) if axis is not None else 0.0
+    if axis is None or repeated < _REPEATED:
+        return float(count - over.centred), 1.0
+    return max(float(count // over.sizes[axis] - over.centred), 1.0), repeated
+
+
+@lru_cache(maxsize=1024)
+def inverse_mean(degrees: float, part: float) -> float:
+    """E 1/v for v = part chi^2_k / k + 1 - part: k / (k - 2) where all of a variance fluctuates."""
+    if part >= 1.0 and degrees > 4.0:
+        return degrees / (degrees - 2.0)
+    logs = np.linspace(-12.0, 6.0, 1201)  # of chi^2_k / k; its density over logarithms is smooth for every k
+    density = np.exp(0.5 * degrees * (logs - np.exp(logs)) + 0.5 * degrees)
+    values = 1.0 / (part * np.exp(logs) + 1.0 - part)
+    return float((density * values).sum() / density.sum())
 
 
 class _Units:
     """What a norm does to the axes that it keeps apart: each unit is divided by its own deviation, and scaled by its gamma."""
 
-    def __init__(self, call: Call, signal: Signal, over: _Over, small: float) -> None:
+    def __init__(self, call: Call, signal: Signal, over: Over, small: float) -> None:
         own = {axis: values for axis, values in signal.profile.items() if axis not in over.axes}
         self._apart = own
         self._small = small
@@ -177,7 +200,7 @@ class _Units:
         return gain, profile
 
 
-def _scale_axis(call: Call, over: _Over) -> int:
+def _scale_axis(call: Call, over: Over) -> int:
     """The axis that gamma runs along."""
     rank = len(call.sizes)
     if call.node.op in {"batch_norm", "group_norm", "instance_norm"}:
@@ -185,13 +208,13 @@ def _scale_axis(call: Call, over: _Over) -> int:
     return over.axes[-1] if over.axes else rank - 1
 
 
-def _kept(cotangent: Cotangent, over: _Over, ratio: float, alike: Sequence[float]) -> float:
+def _kept(cotangent: Cotangent, over: Over, ratio: float, alike: Sequence[float]) -> float:
     """Share of a cotangent that is orthogonal to the constant vector (where the norm centres) and to the normalised signal."""
     along_one = averaged(over.sizes, cotangent.alike, over.axes) if over.centred else 0.0
-    return max(1.0 - along_one - ratio * averaged(over.sizes, alike, over.axes), 1e-6)
+    return max(1.0 - along_one - cotangent.free * ratio * averaged(over.sizes, alike, over.axes), 1e-6)
 
 
-def _centred_along(cotangent: Cotangent, over: _Over) -> tuple[float, ...]:
+def _centred_along(cotangent: Cotangent, over: Over) -> tuple[float, ...]:
     """Correlations of a cotangent that has lost its mean over the normalised axes: -1/(N-1) between N that were independent."""
     if not over.centred:
         return cotangent.alike

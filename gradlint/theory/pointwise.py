@@ -127,7 +127,7 @@ def mapped(call: Call) -> Moved | None:
     def back(pulls: Sequence[Pull]) -> Pulls:
         for pull in pulls:
             slope = result.slope if pull.slope is None else pull.slope * result.slope
-            cotangent = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade)
+            cotangent = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade, free=1.0)
             if signal.profile and bend:
                 cotangent = _bent(cotangent, signal.profile, bend)
             yield slot, Pull(cotangent, pull.root, slope)
@@ -185,8 +185,10 @@ def add(call: Call) -> Moved | None:
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
-        for (slot, signal), sign in zip(found, signs, strict=True):
-            yield slot, Pull(unbroadcast(cotangent, call.sizes, signal, sign * sign))
+        for (slot, signal), sign, part in zip(found, signs, parts, strict=True):
+            weight = min(10.0 ** min(part.log_q - behind.log_q, 0.0), 1.0)
+            own = replace(cotangent, free=1.0 - weight * (1.0 - cotangent.free))
+            yield slot, Pull(unbroadcast(own, call.sizes, signal, sign * sign))
 
     return Moved(behind, back)
 

@@ -29,13 +29,13 @@ def pool(call: Call) -> Moved | None:
     slot, signal = found[0]
     if call.node.op == "upsample":
         return _resampled(call, slot, signal)
-    window = _window(call.node, signal.sizes, call.sizes)
+    window = window_of(call.node, signal.sizes, call.sizes)
     if call.node.op == "max_pool":
         return _largest(call, slot, signal, window)
     return _averaged(call, slot, signal, window)
 
 
-def _window(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:
+def window_of(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:
     """Length of the window along each axis: the kernel, or what an adaptive or global pool needs."""
     kernel = node.attrs.get("kernel_size", node.attrs.get("kernel_shape"))
     if isinstance(kernel, int):

@@ -56,12 +56,16 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Cotangent:
-    """The gradient at a tensor: `energy` is log10 E |g|^2 over all elements, `alike` the correlation of two along each axis."""
+    """The gradient at a tensor: `energy` is log10 E |g|^2 over all elements, `alike` the correlation of two along each axis.
+
+    `free` is what is left of the component along the tensor itself, unit by unit: a norm behind it has taken it off.
+    """
 
     energy: float
     alike: tuple[float, ...]
     variance: float = 0.0
     profile: Profile = field(default_factory=flat)
+    free: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,9 @@ def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
         sum(s * a for s, a in zip(shares, column, strict=True)) for column in zip(*(p.alike for p in parts), strict=True)
     )
     variance = sum(share * part.variance for share, part in zip(shares, parts, strict=True))
-    return Cotangent(energy, alike, variance, mixed([(share, part.profile) for share, part in zip(shares, parts, strict=True)]))
+    profile = mixed([(share, part.profile) for share, part in zip(shares, parts, strict=True)])
+    free = sum(share * part.free for share, part in zip(shares, parts, strict=True))
+    return Cotangent(energy, alike, variance, profile, free)
 
 
 def along_signal(pulls: Sequence[Pull], signal: Signal) -> tuple[float, tuple[float, ...]]:
