@@ -94,6 +94,14 @@ class _Request:
     debug: bool
 
 
+_input = click.option(
+    "--input", "inputs", multiple=True, metavar="SPEC", help="x=float32[8,3,64,64], ids=int64[2,9]<1000, x=@file.npz."
+)
+_no_probe = click.option(
+    "--no-probe", "probe", flag_value=False, default=True, help="Do not run the model: static analysis only."
+)
+_mode = click.option("--mode", type=click.Choice(["train", "eval"]), help="[default: train for torch, as exported for ONNX]")
+_seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="First seed of inputs and cotangents.")
 _AMOUNT = click.FloatRange(min=0.0, min_open=True)
 _color = click.option(
     "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colours; NO_COLOR is heeded."
@@ -104,11 +112,11 @@ _debug = click.option("--debug", is_flag=True, help="Show the traceback of an in
 
 @cli.command()
 @click.argument("targets", nargs=-1, metavar="TARGET...")
-@click.option("--input", "inputs", multiple=True, metavar="SPEC", help="x=float32[8,3,64,64], ids=int64[2,9]<1000, x=@file.npz.")
-@click.option("--no-probe", "probe", flag_value=False, default=True, help="Do not run the model: static analysis only.")
-@click.option("--mode", type=click.Choice(["train", "eval"]), help="[default: train for torch, as exported for ONNX]")
+@_input
+@_no_probe
+@_mode
 @click.option("--train-mode", "mode", flag_value="train", help="The same as --mode train: BatchNorm on batch statistics.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="First seed of inputs and cotangents.")
+@_seed
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds to probe.")
 @click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")
 @click.option("--ignore", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to leave out.")
@@ -276,7 +284,7 @@ def _write(request: _Request, reports: Sequence[TargetReport]) -> None:
         reports,
         width=_width() if not to_file else _WIDTH,
         color=color,
-        unicode=to_file or (sys.stdout.encoding or "").lower().startswith("utf"),
+        unicode=to_file or _speaks_unicode(),
         show_refuted=request.show_refuted,
         timings=request.timings,
     )
@@ -306,6 +314,10 @@ def _colored(choice: str) -> bool:
 
 def _width() -> int:
     return min(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDEST) if sys.stdout.isatty() else _WIDTH
+
+
+def _speaks_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def _complain(text: str) -> None:
@@ -338,6 +350,32 @@ def rule(*, codes: tuple[str, ...], every: bool, output_format: str, rules: tupl
         _print("\n\n".join(page(entry.documentation(), width, bold=bold) for entry in chosen), color=colored)
     else:
         _print(listed(chosen), color=False)
+    return _CLEAN
+
+
+@cli.command("explain")
+@click.argument("target")
+@click.argument("node")
+@_input
+@_no_probe
+@_mode
+@_seed
+@_debug
+def explain_node(*, target: str, node: str, inputs: tuple[str, ...], debug: bool, **given: Any) -> int:
+    """Show the arithmetic of one operator.
+
+    TARGET is a model as for check. NODE is the id of an operator or the path of a module as reports name them, or the
+    unique beginning or end of one.
+    """
+    del debug  # read where the command line ends
+    from gradlint.engine import Options
+    from gradlint.explain import explain
+    from gradlint.frontends.inputs import parse_inputs
+    from gradlint.report.explanation import render as as_text
+
+    with redirect_stdout(sys.stderr):
+        found = explain(target, node, Options(inputs=parse_inputs(inputs), **given))
+    _print(as_text(found, width=_width(), unicode=_speaks_unicode()), color=False)
     return _CLEAN
 
 

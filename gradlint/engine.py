@@ -34,8 +34,8 @@ from gradlint.result import (
 )
 from gradlint.rule import Needs, Rule, Subject
 from gradlint.score import judge, predicted_growth, worst_growth
-from gradlint.theory.attribution import Attribution, agrees, attribute
-from gradlint.theory.stacks import stack
+from gradlint.theory.attribution import Attribution, attribute, interval
+from gradlint.theory.stacks import Stack, stack
 
 Progress = Callable[[str], None]
 
@@ -85,16 +85,8 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     say = progress or (lambda _: None)
     clock = _Clock()
     rules = select(load_rules(options.rules_dirs), options.select, options.ignore)
-    say("reading")
-    with clock("load"):
-        loaded = load(target, options.inputs, options.mode, probe=options.probe, limits=options.limits)
-    measurement = None
-    if options.probe:
-        with clock("probe"):
-            measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say)
-            _refuse_guessed_numbers(loaded, measurement)
-    graph = loaded.graph_of()
-    subject = Subject(graph, measurement)
+    loaded, subject = look(target, options, say, clock)
+    graph, measurement = subject.graph, subject.measurement
     say("applying rules")
     with clock("theory"):
         expected = subject.forecast
@@ -103,6 +95,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     with clock("rules"):
         findings, skipped = _run_rules(rules, subject)
     growth = predicted_growth(expected.growth, findings) if measurement is None else worst_growth(measurement)
+    conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims it
     growth = growth if measurement is None or measured else None
     attribution = _attribution(subject, growth)
     broken = any(finding.rule == "GL604" for finding in findings) or any(_is_broken(graph))
@@ -127,8 +120,24 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         predicted=expected.growth if measurement else growth,
         time=measurement.time if measurement else (),
         attribution=attribution,
-        stack=stack(subject.structure, subject.steps),
+        stack=repeated(subject),
     )
+
+
+def look(
+    target: object, options: Options, progress: Progress | None = None, clock: _Clock | None = None
+) -> tuple[Loaded, Subject]:
+    """Read a target, and probe it where the options say so. Raises GradlintError when it cannot be read, imported or run."""
+    say, clock = progress or (lambda _: None), clock or _Clock()
+    say("reading")
+    with clock("load"):
+        loaded = load(target, options.inputs, options.mode, probe=options.probe, limits=options.limits)
+    measurement = None
+    if options.probe:
+        with clock("probe"):
+            measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say)
+            _refuse_guessed_numbers(loaded, measurement)
+    return loaded, Subject(loaded.graph_of(), measurement)
 
 
 def _is_broken(graph: Graph) -> Iterator[bool]:
@@ -168,17 +177,31 @@ def _coverage(graph: Graph, measurement: Measurement | None) -> Coverage:
     return Coverage(len(graph), len(graph) - sum(unknown.values()), ran, dict(unknown))
 
 
+def _as_expected(subject: Subject, start: str, end: str) -> bool:
+    """Whether the growth between two nodes is what theory expects; True where nothing was measured."""
+    if subject.measurement is None:
+        return True
+    before, behind = (subject.measurement.backward(node) for node in (start, end))
+    bounds = interval(subject.prediction, start, end)
+    return before is not None and behind is not None and bounds is not None and bounds[0] <= before - behind <= bounds[1]
+
+
 def _attribution(subject: Subject, growth: Growth | None) -> Attribution | None:
-    """What a growth over the spine is made of. A measured one is explained only where theory expects it."""
+    """What a growth over the spine is made of; None where theory expects another one, or none at all."""
     if growth is None or growth.start is None or growth.end is None or not JUMP <= abs(growth.decades) < math.inf:
         return None
     start, end = growth.start.node, growth.end.node
-    if subject.measurement is not None:
-        before, behind = (subject.measurement.backward(node) for node in (start, end))
-        if before is None or behind is None or not agrees(subject.prediction, start, end, before - behind):
-            return None
+    bounds = interval(subject.prediction, start, end)
+    if bounds is None or min(bounds) * max(bounds) <= 0.0 or not _as_expected(subject, start, end):
+        return None
     found = attribute(subject.structure, subject.steps, start, end)
     return found if found is not None and found.decades * growth.decades > 0.0 else None
+
+
+def repeated(subject: Subject) -> Stack | None:
+    """The model's stack of one repeated layer, with its phase; None where the probe saw something else."""
+    found = stack(subject.structure, subject.steps)
+    return found if found is not None and _as_expected(subject, found.start, found.end) else None
 
 
 def _attributed(finding: Finding, attribution: Attribution | None) -> Finding:

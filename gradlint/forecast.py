@@ -19,6 +19,7 @@ INTERVAL = 1.645
 _ZERO = -100.0  # decades: a predicted factor of zero, which no float can tell from nothing
 _BLIND = 0.5 * math.log10(2.0)  # decades that a path adds which is not followed, if it carries as much as the one that is
 _TOO_BLIND = 0.5  # of the weight layers
+_TRAINED = 2.3  # decades: root mean square error of the growth of 13 trained models (benchmarks/theory_trained.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,13 @@ class Forecast:
     deviations: Mapping[str, float]
 
 
-def forecast(structure: Structure, prediction: Prediction, measured: Mapping[str, Gains] | None = None) -> Forecast:
-    """Growth as the probe would sum it up, from predictions; cuts by depth are named as in `measured`."""
+def forecast(
+    structure: Structure, prediction: Prediction, measured: Mapping[str, Gains] | None = None, *, drawn: bool = True
+) -> Forecast:
+    """Growth as the probe would sum it up, from predictions; cuts by depth are named as in `measured`.
+
+    `drawn` says whether the weights are as an initialiser drew them; what training does to them theory does not know.
+    """
     found = {node: Gains(_followed(p), p.forward, None) for node, p in prediction.nodes.items()}
     chain, rows = chain_of(structure, [found], measured)
     gains = {**found, **rows[0]}
@@ -48,7 +54,7 @@ def forecast(structure: Structure, prediction: Prediction, measured: Mapping[str
         return Forecast(tuple(chain), gains, None, conclusive=False, deviations=deviations)
     growth = summarise(structure.graph, chain, gains)
     missed = _missed(structure, found)
-    spread = INTERVAL * _spread(growth, deviations, known)
+    spread = INTERVAL * math.hypot(_spread(growth, deviations, known), 0.0 if drawn else _TRAINED)
     upper = spread + _BLIND * len({structure.depths[node] for node in missed})
     growth = replace(growth, interval=(growth.decades - spread, growth.decades + upper))
     conclusive = _is_whole(structure, gains, chain, missed) and _is_settled(growth)

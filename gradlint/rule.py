@@ -8,6 +8,7 @@ sentence", then the sections *What it finds*, *Why it explodes* (or *Why it vani
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,7 @@ from gradlint.structure import Recurrence, ResidualSum, Structure
 from gradlint.theory.branches import are_unsettled, has_norm, hides_norm, normalises, starts_at_zero
 from gradlint.theory.gaussian import chi, critical_gain, moments
 from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised
+from gradlint.theory.logits import Logits, logits_of
 from gradlint.theory.prediction import Predicted, Prediction, predict
 from gradlint.theory.propagation import Step, main_weight, propagate, squared_gain
 from gradlint.theory.recurrence import Loop, loops
@@ -62,6 +64,7 @@ __all__ = [
     "Growth",
     "Kind",
     "Layer",
+    "Logits",
     "Loop",
     "Measurement",
     "Needs",
@@ -97,6 +100,7 @@ __all__ = [
     "kind_of",
     "layers",
     "listed",
+    "logits_of",
     "looks_initialised",
     "main_weight",
     "moments",
@@ -140,7 +144,8 @@ class Subject:
     @cached_property
     def forecast(self) -> Forecast:
         """What theory expects of the whole model."""
-        return forecast(self.structure, self.prediction, self.measurement.gains if self.measurement is not None else None)
+        measured = self.measurement.gains if self.measurement is not None else None
+        return forecast(self.structure, self.prediction, measured, drawn=self.is_initialised(self.structure.signal))
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -160,6 +165,24 @@ class Subject:
                 run = []
         if run:
             yield tuple(run)
+
+    def margin(self, span: tuple[str, str]) -> float:
+        """Decades by which growth over the steps that end in these two spine nodes may miss its prediction (90 % interval)."""
+        structure, nodes = self.structure, self.prediction.nodes
+        if not structure.spine_index.keys() >= set(span):
+            return 0.0
+        ends = structure.spine[max(structure.spine_index[span[0]] - 1, 0)], span[1]
+        variances = [nodes[node].backward_sd ** 2 if node in nodes else 0.0 for node in ends]
+        return INTERVAL * math.sqrt(max(variances[0] - variances[1], 0.0))
+
+    def may_grow(self, trend: Trend) -> bool:
+        """Whether a predicted trend of HEALTHY decades or more is worth a claim.
+
+        Where the probe will check it, one that may reach them within its interval is.
+        """
+        if trend.span is None:
+            return False
+        return abs(trend.decades) + (self.margin(trend.span) if self.measurement is not None else 0.0) >= HEALTHY
 
     @cached_property
     def loops(self) -> list[Loop]:
@@ -295,8 +318,8 @@ class Rule(ABC):
         remedy: str,
         **evidence: Any,
     ) -> Finding:
-        """A finding about growth. Unmeasured, it is a warning where the predicted `decades` stay under LIMIT."""
-        sure = subject.measurement is not None or abs(decades) >= LIMIT
+        """A finding about growth. Unmeasured, it is a warning where the predicted `decades` may be under LIMIT."""
+        sure = subject.measurement is not None or abs(decades) - subject.margin(span) >= LIMIT
         severity = self.severity if sure or self.severity is Severity.NOTE else Severity.WARNING
         return self.finding(
             subject,

@@ -39,8 +39,8 @@ def judge(
     """Verdict and score from 0 to 100, falling as growth rises.
 
     `conclusive` says whether the growth is that of the whole model: whether the probe ran every weight layer or, without a
-    measurement, theory followed every step of the spine. A fault is a fault also where it is not. An error alone is likely to
-    make training fail, so it caps the score; so does not knowing.
+    measurement, theory is sure on which side of the limit it lies. A measured fault is a fault also where it is not. An error
+    alone is likely to make training fail, so it caps the score; so does not knowing.
     """
     if broken_weight or (measurement is not None and (measurement.nonfinite_forward or measurement.nonfinite_backward)):
         return Verdict.NON_FINITE, 0
@@ -48,7 +48,7 @@ def judge(
         return Verdict.VANISHES, 0
     decades = growth.decades if growth is not None else 0.0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
-    if abs(decades) >= LIMIT:
+    if abs(decades) >= LIMIT and (conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
     known = conclusive and growth is not None
     error = any(failing(finding, Severity.ERROR) for finding in findings)

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradlint.rule import (
-    HEALTHY,
     Effect,
     Example,
     Finding,
@@ -85,9 +84,8 @@ class DeepWithoutResidual(Rule):
         for chain in subject.stretches(lambda step: is_plain(structure, step) and not hides_norm(subject.graph[step.node])):
             nodes = [step.node for step in chain if is_weight_layer(subject.graph[step.node])]
             depth = structure.depths[chain[-1].node] - structure.depths[structure.signal_parents(chain[0].node)[0]]
-            decades = _predicted(chain)
-            unlikely = subject.measurement is None and abs(decades) < HEALTHY
-            if depth < DEEP or unlikely or not subject.can_claim(nodes):
+            decades, likely = _predicted(subject, chain)
+            if depth < DEEP or not likely or not subject.can_claim(nodes):
                 continue
             yield self.claim(
                 subject,
@@ -102,6 +100,11 @@ class DeepWithoutResidual(Rule):
             )
 
 
-def _predicted(chain: tuple[Step, ...]) -> float:
-    """Sustained growth over the chain, the larger of rise and fall; a step that theory cannot follow counts as neutral."""
-    return max(rise(chain).decades, fall(chain).decades, key=abs)
+def _predicted(subject: Subject, chain: tuple[Step, ...]) -> tuple[float, bool]:
+    """Sustained growth over the chain, the larger of rise and fall, and whether that is worth a claim.
+
+    A step that theory cannot follow counts as neutral; where there is one, it is for the probe to say.
+    """
+    trend = max(rise(chain), fall(chain), key=lambda trend: abs(trend.decades))
+    blind = subject.measurement is not None and any(step.decades is None for step in chain)
+    return trend.decades, blind or subject.may_grow(trend)

@@ -1,9 +1,8 @@
 """GL301 missing-normalization: a deep residual or attention model has no normalisation anywhere.
 
 What it finds:
-    Twelve or more residual sums, or two or more residual blocks with attention, in a model without a single normalisation,
-    where the gradient is predicted to grow by 2.2 decades or more. A layer that a BatchNorm was, or may have been, folded into
-    counts as one.
+    Residual sums, with attention or without, in a model without a single normalisation, over which the gradient is predicted to
+    grow by 2.2 decades or more. A layer that a BatchNorm was, or may have been, folded into counts as a norm.
 
 Why it explodes:
     Each sum adds the square of its branch to that of the skip path, and nothing ever takes it back: growth is exponential in
@@ -26,7 +25,6 @@ from collections.abc import Iterator
 from math import sqrt
 
 from gradlint.rule import (
-    HEALTHY,
     Effect,
     Example,
     Finding,
@@ -38,12 +36,11 @@ from gradlint.rule import (
     Subject,
     kind_of,
     normalises,
+    rise,
     starts_at_zero,
 )
 
-MANY = 12  # residual sums; 2^(12/2) is 1.8 decades at unit branches: below, the sums of a healthy model need no norm
-ATTENTIVE = 2  # residual blocks with attention make a transformer
-ASK = HEALTHY / 2  # predicted decades that are worth the probe's answer
+EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
 
 
 def _transformer(depth: int, *, norm: bool = False, gain: float = 1.0, notes: tuple[str, ...] = ()) -> Sketch:
@@ -73,9 +70,9 @@ class MissingNormalization(Rule):
     severity = Severity.ERROR
     examples = (
         Example(lambda: _transformer(9), fires_on=tuple(f"add{index}" for index in range(18))),
-        Example(lambda: _probed(12), fires_on=tuple(f"add{index}" for index in range(12))),
+        Example(lambda: _probed(15), fires_on=tuple(f"add{index}" for index in range(15))),
         Example(lambda: _transformer(7)),
-        Example(lambda: _probed(11)),
+        Example(lambda: _probed(14)),
         Example(lambda: _transformer(9, gain=0.2)),
         Example(lambda: _transformer(9, norm=True)),
         Example(lambda: _transformer(9, notes=("batch-norm-folded",))),
@@ -89,29 +86,27 @@ class MissingNormalization(Rule):
         return None
 
     def check(self, subject: Subject) -> Iterator[Finding]:
-        """One finding for the whole model."""
-        structure = subject.structure
-        sums = [step for step in subject.steps if step.residual and not starts_at_zero(structure, step.residual)]
-        attentive = sum(_attends(subject, step) for step in sums)
-        if self.applies(subject) or not (len(sums) >= MANY or attentive >= ATTENTIVE):
-            return
-        growth = [step.decades or 0.0 for step in sums]
-        decades = sum(growth) - max(growth)
-        needed = HEALTHY if subject.measurement is None else ASK
-        if decades < needed or not subject.can_claim([node for step in sums for node in step.via]):
-            return
-        what = f"{attentive} of them with attention, " if attentive else ""
-        yield self.claim(
-            subject,
-            [step.node for step in sums],
-            f"{len(sums)} residual sums, {what}and no normalisation in the whole model",
-            effect=Effect.EXPLODES,
-            span=(sums[0].node, sums[-1].node),
-            decades=decades,
-            remedy="normalise the input of every branch, x + f(norm(x)), with LayerNorm or RMSNorm",
-            sums=len(sums),
-            attention=attentive,
-        )
+        """One finding per run of steps that theory follows."""
+        for run in () if self.applies(subject) else subject.stretches():
+            trend = rise(run)
+            sums = [step for step in trend.steps if step.residual and not starts_at_zero(subject.structure, step.residual)]
+            explained = sum(step.decades or 0.0 for step in sums)
+            inside = [node for step in sums for node in step.via]
+            if not subject.may_grow(trend) or explained < EXPLAINED * trend.decades or not subject.can_claim(inside):
+                continue
+            attentive = sum(_attends(subject, step) for step in sums)
+            what = f"{attentive} of them with attention, " if attentive else ""
+            yield self.claim(
+                subject,
+                [step.node for step in sums],
+                f"{len(sums)} residual sums, {what}and no normalisation in the whole model",
+                effect=Effect.EXPLODES,
+                span=trend.span or (sums[0].node, sums[-1].node),
+                decades=trend.decades,
+                remedy="normalise the input of every branch, x + f(norm(x)), with LayerNorm or RMSNorm",
+                sums=len(sums),
+                attention=attentive,
+            )
 
 
 def _attends(subject: Subject, step: Step) -> bool:

@@ -149,9 +149,11 @@ def _parting(subject: Subject, points: Sequence[_Point], sign: float) -> tuple[s
 def _inside(subject: Subject, before: str, after: str) -> Iterator[tuple[str, float]]:
     """Operators between two nodes of the chain, with the error that each adds on its way to an operand read by nothing else."""
     structure, predictions, measured = subject.structure, subject.prediction.nodes, subject.measurement
+    if not structure.spine_is_representative:
+        return
     for node in (*structure.between(before, after), after):
         for parent in structure.signal_parents(node):
-            if parent == before or len(subject.graph.consumers(parent)) != 1 or measured is None:
+            if parent == before or len(subject.graph.children(parent)) != 1 or measured is None:
                 continue
             values = [predictions[at].backward if at in predictions else None for at in (parent, node)]
             values += [measured.backward(at) for at in (parent, node)]

@@ -21,10 +21,9 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import sqrt
+from math import log10, sqrt
 
 from gradlint.rule import (
-    HEALTHY,
     Effect,
     Example,
     Finding,
@@ -35,10 +34,12 @@ from gradlint.rule import (
     Subject,
     has_norm,
     normalises,
+    rise,
     starts_at_zero,
 )
 
-ASK = HEALTHY / 2  # predicted decades that are worth the probe's answer
+STRONG = 0.5 * log10(1.0 + 2.0**2)  # decades of a sum whose branch is twice as large as its skip path: what GL203 is about
+EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
 
 
 def _blocks(depth: int, *, norm: str | None = None, scale: float = 1.0) -> Sketch:
@@ -72,39 +73,30 @@ class ResidualSumUnscaled(Rule):
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
-        """One finding per run of sums without a norm between them."""
-        needed = HEALTHY if subject.measurement is None else ASK
-        for group in _groups(subject):
-            growth = [step.decades or 0.0 for step in group]
-            decades = sum(growth) - max(growth)
-            inside = [node for step in group for node in step.via]
-            if decades < needed or not subject.can_claim(inside):
+        """One finding per run of steps without a norm between them."""
+        for run in subject.stretches(lambda step: step.decades is not None and not _is_normed(subject, step)):
+            trend = rise(run)
+            sums = [step for step in trend.steps if step.residual and not starts_at_zero(subject.structure, step.residual)]
+            explained = sum(step.decades or 0.0 for step in sums if (step.decades or 0.0) < STRONG)
+            inside = [node for step in sums for node in step.via]
+            if not subject.may_grow(trend) or explained < EXPLAINED * trend.decades or not subject.can_claim(inside):
                 continue
-            count = len(group)
+            count = len(sums)
             yield self.claim(
                 subject,
-                [step.node for step in group],
+                [step.node for step in sums],
                 f"{count} residual sums in a row have no norm and no small branch: "
-                f"the gradient grows x{10 ** (decades / (count - 1)):.2f} a block",
+                f"the gradient grows x{10 ** (trend.decades / max(count - 1, 1)):.2f} a block",
                 effect=Effect.EXPLODES,
-                span=(group[0].node, group[-1].node),
-                decades=decades,
+                span=trend.span or (sums[0].node, sums[-1].node),
+                decades=trend.decades,
                 remedy=f"scale each branch by 1/sqrt(2 L) = {1 / sqrt(2 * count):.2f}, or zero its last weight, "
                 "or normalise its input",
                 sums=count,
             )
 
 
-def _groups(subject: Subject) -> Iterator[list[Step]]:
-    """Runs of residual sums that no norm parts; sums whose branch starts at zero neither count nor part them."""
-    group: list[Step] = []
-    for step in subject.steps:
-        residual = step.residual
-        normed = has_norm(subject.structure, residual) if residual else normalises(subject.graph, subject.graph[step.node])
-        if normed and group:
-            yield group
-            group = []
-        if residual is not None and not normed and not starts_at_zero(subject.structure, residual):
-            group.append(step)
-    if group:
-        yield group
+def _is_normed(subject: Subject, step: Step) -> bool:
+    if step.residual is not None:
+        return has_norm(subject.structure, step.residual)
+    return normalises(subject.graph, subject.graph[step.node])

@@ -1,8 +1,9 @@
 """GL402 saturating-chain: activations that squash, one after another, let little of the gradient through.
 
 What it finds:
-    Sigmoids, or other bounded activations on large inputs, in a plain chain, neither normalised nor bypassed by a skip, that
-    shrink the predicted gradient by 2.2 decades or more although the weights are large enough.
+    Sigmoids, or other bounded activations on large inputs, in a plain chain without skips, that shrink the predicted gradient by
+    2.2 decades or more although the weights are large enough. A norm between them does not always make up for it: LayerNorm
+    divides by a signal of which most is a mean.
 
 Why it vanishes:
     The slope of a sigmoid is 1/4 at most, and 0.21 on unit inputs; that of tanh is 1 at zero and falls with the square of the
@@ -51,6 +52,7 @@ class SaturatingChain(Rule):
     examples = (
         Example(lambda: _stack(20, "sigmoid"), fires_on=tuple(f"sigmoid{index}" for index in range(19))),
         Example(lambda: _stack(20, "tanh", bias=3.0), fires_on=tuple(f"tanh{index}" for index in range(20))),
+        Example(lambda: _stack(20, "sigmoid", norm="layer_norm"), fires_on=tuple(f"sigmoid{index}" for index in range(1, 19))),
         Example(lambda: _stack(4, "sigmoid")),
         Example(lambda: _stack(20, "tanh")),
         Example(lambda: _stack(20, "relu")),
@@ -59,7 +61,7 @@ class SaturatingChain(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain."""
-        for chain in subject.chains():
+        for chain in subject.chains(norms=True):
             trend = fall(chain)
             if trend.decades > -HEALTHY or trend.span is None:
                 continue

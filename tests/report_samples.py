@@ -22,6 +22,9 @@ from gradlint.result import (
     TimeGrowth,
     Verdict,
 )
+from gradlint.theory.attribution import Attribution, Share
+from gradlint.theory.phase import phase
+from gradlint.theory.stacks import Stack
 
 _INPUT = (InputInfo("x", "float32[8,256]", given=False),)
 _TIMINGS = {"load": 0.31, "theory": 0.02, "probe": 0.44, "rules": 0.13}
@@ -118,6 +121,8 @@ def exploding() -> TargetReport:
         seeds=3,
         rules_checked=17,
         predicted=Growth(5.8, rise=5.8, total=6.0),
+        attribution=Attribution((Share("linear", 2.5, 30), Share("tanh", 0.63, 30)), 30),
+        stack=Stack(phase("tanh", (), 2.5), 30, nodes[0], "blocks.29/tanh"),
     )
 
 

@@ -95,7 +95,7 @@ class Lineage:
         self._made: dict[int, _Made] = {}
         self._weights: dict[int, tuple[Any, tuple[str, ...]]] = {}
         self._parameters = {name for name, tensor in weights.items() if isinstance(tensor, nn.Parameter)}
-        self._seen: dict[tuple[str, int], Weight] = {}
+        self._seen: dict[tuple[int, int], tuple[Tensor, Weight]] = {}
         for name, tensor in weights.items():
             self._weights.setdefault(id(tensor), (lambda kept=tensor: kept, (name,)))
 
@@ -143,8 +143,8 @@ class Lineage:
         more = f"+{len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         name = "+".join(names[:_NAMES_SHOWN]) + more
         own = view is None and id(tensor) in self._weights and not tensor.grad_fn
-        if own and (name, out_axis) in self._seen:
-            return self._seen[name, out_axis]
+        if own and (id(tensor), out_axis) in self._seen:
+            return self._seen[id(tensor), out_axis][1]
         weight = Weight(
             name,
             tuple(values.shape),
@@ -154,5 +154,5 @@ class Lineage:
             trainable=tensor.requires_grad,
         )
         if own:
-            self._seen[name, out_axis] = weight
+            self._seen[id(tensor), out_axis] = tensor, weight  # the tensor is held, so that its id stays its own
         return weight

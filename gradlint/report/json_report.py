@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from gradlint.report.wording import growths, short_path, shown
-from gradlint.result import Finding, Growth, Place, SpinePoint, TargetReport, TimeGrowth
+from gradlint.result import Finding, Place, SpinePoint, TargetReport, TimeGrowth
 
 SCHEMA = "gradlint-report/1"
 

@@ -1,6 +1,21 @@
-"""The arithmetic of one operator: what makes its signal and its gradient, as equations whose results are those of the prediction."""
+"""The arithmetic of one operator: its signal and its gradient as equations whose results are those of the prediction."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gradlint.flow import kind_of
+from gradlint.ops import Kind
+from gradlint.structure import Structure
+from gradlint.theory.equations import Equation, Number, number
+from gradlint.theory.formulas import Case, Formulas, add, dropout, function, layer, multiply, norm
+from gradlint.theory.formulas_mixing import attend, concat, pool, product, reduce, softmax
+from gradlint.theory.prediction import Prediction
+from gradlint.theory.transfer import Call, mean_square
+
+_RECURRENT = "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063"
+
 
 @dataclass(frozen=True, slots=True)
 class Back:
@@ -26,9 +41,7 @@ def account(structure: Structure, prediction: Prediction, node_id: str) -> Accou
     if behind is None:
         return Account(None)
     operands = tuple(prediction.signals.get(ref.node) if ref is not None else None for ref in node.inputs)
-    case = Case(
-        Call(node, operands, behind.sizes, structure.graph.mode == "train"), behind, prediction.cotangents.get(node_id)
-    )
+    case = Case(Call(node, operands, behind.sizes, structure.graph.mode == "train"), behind, prediction.cotangents.get(node_id))
     if node.op == "input":
         return Account(Equation("q' = 1, as inputs are standardised", ((number(1.0),),)).equal_to(behind.log_q))
     found = _formulas(case)
@@ -66,13 +79,11 @@ def _formulas(case: Case) -> Formulas:
 
 def _other(case: Case) -> Formulas:
     """An operator whose rule is no closed formula: what it multiplies by, as predicted."""
-    known = {Kind.RNN: "the cell, run over time", Kind.SHAPE: "what it keeps of the elements"}
-    what = known.get(kind_of(case.node), "what its transfer rule says")
-    unity = Kind.SHAPE is kind_of(case.node)
+    recurs, moves = (kind_of(case.node) is kind for kind in (Kind.RNN, Kind.SHAPE))
+    what = "the cell, run over time" if recurs else "the elements that it keeps" if moves else "what its transfer rule says"
     widest = max((signal for _, signal in case.call.signals), key=lambda signal: signal.size)
-    forward = Equation("q' = q", ((Number(widest.log_q),),), what)
-    source = _RECURRENT if kind_of(case.node) is Kind.RNN else ""
-    return Formulas(forward, (Equation("1", ((number(1.0),),), what if not unity else "copies or shares of the elements"),), source)
+    forward, backward = Equation("q' = q", ((Number(widest.log_q),),), what), Equation("1", ((number(1.0),),), what)
+    return Formulas(forward, (backward,), _RECURRENT if recurs else "")
 
 
 _Maker = Callable[[Case], Formulas | None]

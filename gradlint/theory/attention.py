@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from gradlint.theory.profiles import Profile
 
 
+_LOGITS = 0.03  # decades^2 of the gradient that goes through logits: causal masks and alike keys change it
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
     """A sum over labelled axes of a product of two tensors, as in einsum: one letter per axis."""
@@ -289,7 +292,7 @@ def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool,
         yield 2, Pull(pulled_left(Product(mixing.right, mixing.left, mixing.out), cotangent, value, dropped, sizes))
         on_weights = pulled_left(mixing, cotangent, dropped, value, sizes)
         on_logits = pulled_logits(on_weights, logits, weights, len(square) - 1)
-        on_logits = replace(on_logits, energy=on_logits.energy + 2.0 * log10(scale))
+        on_logits = replace(on_logits, energy=on_logits.energy + 2.0 * log10(scale), variance=on_logits.variance + _LOGITS)
         yield 0, Pull(_centred(pulled_left(scores, on_logits, query, key, square), key))
         yield 1, Pull(pulled_left(Product(scores.right, scores.left, scores.out), on_logits, key, query, square))
 

@@ -110,14 +110,14 @@ def attribute(structure: Structure, steps: Sequence[Step], start: str, end: str)
     )
 
 
-def agrees(prediction: Prediction, start: str, end: str, measured: float) -> bool:
-    """Whether a measured growth between two nodes lies within the interval of the predicted one, and that excludes none at all."""
+def interval(prediction: Prediction, start: str, end: str) -> tuple[float, float] | None:
+    """What holds the growth between two nodes with 90 % probability, in decades; None where theory does not follow both."""
     before, behind = prediction.nodes.get(start), prediction.nodes.get(end)
     if before is None or behind is None or before.backward is None or behind.backward is None:
-        return False
+        return None
     expected = before.backward - behind.backward
     spread = _INTERVAL * math.sqrt(max(before.backward_sd**2 - behind.backward_sd**2, 0.0)) + _SAMPLING
-    return abs(expected - measured) <= spread < abs(expected)
+    return expected - spread, expected + spread
 
 
 def _one_off(steps: Sequence[Step]) -> int | None:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradlint.flow import kind_of
 from gradlint.graph import Node, Weight
-from gradlint.ops import Kind
-from gradlint.structure import Structure
-from gradlint.theory.attention import concentration
 from gradlint.theory.equations import Equation, Number, Term, below, number
-from gradlint.theory.joins import axis_of
 from gradlint.theory.law import apply, expect
 from gradlint.theory.norms import statistics_of
 from gradlint.theory.pointwise import function_of
-from gradlint.theory.pools import reduced_axes, window_of
-from gradlint.theory.prediction import Prediction
 from gradlint.theory.signal import Cotangent, Signal, averaged
 from gradlint.theory.transfer import Call, log10, mean_of, mean_square
 
@@ -28,8 +20,6 @@ _MEAN_FIELD = "Poole et al. 2016, arXiv 1606.05340; Schoenholz et al. 2017, arXi
 _BATCH_NORM = "Yang et al. 2019, arXiv 1902.08129"
 _OTHER_NORM = "Doshi, He, Gromov 2021, arXiv 2111.12143"
 _RESIDUAL = "Zhang, Dauphin, Ma 2019, arXiv 1901.09321"
-_ATTENTION = "Noci et al. 2022, arXiv 2206.03126"
-_RECURRENT = "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063"
 _EPS = 1e-5
 _DEPENDENT = "what the factors have in common"
 
@@ -44,13 +34,16 @@ class Case:
 
     @property
     def node(self) -> Node:
+        """The operator."""
         return self.call.node
 
     @property
     def first(self) -> Signal:
+        """Its first operand that is a signal."""
         return self.call.signals[0][1]
 
     def weight(self, *roles: str) -> Weight | None:
+        """The first weight that has one of these roles."""
         return next((self.node.weights[role] for role in roles if role in self.node.weights), None)
 
     def alike(self, axis: int) -> float:
@@ -171,9 +164,7 @@ def add(case: Case) -> Formulas | None:
     scale = case.node.attrs.get("alpha")
     alpha = number(float(scale) ** 2 if isinstance(scale, (int, float)) else 1.0)
     scales: list[Term] = [(), *([(alpha,)] * (len(found) - 1) if alpha.log else [()] * (len(found) - 1))]
-    summands: tuple[Term, ...] = tuple(
-        (*scaled, Number(signal.log_q)) for scaled, (_, signal) in zip(scales, found, strict=True)
-    )
+    summands: tuple[Term, ...] = tuple((*scaled, Number(signal.log_q)) for scaled, (_, signal) in zip(scales, found, strict=True))
     formula = "q' = " + " + ".join(f"{'a^2 ' * bool(scaled)}q{index}" for index, scaled in enumerate(scales, 1))
     factors = tuple(Equation("a^2", ((alpha,),), _BROADCAST) if scaled else _one(_BROADCAST) for scaled in scales)
     return Formulas(Equation(formula, summands, "means, and what the summands have in common"), factors, _RESIDUAL)

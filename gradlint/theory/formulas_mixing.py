@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+from gradlint.theory.attention import Product, concentration, contracted, weights_of
+from gradlint.theory.equations import Equation, Number, below, number
+from gradlint.theory.formulas import Case, Formulas
+from gradlint.theory.joins import axis_of
+from gradlint.theory.pools import reduced_axes, window_of
+from gradlint.theory.signal import Signal, averaged
+from gradlint.theory.transfer import log10
+
+_BROADCAST = "axes that are broadcast"
+ATTENTION = "Noci et al. 2022, arXiv 2206.03126"
 
 
 def softmax(case: Case) -> Formulas | None:
@@ -15,29 +28,41 @@ def softmax(case: Case) -> Formulas | None:
     return Formulas(
         Equation("q' = S / T, S = E sum A^2 = 1 / (1 + (T-1) exp(-s^2))", ((first, second),)),
         (Equation("S (1-S) (1-r) / T, r what gradients share along it", ((first, *kept, second),)),),
-        _ATTENTION,
+        ATTENTION,
     )
 
 
 def attend(case: Case) -> Formulas | None:
     """Scaled dot-product attention as one operator."""
-    found = dict(case.call.signals)
-    if not {0, 1, 2} <= set(found) or len(found[2].shared) < 2:
+    found, node, sizes = dict(case.call.signals), case.node, case.behind.sizes
+    if not {0, 1, 2} <= set(found) or any(len(found[slot].sizes) != len(sizes) for slot in (0, 1, 2)):
         return None
-    value, logits = found[2], found[0].log_q + found[1].log_q + log10(found[0].sizes[-1])
-    del logits
-    share = max(value.shared[-2], 0.0)
-    sharp = max((10.0 ** (case.behind.log_q - value.log_q) - share) / max(1.0 - share, 1e-12), 0.0)
+    query, key, value = found[0], found[1], found[2]
+    given = node.attrs.get("scale")
+    scale = float(given) if isinstance(given, (int, float)) and given else 1.0 / math.sqrt(max(query.sizes[-1], 1))
+    batch = "abcdefgh"[: len(sizes) - 2]
+    logits = contracted(Product(batch + "ik", batch + "jk", batch + "ij"), query, key, (*sizes[:-1], key.sizes[-2]))
+    logits = replace(logits, level=logits.level + log10(scale))
+    causal, rows = bool(node.attrs.get("is_causal", False)), sizes[-2]
+    sharp = number(concentration(logits, len(sizes) - 1, causal=causal))
+    other = number(max(1.0 - 10.0**sharp.log, 0.0))
+    q, r = Number(value.log_q), max(value.shared[-2], 0.0)
     forward = Equation(
-        "q' = q_v r + q_v (1-r) S, r what tokens share, S = E sum A^2",
-        ((Number(value.log_q), number(share)), (Number(value.log_q), number(1.0 - share), number(sharp))),
+        "q' = q_v S (1-r) + q_v r, r what tokens share, S = E sum A^2", ((q, sharp, number(1.0 - r)), (q, number(r))), "dropout"
     )
-    logit = _simulated("through the softmax of the logits")
-    return Formulas(forward, (logit, logit, _simulated("through the averages that it enters")), _ATTENTION)
-
-
-def _simulated(what: str) -> Equation:
-    return Equation(what, ((number(1.0),),), "as the transfer rule of the operator says")
+    seen = max(weights_of(logits, len(sizes) - 1, causal=causal).shared[-2], 0.0) * max(case.alike(len(sizes) - 2), 0.0)
+    averaged_over = Equation(
+        "S + S (T-1) r, r what gradients share", ((sharp,), (sharp, number(rows - 1.0), number(seen))), "dropout"
+    )
+    through = [
+        Equation(
+            "S (1-S) q_v q_k d a^2, a the scale" if factor is key else "S (1-S) q_v q_q d a^2, a the scale",
+            ((sharp, other, q, Number(factor.log_q), number(query.sizes[-1]), number(scale * scale)),),
+            "what keys, values and gradients share",
+        )
+        for factor in (key, query)
+    ]
+    return Formulas(forward, (*through, averaged_over), ATTENTION)
 
 
 def product(case: Case) -> Formulas | None:
@@ -45,16 +70,22 @@ def product(case: Case) -> Formulas | None:
     found = case.call.signals
     if len(found) != 2 or len(found[0][1].sizes) < 2 or len(found[1][1].sizes) < 2 or case.node.attrs.get("equation"):
         return None
-    left, right = (Number(signal.log_q) for _, signal in found)
-    length, rows, columns = found[0][1].sizes[-1], case.behind.sizes[-2], case.behind.sizes[-1]
-    together = "what the terms of a sum have in common"
-    sides = (
-        Equation("n q2, n columns each row meets", ((number(columns), right),), together),
-        Equation("n q1, n rows each column meets", ((number(rows), left),), together),
+    (_, left), (_, right) = found
+    length, (rows, columns) = left.sizes[-1], case.behind.sizes[-2:]
+    n, q1, q2 = number(length), Number(left.log_q), Number(right.log_q)
+    together = number((length - 1.0) * left.shared[-1] * right.shared[-2])
+    forward = Equation(
+        "q' = n q1 q2 (1 + (n-1) r), n terms in a sum, r what they share", ((n, q1, q2), (n, q1, q2, together)), _BROADCAST
     )
-    scaled = tuple(replace(side, terms=((*side.terms[0], number(length), below(side_length)),)) for side, side_length in ())
-    del scaled
-    return Formulas(Equation("q' = n q1 q2, n terms in a sum", ((number(length), left, right),), together), sides, _ATTENTION)
+    rank = len(case.behind.sizes)
+    sides = tuple(
+        Equation(f"n q{index} (1 + (k-1) r), k sums it enters, r what they share", ((n, q), (n, q, number(beside))), _BROADCAST)
+        for index, q, beside in (
+            (2, q2, (columns - 1.0) * case.alike(rank - 1) * right.shared[-1]),
+            (1, q1, (rows - 1.0) * case.alike(rank - 2) * left.shared[-2]),
+        )
+    )
+    return Formulas(forward, sides, ATTENTION)
 
 
 def concat(case: Case) -> Formulas | None:
@@ -86,7 +117,7 @@ def reduce(case: Case) -> Formulas | None:
     axes = reduced_axes(case.node, signal.sizes, case.behind.sizes)
     count = math.prod(signal.sizes[axis] for axis in axes)
     name = str(case.node.attrs.get("name", case.node.op)).lower()
-    if case.node.op not in {"mean", "sum"} or name not in {"mean", "sum", "reducemean", "reducesum", "globalaveragepool"}:
+    if name.removeprefix("reduce") not in {"mean", "sum", "nanmean", "nansum"}:
         return None
     return _mean(signal, count, averaged(signal.sizes, signal.shared, axes), total=case.node.op == "sum")
 
@@ -100,9 +131,7 @@ def _mean(signal: Signal, count: int, share: float, *, total: bool = False) -> F
     if total:
         return Formulas(
             Equation("q' = k q (1-r) + k^2 q r, k elements, r what they share", ((k, q, other), (k, k, q, common))),
-            (Equation("k", ((k,),), "as theory counts gradients: per element of the operand"),),
+            (Equation("k", ((k,),)),),
         )
     forward = Equation("q' = q (1-r) / k + q r, k elements, r what they share", ((q, other, over), (q, common)))
     return Formulas(forward, (Equation("1 / k", ((over,),), "windows that overlap"),))
-
-

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from gradlint.theory.profiles import Profile
 
 
+_NOISE = 1e-3  # decades^2 that each concatenation adds: its parts differ in more than their size
+
+
 def concat(call: Call) -> Moved | None:
     """Tensors side by side: second moments average by size, and each part gets its own slice of the cotangent."""
     found = call.signals
@@ -56,7 +59,8 @@ def concat(call: Call) -> Moved | None:
             start += length
             if slot is not None:
                 profile = {**without(cotangent.profile, (axis,)), **along(axis, piece)}
-                yield slot, Pull(scaled(cotangent, float(piece.sum()) / max(whole, call.sizes[axis]), profile=profile))
+                share = float(piece.sum()) / max(whole, call.sizes[axis])
+                yield slot, Pull(scaled(cotangent, share, variance=_NOISE, profile=profile))
 
     return Moved(behind, back)
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
 
-_NOISE = 0.5 / math.log(10.0) ** 2
+_NOISE = 0.8 / math.log(10.0) ** 2
 """Variance in decades^2, times fan, that a layer of finite width adds to a level (benchmarks/theory_random.py measures it)."""
 
 _FEW = 64  # inputs per output: below, the norms of the rows of a weight differ enough to matter

@@ -18,6 +18,7 @@ from gradlint.theory.transfer import Call, Moved, Pulls, half_log, log10, one, p
 if TYPE_CHECKING:
     from gradlint.theory.profiles import Profile
 
+_NOISE = 1e-3  # decades^2 that each maximum adds: windows that overlap share winners
 _NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "reducel2", "frobenius_norm"})
 
 
@@ -105,7 +106,8 @@ def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> 
         sparse = tuple(
             value / window[axis] if axis in axes else value for axis, value in enumerate(total.alike)
         )  # two windows agree, but not on where in them the winner is
-        spread = replace(total, alike=sparse, profile=_pooled(total.profile, signal.sizes))
+        profile = _pooled(total.profile, signal.sizes)
+        spread = replace(total, alike=sparse, profile=profile, variance=total.variance + _NOISE)
         yield slot, Pull(spread, f"{call.node.id}|max", density)
 
     return Moved(behind, back)

@@ -23,6 +23,7 @@ from gradlint.theory.signal import Cotangent, Pull, Signal, joined, merged
 from gradlint.theory.transfer import Call, Moved, Pulls, Transfer, plain
 
 _UNKNOWN_SIZE = 8  # of an axis whose length the graph does not say: the batch that the probe would feed
+_SAMPLED = 0.02**2  # decades^2 between one batch of inputs and cotangents and the next (benchmarks/theory_random.py)
 _NO_RULE = 1.0  # decades^2: an operator without a rule may grow or shrink a gradient tenfold
 
 _BY_KIND: dict[Kind, Transfer] = {
@@ -93,8 +94,9 @@ def predict(structure: Structure, *, strict: bool = False) -> Prediction:
     for node_id, signal in forward.signals.items():
         cotangent = cotangents.get(node_id)
         backward = None if cotangent is None else 0.5 * cotangent.energy
-        spread = 0.0 if cotangent is None else math.sqrt(cotangent.variance)
-        found[node_id] = Predicted(backward, signal.level, spread, math.sqrt(signal.variance), forward.because.get(node_id, ()))
+        spread = 0.0 if cotangent is None else math.sqrt(cotangent.variance + _SAMPLED)
+        forward_spread = math.sqrt(signal.variance + _SAMPLED)
+        found[node_id] = Predicted(backward, signal.level, spread, forward_spread, forward.because.get(node_id, ()))
     return Prediction(found, forward.signals, cotangents)
 
 

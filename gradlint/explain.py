@@ -1,0 +1,112 @@
+"""One operator explained: what makes its signal and its gradient, in numbers, beside what was measured."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+
+from gradlint.engine import Options, Progress, look, repeated
+from gradlint.errors import TargetError
+from gradlint.flow import is_weight_layer
+from gradlint.graph import Graph, Node
+from gradlint.result import Gains
+from gradlint.rule import Subject
+from gradlint.theory.account import Account, account
+from gradlint.theory.prediction import Predicted
+from gradlint.theory.signal import Signal
+from gradlint.theory.stacks import Stack
+
+_CLOSE = 3  # names to offer for one that is not there
+_LISTED = 5  # names to list where one is not enough
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All there is to say of one operator. `gains` holds what was measured, by node, of it and its operands."""
+
+    node: Node
+    account: Account
+    predicted: Predicted | None
+    before: tuple[tuple[str, Signal], ...]
+    behind: Signal | None
+    backward: dict[str, float | None]  # predicted gradient of it and its operands
+    gains: dict[str, Gains]
+    reasons: tuple[str, ...]
+    stack: Stack | None = None
+
+
+def explain(target: object, name: str, options: Options, *, progress: Progress | None = None) -> list[Explanation]:
+    """The operators of a target that `name` stands for: a node id, a module path, or the unique beginning or end of one.
+
+    Raises TargetError for a name that is not there or is not unique, GradlintError when the target cannot be read or run.
+    """
+    _, subject = look(target, options, progress)
+    stack = repeated(subject)
+    return [_explained(subject, node, stack) for node in find(subject.graph, name)]
+
+
+def find(graph: Graph, name: str) -> list[Node]:
+    """The nodes that a name stands for: one by its id, all of one module by its path."""
+    if name in graph:
+        return [graph[name]]
+    labels = {label: None for node in graph for label in (node.id, node.module) if label}
+    matches = [name] if name in labels else [label for label in labels if label.startswith(name) or label.endswith(name)]
+    found = [node for node in graph if node.id in matches or node.module in matches] if name else []
+    if not found:
+        close = difflib.get_close_matches(name, labels, _CLOSE, cutoff=0.4)
+        raise TargetError(
+            f"no operator or module is called {name!r}", hint=f"the nearest: {', '.join(close or [*labels][:_CLOSE])}"
+        )
+    if len({node.module or node.id for node in found}) > 1:
+        raise TargetError(f"{name!r} stands for {len(found)} operators", hint=f"name one of {_some(node.id for node in found)}")
+    return found
+
+
+def _some(names: Iterable[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:_LISTED]) + (", ..." if len(unique) > _LISTED else "")
+
+
+def _explained(subject: Subject, node: Node, stack: Stack | None) -> Explanation:
+    prediction, structure = subject.prediction, subject.structure
+    operands = list(dict.fromkeys(ref.node for ref in node.inputs if ref is not None and ref.node in prediction.signals))
+    measured = subject.measurement.gains if subject.measurement is not None else {}
+    places = structure.spine_index
+    inside = stack is not None and node.id in places and places[stack.start] <= places[node.id] <= places[stack.end]
+    return Explanation(
+        node,
+        account(structure, prediction, node.id),
+        prediction.nodes.get(node.id),
+        tuple((operand, prediction.signals[operand]) for operand in operands),
+        prediction.signals.get(node.id),
+        {item: prediction.nodes[item].backward for item in (node.id, *operands) if item in prediction.nodes},
+        {item: measured[item] for item in (node.id, *operands) if item in measured},
+        tuple(_reasons(subject, node)),
+        stack if inside else None,
+    )
+
+
+def _reasons(subject: Subject, node: Node) -> Iterable[str]:
+    """What makes the interval of a gradient: random layers of finite width behind a node, and operators without a rule."""
+    graph = subject.graph
+    behind = [graph[item] for item in nx.descendants(graph.nx, node.id) if item in subject.structure.signal_set]
+    fans = [
+        weight.fan_in for layer in behind if is_weight_layer(layer) for role, weight in layer.weights.items() if role == "weight"
+    ]
+    if fans:
+        several = f"{len(fans)} weight layers" if len(fans) > 1 else "one weight layer"
+        yield f"{several} of {min(fans)} or more inputs behind it: gains of finite layers vary (Hanin 2018, arXiv 1801.03744)"
+    named = {because: None for item in behind for because in _because(subject, item)}
+    if named:
+        yield f"behind it: {_some(named)}"
+    own = _because(subject, node)
+    if own:
+        yield f"here: {_some(own)}"
+
+
+def _because(subject: Subject, node: Node) -> tuple[str, ...]:
+    found = subject.prediction.nodes.get(node.id)
+    return found.because if found is not None else ()

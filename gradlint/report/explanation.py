@@ -1,0 +1,149 @@
+"""An explanation of one operator as text, made to fit 80 columns."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from gradlint.forecast import INTERVAL
+from gradlint.report import printable
+from gradlint.report.chart import picture
+from gradlint.report.wording import decimal, short_path
+from gradlint.theory.equations import Equation, shown
+
+if TYPE_CHECKING:
+    from gradlint.explain import Explanation
+    from gradlint.graph import Node
+    from gradlint.theory.account import Back
+    from gradlint.theory.signal import Signal
+
+_NO_MEAN = 1e-6  # of the root of q: a mean that is rounding
+_LEAD = 12  # columns of the words on the left
+
+
+def render(explanations: Sequence[Explanation], *, width: int = 80, unicode: bool = False) -> str:
+    """One block an operator."""
+    return "\n".join("\n".join([*_block(item, width, unicode=unicode), ""]) for item in explanations)
+
+
+def _block(item: Explanation, width: int, *, unicode: bool) -> Iterator[str]:
+    node = item.node
+    source = node.definition or node.source
+    where = f"{short_path(source.file)}:{source.line}" if source else ""
+    yield "   ".join(part for part in (printable(node.id), node.op, printable(node.module), where) if part)
+    yield ""
+    for role, text in _weights(node):
+        yield from _wrapped(role, text, width)
+    yield from _signals(item, width)
+    yield ""
+    if item.account.forward is None or item.predicted is None:
+        yield from _wrapped("", "Theory does not follow it: it is no float signal that begins at an input.", width)
+        return
+    yield from _equation("forward", item.account.forward, "", width)
+    yield from _wrapped("", _level(item), width)
+    for back in item.account.backward:
+        yield ""
+        yield from _backward(item, back, width)
+    if item.reasons and item.predicted.backward is not None:
+        yield ""
+        for lead, reason in zip(["interval", *[""] * len(item.reasons)], item.reasons, strict=False):
+            yield from _wrapped(lead, reason, width)
+    if item.account.source:
+        yield from _wrapped("source", item.account.source, width)
+    if item.stack is not None:
+        yield ""
+        yield from _wrapped("phase", str(item.stack), width)
+        yield from (f"  {line.rstrip()}" for line in picture(item.stack.phase, unicode=unicode))
+
+
+def _wrapped(lead: str, text: str, width: int) -> Iterator[str]:
+    for line in textwrap.wrap(text, max(width - _LEAD - 2, 30), break_on_hyphens=False):
+        yield f"  {lead:<{_LEAD}}{line}"
+        lead = ""
+
+
+def _weights(node: Node) -> Iterator[tuple[str, str]]:
+    for role, weight in node.weights.items():
+        found = weight.statistics
+        gain = f", gain {(weight.fan_in * found.mean_square) ** 0.5:.3g}" if len(weight.shape) > 1 and "bias" not in role else ""
+        sizes = f"{weight.dtype}{list(weight.shape)}"
+        yield role, f"{sizes}: mean {found.mean:.3g}, mean square {found.mean_square:.4g}{gain}"
+
+
+def _signals(item: Explanation, width: int) -> Iterator[str]:
+    """A table of the signals before and behind the operator, with what two samples and two positions have in common."""
+    rows = [("before", printable(name), signal) for name, signal in item.before]
+    rows += [("behind", printable(item.node.id), item.behind)] if item.behind is not None else []
+    if not rows:
+        return
+    longest = max(min(max(len(name) for _, name, _ in rows), width - 59), 8)
+    yield f"  {'':<{longest + 39}}{'q shared by':>20}"
+    yield f"  {'signal':<{longest + 10}}{'level':>8}{'q':>11}{'mean':>10}{'samples':>9}{'positions':>11}"
+    for lead, name, signal in rows:
+        cut = name if len(name) <= longest else f"..{name[2 - longest :]}"
+        level, shares = _power(signal.level), _shares(signal)
+        yield f"  {lead:<8}{cut:<{longest + 2}}{level:>8}{shown(signal.log_q):>11}{_mean(signal):>10}{shares}".rstrip()
+
+
+def _mean(signal: Signal) -> str:
+    if abs(signal.mean) < _NO_MEAN or not math.isfinite(signal.level):
+        return "0"
+    return "-" * (signal.mean < 0.0) + shown(signal.level + math.log10(abs(signal.mean)))
+
+
+def _shares(signal: Signal) -> str:
+    if not signal.shared:
+        return ""
+    positions = [axis for axis in range(1, len(signal.shared)) if axis != signal.channels and signal.sizes[axis] > 1]
+    alike = f"{max(0.0, *(signal.shared[axis] for axis in positions)):>11.0%}" if positions else ""
+    return f"{max(signal.shared[0], 0.0):>9.0%}{alike}"
+
+
+def _power(decades: float | None) -> str:
+    """A level or a gradient as a power of ten."""
+    return "zero" if decades == -math.inf else f"10^{decimal(decades, 2)}"
+
+
+def _equation(lead: str, equation: Equation, tail: str, width: int) -> Iterator[str]:
+    """Formula, numbers, result; numbers that are the result already are left out."""
+    text, result = equation.numbers, shown(equation.result)
+    if equation.formula == result:
+        yield from _wrapped(lead, f"{result}{tail}", width)
+        return
+    yield from _wrapped(lead, equation.formula, width)
+    if text != result:
+        yield from _wrapped("", f"= {text}", width)
+    yield from _wrapped("", f"= {result}{tail}", width)
+    if equation.has_rest:
+        yield from _wrapped("", f"x {shown(equation.rest)}: {equation.because}", width)
+
+
+def _level(item: Explanation) -> str:
+    assert item.predicted is not None
+    gains = item.gains.get(item.node.id)
+    measured = f"; measured {_power(gains.forward)}" if gains is not None and gains.forward is not None else ""
+    return f"level {_power(item.predicted.forward)}{_spread(item.predicted.forward_sd)}{measured}"
+
+
+def _backward(item: Explanation, back: Back, width: int) -> Iterator[str]:
+    several = len(item.account.backward) > 1
+    if several:
+        yield from _wrapped("backward", f"to {printable(back.operand)}", width)
+    yield from _equation(
+        "" if several else "backward", back.factor, f", so the gradient x{shown(0.5 * back.factor.result)}", width
+    )
+    spread = _spread(item.predicted.backward_sd) if item.predicted is not None else ""
+    names = (item.node.id, back.operand)
+    behind, before = (_power(item.backward.get(name)) for name in names)
+    yield from _wrapped("", f"from {behind}{spread} to {before}", width)
+    found = [item.gains[name].backward for name in names if name in item.gains]
+    if len(found) == len(names) and None not in found:
+        yield from _wrapped("", f"measured: from {_power(found[0])} to {_power(found[1])}", width)
+    if back.share is not None:
+        yield from _wrapped("", f"{back.share:.0%} of the gradient at {printable(back.operand)} comes through here", width)
+
+
+def _spread(deviation: float) -> str:
+    return f" (+-{INTERVAL * deviation:.2f})" if INTERVAL * deviation >= 0.005 else ""

@@ -1,0 +1,152 @@
+"""GL204 skip-path-not-identity: skip paths in a row carry an operator that shrinks or magnifies what they should hand on.
+
+What it finds:
+    Residual sums whose skip path holds a weight layer, an activation or a scale, where that path alone makes the gradient grow or
+    shrink by 2.2 decades or more over consecutive sums. The few projections with which networks change their width are no such
+    thing.
+
+Why it explodes:
+    Over L blocks the gradient passes the product of all skip paths. An identity hands it on unchanged however deep the stack is;
+    a factor of 0.7 leaves 10^-4.6 of it after 30 blocks, one of 1.4 makes 10^4.4. With the product goes what the skip is for.
+
+How to fix it:
+    Move the operator into the branch, x + f(act(x)), or behind the last sum. Where the width changes, use one projection there
+    and identities everywhere else. Open the gates of highway layers at the start: transform bias -2 or less.
+
+References:
+    He, Zhang, Ren, Sun 2016, Identity Mappings in Deep Residual Networks, arXiv 1603.05027 (constant scaling, gating, 1x1
+    convolutions and dropout on the skip path, all worse than the identity).
+    Srivastava, Greff, Schmidhuber 2015, Highway Networks, arXiv 1505.00387 (negative bias of the transform gate).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from math import log10, sqrt
+
+from gradlint.rule import (
+    Effect,
+    Example,
+    Finding,
+    Kind,
+    Node,
+    Rule,
+    Severity,
+    Sketch,
+    Step,
+    Subject,
+    Trend,
+    fall,
+    kind_of,
+    main_weight,
+    rise,
+    squared_gain,
+)
+
+EXPLAINED = 0.5  # of the predicted trend: skip paths that explain less are not the cause
+FEWEST = 3  # sums; a network changes its width that often
+
+
+def _blocks(depth: int, scale: float, branch: float = 0.1) -> Sketch:
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    for _ in range(depth):
+        h = sketch.linear(sketch.op("relu", sketch.linear(x, gain=sqrt(2.0))), gain=branch)
+        skip = sketch.op("mul", x, None, constant=scale) if scale != 1.0 else x
+        x = sketch.op("add", skip, h)
+    return sketch
+
+
+def _projected(depth: int, gain: float) -> Sketch:
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    for _ in range(depth):
+        h = sketch.linear(sketch.op("relu", x), gain=0.1)
+        x = sketch.op("add", sketch.linear(x, gain=gain), h)
+    return sketch
+
+
+class SkipPathNotIdentity(Rule):
+    """Skip paths that do something."""
+
+    code = "GL204"
+    name = "skip-path-not-identity"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _blocks(20, 0.7), fires_on=tuple(f"add{index}" for index in range(20))),
+        Example(lambda: _blocks(20, 1.5), fires_on=tuple(f"add{index}" for index in range(20))),
+        Example(lambda: _projected(20, 0.5), fires_on=tuple(f"add{index}" for index in range(20))),
+        Example(lambda: _blocks(20, 0.8)),
+        Example(lambda: _blocks(20, 1.0)),
+        Example(lambda: _projected(20, 1.0)),
+        Example(lambda: _blocks(20, 0.7, branch=0.7)),
+    )
+
+    def applies(self, subject: Subject) -> str | None:
+        """Only where there are residual sums."""
+        return None if subject.structure.residual_sums else "no residual sum in the graph"
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per run of steps that theory follows, and direction."""
+        for run in subject.stretches():
+            for trend, effect in ((rise(run), Effect.EXPLODES), (fall(run), Effect.VANISHES)):
+                changed = [step for step in trend.steps if _changes(subject, step)]
+                explained = sum(_skipped(subject, step) for step in changed)
+                inside = [node for step in changed for node in step.via]
+                if len(changed) <= FEWEST or not subject.may_grow(trend) or not _explains(explained, trend):
+                    continue
+                if subject.can_claim(inside):
+                    yield self._report(subject, changed, trend, effect)
+
+    def _report(self, subject: Subject, changed: list[Step], trend: Trend, effect: Effect) -> Finding:
+        acting = (node for step in changed if step.residual for node in step.residual.skip)
+        ops = Counter(subject.graph[node].op for node in acting if _acts(subject.graph[node]))
+        factor = 10 ** (trend.decades / len(changed))
+        verb = "grows" if effect is Effect.EXPLODES else "shrinks"
+        return self.claim(
+            subject,
+            [step.node for step in changed],
+            f"{len(changed)} skip paths in a row pass {', '.join(op for op, _ in ops.most_common(2))} and are no identity: "
+            f"the gradient {verb} x{factor:.2f} a block",
+            effect=effect,
+            span=trend.span or (changed[0].node, changed[-1].node),
+            decades=trend.decades,
+            remedy="leave the skip path alone: move the operator into the branch, x + f(act(x)), or behind the last sum",
+            sums=len(changed),
+            factor=factor,
+        )
+
+
+def _explains(explained: float, trend: Trend) -> bool:
+    return explained * trend.decades > 0.0 and abs(explained) >= EXPLAINED * abs(trend.decades)
+
+
+def _acts(node: Node) -> bool:
+    """Whether an operator on a skip path makes it differ from an identity."""
+    return main_weight(node) is not None or kind_of(node) in {Kind.ACTIVATION, Kind.MUL}
+
+
+def _changes(subject: Subject, step: Step) -> bool:
+    return step.residual is not None and any(_acts(subject.graph[node]) for node in step.residual.skip)
+
+
+def _skipped(subject: Subject, step: Step) -> float:
+    """Decades that the skip path does to the gradient of a block.
+
+    What all paths pass together is the upper limit: where the block shrinks a gradient, its skip path shrinks it as much or more.
+    """
+    decades = step.decades or 0.0
+    nodes = [subject.graph[node] for node in step.residual.skip] if step.residual else []
+    return decades if decades <= 0.0 else min(sum(_own(node) for node in nodes), decades)
+
+
+def _own(node: Node) -> float:
+    """Decades of a weight or of a constant factor."""
+    weight, constant = main_weight(node), node.attrs.get("constant")
+    if weight is not None:
+        gain = squared_gain(weight) * weight.fan_out / weight.fan_in
+        return 0.5 * log10(gain) if gain > 0.0 else 0.0
+    if node.op in {"mul", "div"} and isinstance(constant, int | float) and constant:
+        return log10(abs(constant)) * (1.0 if node.op == "mul" else -1.0)
+    return 0.0
