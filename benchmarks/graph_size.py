@@ -1,7 +1,7 @@
 """Time of a static check of an ONNX file against the number of its nodes: it has to be linear.
 
-Prints the processor seconds of `gradlint.check(path, probe=False)` by the number of nodes for graphs of six shapes, and the
-slope of log(seconds) over log(nodes): 1 is linear, 2 is quadratic.
+Prints the processor seconds of `gradlint.check(path, probe=False)` by the number of nodes for graphs of six shapes, those of the
+theory alone on the largest of them, and the slopes of log(seconds) over log(nodes): 1 is linear, 2 is quadratic.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import gc
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import linear_regression
 
@@ -22,6 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import gradlint
+from gradlint.load import load
+from gradlint.structure import Structure
+from gradlint.theory.prediction import predict
 
 WIDTH = 8
 
@@ -127,16 +131,31 @@ def write(path: Path, shape: Callable[[Model, int], str], count: int, seed: int 
     return len(model.nodes)
 
 
-def measured(path: Path, shape: Callable[[Model, int], str], count: int) -> tuple[int, float]:
-    """Nodes, and the shortest time of two checks of models that share no weights, so that no cache knows the second."""
-    found = []
+def measured(path: Path, shape: Callable[[Model, int], str], count: int) -> tuple[int, float, float]:
+    """Nodes, and the shortest times of two checks and two predictions.
+
+    The two models share no weights, so that no cache knows the second.
+    """
+    checks, predictions = [], []
     for seed in range(2):
         nodes = write(path, shape, count, seed)
-        gc.collect()
-        start = time.process_time()
-        gradlint.check(str(path), probe=False)
-        found.append(time.process_time() - start)
-    return nodes, min(found)
+        checks.append(_seconds(lambda: gradlint.check(str(path), probe=False)))
+        structure = Structure(load(str(path), probe=False).graph_of())
+        predictions.append(_seconds(partial(predict, structure)))
+    return nodes, min(checks), min(predictions)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Processor seconds of one call."""
+    gc.collect()
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def slope(nodes: Sequence[int], times: Sequence[float]) -> float:
+    """That of log(seconds) over log(nodes)."""
+    return linear_regression([math.log(n) for n in nodes], [math.log(t) for t in times]).slope
 
 
 def main() -> None:
@@ -145,15 +164,19 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     options = parser.parse_args()
-    table = Table("graph", *(f"{size:,} nodes, s" for size in options.sizes), "us a node", "slope")
+    columns = (*(f"{size:,} nodes, s" for size in options.sizes), "us a node", "slope", "theory, s", "us a node", "slope")
+    table = Table("graph", *columns)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         measured(path, chain, 100)  # imports
         for name in options.shapes:
-            nodes, times = zip(*(measured(path, SHAPES[name], size) for size in options.sizes), strict=True)
-            slope = linear_regression([math.log(n) for n in nodes], [math.log(t) for t in times]).slope
-            table.add_row(name, *(f"{t:.2f}" for t in times), f"{1e6 * times[-1] / nodes[-1]:.0f}", f"{slope:.2f}")
-    Console(width=100).print(table)
+            nodes, times, theory = zip(*(measured(path, SHAPES[name], size) for size in options.sizes), strict=True)
+            cells = [f"{t:.2f}" for t in times]
+            for column in (times, theory):
+                cells += [f"{column[-1]:.2f}"] if column is theory else []
+                cells += [f"{1e6 * column[-1] / nodes[-1]:.0f}", f"{slope(nodes, column):.2f}"]
+            table.add_row(name, *cells)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from gradlint.result import (
 )
 from gradlint.sketch import Sketch
 from gradlint.structure import Recurrence, ResidualSum, Structure
-from gradlint.theory.branches import are_unsettled, has_norm, hides_norm, normalises, starts_at_zero
+from gradlint.theory.branches import are_unsettled, has_norm, hides_norm, normalises, on_skip, starts_at_zero
 from gradlint.theory.gaussian import chi, critical_gain, moments
 from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised
 from gradlint.theory.logits import Logits, logits_of
@@ -105,6 +105,7 @@ __all__ = [
     "main_weight",
     "moments",
     "normalises",
+    "on_skip",
     "operator",
     "predict",
     "propagate",
@@ -175,10 +176,10 @@ class Subject:
         variances = [nodes[node].backward_sd ** 2 if node in nodes else 0.0 for node in ends]
         return INTERVAL * math.sqrt(max(variances[0] - variances[1], 0.0))
 
-    def may_grow(self, trend: Trend) -> bool:
-        """Whether a predicted trend of HEALTHY decades or more is worth a claim.
+    def is_claim(self, trend: Trend) -> bool:
+        """Whether a predicted trend is large enough for a claim: HEALTHY decades or more.
 
-        Where the probe will check it, one that may reach them within its interval is.
+        Where the probe will check it, one that may reach them within its interval is enough.
         """
         if trend.span is None:
             return False
@@ -188,6 +189,12 @@ class Subject:
     def loops(self) -> list[Loop]:
         """Every recurrence that applies square matrices to its own state."""
         return loops(self.structure)
+
+    def expected_over_time(self, loop: Loop, steps: int) -> float:
+        """Predicted decades that the gradient gains over so many steps of a recurrence, fed by a signal of the predicted size."""
+        sources = self.graph.parents(loop.node) if len(loop.nodes) == 1 else []
+        level = self.prediction.signals[sources[0].id].level if sources and sources[0].id in self.prediction.signals else 0.0
+        return steps * (loop.exponent(steps, level if math.isfinite(level) else 0.0) or 0.0)
 
     def growth_over_time(self, node: str) -> float | None:
         """Measured sustained rise of the gradient along the time axis of the recurrence at `node`, in decades."""
@@ -223,11 +230,11 @@ class Subject:
         )
 
     def is_initialised(self, nodes: Iterable[str]) -> bool:
-        """Whether the weight matrices of these nodes look as if nobody had trained them."""
+        """Whether the weight matrices of these nodes look as if nobody had trained them; masks of attention are none."""
         return looks_initialised(
             weight
             for node in nodes
-            if is_weight_layer(self.graph[node])
+            if is_weight_layer(self.graph[node]) and self.graph[node].op != "attention"
             for role, weight in self.graph[node].weights.items()
             if len(weight.shape) > 1 and "bias" not in role
         )

@@ -1,10 +1,10 @@
 """GL104 constant-init: all elements of a weight are equal, so its units start alike and stay alike.
 
 What it finds:
-    Weight matrices whose elements are all the same number. Zeros are reported where they stop learning: two zero layers in a
-    row, or a zero layer that the whole signal passes. One zero layer at the end of a residual branch, at the head, or on a side
-    path is a known good start and is not reported; nor are depthwise layers, frozen ones, layers that a BatchNorm may have been
-    folded into, and trained models.
+    Weight matrices whose elements are all the same number. Zeros are reported where they stop learning: where the gradient of the
+    weight itself is zero, since another zero layer stands before or behind it, or where the whole signal passes them. One zero
+    layer at the end of a residual branch, at the head, or on a side path is a known good start and is not reported; nor are
+    depthwise layers, frozen ones, layers that a BatchNorm may have been folded into, and trained models.
 
 Why it matters:
     Units with equal weights compute the same value and receive the same gradient: they never differ, and the layer works as one
@@ -41,6 +41,8 @@ from gradlint.rule import (
     is_weight_layer,
     looks_initialised,
 )
+
+NOTHING = -45.0  # decades: the smallest float32
 
 
 def _stack(*gains: float, means: dict[int, float] | None = None) -> Sketch:
@@ -141,21 +143,19 @@ def _mixes(weight: Weight) -> bool:
 
 
 def _stuck(subject: Subject, zeros: Collection[str]) -> list[str]:
-    """Zero layers with another one next to them, and those that the whole signal passes, but for the last layer."""
+    """Zero layers whose weight gets no gradient, and those that the whole signal passes, but for the last layer."""
     spine = [node for node in subject.structure.spine if is_weight_layer(subject.graph[node])]
-    stuck = set(spine[:-1])
-    for node in zeros:
-        before = _layer_before(subject, node)
-        if before in zeros:
-            stuck |= {node, before}
-    return [node for node in zeros if node in stuck]
+    passed = set(spine[:-1])
+    return [node for node in zeros if node in passed or _starves(subject, node)]
 
 
-def _layer_before(subject: Subject, node_id: str) -> str:
-    """The weight layer that feeds a node through operators of one input, "" when there is none."""
-    parents = subject.graph.parents(node_id)
-    while len(parents) == 1:
-        if is_weight_layer(parents[0]):
-            return parents[0].id
-        parents = subject.graph.parents(parents[0].id)
-    return ""
+def _starves(subject: Subject, node: str) -> bool:
+    """Whether theory expects a layer's weight to get no gradient: where its output gets none or its input is zero.
+
+    So it is where another zero layer stands behind or before it.
+    """
+    known = subject.prediction.nodes
+    backward = known[node].backward if node in known else None
+    inputs = [known[parent].forward for parent in subject.structure.signal_parents(node) if parent in known]
+    silent = bool(inputs) and all(level is not None and level <= NOTHING for level in inputs)
+    return silent or (backward is not None and backward <= NOTHING)

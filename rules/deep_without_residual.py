@@ -107,4 +107,4 @@ def _predicted(subject: Subject, chain: tuple[Step, ...]) -> tuple[float, bool]:
     """
     trend = max(rise(chain), fall(chain), key=lambda trend: abs(trend.decades))
     blind = subject.measurement is not None and any(step.decades is None for step in chain)
-    return trend.decades, blind or subject.may_grow(trend)
+    return trend.decades, blind or subject.is_claim(trend)

@@ -26,7 +26,6 @@ from math import log10, sqrt
 from statistics import median
 
 from gradlint.rule import (
-    HEALTHY,
     RECTIFIERS,
     Effect,
     Example,
@@ -81,7 +80,7 @@ class DefaultInitInDeepRelu(Rule):
         """One finding per chain that shrinks."""
         for chain in subject.chains():
             trend = fall(chain)
-            if trend.decades > -HEALTHY or trend.span is None:
+            if trend.span is None or not subject.is_claim(trend):
                 continue
             default = [layer for layer in layers(subject.structure, trend.steps) if self._is_default(subject, layer)]
             nodes = [layer.node for layer in default]

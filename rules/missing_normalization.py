@@ -36,6 +36,7 @@ from gradlint.rule import (
     Subject,
     kind_of,
     normalises,
+    on_skip,
     rise,
     starts_at_zero,
 )
@@ -70,9 +71,9 @@ class MissingNormalization(Rule):
     severity = Severity.ERROR
     examples = (
         Example(lambda: _transformer(9), fires_on=tuple(f"add{index}" for index in range(18))),
-        Example(lambda: _probed(15), fires_on=tuple(f"add{index}" for index in range(15))),
+        Example(lambda: _probed(16), fires_on=tuple(f"add{index}" for index in range(16))),
         Example(lambda: _transformer(7)),
-        Example(lambda: _probed(14)),
+        Example(lambda: _probed(11)),
         Example(lambda: _transformer(9, gain=0.2)),
         Example(lambda: _transformer(9, norm=True)),
         Example(lambda: _transformer(9, notes=("batch-norm-folded",))),
@@ -87,12 +88,14 @@ class MissingNormalization(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows."""
+        structure = subject.structure
         for run in () if self.applies(subject) else subject.stretches():
             trend = rise(run)
-            sums = [step for step in trend.steps if step.residual and not starts_at_zero(subject.structure, step.residual)]
-            explained = sum(step.decades or 0.0 for step in sums)
+            sums = [step for step in trend.steps if step.residual and not starts_at_zero(structure, step.residual)]
+            plain = [step for step in sums if step.residual and not on_skip(structure, step.residual)]
+            explained = trend.share({step.node: step.decades or 0.0 for step in plain})
             inside = [node for step in sums for node in step.via]
-            if not subject.may_grow(trend) or explained < EXPLAINED * trend.decades or not subject.can_claim(inside):
+            if not subject.is_claim(trend) or explained < EXPLAINED or not subject.can_claim(inside):
                 continue
             attentive = sum(_attends(subject, step) for step in sums)
             what = f"{attentive} of them with attention, " if attentive else ""

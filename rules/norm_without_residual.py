@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 from gradlint.rule import (
-    HEALTHY,
     Effect,
     Example,
     Finding,
@@ -73,7 +72,7 @@ class NormWithoutResidual(Rule):
             trend = rise(chain)
             norms = [step.node for step in trend.steps if kind_of(graph[step.node]) is Kind.NORM]
             weighted = [step.node for step in trend.steps if is_weight_layer(graph[step.node])]
-            if trend.decades < HEALTHY or trend.span is None or len(norms) < SHARE * len(weighted) or not norms:
+            if trend.span is None or not subject.is_claim(trend) or len(norms) < SHARE * len(weighted) or not norms:
                 continue
             if not subject.can_claim(weighted):
                 continue

@@ -3,7 +3,8 @@
 What it finds:
     A measured gradient that differs from the predicted one by more than a decade, and by more than the 90 % interval of the
     prediction, somewhere between input and output. It names the operator at which the two part most. Models whose weights look
-    trained, or hide a norm that was folded away, are left out: theory speaks of weights as an initialiser draws them.
+    trained, hide a norm that was folded away, or are used again at every step of a loop, are left out: theory speaks of weights
+    as an initialiser draws them, each on its own.
 
 Why it matters:
     One of the two knows something that the other does not. A weight with a structure (equal rows, low rank, an identity) or an
@@ -92,10 +93,12 @@ class PredictionAndProbeDisagree(Rule):
     )
 
     def applies(self, subject: Subject) -> str | None:
-        """Only to whole runs of models whose weights are as they were drawn."""
+        """Only to whole runs of models whose weights are as they were drawn, and used once."""
         found, signal = subject.measurement, subject.structure.signal
         if found is None or found.stopped_at or found.trunk != tuple(ref.node for ref in subject.structure.trunk):
             return "the probe did not run the whole model"
+        if subject.structure.recurrences:
+            return "a weight is used again on its own result, and theory speaks of independent ones"
         if any(hides_norm(subject.graph[node]) for node in signal):
             return "a norm may be folded into the weights"
         return None if subject.is_initialised(signal) else "the weights look trained, and theory speaks of random ones"

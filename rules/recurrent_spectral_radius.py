@@ -2,8 +2,8 @@
 
 What it finds:
     A recurrence whose recurrent matrix, or that of one of its gates, has a spectral radius over one, and whose gradient is
-    predicted, or measured, to grow by 2.2 decades or more over the sequence. The prediction runs the real cell under noise, so
-    a bounded or gated one that holds itself is not reported.
+    predicted, or measured, to grow by 2.2 decades or more over the sequence. The prediction runs the real cell under noise of
+    the size that reaches it, so a bounded or gated one that holds itself is not reported.
 
 Why it explodes:
     The gradient at a step is the gradient at the last one times a product of the same matrix, so a radius of 1.1 makes 10^4.1
@@ -101,7 +101,7 @@ class RecurrentSpectralRadius(Rule):
                 continue
             steps = loop.steps or STEPS
             measured = subject.growth_over_time(loop.node)
-            predicted = (loop.exponent(steps) or 0.0) * steps
+            predicted = subject.expected_over_time(loop, steps)
             decades = predicted if measured is None else measured
             if max(decades, predicted) >= HEALTHY:
                 yield self._report(subject, loop, decades, measured=measured is not None)

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from math import log10, sqrt
 from statistics import median
 
-from gradlint.rule import Effect, Example, Finding, Kind, Rule, Severity, Sketch, Step, Subject, is_weight_layer, kind_of, rise
+from gradlint.rule import Effect, Example, Finding, Rule, Severity, Sketch, Step, Subject, on_skip, rise
 
 STRONG = 0.5 * log10(1.0 + 2.0**2)  # decades of a sum whose branch is twice as large as its skip path
 EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
@@ -62,9 +62,9 @@ class ResidualBranchGain(Rule):
         for run in subject.stretches():
             trend = rise(run)
             strong = [step for step in trend.steps if _is_strong(subject, step)]
-            explained = sum(step.decades or 0.0 for step in strong)
+            explained = trend.share({step.node: step.decades or 0.0 for step in strong})
             inside = [node for step in strong for node in step.via]
-            if not subject.may_grow(trend) or explained < EXPLAINED * trend.decades or not subject.can_claim(inside):
+            if not subject.is_claim(trend) or explained < EXPLAINED or not subject.can_claim(inside):
                 continue
             gain = median(sqrt(10 ** (2.0 * (step.decades or 0.0)) - 1.0) for step in strong)
             scale = 1.0 / (gain * sqrt(2.0 * len(strong)))
@@ -83,8 +83,6 @@ class ResidualBranchGain(Rule):
 
 
 def _is_strong(subject: Subject, step: Step) -> bool:
-    """Whether a step is a sum whose branch does most of what it does to the gradient."""
-    if step.residual is None or (step.decades or 0.0) < STRONG:
-        return False
-    skip = (subject.graph[node] for node in step.residual.skip)
-    return not any(is_weight_layer(node) or kind_of(node) in {Kind.NORM, Kind.MUL} for node in skip)
+    """Whether a step is a sum that a branch much larger than its identity makes grow."""
+    residual = step.residual
+    return residual is not None and (step.decades or 0.0) >= STRONG and not on_skip(subject.structure, residual)

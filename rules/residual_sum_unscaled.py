@@ -2,7 +2,7 @@
 
 What it finds:
     Consecutive residual sums whose branches are not normalised, not scaled down and do not start at zero, so that the gradient
-    is predicted to grow by 2.2 decades or more over them.
+    is predicted to grow by 2.2 decades or more over them. Branches more than twice as large as their skip path are GL203.
 
 Why it explodes:
     At initialisation the branch is independent of the skip path, so their squares add: a block multiplies the mean square of
@@ -34,6 +34,7 @@ from gradlint.rule import (
     Subject,
     has_norm,
     normalises,
+    on_skip,
     rise,
     starts_at_zero,
 )
@@ -77,9 +78,9 @@ class ResidualSumUnscaled(Rule):
         for run in subject.stretches(lambda step: step.decades is not None and not _is_normed(subject, step)):
             trend = rise(run)
             sums = [step for step in trend.steps if step.residual and not starts_at_zero(subject.structure, step.residual)]
-            explained = sum(step.decades or 0.0 for step in sums if (step.decades or 0.0) < STRONG)
+            explained = trend.share({step.node: step.decades or 0.0 for step in sums if _is_even(subject, step)})
             inside = [node for step in sums for node in step.via]
-            if not subject.may_grow(trend) or explained < EXPLAINED * trend.decades or not subject.can_claim(inside):
+            if not subject.is_claim(trend) or explained < EXPLAINED or not subject.can_claim(inside):
                 continue
             count = len(sums)
             yield self.claim(
@@ -94,6 +95,12 @@ class ResidualSumUnscaled(Rule):
                 "or normalise its input",
                 sums=count,
             )
+
+
+def _is_even(subject: Subject, step: Step) -> bool:
+    """Whether a sum grows since a branch of about the same size is added to an identity."""
+    residual = step.residual
+    return residual is not None and (step.decades or 0.0) < STRONG and not on_skip(subject.structure, residual)
 
 
 def _is_normed(subject: Subject, step: Step) -> bool:

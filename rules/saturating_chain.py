@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import HEALTHY, Effect, Example, Finding, Layer, Rule, Severity, Sketch, Subject, fall, layers
+from gradlint.rule import Effect, Example, Finding, Layer, Rule, Severity, Sketch, Subject, fall, layers
 
 SATURATING = frozenset({"sigmoid", "hardsigmoid", "tanh", "hardtanh", "softsign", "erf"})
 STEEPEST = {"sigmoid": 1 / 4, "hardsigmoid": 1 / 6}  # largest slope where it is not 1
@@ -63,7 +63,7 @@ class SaturatingChain(Rule):
         """One finding per chain."""
         for chain in subject.chains(norms=True):
             trend = fall(chain)
-            if trend.decades > -HEALTHY or trend.span is None:
+            if trend.span is None or not subject.is_claim(trend):
                 continue
             found = [layer for layer in layers(subject.structure, trend.steps) if _saturates(layer)]
             blamed = {layer.activation.id for layer in found if layer.activation}

@@ -29,7 +29,6 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
-    Kind,
     Node,
     Rule,
     Severity,
@@ -38,8 +37,8 @@ from gradlint.rule import (
     Subject,
     Trend,
     fall,
-    kind_of,
     main_weight,
+    on_skip,
     rise,
     squared_gain,
 )
@@ -91,17 +90,16 @@ class SkipPathNotIdentity(Rule):
         """One finding per run of steps that theory follows, and direction."""
         for run in subject.stretches():
             for trend, effect in ((rise(run), Effect.EXPLODES), (fall(run), Effect.VANISHES)):
-                changed = [step for step in trend.steps if _changes(subject, step)]
-                explained = sum(_skipped(subject, step) for step in changed)
+                changed = [step for step in trend.steps if step.residual and on_skip(subject.structure, step.residual)]
+                explained = trend.share({step.node: _skipped(subject, step) for step in changed})
                 inside = [node for step in changed for node in step.via]
-                if len(changed) <= FEWEST or not subject.may_grow(trend) or not _explains(explained, trend):
+                if len(changed) <= FEWEST or not subject.is_claim(trend) or explained < EXPLAINED:
                     continue
                 if subject.can_claim(inside):
                     yield self._report(subject, changed, trend, effect)
 
     def _report(self, subject: Subject, changed: list[Step], trend: Trend, effect: Effect) -> Finding:
-        acting = (node for step in changed if step.residual for node in step.residual.skip)
-        ops = Counter(subject.graph[node].op for node in acting if _acts(subject.graph[node]))
+        ops = Counter(node.op for step in changed if step.residual for node in on_skip(subject.structure, step.residual))
         factor = 10 ** (trend.decades / len(changed))
         verb = "grows" if effect is Effect.EXPLODES else "shrinks"
         return self.claim(
@@ -116,19 +114,6 @@ class SkipPathNotIdentity(Rule):
             sums=len(changed),
             factor=factor,
         )
-
-
-def _explains(explained: float, trend: Trend) -> bool:
-    return explained * trend.decades > 0.0 and abs(explained) >= EXPLAINED * abs(trend.decades)
-
-
-def _acts(node: Node) -> bool:
-    """Whether an operator on a skip path makes it differ from an identity."""
-    return main_weight(node) is not None or kind_of(node) in {Kind.ACTIVATION, Kind.MUL}
-
-
-def _changes(subject: Subject, step: Step) -> bool:
-    return step.residual is not None and any(_acts(subject.graph[node]) for node in step.residual.skip)
 
 
 def _skipped(subject: Subject, step: Step) -> float:

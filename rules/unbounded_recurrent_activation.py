@@ -76,7 +76,7 @@ class UnboundedRecurrentActivation(Rule):
             if radius is None or radius <= 1.0:
                 continue
             measured = subject.growth_over_time(loop.node)
-            decades = (loop.exponent(steps) or 0.0) * steps if measured is None else measured
+            decades = subject.expected_over_time(loop, steps) if measured is None else measured
             if measured is None and decades < HEALTHY:
                 continue
             holds = Confidence.MEASURED if decades >= HEALTHY else Confidence.REFUTED

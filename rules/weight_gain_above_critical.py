@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from math import log10
 from statistics import median
 
-from gradlint.rule import HEALTHY, Effect, Example, Finding, Rule, Severity, Sketch, Subject, compact, layers, rise
+from gradlint.rule import Effect, Example, Finding, Rule, Severity, Sketch, Subject, compact, layers, rise
 
 MARGIN = 1.05  # gain over critical: sampling error of a drawn gain is 1/sqrt(2 n) for n weights, 5 % at n = 200
 EXPLAINED = 0.5  # of the predicted growth: an excess that explains less is not the cause
@@ -63,7 +63,7 @@ class WeightGainAboveCritical(Rule):
         """One finding per chain that grows."""
         for chain in subject.chains():
             trend = rise(chain)
-            if trend.decades < HEALTHY or trend.span is None:
+            if trend.span is None or not subject.is_claim(trend):
                 continue
             above = [layer for layer in layers(subject.structure, trend.steps) if layer.gain > MARGIN * layer.critical]
             explained = sum(log10(layer.gain / layer.critical) for layer in above)

@@ -25,7 +25,6 @@ from math import log10, sqrt
 from statistics import median
 
 from gradlint.rule import (
-    HEALTHY,
     RECTIFIERS,
     Effect,
     Example,
@@ -73,7 +72,7 @@ class WeightGainBelowCritical(Rule):
         """One finding per chain that shrinks."""
         for chain in subject.chains():
             trend = fall(chain)
-            if trend.decades > -HEALTHY or trend.span is None:
+            if trend.span is None or not subject.is_claim(trend):
                 continue
             below = [layer for layer in layers(subject.structure, trend.steps) if self._is_low(subject, layer)]
             explained = sum(log10(layer.critical / layer.gain) for layer in below)

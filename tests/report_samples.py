@@ -120,7 +120,7 @@ def exploding() -> TargetReport:
         timings=_TIMINGS,
         seeds=3,
         rules_checked=17,
-        predicted=Growth(5.8, rise=5.8, total=6.0),
+        predicted=Growth(5.8, rise=5.8, total=6.0, interval=(5.5, 6.1)),
         attribution=Attribution((Share("linear", 2.5, 30), Share("tanh", 0.63, 30)), 30),
         stack=Stack(phase("tanh", (), 2.5), 30, nodes[0], "blocks.29/tanh"),
     )
@@ -256,7 +256,7 @@ def unprobed() -> TargetReport:
         timings=_TIMINGS,
         rules_checked=11,
         notes=("the weights are stored as external data",),
-        predicted=Growth(2.1, rise=2.1, total=2.1, start=Place("x"), end=Place("head/linear", "head")),
+        predicted=Growth(2.1, rise=2.1, total=2.1, start=Place("x"), end=Place("head/linear", "head"), interval=(1.8, 2.4)),
     )
 
 

@@ -219,6 +219,12 @@ def test_behind_a_batch_norm_every_gain_is_chaotic():
     assert str(result).startswith("chaotic at any gain behind batch_norm (gain 0.60): e-fold growth every")
 
 
+def test_an_activation_without_a_critical_gain_is_said_to_have_none():
+    sketch = Sketch(width=512)
+    sketch.stack(16, "gelu", gain=0.6)
+    assert str(stacked(sketch.graph)).startswith("ordered, gain 0.60, no gain is critical: e-fold decay every")
+
+
 def test_a_bias_that_is_an_operator_of_its_own_belongs_to_the_layer():
     sketch = Sketch(width=256)
     x = sketch.input(8, 256)

@@ -100,16 +100,36 @@ def test_a_symptom_of_a_rule_that_reported_nothing_is_still_shown():
 
 
 def test_numbers_that_the_message_gives_are_not_repeated():
-    text = full(exploding())
+    text = full(exploding()).partition("error GL101")[2]
     assert "gain 2.50" in text
     assert "gain 2.5," not in text
     assert "critical 1" not in text
     assert "explains 5.9 of 5.9 decades, layers 30" in text
 
 
+def test_what_growth_is_made_of_and_the_phase_stand_under_the_headline():
+    lines = full(exploding()).splitlines()
+    assert lines[4] == "  due to linear x2.50, tanh x0.63: +0.20 decades a layer, 30 layers"
+    assert lines[5] == "  phase: chaotic, gain 2.50, critical 1.00: e-fold growth every 4.2 layers"
+    assert "due to" not in full(healthy())
+
+
+def test_the_picture_of_a_phase_is_for_growth_that_is_not_healthy_on_a_page_that_is_wide_enough():
+    assert "by weight gain" in full(exploding())
+    assert "by weight gain" not in full(exploding(), width=60)
+    mild = dataclasses.replace(exploding(), growth=dataclasses.replace(exploding().growth, decades=2.0))
+    assert "by weight gain" not in full(mild)
+
+
+def test_a_healthy_model_among_others_has_no_phase_line():
+    fine = dataclasses.replace(healthy(), stack=exploding().stack)
+    assert "phase" in full(fine)
+    assert "phase" not in full(fine, healthy())
+
+
 def test_growth_is_called_predicted_where_nothing_was_probed():
     text = full(unprobed())
-    assert "predicted: gradient grows 10^2.1" in text
+    assert "predicted: gradient grows 10^2.1 (+-0.3)" in text
     assert "predicted gradient, decades" in text
 
 

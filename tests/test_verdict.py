@@ -66,3 +66,129 @@ def test_a_probe_that_stops_leaves_out_the_branch_that_was_not_taken(tmp_path):
     result = gradlint.check(tmp_path / "model.onnx").result
     assert "GL902" in {finding.rule for finding in result.findings}
     assert 0 < result.coverage.probed < result.coverage.nodes
+
+
+# verdicts of the theory -------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """`depth` blocks skip(x) + branch(x) of orthogonal weights: the last weight of a branch has gain `last`."""
+
+    def __init__(self, depth: int, last: float, skip=None, norm: bool = False) -> None:
+        super().__init__()
+        self.skip = skip or (lambda x: x)
+        self.branches = nn.ModuleList(
+            nn.Sequential(*([nn.LayerNorm(64)] if norm else []), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+            for _ in range(depth)
+        )
+        for branch in self.branches:
+            nn.init.orthogonal_(branch[-3].weight, gain=2.0**0.5)
+            nn.init.orthogonal_(branch[-1].weight, gain=last)
+
+    def forward(self, x):
+        for branch in self.branches:
+            x = self.skip(x) + branch(x)
+        return x
+
+
+def chain(depth, act, init):
+    torch.manual_seed(0)
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(64, 64), act())]
+    for layer in layers[::2]:
+        init(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers, nn.Linear(64, 10))
+
+
+def drawn(depth, last, **options):
+    torch.manual_seed(0)
+    return Residual(depth, last, **options)
+
+
+MODELS = {
+    "relu, He": (lambda: chain(20, nn.ReLU, nn.init.kaiming_normal_), "healthy", None),
+    "relu, Glorot": (lambda: chain(20, nn.ReLU, nn.init.xavier_uniform_), "healthy", "GL102"),
+    "relu, tiny": (lambda: chain(20, nn.ReLU, lambda w: nn.init.normal_(w, 0.0, 0.05)), "vanishes", "GL102"),
+    "tanh, large": (lambda: chain(60, nn.Tanh, lambda w: nn.init.orthogonal_(w, gain=3.0)), "explodes", "GL101"),
+    "sigmoid": (lambda: chain(20, nn.Sigmoid, nn.init.xavier_uniform_), "vanishes", "GL402"),
+    "sums as large as their skips": (lambda: drawn(30, 1.0), "explodes", "GL202"),
+    "sums held by a norm": (lambda: drawn(30, 1.0, norm=True), "healthy", None),
+    "sums scaled down": (lambda: drawn(30, 0.1), "healthy", None),
+    "branches larger than their skips": (lambda: drawn(10, 3.0), "explodes", "GL203"),
+    "large branches held by a norm": (lambda: drawn(30, 3.0, norm=True), "healthy", None),
+    "skips that shrink": (lambda: drawn(30, 0.2, skip=lambda x: 0.7 * x), "vanishes", "GL204"),
+    "skips that grow": (lambda: drawn(30, 0.2, skip=lambda x: 1.4 * x), "explodes", "GL204"),
+    "skips through tanh": (lambda: drawn(30, 0.2, skip=torch.tanh), "healthy", None),
+}
+
+
+@pytest.mark.parametrize(("make", "verdict", "rule"), MODELS.values(), ids=MODELS)
+def test_theory_alone_gives_the_verdict_of_the_probe_and_names_the_same_cause(make, verdict, rule):
+    x = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    measured, predicted = gradlint.check(make(), x).result, gradlint.check(make(), x, probe=False).result
+    assert measured.verdict == predicted.verdict == verdict
+    for report in (measured, predicted):
+        causes = [f.rule for f in report.findings if f.confidence != "refuted" and f.effect is not None]
+        assert (causes[:1] == [rule]) if rule else not causes
+    low, high = predicted.predicted.interval or (predicted.predicted.decades - 0.5, predicted.predicted.decades + 0.5)
+    assert low - 0.5 <= measured.growth.decades <= high + 0.5
+
+
+def test_theory_alone_says_nothing_of_weights_that_look_trained():
+    """Heavy tails come from training: what the weights have to do with one another is not in their statistics."""
+    heavy = torch.distributions.StudentT(3.0)
+
+    def trained(weight):
+        with torch.no_grad():
+            weight.copy_(heavy.sample(weight.shape) * (2.0 / 3.0 / weight.shape[1]) ** 0.5)
+
+    model, x = chain(10, nn.ReLU, trained), torch.randn(32, 64)
+    assert gradlint.check(model, x).verdict == "healthy"
+    report = gradlint.check(model, x, probe=False)
+    assert report.verdict == "unknown"
+    low, high = report.result.predicted.interval
+    assert high - low > 7.0
+
+
+# attention ---------------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self, scale: float, *, fused: bool) -> None:
+        super().__init__()
+        self.project, self.head, self.scale, self.fused = nn.Linear(64, 192), nn.Linear(64, 4), scale, fused
+        nn.init.normal_(self.project.weight, 0.0, 1 / 8)
+
+    def forward(self, x):
+        q, k, v = self.project(x).chunk(3, -1)
+        if self.fused:
+            return self.head(nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale))
+        return self.head(torch.softmax(self.scale * q @ k.transpose(1, 2), -1) @ v)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("probe", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 1 / 8])
+def test_unscaled_attention_is_found_with_the_deviation_that_its_logits_have(scale, probe, fused):
+    torch.manual_seed(0)
+    model, x = Attention(scale, fused=fused), torch.randn(8, 32, 64)
+    q, k, _ = model.project(x).chunk(3, -1)
+    real = (scale * q @ k.transpose(1, 2)).std(-1).square().mean().sqrt().item()
+    found = [f for f in gradlint.check(model, x, probe=probe).findings if f.rule == "GL404"]
+    assert bool(found) is (scale == 1.0)
+    assert [f.evidence["deviation"] for f in found] == pytest.approx([real] * len(found), rel=0.1)
+
+
+# theory against the probe ------------------------------------------------------------------------------------------------
+
+
+def test_a_weight_of_rank_one_is_where_theory_and_probe_part():
+    """Each of four layers passes one direction of 64, and by chance none of the gradient arrives there: no random weight does."""
+    torch.manual_seed(0)
+    model = chain(12, nn.ReLU, nn.init.kaiming_normal_)
+    with torch.no_grad():
+        left, right = torch.ones(64, 1) / 8, torch.ones(1, 64) / 8
+        model[12].weight.copy_(2.0**0.5 * 8.0 * (left @ right) + 1e-4 * torch.randn(64, 64))
+    found = [f for f in gradlint.check(model, torch.randn(32, 64)).findings if f.rule == "GL903"]
+    assert [f.severity for f in found] == ["note"] * len(found)
+    assert [f.module for f in found] in (["12"], ["13"], [])

@@ -43,6 +43,11 @@ def _block(item: Explanation, width: int, *, unicode: bool) -> Iterator[str]:
         return
     yield from _equation("forward", item.account.forward, "", width)
     yield from _wrapped("", _level(item), width)
+    if item.predicted.backward is None:
+        yield ""
+        yield from _wrapped(
+            "backward", "No gradient comes back to it: outputs that it does not lead to are where they start.", width
+        )
     for back in item.account.backward:
         yield ""
         yield from _backward(item, back, width)
@@ -78,7 +83,7 @@ def _signals(item: Explanation, width: int) -> Iterator[str]:
     rows += [("behind", printable(item.node.id), item.behind)] if item.behind is not None else []
     if not rows:
         return
-    longest = max(min(max(len(name) for _, name, _ in rows), width - 59), 8)
+    longest = max(min(max(len(name) for _, name, _ in rows), width - 61), 8)
     yield f"  {'':<{longest + 39}}{'q shared by':>20}"
     yield f"  {'signal':<{longest + 10}}{'level':>8}{'q':>11}{'mean':>10}{'samples':>9}{'positions':>11}"
     for lead, name, signal in rows:

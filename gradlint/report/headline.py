@@ -53,11 +53,17 @@ def _non_finite(report: TargetReport, rows: Sequence[Row]) -> str:
 
 
 def _size(verdict: Verdict, growth: Growth) -> str:
-    spread = f" (+-{growth.spread:.1f})" if growth.spread is not None and 0.05 <= growth.spread < math.inf else ""
+    spread = _spread(growth)
     if verdict is Verdict.HEALTHY:
         return f"gradient stays within 10^{decimal(abs(growth.decades))}{spread}"
     verb = "grows" if growth.decades > 0 else "shrinks to"
     return f"gradient {verb} 10^{decimal(growth.decades)}{spread}"
+
+
+def _spread(growth: Growth) -> str:
+    """What seeds or, of a prediction, the 90 % interval leave open: " (+-0.3)", or nothing where that is small."""
+    half = (growth.interval[1] - growth.interval[0]) / 2.0 if growth.interval is not None else growth.spread
+    return f" (+-{half:.1f})" if half is not None and 0.05 <= half < math.inf else ""
 
 
 def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict) -> str:

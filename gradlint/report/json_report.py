@@ -64,6 +64,7 @@ def _growth(report: TargetReport) -> dict[str, Any] | None:
         return None
     return {
         "predicted_decades": _decades(predicted.decades if predicted else None),
+        "predicted_interval": _interval(predicted.interval if predicted else None),
         "measured_decades": _decades(measured.decades if measured else None),
         "rise_decades": _decades(known.rise),
         "fall_decades": _decades(known.fall),
@@ -157,6 +158,10 @@ def _decades(value: float | None) -> float | str | None:
     if value is None or not math.isfinite(value):
         return None if value is None else _name(value)
     return round(float(value), 4) + 0.0
+
+
+def _interval(bounds: tuple[float, float] | None) -> list[float | str | None] | None:
+    return None if bounds is None else [_decades(bound) for bound in bounds]
 
 
 def _name(value: float) -> str:

@@ -85,7 +85,9 @@ class _Page:
             yield Text()
         yield from self._verdict(report, rows)
         if not brief:
+            yield from self._why(report)
             yield from self._charts(report, rows)
+            yield from self._phase(report)
         for finding in findings:
             if not finding.caused_by:
                 yield Text()
@@ -127,8 +129,10 @@ class _Page:
         growth = next(filter(None, growths(report)), None)
         if growth is not None and growth.jumps:
             yield from self.wrapped("  ", one_offs(growth), _QUIET)
+
+    def _why(self, report: TargetReport) -> Iterator[Text]:
         if report.attribution is not None:
-            yield from self.wrapped("  due to ", str(report.attribution))
+            yield from self.wrapped("  due to ", printable(str(report.attribution)))
         if report.stack is not None:
             yield from self.wrapped("  phase: ", str(report.stack))
 
@@ -140,10 +144,15 @@ class _Page:
             if is_growing(time.growth):
                 yield Text()
                 yield from self._chart(time_rows(time), f"time steps of {printable(time.node)}")
+
+    def _phase(self, report: TargetReport) -> Iterator[Text]:
+        """The picture of a stack's phase, where growth is beyond what is healthy and the page is wide enough."""
         growth = next(filter(None, growths(report)), None)
-        if report.stack is not None and report.stack.phase.critical is not None and growth and abs(growth.decades) >= HEALTHY:
-            yield Text()
-            yield from (Text(f"  {line}", _QUIET) for line in picture(report.stack.phase, unicode=self.unicode))
+        if report.stack is None or report.stack.phase.critical is None or growth is None or abs(growth.decades) < HEALTHY:
+            return
+        lines = [Text(f"  {line}", _QUIET) for line in picture(report.stack.phase, unicode=self.unicode)]
+        if max(line.cell_len for line in lines) <= self.width:
+            yield from [Text(), *lines]
 
     def _chart(self, rows: Sequence[Row], heading: str) -> Iterator[Text]:
         lines = fold(rows)

@@ -1,7 +1,7 @@
 """Transfer rules of products of two signals, softmax and attention.
 
-A softmax over T logits of variance s^2 has E sum A^2 = 1 / (1 + (T-1) exp(-s^2)): 1/T where attention is uniform, 1 where it is
-peaked; the tokens that it averages are as alike as the state says (THEORY section 2).
+E sum A^2 of a softmax over T logits is 1/T where attention is uniform and 1 where it is peaked (theory/sharpness.py); the tokens
+that it averages are as alike as the state says (THEORY section 2).
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gradlint.graph import Node
 from gradlint.theory.profiles import both, moved, without
+from gradlint.theory.sharpness import Sharpness, sharpness
 from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, gathered, joined
 from gradlint.theory.transfer import Call, Moved, Pulls, half_log, log10, mean_square, one, plain, scaled
 
@@ -194,13 +197,26 @@ def softmax(call: Call) -> Moved | None:
     return Moved(behind, one(slot, behind, back))
 
 
+def _private(logits: Signal, axis: int) -> float:
+    """Variance of logits along an axis."""
+    return float(10.0 ** min(logits.log_q, 8.0)) * max(1.0 - logits.shared[axis], 0.0)
+
+
 def concentration(logits: Signal, axis: int, *, causal: bool = False) -> float:
-    """E sum A^2 over the axis; where attention is causal, the mean over rows of 1, 2, ... T entries."""
-    variance = 10.0 ** min(logits.log_q, 4.0) * max(1.0 - logits.shared[axis], 0.0)
-    count, damped = logits.sizes[axis], math.exp(-min(variance, 700.0))
+    """E sum A^2 over the axis."""
+    return over_rows(logits, axis, causal=causal).squares
+
+
+def over_rows(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
+    """How sharp the softmax over an axis is; where attention is causal, the mean over rows of 1, 2, ... T entries."""
+    count, variance = max(logits.sizes[axis], 1), _private(logits, axis)
     if not causal:
-        return 1.0 / (1.0 + (count - 1) * damped)
-    return sum(1.0 / (1.0 + row * damped) for row in range(count)) / max(count, 1)
+        return sharpness(variance, count)
+    lengths = np.unique(np.geomspace(1, count, min(count, 24)).astype(np.int64))  # rows between two of these are interpolated
+    found = [sharpness(variance, int(length)) for length in lengths]
+    rows = np.arange(1, count + 1)
+    squares, passed = (np.interp(rows, lengths, values) for values in zip(*found, strict=True))
+    return Sharpness(float(squares.mean()), float((passed * rows).mean()) / count)
 
 
 def weights_of(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
@@ -211,24 +227,19 @@ def weights_of(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
     shared = []
     for other, share in enumerate(logits.shared):
         common = min(max((share - min(share, logits.shared[axis])) / private, 0.0), 1.0)
-        variance = 10.0 ** min(logits.log_q, 4.0) * private * common
-        shared.append(
-            min(1.0 / (1.0 + (count - 1) * math.exp(-min(variance, 700.0))) / peak, 1.0) if other != axis else min(along, 1.0)
-        )
+        together = sharpness(_private(logits, axis) * common, count).squares / peak
+        shared.append(min(together, 1.0) if other != axis else min(along, 1.0))
     level = half_log(peak / count)
     mean = min(1.0 / math.sqrt(count * peak), 1.0)
     return plain(logits, level=level, mean=mean, shared=tuple(shared), variance=0.0, channels=None)
 
 
-def pulled_logits(cotangent: Cotangent, logits: Signal, weights: Signal, axis: int) -> Cotangent:
+def pulled_logits(cotangent: Cotangent, logits: Signal, weights: Signal, axis: int, *, causal: bool = False) -> Cotangent:
     """A (g - sum A g): what cotangents share along the softmax falls out."""
-    count = weights.sizes[axis]
-    peak = min(10.0**weights.log_q * count, 1.0)
-    factor = 10.0**weights.log_q * max(1.0 - peak, 0.0) * max(1.0 - cotangent.alike[axis], 0.0)
+    factor = over_rows(logits, axis, causal=causal).passed * max(1.0 - cotangent.alike[axis], 0.0)
     alike = tuple(
         0.0 if other == axis else a * s for other, (a, s) in enumerate(zip(cotangent.alike, weights.shared, strict=True))
     )
-    del logits
     return scaled(cotangent, factor, alike, profile=without(cotangent.profile, (axis,)))
 
 
@@ -291,7 +302,7 @@ def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool,
         cotangent = joined(pulls, behind)
         yield 2, Pull(pulled_left(Product(mixing.right, mixing.left, mixing.out), cotangent, value, dropped, sizes))
         on_weights = pulled_left(mixing, cotangent, dropped, value, sizes)
-        on_logits = pulled_logits(on_weights, logits, weights, len(square) - 1)
+        on_logits = pulled_logits(on_weights, logits, weights, len(square) - 1, causal=causal)
         on_logits = replace(on_logits, energy=on_logits.energy + 2.0 * log10(scale), variance=on_logits.variance + _LOGITS)
         yield 0, Pull(_centred(pulled_left(scores, on_logits, query, key, square), key))
         yield 1, Pull(pulled_left(Product(scores.right, scores.left, scores.out), on_logits, key, query, square))

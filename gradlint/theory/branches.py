@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from gradlint.flow import kind_of
+from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Graph, Node
 from gradlint.ops import Kind
 from gradlint.structure import ResidualSum, Structure
@@ -88,3 +88,9 @@ def starts_at_zero(structure: Structure, residual: ResidualSum) -> bool:
         if weight is not None:
             return weight.statistics.mean_square == 0.0
     return False
+
+
+def on_skip(structure: Structure, residual: ResidualSum) -> list[Node]:
+    """Operators on the skip path that make it differ from an identity: weight layers, activations and scales."""
+    nodes = (structure.graph[node] for node in residual.skip)
+    return [node for node in nodes if is_weight_layer(node) or kind_of(node) in {Kind.ACTIVATION, Kind.MUL}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from gradlint.theory.attention import Product, concentration, contracted, weights_of
+from gradlint.theory.attention import Product, concentration, contracted, over_rows, weights_of
 from gradlint.theory.equations import Equation, Number, below, number
 from gradlint.theory.formulas import Case, Formulas
 from gradlint.theory.joins import axis_of
@@ -24,10 +24,10 @@ def softmax(case: Case) -> Formulas | None:
     axis = axis_of(case.node, ("dim", "axis"), len(case.behind.sizes), len(case.behind.sizes) - 1)
     sharp, length = concentration(case.first, axis), max(case.behind.sizes[axis], 1)
     first, second = number(sharp), below(length)
-    kept = (number(1.0 - sharp), number(1.0 - case.alike(axis)))
+    passed = (number(over_rows(case.first, axis).passed), number(1.0 - case.alike(axis)))
     return Formulas(
-        Equation("q' = S / T, S = E sum A^2 = 1 / (1 + (T-1) exp(-s^2))", ((first, second),)),
-        (Equation("S (1-S) (1-r) / T, r what gradients share along it", ((first, *kept, second),)),),
+        Equation("q' = S / T, S = E sum A^2 of T weights", ((first, second),)),
+        (Equation("P (1-r), P = E |J^T g|^2 / E g^2, r what gradients share along it", (passed,)),),
         ATTENTION,
     )
 
@@ -44,8 +44,7 @@ def attend(case: Case) -> Formulas | None:
     logits = contracted(Product(batch + "ik", batch + "jk", batch + "ij"), query, key, (*sizes[:-1], key.sizes[-2]))
     logits = replace(logits, level=logits.level + log10(scale))
     causal, rows = bool(node.attrs.get("is_causal", False)), sizes[-2]
-    sharp = number(concentration(logits, len(sizes) - 1, causal=causal))
-    other = number(max(1.0 - 10.0**sharp.log, 0.0))
+    sharp, passed = map(number, over_rows(logits, len(sizes) - 1, causal=causal))
     q, r = Number(value.log_q), max(value.shared[-2], 0.0)
     forward = Equation(
         "q' = q_v S (1-r) + q_v r, r what tokens share, S = E sum A^2", ((q, sharp, number(1.0 - r)), (q, number(r))), "dropout"
@@ -56,8 +55,8 @@ def attend(case: Case) -> Formulas | None:
     )
     through = [
         Equation(
-            "S (1-S) q_v q_k d a^2, a the scale" if factor is key else "S (1-S) q_v q_q d a^2, a the scale",
-            ((sharp, other, q, Number(factor.log_q), number(query.sizes[-1]), number(scale * scale)),),
+            "P T q_v q_k d a^2, P of the softmax" if factor is key else "P T q_v q_q d a^2, P of the softmax",
+            ((passed, number(key.sizes[-2]), q, Number(factor.log_q), number(query.sizes[-1]), number(scale * scale)),),
             "what keys, values and gradients share",
         )
         for factor in (key, query)

@@ -23,10 +23,10 @@ def looks_drawn(weight: Weight) -> bool:
 
     The mean of n draws of variance s^2 has variance s^2/n, and P(max |w| > t s) <= n erfc(t / sqrt 2) for the normal; uniform,
     truncated normal and orthogonal weights have lighter tails. A mean as large as the deviation (torch.rand) is the choice of
-    an initialiser: training shifts means by less. Weights that are all zero count as drawn.
+    an initialiser: training shifts means by less. So are identities; weights that are all zero count as drawn.
     """
     found = weight.statistics
-    if found.mean_square == 0.0 or abs(found.mean) >= found.std > 0.0:
+    if found.mean_square == 0.0 or abs(found.mean) >= found.std > 0.0 or is_identity(weight):
         return True
     if found.std == 0.0 or abs(found.mean) * math.sqrt(weight.size) > _DEVIATIONS * found.std:
         return False
@@ -37,6 +37,18 @@ def is_constant(weight: Weight) -> bool:
     """Whether all elements are equal, up to the rounding of the accumulated moments."""
     found = weight.statistics
     return found.finite and found.mean_square - found.mean * found.mean <= 1e-12 * found.mean_square
+
+
+def is_identity(weight: Weight) -> bool:
+    """Whether a matrix has one element per row that is not zero, and the same one: an identity times a number, or several.
+
+    With f columns, mean = a/f and mean square = a^2/f for the largest |w| = a hold of no other matrix.
+    """
+    found, columns = weight.statistics, weight.size // max(weight.shape[0], 1) if weight.shape else 0
+    if columns < 2 or not found.finite or found.max_abs == 0.0:
+        return False
+    first, second = abs(found.mean) * columns / found.max_abs, found.mean_square * columns / found.max_abs**2
+    return abs(first - 1.0) < 1e-6 and abs(second - 1.0) < 1e-6
 
 
 def is_torch_default(weight: Weight) -> bool:

@@ -18,6 +18,7 @@ from gradlint.theory.profiles import along, mean_product, times, without
 from gradlint.theory.signal import Cotangent, Signal
 from gradlint.theory.transfer import (
     Call,
+    LayerShape,
     Moved,
     Part,
     constant_part,
@@ -54,6 +55,7 @@ class _Layer:
         self.weight, self.axis, self.windows = weight, axis, windows
         self.fan = sizes[0] / groups * math.prod(window.taps / window.out for window in windows)
         self.outs = sizes[1] / groups * math.prod(window.taps / window.size for window in windows)
+        self.shape = LayerShape(axis, groups, weight.size / max(sizes[1], 1) if groups == 1 else weight.fan_in, self.fan)
         self.depthwise = groups == sizes[0] == sizes[1] and groups > 1
         self.rows = _rows(weight) if weight.fan_out == sizes[1] else None  # squared norms over their mean
         self.noise = _NOISE / max(self.fan * groups, 1.0)
@@ -150,7 +152,8 @@ def _window(call: Call, signal: Signal, axis: int, index: int) -> _Window:
     stride, dilation = (_along(attrs, names, index, 1) for names in (("stride", "strides"), ("dilation", "dilations")))
     transposed = call.node.op == "conv_transpose"
     outer, inner = (size, out) if transposed else (out, size)
-    if outer * kernel > _LONG:
+    shape = call.node.shape
+    if outer * kernel > _LONG or shape is None or shape[axis] is None:
         return _Window(axis, None, size, out, outer * kernel)
     spare = max((outer - 1) * stride + dilation * (kernel - 1) + 1 - inner, 0)
     place = stride * np.arange(outer)[:, None] + dilation * np.arange(kernel)[None, :] - _padding(attrs, index, spare)
@@ -212,7 +215,7 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     def back(cotangent: Cotangent) -> Cotangent:
         return _pulled(cotangent, layer)
 
-    return Moved(behind, one(slot, behind, back))
+    return Moved(behind, one(slot, behind, back), layer=layer.shape)
 
 
 def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, float]]:

@@ -12,6 +12,7 @@ from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import Kind, operator
 from gradlint.structure import Structure
 from gradlint.theory.attention import attention, matmul, multi_head, softmax
+from gradlint.theory.channel_rules import refined
 from gradlint.theory.joins import concat, dropout
 from gradlint.theory.layers import conv, embedding, linear
 from gradlint.theory.moves import reshape, select
@@ -22,7 +23,7 @@ from gradlint.theory.recurrent import recurrent
 from gradlint.theory.signal import Cotangent, Pull, Signal, joined, merged
 from gradlint.theory.transfer import Call, Moved, Pulls, Transfer, plain
 
-_UNKNOWN_SIZE = 8  # of an axis whose length the graph does not say: the batch that the probe would feed
+_UNKNOWN = (8, 64)  # lengths of a batch and of any other axis that the graph does not know
 _SAMPLED = 0.02**2  # decades^2 between one batch of inputs and cotangents and the next (benchmarks/theory_random.py)
 _NO_RULE = 1.0  # decades^2: an operator without a rule may grow or shrink a gradient tenfold
 
@@ -83,12 +84,13 @@ _LIES = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
 """What a rule may raise on a graph whose shapes and attributes contradict one another: a file may state anything."""
 
 
-def predict(structure: Structure, *, strict: bool = False) -> Prediction:
+def predict(structure: Structure, *, strict: bool = False, per_channel: bool = True) -> Prediction:
     """Propagate signals forward from the inputs and cotangents back from the trunk. Linear in the graph; reads weights once.
 
-    An operator whose shapes contradict one another has no rule; with `strict` its rule raises.
+    Trained weights are followed channel by channel unless `per_channel` is false. An operator whose shapes contradict one another
+    has no rule; with `strict` its rule raises.
     """
-    forward = _Forward(structure.graph, strict=strict)
+    forward = _Forward(structure.graph, strict=strict, per_channel=per_channel)
     cotangents = _backward(structure, forward)
     found: dict[str, Predicted] = {}
     for node_id, signal in forward.signals.items():
@@ -103,8 +105,9 @@ def predict(structure: Structure, *, strict: bool = False) -> Prediction:
 class _Forward:
     """The forward sweep: signals, pullbacks, and what was not understood."""
 
-    def __init__(self, graph: Graph, *, strict: bool) -> None:
+    def __init__(self, graph: Graph, *, strict: bool, per_channel: bool) -> None:
         self.graph = graph
+        self._per_channel = per_channel
         self.lies: tuple[type[Exception], ...] = () if strict else _LIES
         self.signals: dict[str, Signal] = {}
         self.pullbacks: dict[str, Moved] = {}
@@ -142,7 +145,8 @@ class _Forward:
         if rule is None or any(len(s.sizes) != len(s.shared) for _, s in call.signals):
             return None
         try:
-            return rule(call)
+            moved = rule(call)
+            return refined(call, moved) if moved is not None and self._per_channel else moved
         except self.lies:
             return None
 
@@ -151,7 +155,7 @@ def _sizes(node: Node, operands: Sequence[Signal | None]) -> tuple[int, ...]:
     """Lengths of the axes of a node's output; where the graph does not say, those of its first operand."""
     if node.shape is None:
         return next((signal.sizes for signal in operands if signal is not None), ())
-    return tuple(size if size is not None else _UNKNOWN_SIZE for size in node.shape)
+    return tuple(size if size is not None else _UNKNOWN[min(axis, 1)] for axis, size in enumerate(node.shape))
 
 
 def _unknown(call: Call) -> Moved | None:

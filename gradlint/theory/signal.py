@@ -27,6 +27,7 @@ class Signal:
     mean^2/q. `sizes` are the lengths of the axes, `channels` the one that weights act on. `law` is the function of a Gaussian
     tensor that it is, where known, `profile` how q spreads along axes. `variance` is that of `level`, in decades^2. `fixed` is
     the squared share of q whose variance over the batch a BatchNorm has just set: it does not fluctuate from channel to channel.
+    `means` holds E h of each channel over rms, where weights are trained (theory/channels.py).
     """
 
     level: float
@@ -38,6 +39,7 @@ class Signal:
     profile: Profile = field(default_factory=flat)
     variance: float = 0.0
     fixed: float = 0.0
+    means: Array | None = None
 
     def law_at(self, node: str) -> Law:
         """The law of this signal, at `node`: a Gaussian one where nothing else is known."""
@@ -110,7 +112,7 @@ def log_sum(values: Iterable[float]) -> float:
 
 def of_law(law: Law, like: Signal, profile: Profile = FLAT) -> Signal:
     """The signal that a law describes, with the layout and the uncertainty of another one."""
-    return replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile, fixed=0.0)
+    return replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile, fixed=0.0, means=None)
 
 
 def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:

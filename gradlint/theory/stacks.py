@@ -34,12 +34,12 @@ class Stack:
     end: str
 
     def __str__(self) -> str:
-        found = self.phase
-        where = "" if found.norm is None else f" behind {found.norm}"
-        critical = f"{where}, critical {found.critical:.2f}" if found.critical is not None else f" at any gain{where}"
-        gain = f"gain {found.gain:.2f}"
-        name = f"near critical ({found.name})" if found.name != "critical" and self.depth > 2 * self.layers else found.name
-        state = f"{name}, {gain}{critical}" if found.critical is not None else f"{name}{critical} ({gain})"
+        found, gain = self.phase, f"gain {self.phase.gain:.2f}"
+        state = f"near critical ({found.name})" if found.name != "critical" and self.depth > 2 * self.layers else found.name
+        if found.critical is not None:
+            state += f", {gain}, critical {found.critical:.2f}" + (f" behind {found.norm}" if found.norm else "")
+        else:
+            state += f" at any gain behind {found.norm} ({gain})" if found.norm else f", {gain}, no gain is critical"
         if found.name == "critical" or not math.isfinite(self.depth):
             return f"{state}: the gradient keeps its size"
         return f"{state}: e-fold {'growth' if found.chi > 1.0 else 'decay'} every {self.depth:.1f} layers"

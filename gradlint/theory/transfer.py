@@ -40,12 +40,23 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerShape:
+    """How a weight layer connects: `full` inputs per output without a rim, of which `seen` fall on the signal on average."""
+
+    axis: int
+    groups: int
+    full: float
+    seen: float
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """The signal behind an operator, and how pulls on it reach the operands."""
 
     signal: Signal
     pullback: Pullback
     because: tuple[str, ...] = field(default=())  # what theory does not know here
+    layer: LayerShape | None = None
 
 
 Transfer = Callable[[Call], Moved | None]
@@ -106,7 +117,7 @@ def mean_of(weight: Weight | None) -> float:
 
 def plain(signal: Signal, **changes: object) -> Signal:
     """A signal with some fields changed that is Gaussian anew, and even unless a profile is given."""
-    return replace(signal, **{"law": None, "profile": FLAT, "fixed": 0.0, **changes})  # type: ignore[arg-type]
+    return replace(signal, **{"law": None, "profile": FLAT, "fixed": 0.0, "means": None, **changes})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -29,6 +29,13 @@ class Trend:
     def span(self) -> tuple[str, str] | None:
         """First and last node of the run, None when it is empty."""
         return (self.steps[0].node, self.steps[-1].node) if self.steps else None
+
+    def share(self, decades: Mapping[str, float]) -> float:
+        """How much of the trend is due to decades that are laid to some of its steps, by node; its one largest step aside."""
+        sign = -1.0 if self.decades < 0.0 else 1.0
+        largest = max(self.steps, key=lambda step: sign * (step.decades or 0.0), default=None)
+        laid = sum(value for node, value in decades.items() if largest is None or node != largest.node)
+        return laid / self.decades if self.decades else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,105 @@
+"""GL303 deep-post-norm: a norm behind every residual sum, over so many blocks that the gradient fades or grows on the way.
+
+What it finds:
+    Residual sums with a norm right behind each, norm(x + f(x)), over which the gradient is predicted to shrink or grow by 2.2
+    decades or more.
+
+Why it vanishes:
+    The norm divides by the size of the sum, sqrt(1 + g^2) for a branch of gain g, so no block hands the gradient on unchanged: the
+    sum multiplies it by sqrt(1 + b^2), b being the gain of the branch for gradients, and the norm divides that by sqrt(1 + g^2).
+    The two cancel where a branch passes gradients as well as signals, as with ReLU. They do not where it is saturated or makes
+    a mean (sigmoid, softplus, attention that averages), and the quotient is raised to the power of the depth.
+
+How to fix it:
+    Move the norm into the branch, x + f(norm(x)), with one more behind the last sum. To keep the norm behind, scale the skip path
+    up and the branch down with depth (DeepNorm), or use branches that pass gradients as they pass signals.
+
+References:
+    Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745.
+    Wang et al. 2022, DeepNet: Scaling Transformers to 1,000 Layers, arXiv 2203.00555 (DeepNorm).
+    Wang et al. 2019, Learning Deep Transformer Models for Machine Translation, arXiv 1906.01787 (why the norm should come first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from gradlint.rule import (
+    Effect,
+    Example,
+    Finding,
+    Rule,
+    Severity,
+    Sketch,
+    Step,
+    Subject,
+    Trend,
+    fall,
+    normalises,
+    on_skip,
+    rise,
+)
+
+EXPLAINED = 0.5  # of the predicted trend: blocks that explain less are not the cause
+
+
+def _blocks(depth: int, act: str, *, post: bool = True) -> Sketch:
+    sketch = Sketch()
+    x = sketch.input(8, 64)
+    for _ in range(depth):
+        h = x if post else sketch.norm(x, "rms_norm")
+        x = sketch.op("add", x, sketch.op(act, sketch.linear(h)))
+        x = sketch.norm(x, "rms_norm") if post else x
+    return sketch
+
+
+class DeepPostNorm(Rule):
+    """Deep stacks with a norm behind each sum."""
+
+    code = "GL303"
+    name = "deep-post-norm"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _blocks(30, "sigmoid"), fires_on=tuple(f"rms_norm{index}" for index in range(30))),
+        Example(lambda: _blocks(12, "sigmoid")),
+        Example(lambda: _blocks(60, "relu")),
+        Example(lambda: _blocks(30, "sigmoid", post=False)),
+    )
+
+    def applies(self, subject: Subject) -> str | None:
+        """Only where a norm stands behind a residual sum."""
+        return None if any(_pairs(subject, subject.steps)) else "no norm behind a residual sum"
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per run of steps that theory follows, and direction."""
+        for run in subject.stretches():
+            for trend, effect in ((fall(run), Effect.VANISHES), (rise(run), Effect.EXPLODES)):
+                blocks = list(_pairs(subject, trend.steps))
+                laid = {step.node: step.decades or 0.0 for block in blocks for step in block}
+                inside = [node for total, _ in blocks for node in total.via]
+                if subject.is_claim(trend) and trend.share(laid) >= EXPLAINED and subject.can_claim(inside):
+                    yield self._report(subject, [norm.node for _, norm in blocks], trend, effect)
+
+    def _report(self, subject: Subject, norms: list[str], trend: Trend, effect: Effect) -> Finding:
+        factor = 10 ** (trend.decades / len(norms))
+        verb = "grows" if effect is Effect.EXPLODES else "shrinks"
+        return self.claim(
+            subject,
+            norms,
+            f"{len(norms)} residual sums in a row with a norm behind each: the gradient {verb} x{factor:.2f} a block",
+            effect=effect,
+            span=trend.span or (norms[0], norms[-1]),
+            decades=trend.decades,
+            remedy="move the norm into the branch, x + f(norm(x)), and put one behind the last sum",
+            norms=len(norms),
+            factor=factor,
+        )
+
+
+def _pairs(subject: Subject, steps: Sequence[Step]) -> Iterator[tuple[Step, Step]]:
+    """Sums over an identity skip, each with the norm right behind it."""
+    for total, norm in pairwise(steps):
+        plain = total.residual is not None and not on_skip(subject.structure, total.residual)
+        if plain and norm.residual is None and normalises(subject.graph, subject.graph[norm.node]):
+            yield total, norm
