@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -276,6 +276,7 @@ class Row:
     seconds: float = 0.0
     inferred: bool = True
     report: TargetReport | None = None
+    alone: TargetReport | None = None  # without the probe
     error: str = ""
 
     @property
@@ -286,7 +287,7 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """One row of the table."""
         if self.report is None:
-            return self.name, "crashed", "", self.error, "", "", "", "", f"{self.seconds:.1f}"
+            return self.name, "crashed", "", "", self.error, "", "", "", "", f"{self.seconds:.1f}"
         report, coverage = self.report, self.report.coverage
         growth = f"{report.growth.decades:+.2f}" if report.growth else "-"
         counted = Counter(f"{f.rule}:{f.severity}:{f.confidence}" for f in _shown(report))
@@ -294,7 +295,18 @@ class Row:
         unknown = " ".join(f"{name} x{count}" for name, count in coverage.unknown_ops.items())
         inputs = "inferred" if self.inferred else "given"
         understood = f"{coverage.understood}/{coverage.nodes}"
-        return (self.name, report.verdict, growth, findings, inputs, report.capture, understood, unknown, f"{self.seconds:.1f}")
+        alone = _alone(self.alone) if self.alone else ""
+        facts = (findings, inputs, report.capture, understood, unknown, f"{self.seconds:.1f}")
+        return (self.name, report.verdict, growth, alone, *facts)
+
+
+def _alone(report: TargetReport) -> str:
+    """What theory says by itself: its verdict, and growth with the interval."""
+    growth = report.predicted
+    if growth is None:
+        return report.verdict
+    low, high = growth.interval or (growth.decades, growth.decades)
+    return f"{report.verdict} {growth.decades:+.2f} ({low:+.1f} to {high:+.1f})"
 
 
 def _shown(report: TargetReport) -> list[Any]:
@@ -341,6 +353,18 @@ def examine(name: str, *, probe: bool) -> Row:
     return row
 
 
+def without_probe(rows: list[Row]) -> str:
+    """How often theory alone gives the verdict of the probe."""
+    pairs = [(row.report.verdict, row.alone.verdict) for row in rows if row.report and row.alone]
+    same = sum(measured == predicted for measured, predicted in pairs)
+    unknown = sum(measured != predicted == Verdict.UNKNOWN for measured, predicted in pairs)
+    shown = [finding for row in rows if row.alone for finding in _shown(row.alone) if finding.severity is not Severity.NOTE]
+    return (
+        f"without the probe: {same} of {len(pairs)} verdicts the same, {unknown} unknown, {len(pairs) - same - unknown} wrong; "
+        f"{len(shown)} errors and warnings"
+    )
+
+
 def summary(rows: list[Row]) -> str:
     """The closing line."""
     faulty = [row for row in rows if row.name in AS_SHIPPED]
@@ -370,16 +394,30 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     table = Table(title="Standard architectures at default initialization, train mode")
-    for heading in ("family", "verdict", "growth", "findings", "inputs", "capture", "understood", "unknown", "seconds"):
-        table.add_column(heading, overflow="fold", justify="right" if heading in {"growth", "understood", "seconds"} else "left")
+    for heading in (
+        "family",
+        "verdict",
+        "growth",
+        "theory alone",
+        "findings",
+        "inputs",
+        "capture",
+        "understood",
+        "unknown",
+        "seconds",
+    ):
+        justify: Literal["left", "right"] = "right" if heading in {"growth", "understood", "seconds"} else "left"
+        table.add_column(heading, overflow="fold", justify=justify)
     rows = []
     with Console(stderr=True).status("") as status:
         for name in options.only or names:
             status.update(name)
             rows.append(examine(name, probe=not options.no_probe))
+            rows[-1].alone = rows[-1].report if options.no_probe else examine(name, probe=False).report
             table.add_row(*rows[-1].cells())
-    Console(width=180).print(table)
+    Console(width=200).print(table)
     print(summary(rows))
+    print(without_probe([row for row in rows if row.name not in AS_SHIPPED]))
 
 
 if __name__ == "__main__":

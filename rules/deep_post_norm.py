@@ -5,14 +5,15 @@ What it finds:
     decades or more.
 
 Why it vanishes:
-    The norm divides by the size of the sum, sqrt(1 + g^2) for a branch of gain g, so no block hands the gradient on unchanged: the
-    sum multiplies it by sqrt(1 + b^2), b being the gain of the branch for gradients, and the norm divides that by sqrt(1 + g^2).
-    The two cancel where a branch passes gradients as well as signals, as with ReLU. They do not where it is saturated or makes
-    a mean (sigmoid, softplus, attention that averages), and the quotient is raised to the power of the depth.
+    A block norm(x + f(x)) hands nothing on unchanged: the sum multiplies the gradient by sqrt(1 + b^2), b being what the branch
+    does to gradients, and the norm divides it by sqrt(1 + g^2), g being what the branch adds to the signal. The quotient is
+    raised to the power of the depth. It is near one with LayerNorm. RMSNorm keeps the mean: a branch that ends in ReLU, sigmoid
+    or softplus adds to the mean of the signal at every block, the norm pays for it, and the gradient loses 4.4 decades over 60
+    blocks of ReLU, ten of sigmoid.
 
 How to fix it:
-    Move the norm into the branch, x + f(norm(x)), with one more behind the last sum. To keep the norm behind, scale the skip path
-    up and the branch down with depth (DeepNorm), or use branches that pass gradients as they pass signals.
+    Move the norm into the branch, x + f(norm(x)), with one more behind the last sum. To keep the norm behind, use LayerNorm, end
+    the branch in a linear layer, or scale the skip path up and the branch down with depth (DeepNorm).
 
 References:
     Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745.
@@ -42,15 +43,16 @@ from gradlint.rule import (
 )
 
 EXPLAINED = 0.5  # of the predicted trend: blocks that explain less are not the cause
+SHARE = 0.5  # of the residual sums; the one norm behind the last sum of a pre-norm stack makes no post-norm stack
 
 
-def _blocks(depth: int, act: str, *, post: bool = True) -> Sketch:
+def _blocks(depth: int, norm: str = "rms_norm", *, post: bool = True) -> Sketch:
     sketch = Sketch()
     x = sketch.input(8, 64)
     for _ in range(depth):
-        h = x if post else sketch.norm(x, "rms_norm")
-        x = sketch.op("add", x, sketch.op(act, sketch.linear(h)))
-        x = sketch.norm(x, "rms_norm") if post else x
+        h = sketch.op("sigmoid", sketch.linear(x if post else sketch.norm(x, norm)))
+        x = sketch.op("add", x, h)
+        x = sketch.norm(x, norm) if post else x
     return sketch
 
 
@@ -61,10 +63,10 @@ class DeepPostNorm(Rule):
     name = "deep-post-norm"
     severity = Severity.ERROR
     examples = (
-        Example(lambda: _blocks(30, "sigmoid"), fires_on=tuple(f"rms_norm{index}" for index in range(30))),
-        Example(lambda: _blocks(12, "sigmoid")),
-        Example(lambda: _blocks(60, "relu")),
-        Example(lambda: _blocks(30, "sigmoid", post=False)),
+        Example(lambda: _blocks(30), fires_on=tuple(f"rms_norm{index}" for index in range(1, 30))),
+        Example(lambda: _blocks(12)),
+        Example(lambda: _blocks(60, "layer_norm")),
+        Example(lambda: _blocks(30, post=False)),
     )
 
     def applies(self, subject: Subject) -> str | None:
@@ -76,6 +78,8 @@ class DeepPostNorm(Rule):
         for run in subject.stretches():
             for trend, effect in ((fall(run), Effect.VANISHES), (rise(run), Effect.EXPLODES)):
                 blocks = list(_pairs(subject, trend.steps))
+                if len(blocks) < SHARE * sum(step.residual is not None for step in trend.steps):
+                    continue
                 laid = {step.node: step.decades or 0.0 for block in blocks for step in block}
                 inside = [node for total, _ in blocks for node in total.via]
                 if subject.is_claim(trend) and trend.share(laid) >= EXPLAINED and subject.can_claim(inside):
@@ -91,7 +95,7 @@ class DeepPostNorm(Rule):
             effect=effect,
             span=trend.span or (norms[0], norms[-1]),
             decades=trend.decades,
-            remedy="move the norm into the branch, x + f(norm(x)), and put one behind the last sum",
+            remedy="move the norm into the branch, x + f(norm(x)), and put one behind the last sum; or use LayerNorm",
             norms=len(norms),
             factor=factor,
         )

@@ -72,7 +72,7 @@ class MissingNormalization(Rule):
     examples = (
         Example(lambda: _transformer(9), fires_on=tuple(f"add{index}" for index in range(18))),
         Example(lambda: _probed(16), fires_on=tuple(f"add{index}" for index in range(16))),
-        Example(lambda: _transformer(7)),
+        Example(lambda: _transformer(4)),
         Example(lambda: _probed(11)),
         Example(lambda: _transformer(9, gain=0.2)),
         Example(lambda: _transformer(9, norm=True)),

@@ -112,6 +112,8 @@ def test_a_refuted_finding_explains_nothing():
 def test_depth_is_not_reported_beside_a_cause_that_explains_as_much():
     depth, cause = finding("GL201", Effect.EITHER, 5.0), finding("GL101", Effect.EXPLODES, 5.0)
     assert relate([depth, cause]) == [cause]
+    unprobed = [replace(finding, confidence=Confidence.PREDICTED) for finding in (depth, cause)]
+    assert relate(unprobed) == unprobed[1:]
     assert relate([depth, replace(cause, evidence={"decades": 1.0})])[0] == depth
 
 
@@ -176,6 +178,13 @@ def test_a_fault_is_judged_where_the_probe_stopped_half_way():
     growing = Growth(LIMIT + 1.0)
     assert judge(measurement(5.0, 0.0), growing, [], conclusive=False, broken_weight=False)[0] == "explodes"
     assert judge(measurement(5.0, 0.0), Growth(0.0), [], conclusive=False, broken_weight=False)[0] == "unknown"
+
+
+@pytest.mark.parametrize(("conclusive", "verdict"), [(True, "explodes"), (False, "unknown")])
+def test_a_predicted_fault_is_judged_where_theory_is_sure_of_it(conclusive, verdict):
+    found, score = judge(None, Growth(LIMIT + 1.0), [], conclusive=conclusive, broken_weight=False)
+    assert found == verdict
+    assert score < 50
 
 
 def _with_unknown(place):

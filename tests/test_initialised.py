@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from gradlint.graph import Weight
-from gradlint.theory.initialised import is_constant, is_torch_default, looks_drawn, looks_initialised
+from gradlint.sketch import Sketch
+from gradlint.theory.initialised import is_constant, is_identity, is_torch_default, looks_drawn, looks_initialised
 
 
 def as_weight(tensor: torch.Tensor, out_axis: int = 0) -> Weight:
@@ -77,3 +78,12 @@ def test_default_draw_is_recognised_in_half_precision_and_not_at_another_scale()
 def test_constant_weights_are_seen_through_rounding(value, constant):
     assert is_constant(as_weight(torch.full((300, 400), value))) is constant
     assert not is_constant(as_weight(torch.full((300, 400), value) + torch.eye(300, 400) * max(abs(value), 1.0) * 1e-3))
+
+
+@pytest.mark.parametrize(("change", "identity"), [(lambda w: w, True), (lambda w: w + 1e-2 * np.eye(8)[::-1], False)])
+def test_an_identity_times_a_number_is_the_choice_of_an_initialiser(change, identity):
+    """Recurrent weights of rectified cells start so (Le, Jaitly, Hinton 2015), alone or stacked for several gates."""
+    for values in (1.3 * np.eye(8), -0.5 * np.eye(8)):
+        stacked = np.vstack([change(values)] * 3)
+        assert is_identity(Sketch().array(stacked)) is identity
+        assert looks_drawn(Sketch().array(stacked)) or not identity

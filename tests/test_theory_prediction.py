@@ -169,7 +169,9 @@ JOINS: dict[str, Case] = {
         ),
         (32, WIDTH),
     ),
-    "dense block": images(lambda: Through(lambda x, a: torch.cat([h := F.relu(x), F.relu(a(h))], 1), conv(out=32)), CHANNELS + 32),
+    "dense block": images(
+        lambda: Through(lambda x, a: torch.cat([h := F.relu(x), F.relu(a(h))], 1), conv(out=32)), CHANNELS + 32
+    ),
     "both signs of a rectifier": vectors(lambda: Through(lambda x: torch.cat([F.relu(x), F.relu(-x)], -1)), width=2 * WIDTH),
     "class token": tokens(ClassToken),
     "class token alone": tokens(lambda: nn.Sequential(ClassToken(), Through(lambda x: x[:, 0]))),

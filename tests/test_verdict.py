@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -71,6 +73,22 @@ def test_a_probe_that_stops_leaves_out_the_branch_that_was_not_taken(tmp_path):
 # verdicts of the theory -------------------------------------------------------------------------------------------------
 
 
+class PostNorm(nn.Module):
+    """`depth` blocks norm(x + sigmoid(W x))."""
+
+    def __init__(self, depth: int, norm) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(depth))
+        self.norms = nn.ModuleList(norm(64) for _ in range(depth))
+        for layer in self.layers:
+            nn.init.orthogonal_(layer.weight)
+
+    def forward(self, x):
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(x + torch.sigmoid(layer(x)))
+        return x
+
+
 class Residual(nn.Module):
     """`depth` blocks skip(x) + branch(x) of orthogonal weights: the last weight of a branch has gain `last`."""
 
@@ -118,6 +136,8 @@ MODELS = {
     "large branches held by a norm": (lambda: drawn(30, 3.0, norm=True), "healthy", None),
     "skips that shrink": (lambda: drawn(30, 0.2, skip=lambda x: 0.7 * x), "vanishes", "GL204"),
     "skips that grow": (lambda: drawn(30, 0.2, skip=lambda x: 1.4 * x), "explodes", "GL204"),
+    "RMSNorm behind sums": (lambda: PostNorm(40, nn.RMSNorm), "vanishes", "GL303"),
+    "LayerNorm behind sums": (lambda: PostNorm(40, nn.LayerNorm), "healthy", None),
     "skips through tanh": (lambda: drawn(30, 0.2, skip=torch.tanh), "healthy", None),
 }
 
@@ -135,7 +155,8 @@ def test_theory_alone_gives_the_verdict_of_the_probe_and_names_the_same_cause(ma
 
 
 def test_theory_alone_says_nothing_of_weights_that_look_trained():
-    """Heavy tails come from training: what the weights have to do with one another is not in their statistics."""
+    """Heavy tails come from training: what such weights have to do with one another is not in their statistics."""
+    torch.manual_seed(0)
     heavy = torch.distributions.StudentT(3.0)
 
     def trained(weight):
@@ -182,13 +203,20 @@ def test_unscaled_attention_is_found_with_the_deviation_that_its_logits_have(sca
 # theory against the probe ------------------------------------------------------------------------------------------------
 
 
-def test_a_weight_of_rank_one_is_where_theory_and_probe_part():
-    """Each of four layers passes one direction of 64, and by chance none of the gradient arrives there: no random weight does."""
+@pytest.mark.parametrize("tied", [True, False])
+def test_layers_that_all_have_the_same_symmetric_weight_are_no_random_ones(tied):
+    """Independent weights of gain 1 keep a gradient; the twelfth power of a symmetric one has mean square Catalan(12)."""
     torch.manual_seed(0)
-    model = chain(12, nn.ReLU, nn.init.kaiming_normal_)
+    model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(12)])
     with torch.no_grad():
-        left, right = torch.ones(64, 1) / 8, torch.ones(1, 64) / 8
-        model[12].weight.copy_(2.0**0.5 * 8.0 * (left @ right) + 1e-4 * torch.randn(64, 64))
-    found = [f for f in gradlint.check(model, torch.randn(32, 64)).findings if f.rule == "GL903"]
-    assert [f.severity for f in found] == ["note"] * len(found)
-    assert [f.module for f in found] in (["12"], ["13"], [])
+        for layer in model:
+            noise = torch.randn(256, 256, generator=torch.Generator().manual_seed(0) if tied else None)
+            layer.weight.copy_((noise + noise.T) / (2.0 * 256) ** 0.5)
+    report = gradlint.check(model, torch.randn(32, 256)).result
+    found = [f for f in report.findings if f.rule == "GL903"]
+    assert [(f.severity, f.confidence) for f in found] == [("note", "measured")] * tied
+    catalan = math.comb(24, 12) / 13
+    for finding in found:
+        assert finding.evidence["measured"] == pytest.approx(0.5 * math.log10(catalan), abs=0.15)
+        assert finding.evidence["predicted"] == pytest.approx(0.0, abs=0.05)
+        assert "its weight" in finding.remedy.summary
