@@ -131,6 +131,11 @@ class Weight:
         return Statistics(total / seen, square / seen, largest, count == flat.size)
 
     @cached_property
+    def vector(self) -> NDArray[Any]:
+        """The values in double precision, flattened and kept: for the small weights of norms and biases."""
+        return _double(self.array()).reshape(-1).copy()
+
+    @cached_property
     def spectral_norm(self) -> float:
         """Largest singular value of `matrix()`; for a convolution that is not the norm of the operator."""
         return float(np.linalg.norm(self.matrix(), 2))

@@ -61,11 +61,13 @@ def test_the_interval_is_that_of_the_run_which_grows():
     assert (high - low) / 2 == pytest.approx(INTERVAL * 0.3)
 
 
-def test_trained_weights_widen_the_interval_so_far_that_no_model_is_called_healthy():
+def test_trained_weights_widen_the_interval():
     structure = stack()
-    found = forecast(structure, ramp(structure, 0.0), drawn=False)
+    prediction = ramp(structure, sustained(2.0, structure))
+    assert forecast(structure, prediction).conclusive
+    found = forecast(structure, prediction, drawn=False)
     assert not found.conclusive
-    assert forecast(structure, ramp(structure, 0.0)).conclusive
+    assert found.growth.interval[1] - found.growth.interval[0] > 4.0
 
 
 def test_a_layer_of_the_chain_that_is_not_followed_leaves_the_verdict_open():

@@ -125,7 +125,7 @@ def _kind(value: Any) -> str:
 
 
 _FITS = {
-    "int": ("int", "number", "float"),
+    "int": ("int", "number", "float", "List[int]"),  # a kernel of 3 is one of (3, 3)
     "float": ("float", "number"),
     "bool": ("bool",),
     "str": ("str",),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradlint.theory.law import Array
 
 _LARGEST = 1 << 23  # elements of a weight that is multiplied out
+_TAIL = 1e-3  # chance that so many normal draws lie so far out (theory/initialised.py)
 _POINTS = 64  # per channel; deviations from the kinks of activations average out over channels
 
 
@@ -32,8 +33,12 @@ def _grid() -> tuple[Array, Array]:
 
 
 def is_trained(weight: Weight) -> bool:
-    """Whether a weight is worth multiplying out: not drawn at random, and not too large."""
-    return weight.size <= _LARGEST and weight.statistics.finite and not looks_drawn(weight)
+    """Whether a weight is worth multiplying out: not drawn at random, be it around a mean, and not too large."""
+    found = weight.statistics
+    if weight.size > _LARGEST or not found.finite or found.std == 0.0 or looks_drawn(weight):
+        return False
+    farthest = (found.max_abs - abs(found.mean)) / found.std
+    return weight.size * math.erfc(farthest / math.sqrt(2.0)) < _TAIL
 
 
 class Rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,12 +157,17 @@ def _window(call: Call, signal: Signal, axis: int, index: int) -> _Window:
     if outer * kernel > _LONG or shape is None or shape[axis] is None:
         return _Window(axis, None, size, out, outer * kernel)
     spare = max((outer - 1) * stride + dilation * (kernel - 1) + 1 - inner, 0)
-    place = stride * np.arange(outer)[:, None] + dilation * np.arange(kernel)[None, :] - _padding(attrs, index, spare)
-    place = np.where((place >= 0) & (place < inner), place, -1)
-    taps = max(int((place >= 0).sum()), 1)
-    if transposed:
-        place = _inverted(place, out)
-    return _Window(axis, place, size, out, taps)
+    places = _places(outer, inner, kernel, (stride, dilation, _padding(attrs, index, spare)))
+    taps = max(int((places >= 0).sum()), 1)
+    return _Window(axis, _inverted(places, out) if transposed else places, size, out, taps)
+
+
+@lru_cache(maxsize=256)
+def _places(outer: int, inner: int, kernel: int, step: tuple[int, int, int]) -> NDArray[np.int64]:
+    """Where each tap lands at each position, -1 on padding; `step` is stride, dilation and padding."""
+    stride, dilation, padding = step
+    found = stride * np.arange(outer)[:, None] + dilation * np.arange(kernel)[None, :] - padding
+    return np.where((found >= 0) & (found < inner), found, -1)
 
 
 def _inverted(writes: NDArray[np.int64], out: int) -> NDArray[np.int64]:

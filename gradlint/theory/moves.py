@@ -12,20 +12,24 @@ import numpy as np
 from gradlint.graph import Node
 from gradlint.theory.profiles import FLAT, along, moved, without
 from gradlint.theory.selection import padding, taken
-from gradlint.theory.signal import Cotangent, Signal, averaged, gathered
+from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, gathered, joined
 from gradlint.theory.transfer import (
     Call,
     Moved,
+    Pulls,
     log10,
     one,
+    part_of,
     plain,
     scaled,
+    total,
 )
 
 if TYPE_CHECKING:
     from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
 
+_CHOSEN = 0.05  # decades^2: a condition may pick nearly all or nearly none
 _SPREAD = 0.01  # decades^2: a selection whose share of the signal is told from sizes alone
 
 
@@ -212,13 +216,16 @@ def select(call: Call) -> Moved | None:
     if not found:
         return None
     slot, signal = found[0]
+    if str(call.node.attrs.get("name", "")).lower() == "where" and len(found) > 1:
+        return _chosen(call, found)
     known = _padded(call, slot, signal) or _picked(call, slot, signal)
     if known is not None:
         return known
     size = math.prod(call.sizes)
     same_rank = len(call.sizes) == len(signal.sizes)
     padded = "pad" in str(call.node.attrs.get("name", "")).lower() or (same_rank and size > signal.size)
-    share = min(signal.size / size, 1.0) if padded and size else 1.0
+    copies = not {"reflect", "replicate", "replication", "circular", "edge", "wrap"}.isdisjoint(_words(call.node))
+    share = min(signal.size / size, 1.0) if padded and size and not copies else 1.0
     kept = [min(new / old, 1.0) if old else 1.0 for new, old in zip(call.sizes, signal.sizes, strict=True)] if same_rank else []
     even = {axis for axis in range(len(kept)) if call.sizes[axis] == signal.sizes[axis]}
     behind = plain(
@@ -240,6 +247,29 @@ def select(call: Call) -> Moved | None:
         return scaled(cotangent, share, alike, profile=without(cotangent.profile, set(cotangent.profile) - even))
 
     return Moved(behind, one(slot, behind, back))
+
+
+def _words(node: Node) -> set[str]:
+    """Words of an operator's name and mode."""
+    name = str(node.attrs.get("name", "")).lower().replace("pad", "_pad_")
+    return {*name.split("_"), str(node.attrs.get("mode", "")).lower()}
+
+
+def _chosen(call: Call, found: Sequence[tuple[int, Signal]]) -> Moved | None:
+    """Elements of one tensor or another, as a condition says: taken for half of each."""
+    if any(signal.sizes != call.sizes for _, signal in found):
+        return None
+    count = float(len(found))
+    parts = [replace(part_of(signal), log_q=signal.log_q - math.log10(count), fixed=0.0) for _, signal in found]
+    behind = replace(total(parts, plain(found[0][1])), variance=max(part.variance for part in parts) + _CHOSEN)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind)
+        alike = tuple(value / count for value in cotangent.alike)
+        for slot, _ in found:
+            yield slot, Pull(scaled(cotangent, 1.0 / count, alike, variance=_CHOSEN, profile=cotangent.profile))
+
+    return Moved(behind, back, ("which elements a condition picks",))
 
 
 def _picked(call: Call, slot: int, signal: Signal) -> Moved | None:

@@ -227,7 +227,7 @@ def _squares(gamma: Weight | None, size: int) -> Array | None:
     """Squares of gamma for every unit along an axis of this length, None where all are equal or gamma is laid out otherwise."""
     if gamma is None or gamma.size != size or gamma.size > 1 << 16 or is_constant(gamma):
         return None
-    return np.square(np.asarray(gamma.array(), dtype=np.float64).reshape(-1))
+    return np.square(_vector(gamma))
 
 
 def _with_bias(call: Call, layout: Signal) -> Signal:
@@ -268,4 +268,4 @@ def _running(call: Call, slot: int, signal: Signal) -> Moved:
 
 
 def _vector(weight: Weight) -> Array:
-    return np.asarray(weight.array(), dtype=np.float64).reshape(-1)
+    return np.asarray(weight.vector, dtype=np.float64)

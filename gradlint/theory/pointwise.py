@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
 
+_RECTIFIERS = frozenset({"relu", "leaky_relu", "prelu", "abs", "neg"})  # follow the size of a signal exactly
 _STEADY = 0.7  # mean over rms of a signal that stays on one side of zero: half of its second moment is its mean
 _UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
 
@@ -118,10 +119,10 @@ def mapped(call: Call) -> Moved | None:
     if function is None or not found:
         return None
     slot, signal = found[0]
-    result = _applied(function, signal, call.ref(slot).node)
+    result = _applied(function, signal, call.tensor(slot))
     if result is None:
         return None
-    value, bend = _degrees(function, signal, call) if signal.profile else (1.0, 0.0)
+    value, bend = _degrees(function, signal, call) if signal.profile and call.node.op not in _RECTIFIERS else (1.0, 0.0)
     behind = of_law(result.law, signal, power(signal.profile, value))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
@@ -147,7 +148,7 @@ def _applied(function: Function, signal: Signal, node: str) -> Mapped | None:
 
 def _degrees(function: Function, signal: Signal, call: Call) -> tuple[float, float]:
     """The powers of q that the second moments of a function and of its slope follow near this signal."""
-    law = signal.law_at(call.ref(call.signals[0][0]).node)
+    law = signal.law_at(call.tensor(call.signals[0][0]))
     near, far = (apply(function, replace(law, values=law.values * factor)) for factor in (0.8, 1.25))
     step = 2.0 * math.log10(1.25 / 0.8)
     found = [
@@ -219,7 +220,7 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
 
 def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Law] | None:
     """The laws of operands that are functions of one Gaussian tensor."""
-    laws = [signal.law_at(call.ref(slot).node) for slot, signal in found]
+    laws = [signal.law_at(call.tensor(slot)) for slot, signal in found]
     first = laws[0]
     sizes = found[0][1].sizes
     same = all(law.base == first.base and law.shift == first.shift for law in laws) and all(s.sizes == sizes for _, s in found)
@@ -259,7 +260,7 @@ def multiply(call: Call) -> Moved | None:
             return _combined(call, found, made, slopes)
     (_, left), (_, right) = found
     if division:
-        inverse = inverted(right, call.ref(found[1][0]).node)
+        inverse = inverted(right, call.tensor(found[1][0]))
         if inverse is None:
             return None
         right = inverse
@@ -375,7 +376,7 @@ def glu(call: Call) -> Moved | None:
     slot, signal = found[0]
     gate = apply(function, signal.law_at(call.ref(slot).node))
     open_ = 10.0 ** (2.0 * gate.law.level)
-    bend = expect(gate.slope * gate.slope) * 10.0**signal.log_q
+    bend = expect(gate.slope * gate.slope) * 10.0 ** min(signal.log_q, 300.0)
     shared = tuple(a * b for a, b in zip(signal.shared, gate.law.shared, strict=True))
     behind = plain(signal, level=signal.level + gate.law.level, sizes=call.sizes, shared=shared, mean=signal.mean * gate.law.mean)
 

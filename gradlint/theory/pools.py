@@ -18,6 +18,19 @@ from gradlint.theory.transfer import Call, Moved, Pulls, half_log, log10, one, p
 if TYPE_CHECKING:
     from gradlint.theory.profiles import Profile
 
+_OTHER = frozenset(
+    {  # reductions that neither add nor average
+        "cumsum",
+        "prod",
+        "cumprod",
+        "logcumsumexp",
+        "trace",
+        "segment_reduce",
+        "logsumexp",
+        "reducelogsumexp",
+        "reduceprod",
+    }
+)
 _NOISE = 1e-3  # decades^2 that each maximum adds: windows that overlap share winners
 _NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "reducel2", "frobenius_norm"})
 
@@ -154,7 +167,7 @@ def reduce(call: Call) -> Moved | None:
         return _extreme(call, slot, signal, axes, kept)
     if name in _NORMS:
         return _norm(call, slot, signal, count, kept)
-    if call.node.op not in {"mean", "sum"} or name in {"cumsum", "prod", "cumprod", "logcumsumexp", "trace", "segment_reduce"}:
+    if call.node.op not in {"mean", "sum"} or name in _OTHER:
         return None
     share = averaged(signal.sizes, signal.shared, axes)
     scale = float(count) if call.node.op == "sum" else 1.0

@@ -189,7 +189,13 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
         if not own or signal is None:
             continue
         own = merged(own)
-        cotangents[node_id] = joined(own, signal)
+        own = [pull for pull in own if len(pull.cotangent.alike) == len(signal.sizes)]  # shapes may contradict one another
+        if not own:
+            continue
+        cotangent = joined(own, signal)
+        if math.isnan(cotangent.energy):  # nothing divided by nothing
+            continue
+        cotangents[node_id] = cotangent
         moved = forward.pullbacks.get(node_id)
         if moved is None or operator(graph[node_id].op).cuts:
             continue

@@ -32,6 +32,11 @@ class Call:
         """Slots that carry a signal, with it."""
         return [(slot, signal) for slot, signal in enumerate(self.operands) if signal is not None]
 
+    def tensor(self, slot: int) -> str:
+        """A name for the tensor at a slot, unlike those of other outputs of its node."""
+        ref = self.ref(slot)
+        return f"{ref.node}#{ref.port}" if ref.port else ref.node
+
     def ref(self, slot: int) -> Ref:
         """The tensor at a slot that carries a signal."""
         found = self.node.inputs[slot]
