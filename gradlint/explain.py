@@ -16,6 +16,7 @@ from gradlint.result import Gains
 from gradlint.rule import Subject
 from gradlint.theory.account import Account, account
 from gradlint.theory.prediction import Predicted
+from gradlint.theory.recurrence import Loop
 from gradlint.theory.signal import Signal
 from gradlint.theory.stacks import Stack
 
@@ -36,6 +37,7 @@ class Explanation:
     gains: dict[str, Gains]
     reasons: tuple[str, ...]
     stack: Stack | None = None
+    loop: Loop | None = None
 
 
 def explain(target: object, name: str, options: Options, *, progress: Progress | None = None) -> list[Explanation]:
@@ -86,6 +88,7 @@ def _explained(subject: Subject, node: Node, stack: Stack | None) -> Explanation
         {item: measured[item] for item in (node.id, *operands) if item in measured},
         tuple(_reasons(subject, node)),
         stack if inside else None,
+        next((loop for loop in subject.loops if node.id in loop.nodes), None),
     )
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gradlint.explain import Explanation
     from gradlint.graph import Node
     from gradlint.theory.account import Back
-    from gradlint.theory.signal import Signal
+    from gradlint.theory.recurrence import Loop
+from gradlint.theory.signal import Signal
 
 _NO_MEAN = 1e-6  # of the root of q: a mean that is rounding
 _LEAD = 12  # columns of the words on the left
@@ -57,6 +58,9 @@ def _block(item: Explanation, width: int, *, unicode: bool) -> Iterator[str]:
             yield from _wrapped(lead, reason, width)
     if item.account.source:
         yield from _wrapped("source", item.account.source, width)
+    if item.loop is not None:
+        yield ""
+        yield from _wrapped("recurrence", _loop(item.loop), width)
     if item.stack is not None:
         yield ""
         yield from _wrapped("phase", str(item.stack), width)
@@ -148,6 +152,19 @@ def _backward(item: Explanation, back: Back, width: int) -> Iterator[str]:
         yield from _wrapped("", f"measured: from {_power(found[0])} to {_power(found[1])}", width)
     if back.share is not None:
         yield from _wrapped("", f"{back.share:.0%} of the gradient at {printable(back.operand)} comes through here", width)
+
+
+def _loop(loop: Loop) -> str:
+    """What the recurrent matrix does to a gradient over time."""
+    known = ((loop.radius, "spectral radius {:.3g}"), (loop.norm, "largest singular value {:.3g}"))
+    parts = [text.format(value) for value, text in known if value is not None]
+    exponent, horizon = loop.lyapunov(), loop.horizon()
+    if exponent is not None:
+        parts.append(f"Lyapunov exponent {exponent:+.3g} a step (nats)")
+    if horizon is not None:
+        steps = "never" if math.isinf(horizon) else f"after {horizon:.0f} steps"
+        parts.append(f"three decades {'gained' if (exponent or 0.0) > 0.0 else 'lost'} {steps}")
+    return "; ".join(parts)
 
 
 def _spread(deviation: float) -> str:

@@ -97,7 +97,7 @@ def _letters(node: Node, left: Signal, right: Signal, sizes: tuple[int, ...]) ->
         return Product(a, b, out) if fits else None
     if equation or len(left.sizes) < 2 or len(right.sizes) < 2:
         return None
-    batch = "abcdefgh"[: len(sizes) - 2]
+    batch = "abcdefgh"[: len(sizes) - 2]  # of more axes no factor fits
     a, b = batch[len(batch) - len(left.sizes) + 2 :] + "ik", batch[len(batch) - len(right.sizes) + 2 :] + "kj"
     fits = len(sizes) >= 2 and left.sizes[-1] == right.sizes[-2]
     return Product(a, b, batch + "ij") if fits else None
@@ -199,7 +199,7 @@ def softmax(call: Call) -> Moved | None:
 
 def _private(logits: Signal, axis: int) -> float:
     """Variance of logits along an axis."""
-    return float(10.0 ** min(logits.log_q, 8.0)) * max(1.0 - logits.shared[axis], 0.0)
+    return float(10.0 ** min(logits.log_q, 60.0)) * max(1.0 - logits.shared[axis], 0.0)
 
 
 def concentration(logits: Signal, axis: int, *, causal: bool = False) -> float:
@@ -271,7 +271,7 @@ def attention(call: Call) -> Moved | None:
         return None
     query, key, value = found[0], found[1], found[2]
     rank = len(query.sizes)
-    if rank < 2 or len(key.sizes) != rank or len(value.sizes) != rank or len(call.sizes) != rank:
+    if not 2 <= rank <= 8 or len(key.sizes) != rank or len(value.sizes) != rank or len(call.sizes) != rank:
         return None
     scale = call.node.attrs.get("scale")
     scale = float(scale) if isinstance(scale, (int, float)) and scale else 1.0 / math.sqrt(max(query.sizes[-1], 1))

@@ -82,9 +82,3 @@ def mapped(function: Function, means: Array, variances: Array) -> tuple[Array, A
         slopes = np.asarray(derivative(function)(points.reshape(-1))).reshape(points.shape)
         found = values @ weights, np.square(values) @ weights, np.square(slopes) @ weights
     return found if all(np.isfinite(item).all() for item in found) else None
-
-
-def level_of(second: Array) -> float:
-    """Decades of the root mean square over channels."""
-    mean = float(second.mean())
-    return 0.5 * math.log10(mean) if mean > 0.0 else -math.inf

@@ -230,7 +230,7 @@ def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, 
     found = without(profile, () if layer.depthwise else (layer.axis,))
     common, shares = 1.0, dict[int, float]()
     for window in layer.windows:
-        seen, share = window.forward(_values(profile, window.axis, window.size))
+        seen, share = window.forward(_values(profile, window.axis, window.size if window.reads is not None else 1))
         common *= share  # positions that differ along several axes share what is left by all of them
         shares[window.axis] = common
         gain *= float(seen.mean())
@@ -259,7 +259,7 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
     profile = without(profile, () if layer.depthwise else (layer.axis,))
     common, shares = 1.0, {layer.axis: 0.0}
     for window in layer.windows:
-        landed, share = window.backward(_values(cotangent.profile, window.axis, window.out))
+        landed, share = window.backward(_values(cotangent.profile, window.axis, window.out if window.reads is not None else 1))
         common *= share
         shares[window.axis] = common
         gain *= float(landed.sum()) / window.out

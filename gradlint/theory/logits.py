@@ -48,7 +48,7 @@ def _fused(prediction: Prediction, node: Node) -> Logits | None:
     refs = [ref for ref in node.inputs[:2] if ref is not None]
     found = [prediction.signals.get(ref.node) for ref in refs]
     query, key = found if len(found) == 2 else (None, None)
-    if query is None or key is None or len(query.sizes) != len(key.sizes) or len(query.sizes) < 2:
+    if query is None or key is None or len(query.sizes) != len(key.sizes) or not 2 <= len(query.sizes) <= 8:
         return None
     batch = "abcdefgh"[: len(query.sizes) - 2]
     product = Product(batch + "ik", batch + "jk", batch + "ij")

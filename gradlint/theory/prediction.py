@@ -24,6 +24,7 @@ from gradlint.theory.signal import Cotangent, Pull, Signal, joined, merged
 from gradlint.theory.transfer import Call, Moved, Pulls, Transfer, plain
 
 _UNKNOWN = (8, 64)  # lengths of a batch and of any other axis that the graph does not know
+_MOST_AXES = 16  # of a tensor that any rule speaks of
 _SAMPLED = 0.02**2  # decades^2 between one batch of inputs and cotangents and the next (benchmarks/theory_random.py)
 _NO_RULE = 1.0  # decades^2: an operator without a rule may grow or shrink a gradient tenfold
 
@@ -123,6 +124,8 @@ class _Forward:
             return
         operands = tuple(self.signals.get(ref.node) if ref is not None else None for ref in node.inputs)
         sizes = _sizes(node, operands)
+        if len(sizes) > _MOST_AXES:
+            return
         if node.op == "input":
             channels = 1 if len(sizes) > 2 else len(sizes) - 1
             self.signals[node.id] = Signal(0.0, sizes, (0.0,) * len(sizes), 0.0, max(channels, 0))

@@ -60,7 +60,10 @@ class Loop:
         """The loop run for `steps` under white noise of 1/2 log10 q = `level`; None where its cell cannot be simulated."""
         key = (max(min(steps, _LONGEST), 1), level)
         if self._cells is not None and key not in self._responses:
-            self._responses[key] = simulate(self._cells, Drive(level), key[0], effort=_EFFORT)
+            try:
+                self._responses[key] = simulate(self._cells, Drive(level), key[0], effort=_EFFORT)
+            except ValueError:  # a file may state weights of any shape
+                self._responses[key] = None
         return self._responses.get(key)
 
     def exponent(self, steps: int, level: float = 0.0) -> float | None:

@@ -22,11 +22,12 @@ class Sharpness(NamedTuple):
 def sharpness(variance: float, count: int) -> Sharpness:
     """Of `count` logits with this variance: 1/T where it is small, 1 where one logit wins.
 
-    No closed form holds in between (the random energy model; Derrida 1981), so fixed samples are averaged.
+    No closed form holds in between (the random energy model; Derrida 1981), so fixed samples are averaged. Where logits lie so
+    far apart that gradients come through rare ties alone, samples show none, as a batch does.
     """
     if count <= 1:
         return Sharpness(1.0, 0.0)
-    deviation = round(math.sqrt(min(max(variance, 0.0), 1e8)), 3)
+    deviation = round(math.sqrt(max(variance, 0.0)), 3)
     if deviation == 0.0:
         return Sharpness(1.0 / count, (1.0 - 1.0 / count) / count**2)
     if count <= _LONGEST:
