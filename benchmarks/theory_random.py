@@ -23,12 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from theory_common import (
     Compared,
+    Predict,
     Quality,
     attempted,
     compare,
     decades,
     families,
     largest,
+    plain_predict,
     quality_limits,
     quality_table,
     save,
@@ -41,6 +43,7 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.torch_module import TorchRunnable
 from gradlint.probe.jacobian import measure
 from gradlint.result import Measurement
+from gradlint.theory.prediction import Predicted
 
 BATCH = 8
 CLASSES = 10
@@ -251,21 +254,28 @@ class _Builder:
         return nn.Sequential(self.weights(r.features), *blocks, *last, *head, self.initialised(nn.Linear(size, CLASSES)))
 
 
-def build(recipe: Recipe) -> nn.Module:
-    """The network of a recipe, in train mode; the same weights every time."""
-    torch.manual_seed(recipe.index)
+def build(recipe: Recipe, draw_of_weights: int = 0) -> nn.Module:
+    """The network of a recipe, in train mode; the same weights every time, others for another `draw_of_weights`."""
+    torch.manual_seed(recipe.index + 1_000_003 * draw_of_weights)
     return _Builder(recipe).model().train()
 
 
-def probed(recipe: Recipe, dtype: str, seeds: int) -> tuple[TorchRunnable, Measurement]:
+def probed(recipe: Recipe, dtype: str, seeds: int, draw_of_weights: int = 0) -> tuple[TorchRunnable, Measurement]:
     """A network as gradlint sees it, and what the probe measured. Raises GradlintError."""
     shape = (BATCH, 3, recipe.image, recipe.image) if recipe.kind == "cnn" else (BATCH, recipe.features)
-    model = build(recipe).to(getattr(torch, dtype))
+    model = build(recipe, draw_of_weights).to(getattr(torch, dtype))
     runnable = TorchRunnable(model, (InputSpec(None, dtype, shape, given=True),))
     return runnable, measure(runnable, seeds=seeds)
 
 
-def examine(recipe: Recipe, seeds: int) -> Compared:
+def redrawn(recipe: Recipe, dtype: str, seeds: int) -> Predict:
+    """A stand-in for theory: what the probe measures on the same network with other weights."""
+    _, measurement = probed(recipe, dtype, seeds, draw_of_weights=1)
+    nodes = {node: Predicted(gains.backward, gains.forward) for node, gains in measurement.gains.items()}
+    return lambda _: nodes
+
+
+def examine(recipe: Recipe, seeds: int, *, floor: bool = False) -> Compared:
     """Compare one network, in double precision where single does not reach, and shallower where that does not either."""
     dtype = "float64" if recipe.activation == "tanhshrink" else "float32"
     while True:
@@ -281,7 +291,8 @@ def examine(recipe: Recipe, seeds: int) -> Compared:
             recipe = replace(recipe, depth=max(5, recipe.depth * 2 // 3))
         dtype = "float64"
     labels = {name: str(value) for name, value in asdict(recipe).items()} | {"dtype": dtype}
-    return compare(str(recipe), runnable.graph, measurement, labels=labels)
+    predicted_by = redrawn(recipe, dtype, seeds) if floor else plain_predict
+    return compare(str(recipe), runnable.graph, measurement, labels=labels, predicted_by=predicted_by)
 
 
 def report(models: list[Compared], console: Console, failed: int) -> None:
@@ -310,6 +321,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="networks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3, help="inputs and cotangents that each is probed with")
+    parser.add_argument("--floor", action="store_true", help="compare with the same networks of other weights, not with theory")
     parser.add_argument("--only", type=int, nargs="+", metavar="INDEX", help="these networks alone")
     parser.add_argument("--save", type=Path, metavar="FILE.jsonl", help="write one JSON line a network")
     options = parser.parse_args()
@@ -321,7 +333,7 @@ def main() -> None:
         for index in chosen:
             recipe = draw(options.seed, index)
             status.update(str(recipe))
-            model = attempted(console, str(recipe), partial(examine, recipe, options.seeds))
+            model = attempted(console, str(recipe), partial(examine, recipe, options.seeds, floor=options.floor))
             models += [model] if model else []
     save(options.save, models)
     report(models, console, len(chosen) - len(models))

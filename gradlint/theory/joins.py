@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gradlint.theory.profiles import Profile
 
 
-_NOISE = 1e-3  # decades^2 that each concatenation adds: its parts differ in more than their size
+_NOISE = 4e-3  # decades^2 that each concatenation adds: its parts differ in more than their size
 
 
 def concat(call: Call) -> Moved | None:
