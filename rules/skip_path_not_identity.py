@@ -83,8 +83,8 @@ class SkipPathNotIdentity(Rule):
     )
 
     def applies(self, subject: Subject) -> str | None:
-        """Only where there are residual sums."""
-        return None if subject.structure.residual_sums else "no residual sum in the graph"
+        """Only where there are residual sums on the spine."""
+        return None if any(step.residual for step in subject.steps) else "no residual sum that every path passes"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows, and direction."""
