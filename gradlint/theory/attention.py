@@ -273,21 +273,37 @@ def attention(call: Call) -> Moved | None:
     rank = len(query.sizes)
     if not 2 <= rank <= 8 or len(key.sizes) != rank or len(value.sizes) != rank or len(call.sizes) != rank:
         return None
-    scale = call.node.attrs.get("scale")
-    scale = float(scale) if isinstance(scale, (int, float)) and scale else 1.0 / math.sqrt(max(query.sizes[-1], 1))
+    scale = attention_scale(call.node, query)
     causal = bool(call.node.attrs.get("is_causal", False))
     drop = float(call.node.attrs.get("dropout_p", 0.0) or 0.0) if call.training else 0.0
     return attend(_Heads(query, key, value), call.sizes, scale, causal=causal, drop=drop)
 
 
+def attention_scale(node: Node, query: Signal) -> float:
+    """What a fused attention multiplies its logits by: 1/sqrt(d) where it does not say."""
+    given = node.attrs.get("scale")
+    return abs(float(given)) if isinstance(given, (int, float)) and given else 1.0 / math.sqrt(max(query.sizes[-1], 1))
+
+
+def scores(sizes: Sequence[int]) -> Product:
+    """The product of queries and keys whose batch axes are those of a tensor of these sizes."""
+    batch = "abcdefgh"[: len(sizes) - 2]
+    return Product(batch + "ik", batch + "jk", batch + "ij")
+
+
+def scaled_logits(query: Signal, key: Signal, sizes: Sequence[int], scale: float) -> Signal:
+    """The logits of an attention whose output has these sizes."""
+    logits = contracted(scores(sizes), query, key, (*sizes[:-1], key.sizes[-2]))
+    return replace(logits, level=logits.level + log10(scale))
+
+
 def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool, drop: float) -> Moved:
     """Logits, softmax, average of the values; gradients through the values and through the logits."""
     query, key, value = heads.query, heads.key, heads.value
-    batch = "abcdefgh"[: len(sizes) - 2]
-    scores, mixing = Product(batch + "ik", batch + "jk", batch + "ij"), Product(batch + "ij", batch + "jv", batch + "iv")
-    square = (*sizes[:-1], key.sizes[-2])
-    logits = contracted(scores, query, key, square)
-    logits = replace(logits, level=logits.level + log10(scale))
+    pairs = scores(sizes)
+    mixing = Product(pairs.out, pairs.out[:-2] + "jv", pairs.out[:-1] + "v")
+    logits = scaled_logits(query, key, sizes, scale)
+    square = logits.sizes
     weights = weights_of(logits, len(square) - 1, causal=causal)
     keep = 1.0 - min(max(drop, 0.0), 0.99)
     dropped = replace(
@@ -304,8 +320,8 @@ def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool,
         on_weights = pulled_left(mixing, cotangent, dropped, value, sizes)
         on_logits = pulled_logits(on_weights, logits, weights, len(square) - 1, causal=causal)
         on_logits = replace(on_logits, energy=on_logits.energy + 2.0 * log10(scale), variance=on_logits.variance + _LOGITS)
-        yield 0, Pull(_centred(pulled_left(scores, on_logits, query, key, square), key))
-        yield 1, Pull(pulled_left(Product(scores.right, scores.left, scores.out), on_logits, key, query, square))
+        yield 0, Pull(_centred(pulled_left(pairs, on_logits, query, key, square), key))
+        yield 1, Pull(pulled_left(Product(pairs.right, pairs.left, pairs.out), on_logits, key, query, square))
 
     return Moved(behind, back)
 

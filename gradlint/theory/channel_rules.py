@@ -16,7 +16,7 @@ from gradlint.flow import kind_of
 from gradlint.ops import Kind
 from gradlint.theory.channels import Rows, is_trained, mapped
 from gradlint.theory.pointwise import function_of
-from gradlint.theory.profiles import along, mean_product, times, without
+from gradlint.theory.profiles import mean_product, replaced, times, values_along, without
 from gradlint.theory.signal import Pull, Signal, averaged, joined
 from gradlint.theory.transfer import Call, Moved, Pulls, log10, mean_square
 
@@ -49,8 +49,7 @@ def second_moments(signal: Signal) -> Array:
     """E h^2 of each channel over q."""
     assert signal.channels is not None
     size = signal.sizes[signal.channels]
-    own = signal.profile.get(signal.channels)
-    return own if own is not None and own.size == size else np.ones(size)
+    return values_along(signal.profile, signal.channels, size)
 
 
 def _moments(signal: Signal, size: int) -> tuple[Array, Array] | None:
@@ -83,7 +82,7 @@ def _behind(moved: Moved, found: _Channels) -> Signal:
         float(scaled.mean()) ** 2 if index == axis else min(max(constant + (1.0 - constant) * rest[index], -1.0), 1.0)
         for index in range(len(moved.signal.shared))
     )
-    profile = {**without(moved.signal.profile, (axis,)), **along(axis, second)}
+    profile = replaced(moved.signal.profile, axis, second)
     return replace(
         moved.signal,
         level=found.unit + 0.5 * math.log10(whole),
@@ -122,14 +121,13 @@ def _layer(call: Call, moved: Moved, signal: Signal) -> Moved:
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
-        own = cotangent.profile.get(layer.axis)
-        own = own if own is not None and own.size == second.size else np.ones(second.size)
+        own = values_along(cotangent.profile, layer.axis, second.size)
         landed = rows.backward(own)
         apart = tuple(0.0 if index == layer.axis else value for index, value in enumerate(cotangent.alike))
         even = replace(cotangent, alike=apart, profile=without(cotangent.profile, (layer.axis,)))
         for slot, pull in moved.pullback([Pull(even)]):
             energy = pull.cotangent.energy + log10(float(landed.sum()) / float(own.sum()) / full)
-            profile = {**without(pull.cotangent.profile, (layer.axis,)), **along(layer.axis, landed)}
+            profile = replaced(pull.cotangent.profile, layer.axis, landed)
             alike = tuple(0.0 if index == layer.axis else value for index, value in enumerate(pull.cotangent.alike))
             yield slot, Pull(replace(pull.cotangent, energy=energy, profile=profile, alike=alike))
 

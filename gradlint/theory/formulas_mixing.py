@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from gradlint.theory.attention import Product, concentration, contracted, over_rows, weights_of
+from gradlint.theory.attention import attention_scale, concentration, over_rows, scaled_logits, weights_of
 from gradlint.theory.equations import Equation, Number, below, number
 from gradlint.theory.formulas import Case, Formulas
 from gradlint.theory.joins import axis_of
 from gradlint.theory.pools import reduced_axes, window_of
 from gradlint.theory.signal import Signal, averaged
-from gradlint.theory.transfer import log10
 
 _BROADCAST = "axes that are broadcast"
 ATTENTION = "Noci et al. 2022, arXiv 2206.03126"
@@ -38,11 +37,8 @@ def attend(case: Case) -> Formulas | None:
     if not {0, 1, 2} <= set(found) or any(len(found[slot].sizes) != len(sizes) for slot in (0, 1, 2)):
         return None
     query, key, value = found[0], found[1], found[2]
-    given = node.attrs.get("scale")
-    scale = float(given) if isinstance(given, (int, float)) and given else 1.0 / math.sqrt(max(query.sizes[-1], 1))
-    batch = "abcdefgh"[: len(sizes) - 2]
-    logits = contracted(Product(batch + "ik", batch + "jk", batch + "ij"), query, key, (*sizes[:-1], key.sizes[-2]))
-    logits = replace(logits, level=logits.level + log10(scale))
+    scale = attention_scale(node, query)
+    logits = scaled_logits(query, key, sizes, scale)
     causal, rows = bool(node.attrs.get("is_causal", False)), sizes[-2]
     sharp, passed = map(number, over_rows(logits, len(sizes) - 1, causal=causal))
     q, r = Number(value.log_q), max(value.shared[-2], 0.0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Node
-from gradlint.theory.profiles import FLAT, along, mixed, without
+from gradlint.theory.profiles import FLAT, along, mixed, replaced, values_along, without
 from gradlint.theory.signal import Cotangent, Pull, Signal, joined
 from gradlint.theory.transfer import (
     Call,
@@ -28,7 +28,6 @@ from gradlint.theory.transfer import (
 )
 
 if TYPE_CHECKING:
-    from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
 
 
@@ -53,12 +52,12 @@ def concat(call: Call) -> Moved | None:
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
-        values, start = _values(cotangent.profile, axis, whole), 0
+        values, start = values_along(cotangent.profile, axis, whole), 0
         for slot, _, length in pieces:
             piece = values[start : start + length]
             start += length
             if slot is not None:
-                profile = {**without(cotangent.profile, (axis,)), **along(axis, piece)}
+                profile = replaced(cotangent.profile, axis, piece)
                 share = float(piece.sum()) / max(whole, call.sizes[axis])
                 yield slot, Pull(scaled(cotangent, share, variance=_NOISE, profile=profile))
 
@@ -111,14 +110,9 @@ def _lengthwise(parts: Sequence[Part], lengths: Sequence[int], axis: int) -> Pro
     if not math.isfinite(top):
         return FLAT
     pieces = [
-        10.0 ** (part.log_q - top) * _values(part.profile, axis, length) for part, length in zip(parts, lengths, strict=True)
+        10.0 ** (part.log_q - top) * values_along(part.profile, axis, length) for part, length in zip(parts, lengths, strict=True)
     ]
     return along(axis, np.concatenate(pieces))
-
-
-def _values(profile: Profile, axis: int, size: int) -> Array:
-    own = profile.get(axis)
-    return own if own is not None and own.size == size else np.ones(size)
 
 
 def _stacked(call: Call, found: Sequence[tuple[int, Signal]], axis: int) -> Moved | None:

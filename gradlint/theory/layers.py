@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Weight
-from gradlint.theory.profiles import along, mean_product, times, without
+from gradlint.theory.profiles import mean_product, replaced, times, values_along, without
 from gradlint.theory.signal import Cotangent, Signal
 from gradlint.theory.transfer import (
     Call,
@@ -80,22 +80,22 @@ class _Window:
     out: int
     taps: int
 
-    def forward(self, values: Array) -> tuple[Array, float]:
+    def forward(self, profile: Profile) -> tuple[Array, float]:
         """Sums over the taps of each output, and the share that its positions keep of what they have in common.
 
         Two outputs have in common what the same tap reads for both: a tap that reads padding for one of them has nothing.
         """
         if self.reads is None:
             return np.full(1, self.taps / self.out), 1.0
-        inside = self.reads >= 0
+        inside, values = self.reads >= 0, values_along(profile, self.axis, self.size)
         seen = np.where(inside, values[self.reads], 0.0)
         return seen.sum(axis=1), _kept(np.sqrt(seen).mean(axis=0), seen.mean(axis=0), values)
 
-    def backward(self, values: Array) -> tuple[Array, float]:
+    def backward(self, profile: Profile) -> tuple[Array, float]:
         """The same for a cotangent: sums over the outputs that read each input."""
         if self.reads is None:
             return np.full(1, self.taps), min(self.out / self.size, 1.0)
-        inside = self.reads >= 0
+        inside, values = self.reads >= 0, values_along(profile, self.axis, self.out)
         spread = np.where(inside, values[:, None], 0.0)
         landed = np.bincount(self.reads[inside], weights=spread[inside], minlength=self.size).astype(np.float64)
         return landed, _kept(np.sqrt(spread).sum(axis=0) / self.size, spread.sum(axis=0) / self.size, values)
@@ -230,20 +230,15 @@ def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, 
     found = without(profile, () if layer.depthwise else (layer.axis,))
     common, shares = 1.0, dict[int, float]()
     for window in layer.windows:
-        seen, share = window.forward(_values(profile, window.axis, window.size if window.reads is not None else 1))
+        seen, share = window.forward(profile)
         common *= share  # positions that differ along several axes share what is left by all of them
         shares[window.axis] = common
         gain *= float(seen.mean())
-        found = {**without(found, (window.axis,)), **along(window.axis, seen)}
+        found = replaced(found, window.axis, seen)
     if layer.rows is not None:
         gain *= mean_product(found, layer.axis, layer.rows)
         found = times(found, layer.axis, layer.rows)
     return gain, found, shares
-
-
-def _values(profile: Profile, axis: int, size: int) -> Array:
-    own = profile.get(axis)
-    return own if own is not None and own.size == size else np.ones(size)
 
 
 def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
@@ -259,11 +254,11 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
     profile = without(profile, () if layer.depthwise else (layer.axis,))
     common, shares = 1.0, {layer.axis: 0.0}
     for window in layer.windows:
-        landed, share = window.backward(_values(cotangent.profile, window.axis, window.out if window.reads is not None else 1))
+        landed, share = window.backward(cotangent.profile)
         common *= share
         shares[window.axis] = common
         gain *= float(landed.sum()) / window.out
-        profile = {**without(profile, (window.axis,)), **along(window.axis, landed)}
+        profile = replaced(profile, window.axis, landed)
     alike = tuple(own if index == layer.axis else value * shares.get(index, 1.0) for index, value in enumerate(cotangent.alike))
     return scaled(cotangent, gain, alike, variance=layer.noise, profile=profile)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gradlint.flow import kind_of
 from gradlint.graph import Graph, Node
 from gradlint.ops import Kind
-from gradlint.theory.attention import Product, contracted
+from gradlint.theory.attention import attention_scale, scaled_logits
 from gradlint.theory.prediction import Prediction
 from gradlint.theory.signal import Signal
 
@@ -41,7 +41,7 @@ def logits_of(graph: Graph, prediction: Prediction, node: Node) -> Logits | None
     if signal is None or factors is None or not signal.sizes:
         return None
     axis = node.attrs.get("dim", node.attrs.get("axis", -1))
-    return _logits(node, signal, (axis if isinstance(axis, int) else -1) % len(signal.sizes), 1.0, factors)
+    return _logits(node, signal, (axis if isinstance(axis, int) else -1) % len(signal.sizes), factors)
 
 
 def _fused(prediction: Prediction, node: Node) -> Logits | None:
@@ -50,19 +50,15 @@ def _fused(prediction: Prediction, node: Node) -> Logits | None:
     query, key = found if len(found) == 2 else (None, None)
     if query is None or key is None or len(query.sizes) != len(key.sizes) or not 2 <= len(query.sizes) <= 8:
         return None
-    batch = "abcdefgh"[: len(query.sizes) - 2]
-    product = Product(batch + "ik", batch + "jk", batch + "ij")
-    signal = contracted(product, query, key, (*query.sizes[:-1], key.sizes[-2]))
-    given = node.attrs.get("scale")
-    scale = abs(float(given)) if isinstance(given, int | float) and given else 1.0 / math.sqrt(max(query.sizes[-1], 1))
-    return _logits(node, signal, len(signal.sizes) - 1, scale, (refs[0].node, refs[1].node))
+    signal = scaled_logits(query, key, query.sizes, attention_scale(node, query))
+    return _logits(node, signal, len(signal.sizes) - 1, (refs[0].node, refs[1].node))
 
 
-def _logits(node: Node, signal: Signal, axis: int, scale: float, factors: tuple[str, str]) -> Logits | None:
+def _logits(node: Node, signal: Signal, axis: int, factors: tuple[str, str]) -> Logits | None:
     if signal.sizes[axis] < 2 or not signal.level < math.inf:
         return None
     own = math.sqrt(max(1.0 - signal.shared[axis], 0.0))
-    return Logits(node.id, scale * own * 10.0 ** min(signal.level, 300.0), signal.sizes[axis], factors)
+    return Logits(node.id, own * 10.0 ** min(signal.level, 300.0), signal.sizes[axis], factors)
 
 
 def _factors(graph: Graph, prediction: Prediction, node: Node) -> tuple[str, str] | None:

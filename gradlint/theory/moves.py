@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Node
-from gradlint.theory.profiles import FLAT, along, moved, without
+from gradlint.theory.profiles import FLAT, moved, replaced, without
 from gradlint.theory.selection import padding, taken
 from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, gathered, joined
 from gradlint.theory.transfer import (
@@ -285,7 +285,7 @@ def _picked(call: Call, slot: int, signal: Signal) -> Moved | None:
     for axis, values in signal.profile.items():
         chosen = np.atleast_1d(values[places[axis]])
         level += log10(float(chosen.mean()))
-        profile = {**profile, **along(left.index(axis), chosen)} if axis in left else profile
+        profile = replaced(profile, left.index(axis), chosen) if axis in left else profile
     behind = plain(
         signal,
         level=0.5 * level,
@@ -311,7 +311,7 @@ def _padded(call: Call, slot: int, signal: Signal) -> Moved | None:
     for axis, (old, new) in enumerate(zip(signal.sizes, call.sizes, strict=True)):
         values = np.zeros(new)
         values[before[axis] : before[axis] + old] = signal.profile.get(axis, 1.0)
-        profile = {**profile, **along(axis, values)}
+        profile = replaced(profile, axis, values)
     behind = plain(
         signal,
         level=signal.level + 0.5 * math.log10(share),
@@ -326,7 +326,7 @@ def _padded(call: Call, slot: int, signal: Signal) -> Moved | None:
         for axis, (old, new) in enumerate(zip(signal.sizes, call.sizes, strict=True)):
             inside = cotangent.profile.get(axis, np.ones(new))[before[axis] : before[axis] + old]
             energy += log10(float(inside.sum()) / new)
-            left = {**left, **along(axis, inside)}
+            left = replaced(left, axis, inside)
         return replace(cotangent, energy=cotangent.energy + energy, profile=left)
 
     return Moved(behind, one(slot, behind, back))
@@ -344,5 +344,5 @@ def _put_back(cotangent: Cotangent, sizes: Sequence[int], places: Sequence[Any],
             alike[axis] = cotangent.alike[at] * np.size(places[axis]) / max(size, 1)
         landed = np.zeros(size)
         landed[places[axis]] = own
-        profile = {**profile, **along(axis, landed)}
+        profile = replaced(profile, axis, landed)
     return scaled(cotangent, 1.0, tuple(alike), profile=profile)

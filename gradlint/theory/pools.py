@@ -11,25 +11,15 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.law import largest_of
-from gradlint.theory.profiles import FLAT, along, moved
+from gradlint.theory.profiles import FLAT, moved, replaced
 from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, joined
 from gradlint.theory.transfer import Call, Moved, Pulls, half_log, log10, one, plain, scaled
 
 if TYPE_CHECKING:
     from gradlint.theory.profiles import Profile
 
-_OTHER = frozenset(
-    {  # reductions that neither add nor average
-        "cumsum",
-        "prod",
-        "cumprod",
-        "logcumsumexp",
-        "trace",
-        "segment_reduce",
-        "logsumexp",
-        "reducelogsumexp",
-        "reduceprod",
-    }
+_OTHER = frozenset(  # reductions that neither add nor average
+    ("cumsum", "prod", "cumprod", "logcumsumexp", "trace", "segment_reduce", "logsumexp", "reducelogsumexp", "reduceprod")
 )
 _NOISE = 1e-3  # decades^2 that each maximum adds: windows that overlap share winners
 _NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "reducel2", "frobenius_norm"})
@@ -93,7 +83,7 @@ def _pooled(profile: Profile, out: Sequence[int]) -> Profile:
     for axis, values in profile.items():
         edges = np.linspace(0, values.size, out[axis] + 1)
         heights = np.interp(edges, np.arange(values.size + 1), np.concatenate([[0.0], np.cumsum(values)]))
-        found = {**found, **along(axis, np.diff(heights))}
+        found = replaced(found, axis, np.diff(heights))
     return found
 
 

@@ -41,6 +41,17 @@ def along(axis: int, values: Array) -> Profile:
     return FLAT if even else {axis: values / mean}
 
 
+def values_along(profile: Profile, axis: int, size: int) -> Array:
+    """The values along an axis of this length: ones where the profile is even, or is that of another length."""
+    own = profile.get(axis)
+    return own if own is not None and own.size == size else np.ones(size)
+
+
+def replaced(profile: Profile, axis: int, values: Array) -> Profile:
+    """The profile with other values along one axis."""
+    return {**without(profile, (axis,)), **along(axis, values)}
+
+
 def mean_product(profile: Profile, axis: int, values: Array | float) -> float:
     """Mean along an axis of values times the profile."""
     own = profile.get(axis)
@@ -53,7 +64,7 @@ def times(profile: Profile, axis: int, values: Array) -> Profile:
     """The profile with one axis multiplied by values."""
     own = profile.get(axis)
     fits = own is not None and own.shape == values.shape
-    return {**without(profile, (axis,)), **along(axis, own * values if fits and own is not None else values)}
+    return replaced(profile, axis, own * values if fits and own is not None else values)
 
 
 def without(profile: Profile, axes: Collection[int]) -> Profile:
