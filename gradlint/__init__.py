@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gradlint.api import CheckFailedError, Inputs, Report, check
     from gradlint.errors import GradlintError
     from gradlint.frontends.targets import Target
+    from gradlint.recipe import Recipe
     from gradlint.result import Confidence, Finding, Severity, Verdict
     from gradlint.rule import Example, Rule
 
@@ -22,6 +23,7 @@ _HOMES = {
     "Finding": "gradlint.result",
     "GradlintError": "gradlint.errors",
     "Inputs": "gradlint.api",
+    "Recipe": "gradlint.recipe",
     "Report": "gradlint.api",
     "Rule": "gradlint.rule",
     "Severity": "gradlint.result",
@@ -37,6 +39,7 @@ __all__ = [
     "Finding",
     "GradlintError",
     "Inputs",
+    "Recipe",
     "Report",
     "Rule",
     "Severity",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from gradlint import engine, report, score
 from gradlint.errors import ConfigError, GradlintError
 from gradlint.frontends.inputs import InputSpec, from_array
-from gradlint.frontends.targets import Target
+from gradlint.frontends.targets import Target, as_recipe
+from gradlint.recipe import Task
 from gradlint.result import Coverage, Finding, Growth, Severity, Skipped, SpinePoint, TargetReport, Verdict
 
 
@@ -95,6 +96,11 @@ def check(
     model: object,
     inputs: Any = None,
     *,
+    target: Any = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    recipe: Any = None,
+    rehearse: int | None = None,
+    batches: Iterable[tuple[Any, Any]] = (),
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     probe: bool = True,
@@ -106,7 +112,10 @@ def check(
     """Check a torch module, a path to an ONNX file, an ONNX model in memory, or anything that the command line takes.
 
     `inputs` is a tensor, a tuple (positional), a dict (keyword) or `Inputs(*args, **kwargs)`; left out, inputs are inferred.
-    The model is handed back as it came. Raises GradlintError when it cannot be read or run.
+    With `loss`, called as `loss(output, target)`, the true gradient is looked at too. With a `recipe`, which is a `Recipe`, its
+    text or a `torch.optim.Optimizer`, the learning-rate limit is measured and `rehearse` optimizer steps are rehearsed on the
+    batch, or on `batches` of inputs and target, and undone. The model is handed back as it came. Raises GradlintError when it
+    cannot be read or run.
     """
     specs: tuple[InputSpec, ...] = ()
     if inputs is not None:
@@ -115,8 +124,9 @@ def check(
             model = Target(model, args, kwargs)
         else:
             specs = _specs(args, kwargs)
+    task = Task(loss, target, as_recipe(recipe), rehearse, tuple(batches))
     options = engine.Options(
-        select=tuple(select), ignore=tuple(ignore), inputs=specs, probe=probe, seed=seed, seeds=seeds, mode=mode
+        select=tuple(select), ignore=tuple(ignore), inputs=specs, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task
     )
     return Report(engine.check(model, options, progress=progress))
 

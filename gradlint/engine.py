@@ -22,6 +22,7 @@ from gradlint.growth import JUMP, place
 from gradlint.load import Loaded, load
 from gradlint.ops import Kind
 from gradlint.probe.isolated import Limits
+from gradlint.recipe import Task
 from gradlint.result import (
     Confidence,
     Coverage,
@@ -54,6 +55,7 @@ class Options:
     seeds: int = 3
     mode: str | None = None
     rules_dirs: tuple[Path, ...] = ()
+    task: Task = field(default_factory=Task)
     limits: Limits | None = field(default_factory=Limits)  # None: model files are probed in this process, without bounds
 
     def __post_init__(self) -> None:
@@ -131,13 +133,13 @@ def look(
     say, clock = progress or (lambda _: None), clock or _Clock()
     say("reading")
     with clock("load"):
-        loaded = load(target, options.inputs, options.mode, probe=options.probe, limits=options.limits)
+        loaded = load(target, options.inputs, options.mode, probe=options.probe, limits=options.limits, task=options.task)
     measurement = None
     if options.probe:
         with clock("probe"):
             measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say)
             _refuse_guessed_numbers(loaded, measurement)
-    return loaded, Subject(loaded.graph_of(), measurement)
+    return loaded, Subject(loaded.graph_of(), measurement, loaded.task)
 
 
 def _is_broken(graph: Graph) -> Iterator[bool]:
@@ -239,7 +241,7 @@ def _run_rules(rules: Sequence[type[Rule]], subject: Subject) -> tuple[tuple[Fin
     places = {node: index for index, node in enumerate(spine)}
     for rule_class in rules:
         rule = rule_class()
-        reason = "nothing was probed" if rule.needs is Needs.PROBE and subject.measurement is None else rule.applies(subject)
+        reason = _lacking(rule, subject) or rule.applies(subject)
         if reason is not None:
             skipped.append(Skipped(rule.code, reason))
             continue
@@ -247,6 +249,15 @@ def _run_rules(rules: Sequence[type[Rule]], subject: Subject) -> tuple[tuple[Fin
     findings = [replace(finding, fingerprint=_fingerprint(finding)) for finding in relate(findings)]
     findings.sort(key=_order)
     return tuple(findings), tuple(skipped)
+
+
+def _lacking(rule: Rule, subject: Subject) -> str | None:
+    """What a rule needs and does not get."""
+    if rule.needs is Needs.RECIPE and subject.task.recipe is None:
+        return "no recipe was given"
+    if rule.needs in {Needs.PROBE, Needs.LOSS} and subject.measurement is None:
+        return "nothing was probed"
+    return "no loss was given" if rule.needs is Needs.LOSS and subject.task.loss is None else None
 
 
 def _order(finding: Finding) -> tuple[bool, int, bool, float, str]:

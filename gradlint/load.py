@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import is_python_target, load_target
 from gradlint.graph import Graph
 from gradlint.probe.isolated import Limits, worker
+from gradlint.recipe import Task
 from gradlint.result import InputInfo, Measurement
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Loaded:
     graph_of: Callable[[], Graph]
     notes_of: Callable[[], Sequence[str]] = tuple
     capture_of: Callable[[], str] = lambda: "full"
+    task: Task = field(default_factory=Task)
 
     @property
     def specs(self) -> tuple[InputSpec, ...]:
@@ -61,23 +63,27 @@ def load(
     *,
     probe: bool = True,
     limits: Limits | None = None,
+    task: Task | None = None,
 ) -> Loaded:
     """Read a target: a path, a name of Python code, a torch module, a factory, or an ONNX model in memory or as bytes.
 
     A torch module that will not be probed is captured here, by one forward pass. With `limits`, a file is probed in a child
-    process that they bound. Raises GradlintError for what cannot be read, imported or run; a file that could run code when it
-    is read is refused.
+    process that they bound, unless the task has a loss: a function is not handed to another process. Raises GradlintError for
+    what cannot be read, imported or run; a file that could run code when it is read is refused.
     """
+    task = task or Task()
     if isinstance(target, Path) or (isinstance(target, str) and not is_python_target(target)):
-        return _from_path(str(target), inputs, mode, probe=probe, limits=limits)
+        return _from_path(str(target), inputs, mode, task, probe=probe, limits=limits if task.loss is None else None)
     if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
-        return _onnx(target, "model", inputs, mode, probe=probe)
-    return _torch(target, inputs, mode, probe=probe)
+        return _onnx(target, "model", inputs, mode, task, probe=probe)
+    return _torch(target, inputs, mode, task, probe=probe)
 
 
-def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool, limits: Limits | None) -> Loaded:
+def _from_path(
+    text: str, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool, limits: Limits | None
+) -> Loaded:
     if text == "-":
-        return _onnx(sys.stdin.buffer.read(), "-", inputs, mode, probe=probe)
+        return _onnx(sys.stdin.buffer.read(), "-", inputs, mode, task, probe=probe)
     path = Path(text)
     if not path.exists():
         raise TargetError(f"{text}: no such file", hint="give a model file, a folder of them, pkg.mod:attr or file.py:attr")
@@ -91,11 +97,18 @@ def _from_path(text: str, inputs: tuple[InputSpec, ...], mode: str | None, *, pr
         raise TargetError(f"{text}: which model in it?", hint=f"name the factory or module: gradlint {text}:build_model")
     if suffix != ".onnx":
         raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint="give an .onnx file")
-    return _onnx(path, text, inputs, mode, probe=probe, limits=limits)
+    return _onnx(path, text, inputs, mode, task, probe=probe, limits=limits)
 
 
 def _onnx(
-    source: Any, name: str, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool, limits: Limits | None = None
+    source: Any,
+    name: str,
+    inputs: tuple[InputSpec, ...],
+    mode: str | None,
+    task: Task,
+    *,
+    probe: bool,
+    limits: Limits | None = None,
 ) -> Loaded:
     from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
 
@@ -107,10 +120,10 @@ def _onnx(
 
     def run(specs: tuple[InputSpec, ...], *, seeds: int, seed: int, progress: Progress) -> Measurement:
         if limits is not None and isinstance(source, Path):
-            return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, train=train, progress=progress)
+            return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, train=train, progress=progress, task=task)
         from gradlint.probe.files import measure_file  # noqa: PLC0415 - torch
 
-        return measure_file(file, specs, seeds=seeds, seed=seed, progress=progress)
+        return measure_file(file, specs, seeds=seeds, seed=seed, progress=progress, task=task)
 
     def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
         try:
@@ -127,16 +140,16 @@ def _onnx(
     def notes() -> Sequence[str]:
         return tuple(dict.fromkeys((*file.notes, *(spec.note for spec in fed[-1] if spec.note))))
 
-    return Loaded(name, "onnx", lambda: fed[-1], measure, lambda: file.graph, notes)
+    return Loaded(name, "onnx", lambda: fed[-1], measure, lambda: file.graph, notes, task=task)
 
 
-def _here(model: Runnable, *, seeds: int, seed: int, progress: Progress) -> Measurement:
+def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progress) -> Measurement:
     from gradlint.probe.jacobian import measure  # noqa: PLC0415 - torch
 
-    return measure(model, seeds=seeds, seed=seed, progress=progress)
+    return measure(model, seeds=seeds, seed=seed, progress=progress, task=task)
 
 
-def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, probe: bool) -> Loaded:
+def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool) -> Loaded:
     from gradlint.frontends.torch_module import TorchRunnable, resolve  # noqa: PLC0415 - torch
     from gradlint.frontends.torch_source import recorded_construction  # noqa: PLC0415
 
@@ -148,11 +161,14 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, p
         )
     with recorded_construction():
         found = load_target(target)[0] if isinstance(target, str) else target
-    module, args, kwargs = resolve(found, name)
+    whole = resolve(found, name)
+    module, own = whole.module, whole.task
+    task = replace(task, loss=task.loss or own.loss, recipe=task.recipe or own.recipe)
+    task = replace(task, target=own.target) if task.target is None else task
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         hint = "build it on the CPU, or give them values first: module.to_empty(device='cpu'), then initialise or load"
         raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
-    model = TorchRunnable(module, inputs, args=args, kwargs=kwargs, mode=mode or "train", target_name=name)
+    model = TorchRunnable(module, inputs, args=whole.args, kwargs=whole.kwargs, mode=mode or "train", target_name=name)
     if not probe:
         import numpy as np  # noqa: PLC0415
 
@@ -162,8 +178,9 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, *, p
         name,
         "torch",
         lambda: model.inputs,
-        partial(_here, model),
+        partial(_here, model, task),
         lambda: model.graph,
         lambda: model.notes,
         lambda: model.capture,
+        task,
     )

@@ -12,7 +12,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from gradlint.forecast import INTERVAL, Forecast, forecast
 from gradlint.graph import Graph, Node, Ref, Source, Weight
 from gradlint.growth import HEALTHY, JUMP, LIMIT
 from gradlint.ops import Kind, operator
+from gradlint.recipe import Recipe, Task
 from gradlint.result import (
     Confidence,
     Cut,
@@ -73,6 +74,7 @@ __all__ = [
     "Place",
     "Predicted",
     "Prediction",
+    "Recipe",
     "Recurrence",
     "Ref",
     "Remedy",
@@ -84,6 +86,7 @@ __all__ = [
     "Step",
     "Structure",
     "Subject",
+    "Task",
     "TimeGrowth",
     "Trend",
     "Weight",
@@ -121,6 +124,8 @@ class Needs(StrEnum):
 
     GRAPH = "graph"
     PROBE = "probe"
+    RECIPE = "recipe"
+    LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class Subject:
 
     graph: Graph
     measurement: Measurement | None = None
+    task: Task = field(default_factory=Task)
 
     @cached_property
     def structure(self) -> Structure:

@@ -265,9 +265,9 @@ def test_no_color_is_heeded_on_a_terminal(monkeypatch, no_color, colored):
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color is not None:
         monkeypatch.setenv("NO_COLOR", no_color)
-    assert cli._colored("auto") is colored
-    assert cli._colored("always")
-    assert not cli._colored("never")
+    assert cli.is_colored("auto") is colored
+    assert cli.is_colored("always")
+    assert not cli.is_colored("never")
 
 
 def test_refuted_suspicions_and_times_follow_their_options(lint):

@@ -65,7 +65,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def width(text: str) -> int:
-    return resolve(load_target(text)[0])[0].in_features
+    return resolve(load_target(text)[0]).module.in_features
 
 
 def test_files_and_modules_give_modules_classes_and_factories(folder):
@@ -90,12 +90,12 @@ def test_a_file_named_as_an_installed_module_does_not_hide_it(folder):
 
 
 def test_what_a_factory_may_return(folder):
-    assert resolve(load_target("nets/my_net.py:pair")[0])[1:] == ((1,), {})
-    assert resolve(load_target("nets/my_net.py:triple")[0])[1:] == ((1,), {"x": 2})
+    pair, triple = (resolve(load_target(f"nets/my_net.py:{name}")[0]) for name in ("pair", "triple"))
+    assert (pair.args, pair.kwargs, triple.args, triple.kwargs) == ((1,), {}, (1,), {"x": 2})
     module = nn.Linear(1, 1)
-    assert resolve(Target(module, (1,), {"y": 3})) == (module, (1,), {"y": 3})
-    assert resolve((module, 5))[1] == (5,)
-    assert resolve(module) == (module, (), {})
+    assert resolve(Target(module, (1,), {"y": 3})) == Target(module, (1,), {"y": 3})
+    assert resolve((module, 5)).args == (5,)
+    assert resolve(module) == Target(module)
 
 
 @pytest.mark.parametrize(

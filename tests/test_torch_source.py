@@ -102,14 +102,14 @@ def test_definitions_are_assignments_or_elements_of_containers(user):
 
 
 def test_definitions_in_a_factory_are_known_from_its_run(user):
-    module, _, _ = resolve(user.build)
+    module = resolve(user.build).module
     found = {node.id: str(node.definition) for node in run(module, torch.randn(2, 4)).graph}
     assert found["1:linear"] == f"net_under_test.py:{line('nn.Linear(4, 1),')}"
     assert found["0.2:linear"] == f"net_under_test.py:{line('nn.Sequential(*layers)')}"
 
 
 def test_definitions_by_setattr_are_known_when_the_class_is_called_by_gradlint(user):
-    module, _, _ = resolve(user.Net)
+    module = resolve(user.Net).module
     found = {node.id: str(node.definition) for node in run(module, torch.randn(2, 4)).graph}
     assert found["late1:linear"] == f"net_under_test.py:{line('setattr')}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,6 +58,12 @@ class Runnable(Protocol):
 
         Raises ForwardError when the model itself raises, PartialRun when an operator cannot be run.
         """
+
+    def parameters(self) -> Mapping[str, Any]:
+        """The trainable weights by name: leaf tensors that require grad. Who writes to them puts them back."""
+
+    def call(self, inputs: Sequence[Any]) -> Any:
+        """Run like `forward` with nobody watching, and return what the model itself returns. Raises as `forward` does."""
 
 
 class PartialRun(Exception):  # noqa: N818 - it is a result, not a fault

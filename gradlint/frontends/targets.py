@@ -14,17 +14,42 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradlint.errors import TargetError
+from gradlint.errors import ConfigError, TargetError
 from gradlint.frontends.user_code import described, raising_line
+from gradlint.recipe import Recipe, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A module with what to call it on, for a factory to return."""
+    """A module with what to call it on, for a factory to return; `loss(output, target)` and a recipe say how it is trained.
+
+    `recipe` is a `gradlint.Recipe` or a `torch.optim.Optimizer`.
+    """
 
     module: Any
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    loss: Callable[[Any, Any], Any] | None = None
+    target: Any = None
+    recipe: Any = None
+
+    @property
+    def task(self) -> Task:
+        """What training means for it."""
+        return Task(self.loss, self.target, as_recipe(self.recipe))
+
+
+def as_recipe(given: Any) -> Recipe | None:
+    """A recipe from what a user hands over; raises ConfigError for anything but a Recipe, its text, or an optimizer."""
+    if given is None or isinstance(given, Recipe):
+        return given
+    if isinstance(given, str):
+        return Recipe.parse(given)
+    if isinstance(given, Mapping):
+        return Recipe(**given)
+    if hasattr(given, "param_groups"):
+        return Recipe.from_optimizer(given)
+    raise ConfigError(f"a recipe cannot be made of a {type(given).__name__}", hint="give a gradlint.Recipe or an optimizer")
 
 
 def is_python_target(text: str) -> bool:

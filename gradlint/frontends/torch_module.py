@@ -31,8 +31,8 @@ _RUNGS: Mapping[str, Mapping[str, bool]] = {
 }
 
 
-def resolve(obj: Any, name: str = "the target") -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """A module with its arguments, from what a user can name.
+def resolve(obj: Any, name: str = "the target") -> Target:
+    """A module with its arguments and its task, from what a user can name.
 
     `obj` is a module, a class or function without required arguments, `(module, args)`, `(module, args, kwargs)`, or anything
     with `.module`, `.args` and `.kwargs`. A lone tensor stands for one argument. Raises TargetError for anything else, and when
@@ -42,7 +42,7 @@ def resolve(obj: Any, name: str = "the target") -> tuple[nn.Module, tuple[Any, .
         with torch_source.recorded_construction():
             obj = called(obj, getattr(obj, "__name__", name))
     if isinstance(obj, nn.Module):
-        return obj, (), {}
+        return Target(obj)
     if isinstance(obj, tuple) and len(obj) in {2, 3} and isinstance(obj[0], nn.Module):
         obj = Target(*obj)
     module, args, kwargs = getattr(obj, "module", None), getattr(obj, "args", ()), getattr(obj, "kwargs", {})
@@ -51,7 +51,8 @@ def resolve(obj: Any, name: str = "the target") -> tuple[nn.Module, tuple[Any, .
             f"{name} is of type {type(obj).__name__}, not a torch.nn.Module",
             hint="name a module, a class, or a function that returns module, (module, args) or (module, args, kwargs)",
         )
-    return module, tuple(args) if isinstance(args, (tuple, list)) else (args,), dict(kwargs)
+    asked = (getattr(obj, key, None) for key in ("loss", "target", "recipe"))
+    return Target(module, tuple(args) if isinstance(args, (tuple, list)) else (args,), dict(kwargs), *asked)
 
 
 class TorchRunnable:
@@ -138,6 +139,15 @@ class TorchRunnable:
         assert failure is not None
         raise failure
 
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The trainable parameters by name, each tensor once."""
+        return {name: tensor for name, tensor in self.module.named_parameters() if tensor.requires_grad}
+
+    def call(self, inputs: Sequence[Any]) -> Any:
+        """What the module returns for one array for each of `self.inputs`; raises ForwardError when it raises."""
+        with nullcontext() if self._guarded else self.untouched(), torch.enable_grad():
+            return self._plain(self.module, self._tensors(inputs))
+
     def _rungs(self) -> list[str]:
         if self._graph is not None:
             return [self._rung]
@@ -163,12 +173,12 @@ class TorchRunnable:
                 self.notes.append(f"the model could not be traced fully; its graph was taken by {rung}")
         return tuple(tensor for _, tensor in results)
 
-    def _plain(self, module: nn.Module, tensors: Sequence[Tensor]) -> None:
+    def _plain(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Run a module with nobody watching; raises ForwardError when it raises."""
         args, kwargs = self._arguments(tensors)
         try:
             with eager():
-                module(*args, **kwargs)
+                return module(*args, **kwargs)
         except Exception as error:
             line = raising_line(error)
             hint = None if self.inputs and self.inputs[0].given else "the inputs were inferred; give them with --input"

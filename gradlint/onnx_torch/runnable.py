@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +55,16 @@ class OnnxRunnable:
         """A run writes to nothing but the random state of torch, which this restores."""
         with torch.random.fork_rng(devices=[]):
             yield
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The trained initializers by name."""
+        return dict(self.module.named_parameters())
+
+    def call(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """The graph's outputs for arrays in the order of `inputs`, with nobody watching."""
+        with torch.enable_grad():
+            pairs = zip(self.inputs, inputs, strict=True)
+            return self.module.run({str(spec.name): _fed(spec, array) for spec, array in pairs})
 
     def forward(self, inputs: Sequence[Any], tap: Tap | None = None, edit: Edit | None = None) -> Tensors:
         """Run on arrays in the order of `inputs`; see `gradlint.frontends.base.Runnable`."""

@@ -18,6 +18,7 @@ from gradlint import errors
 from gradlint.errors import ForwardError, GradlintError, TargetError
 from gradlint.frontends.inputs import InputSpec
 from gradlint.probe.wire import pack, unpack
+from gradlint.recipe import Task
 from gradlint.result import Measurement
 
 _PASSED_ON = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "VIRTUAL_ENV")
@@ -58,6 +59,7 @@ class Worker:
         limits: Limits,
         train: bool = False,
         progress: Callable[[str], None] | None = None,
+        task: Task | None = None,
     ) -> Measurement:
         """Probe an ONNX file. Raises the GradlintError that the child met, and TargetError when a limit was reached."""
         request = {
@@ -67,6 +69,8 @@ class Worker:
             "seeds": seeds,
             "seed": seed,
             "memory": limits.memory,
+            "recipe": pack(task.recipe) if task else None,
+            "rehearse": task.rehearse if task else None,
         }
         with self._lock:
             answer = self._ask(request, limits, progress or (lambda _: None))

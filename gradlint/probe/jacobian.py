@@ -22,8 +22,11 @@ from gradlint.graph import Graph, Ref
 from gradlint.growth import summarise
 from gradlint.ops import Kind, Operator, operator
 from gradlint.probe.causes import find_cuts, first_nonfinite_backward, first_nonfinite_forward, is_dead
+from gradlint.probe.experiments import experiment
 from gradlint.probe.recorder import Recorder, Seen, square_sum
 from gradlint.probe.timeaxis import time_growth
+from gradlint.probe.watchers import Watcher, summaries
+from gradlint.recipe import Task
 from gradlint.result import Gains, Growth, Measurement
 from gradlint.structure import Structure
 
@@ -41,6 +44,7 @@ class Pass:
     cotangent: float
     output: float
     stopped: PartialRun | None
+    watchers: Sequence[Watcher] = ()
 
     def gains(self, node: str) -> Gains:
         """Backward, forward and relative gain of a node that ran, in decades."""
@@ -61,10 +65,13 @@ def _decades(square: float, reference: float) -> float:
     return 0.5 * (math.log10(square) - math.log10(reference))
 
 
-def measure(model: Runnable, *, seeds: int = 3, seed: int = 0, progress: Progress | None = None) -> Measurement:
+def measure(
+    model: Runnable, *, seeds: int = 3, seed: int = 0, progress: Progress | None = None, task: Task | None = None
+) -> Measurement:
     """Probe a model with `seeds` random inputs and cotangents, and hand it back untouched.
 
-    Raises ForwardError when the model's forward or backward pass raises.
+    With a `task`, what its loss and its recipe do is measured too. Raises ForwardError when the model's forward or backward
+    pass raises.
     """
     passes: list[Pass] = []
     keep: tuple[Ref, ...] | None = None
@@ -76,7 +83,7 @@ def measure(model: Runnable, *, seeds: int = 3, seed: int = 0, progress: Progres
             keep = passes[-1].structure.trunk if passes[-1].stopped is None else None
             if first_nonfinite_forward(passes[-1].graph, passes[-1].seen) is not None:
                 break
-    return _combine(passes)
+        return experiment(model, task or Task(), _combine(passes), seed=seed, progress=progress or (lambda _: None))
 
 
 def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None) -> Pass:
@@ -92,7 +99,7 @@ def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None) -> Pass:
     if trunk and first_nonfinite_forward(graph, recorder.seen) is None:
         cotangent, output = _backward(trunk, recorder.sources, seed)
     recorder.sources.clear()
-    return Pass(graph, structure, recorder.seen, recorder.steps, cotangent, output, stopped)
+    return Pass(graph, structure, recorder.seen, recorder.steps, cotangent, output, stopped, recorder.watchers)
 
 
 def _forward(model: Runnable, seed: int, keep: Sequence[Ref]) -> tuple[Recorder, dict[Ref, torch.Tensor], PartialRun | None]:
@@ -208,6 +215,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
         notes=notes,
         ran=frozenset(last.seen),
         live=frozenset(node for node, seen in last.seen.items() if seen.differentiable),
+        **summaries([one.watchers for one in passes], structure),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from gradlint.frontends.base import Tensors
 from gradlint.graph import Ref
+from gradlint.probe.watchers import WATCHERS, Watcher
 
 _KEPT_FINALS = 32  # inputs of the last softmax-like operators, one of which may turn out to be the trunk output
 _LARGE = 1e15  # squares beyond it overflow float32
@@ -68,6 +69,7 @@ class Recorder:
     kept: dict[Ref, torch.Tensor] = field(default_factory=dict)
     finals: deque[tuple[str, torch.Tensor]] = field(default_factory=lambda: deque(maxlen=_KEPT_FINALS))
     steps: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    watchers: Sequence[Watcher] = field(default_factory=lambda: [kind() for kind in WATCHERS])
 
     def __call__(self, node: str, outputs: Tensors, inputs: Tensors) -> None:
         """See `frontends.base.Tap`."""
@@ -84,11 +86,15 @@ class Recorder:
             self.finals.append((node, floats[0]))
         if floats and floats[0].requires_grad and self.is_sequence(node):
             self._watch_steps(node, floats[0])
+        for watcher in self.watchers:
+            watcher.forward(node, outputs, inputs)
 
     def restart(self) -> None:
         """See `frontends.base.Restartable`."""
         for record in (self.seen, self.sources, self.kept, self.finals, self.steps):
             record.clear()
+        for watcher in self.watchers:
+            watcher.restart()
 
     def _look(self, node: str, seen: Seen, port: int, tensor: torch.Tensor) -> None:
         square, low, high = square_sum(tensor.detach())
@@ -101,7 +107,7 @@ class Recorder:
             self.kept[Ref(node, port)] = tensor
         if tensor.requires_grad:
             seen.differentiable = True
-            _on_gradient(tensor, _Gradient(seen))
+            _on_gradient(tensor, _Gradient(seen, node, port, self.watchers))
 
     def _watch_steps(self, node: str, sequence: torch.Tensor) -> None:
         def watch(gradient: torch.Tensor | None) -> None:
@@ -121,6 +127,9 @@ class _Gradient:
     """The hook on one tensor: adds its gradient to what was seen of its node, and keeps no tensor."""
 
     seen: Seen
+    node: str
+    port: int
+    watchers: Sequence[Watcher]
 
     def __call__(self, gradient: torch.Tensor | None) -> None:
         if gradient is None:  # a custom backward pass that returns None
@@ -129,6 +138,8 @@ class _Gradient:
         if not math.isfinite(square):
             self.seen.gradient_kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
         self.seen.gradient = (self.seen.gradient or 0.0) + square
+        for watcher in self.watchers:
+            watcher.backward(self.node, self.port, gradient.detach())
 
 
 def _is_float(tensor: object) -> bool:

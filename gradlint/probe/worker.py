@@ -28,11 +28,20 @@ def _limit(gigabytes: float) -> None:
 def _probe(request: dict[str, Any]) -> Any:
     from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - after the limit is set
     from gradlint.probe.files import measure_file  # noqa: PLC0415
-    from gradlint.probe.wire import pack, unpack_inputs  # noqa: PLC0415
+    from gradlint.probe.wire import pack, unpack, unpack_inputs  # noqa: PLC0415
+    from gradlint.recipe import Recipe, Task  # noqa: PLC0415
 
     file = read_onnx(request["path"], train=request["train"])
+    recipe = unpack(Recipe, request["recipe"]) if request["recipe"] else None
     return pack(
-        measure_file(file, unpack_inputs(request["inputs"]), seeds=request["seeds"], seed=request["seed"], progress=_say_progress)
+        measure_file(
+            file,
+            unpack_inputs(request["inputs"]),
+            seeds=request["seeds"],
+            seed=request["seed"],
+            progress=_say_progress,
+            task=Task(recipe=recipe, rehearse=request["rehearse"]),
+        )
     )
 
 

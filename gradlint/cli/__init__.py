@@ -1,0 +1,199 @@
+"""The command line: the only place that prints, and that decides the exit code.
+
+0: clean. 1: a finding at or above `--fail-on`, or a score under `--min-score`. 2: something could not be analysed. 130:
+interrupted.
+"""
+
+# ruff: noqa: PLC0415 - what a command needs is imported by the command, so that --help and --version stay quick
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from gradlint.cli.check import CLEAN, INTERRUPTED, NOT_ANALYSED, Request, run
+from gradlint.cli.console import columns, complain, is_colored, put, speaks_unicode
+from gradlint.errors import GradlintError
+from gradlint.report import FORMATS, tool_version
+
+FOLDERS = click.Path(file_okay=False, path_type=Path)
+
+
+class _DefaultGroup(click.Group):
+    """A group whose command `check` may be left out."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names, "--version"}:
+            args = ["check", *args]
+        return super().parse_args(ctx, args)
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"gradlint {tool_version()}")
+        ctx.exit()
+
+
+def _entries(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """The entries of a repeatable option that takes comma lists."""
+    return tuple(entry.strip() for value in values for entry in value.split(",") if entry.strip())
+
+
+@click.group(
+    cls=_DefaultGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`gradlint TARGET...` is short for `gradlint check TARGET...`; its options: gradlint check --help.",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version.")
+@click.pass_context
+def cli(ctx: click.Context) -> int:
+    """Say before training whether a model's gradients explode or vanish, where, why, and what to change."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        return NOT_ANALYSED
+    return CLEAN
+
+
+inputs_option = click.option(
+    "--input", "inputs", multiple=True, metavar="SPEC", help="x=float32[8,3,64,64], ids=int64[2,9]<1000, x=@file.npz."
+)
+no_probe_option = click.option(
+    "--no-probe", "probe", flag_value=False, default=True, help="Do not run the model: static analysis only."
+)
+mode_option = click.option(
+    "--mode", type=click.Choice(["train", "eval"]), help="[default: train for torch, as exported for ONNX]"
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="First seed of inputs and cotangents."
+)
+_AMOUNT = click.FloatRange(min=0.0, min_open=True)
+color_option = click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colours; NO_COLOR is heeded."
+)
+rules_option = click.option(
+    "--rules", multiple=True, type=FOLDERS, metavar="DIR", help="A folder of further rules.  [repeatable]"
+)
+debug_option = click.option("--debug", is_flag=True, help="Show the traceback of an internal error.")
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, metavar="TARGET...")
+@inputs_option
+@no_probe_option
+@mode_option
+@click.option("--train-mode", "mode", flag_value="train", help="The same as --mode train: BatchNorm on batch statistics.")
+@seed_option
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds to probe.")
+@click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")
+@click.option("--ignore", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to leave out.")
+@rules_option
+@click.option("--recipe", metavar="RECIPE", help='How it will be trained, as in "adamw lr=3e-4 clip_norm=1 schedule=warmup:500".')
+@click.option("--rehearse", type=click.IntRange(0), metavar="STEPS", help="Updates to rehearse with the recipe; 0 for none.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "note", "never"]),
+    default="error",
+    show_default=True,
+    help="Least severity that makes the exit code 1.",
+)
+@click.option("--memory-limit", type=_AMOUNT, default=16, show_default=True, metavar="GB", help="For probing a model file.")
+@click.option("--time-limit", type=_AMOUNT, default=600, show_default=True, metavar="SECONDS", help="For probing a model file.")
+@click.option("--min-score", type=click.IntRange(0, 100), metavar="N", help="Exit with 1 for a score under N.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 also when there are findings.")
+@click.option("--output-format", type=click.Choice(list(FORMATS)), default="full", show_default=True, help="How to report.")
+@click.option("-o", "--output-file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to a file.")
+@click.option("--show-refuted", is_flag=True, help="Show suspicions that the probe refuted.")
+@click.option("--no-timings", "timings", flag_value=False, default=True, help="Leave times out of the report.")
+@color_option
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr, only errors.")
+@debug_option
+def check(**given: Any) -> int:
+    """Lint models.
+
+    A TARGET is a model file (.onnx), a folder or a glob of them, - (an ONNX model on stdin), or a torch
+    model named as pkg.mod:attr or path/file.py:attr: a module, a class, or a factory without arguments.
+    """
+    return run(Request(**given))
+
+
+@cli.command()
+@click.argument("codes", nargs=-1, metavar="[CODE...]")
+@click.option("--all", "every", is_flag=True, help="Explain every rule.")
+@click.option("--output-format", type=click.Choice(["full", "json"]), default="full", show_default=True, help="How to report.")
+@rules_option
+@color_option
+@debug_option
+def rule(*, codes: tuple[str, ...], every: bool, output_format: str, rules: tuple[Path, ...], color: str, debug: bool) -> int:
+    """Explain rules, named by code, prefix or name; without any, list them."""
+    del debug  # read where the command line ends
+    from gradlint.catalog import load_rules, select
+    from gradlint.report.rule_page import as_json, listed, page
+
+    known = load_rules(rules)
+    wanted = tuple(code.upper() if code[-1:].isdigit() else code for code in codes)
+    chosen = select(known, wanted) if wanted and not every else known
+    if (codes or every) and not all(entry.documentation() for entry in chosen):
+        raise GradlintError("python -OO strips the documentation of rules", hint="run gradlint without -OO")
+    if output_format == "json":
+        put(as_json(chosen), color=False)
+    elif codes or every:
+        colored, width = is_colored(color), columns() if sys.stdout.isatty() else None
+        bold = (lambda text: click.style(text, bold=True)) if colored else str
+        put("\n\n".join(page(entry.documentation(), width, bold=bold) for entry in chosen), color=colored)
+    else:
+        put(listed(chosen), color=False)
+    return CLEAN
+
+
+@cli.command("explain")
+@click.argument("target")
+@click.argument("node")
+@inputs_option
+@no_probe_option
+@mode_option
+@seed_option
+@debug_option
+def explain_node(*, target: str, node: str, inputs: tuple[str, ...], debug: bool, **given: Any) -> int:
+    """Show the arithmetic of one operator.
+
+    TARGET is a model as for check. NODE is the id of an operator or the path of a module as reports name them, or the
+    unique beginning or end of one.
+    """
+    del debug  # read where the command line ends
+    from gradlint.engine import Options
+    from gradlint.explain import explain
+    from gradlint.frontends.inputs import parse_inputs
+    from gradlint.report.explanation import render as as_text
+
+    with redirect_stdout(sys.stderr):
+        found = explain(target, node, Options(inputs=parse_inputs(inputs), **given))
+    put(as_text(found, width=columns(), unicode=speaks_unicode()), color=False)
+    return CLEAN
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: the user's mistakes are one message, ours one sentence that names --debug."""
+    given = list(sys.argv[1:] if args is None else args)
+    try:
+        status = cli.main(given, prog_name="gradlint", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = NOT_ANALYSED
+    except GradlintError as error:
+        complain(str(error))
+        status = NOT_ANALYSED
+    except (click.Abort, KeyboardInterrupt):
+        status = INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if "--debug" in given:
+            traceback.print_exc()
+        complain(f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it")
+        status = NOT_ANALYSED
+    sys.exit(status)

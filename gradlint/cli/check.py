@@ -1,0 +1,205 @@
+"""What `gradlint check` does with its options, and the exit code that it ends with."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help and --version stay quick
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gradlint.cli.console import WIDTH, columns, complain, is_colored, put, speaks_unicode
+from gradlint.errors import ForwardError, GradlintError
+from gradlint.report import render
+
+if TYPE_CHECKING:
+    from gradlint.result import TargetReport
+
+CLEAN, FAILED, NOT_ANALYSED, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `gradlint check` was asked to do; the fields are its options."""
+
+    targets: tuple[str, ...]
+    inputs: tuple[str, ...]
+    probe: bool
+    seed: int
+    seeds: int
+    mode: str | None
+    select: tuple[str, ...]
+    ignore: tuple[str, ...]
+    rules: tuple[Path, ...]
+    recipe: str | None
+    rehearse: int | None
+    memory_limit: float
+    time_limit: float
+    fail_on: str
+    min_score: int | None
+    exit_zero: bool
+    output_format: str
+    output_file: Path | None
+    show_refuted: bool
+    timings: bool
+    color: str
+    quiet: bool
+    debug: bool
+
+
+def run(request: Request) -> int:
+    """Check all targets and report them; returns the exit code."""
+    if not request.targets:
+        if not request.quiet:
+            click.echo("gradlint: nothing to lint", err=True)
+        return CLEAN
+    targets, troubles = _expanded(request)
+    reports: list[TargetReport] = []
+    if targets:
+        lint = _linter(request)
+        with _progress(request) as say:
+            for target in targets:
+                outcome = lint(target, say)
+                (troubles if isinstance(outcome, str) else reports).append(outcome)  # type: ignore[arg-type]
+    if reports:
+        _write(request, reports)
+    for trouble in [*troubles, *_unprobed(request, reports)]:
+        complain(trouble)
+    return _exit_code(request, reports, troubles)
+
+
+def _expanded(request: Request) -> tuple[list[str], list[str]]:
+    """The single targets, and what is wrong with those that were not found."""
+    from gradlint.frontends.discover import expand
+
+    found: dict[str, None] = {}
+    troubles = []
+    for target in request.targets:
+        try:
+            found |= dict.fromkeys(expand([target], Path.cwd()))
+        except GradlintError as error:
+            troubles.append(_explained(error, target))
+    return list(found), troubles
+
+
+def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetReport | str]:
+    """A function from a target to its report, or to what is wrong with it. Raises GradlintError for options that do not fit."""
+    from gradlint.catalog import load_rules, select
+    from gradlint.engine import Options
+    from gradlint.engine import check as check_target
+    from gradlint.frontends.inputs import parse_inputs
+    from gradlint.probe.isolated import Limits
+    from gradlint.recipe import Recipe, Task
+
+    select(load_rules(request.rules), request.select, request.ignore)  # an unknown code is said once, before any work
+    options = Options(
+        select=request.select,
+        ignore=request.ignore,
+        inputs=parse_inputs(request.inputs),
+        probe=request.probe,
+        seed=request.seed,
+        seeds=request.seeds,
+        mode=request.mode,
+        rules_dirs=request.rules,
+        task=Task(recipe=Recipe.parse(request.recipe) if request.recipe else None, rehearse=request.rehearse),
+        limits=Limits(request.time_limit, request.memory_limit),
+    )
+
+    def lint(target: str, say: Callable[[str], None]) -> TargetReport | str:
+        try:
+            with redirect_stdout(sys.stderr):  # what the user's code prints must not land in the report
+                return check_target(target, options, progress=lambda stage: say(f"{target}: {stage}"))
+        except GradlintError as error:
+            if request.debug:
+                traceback.print_exc()
+            return _explained(error, target)
+        except SystemExit as error:
+            return f"{target}: its code ended the program, with exit code {error.code}"
+        except Exception as error:  # noqa: BLE001 - one broken target must not hide the others
+            return _internal(error, target, debug=request.debug)
+
+    return lint
+
+
+def _explained(error: GradlintError, target: str) -> str:
+    """What, where and what next, for one target."""
+    message, *rest = str(error).split("\n")
+    where = [f"  at {error.where}"] if isinstance(error, ForwardError) and error.where and error.where not in message else []
+    about = "" if message.startswith(target) else f"{target}: "
+    return "\n".join([about + message, *where, *rest])
+
+
+def _internal(error: Exception, target: str, *, debug: bool) -> str:
+    if debug:
+        traceback.print_exc()
+    what = f"{target}: internal error: {type(error).__name__}: {error}".split("\n")[0]
+    return what if debug else f"{what}; --debug shows where, please report it"
+
+
+def _unprobed(request: Request, reports: Sequence[TargetReport]) -> list[str]:
+    """A complaint for every target that was to be probed and was not, or not far enough for a verdict."""
+    from gradlint.result import Verdict
+
+    return [
+        f"{report.target}: {_shortfall(report)}\n  --no-probe asks for the static analysis alone"
+        for report in reports
+        if request.probe and report.verdict is Verdict.UNKNOWN
+    ]
+
+
+def _shortfall(report: TargetReport) -> str:
+    probed, nodes = report.coverage.probed, report.coverage.nodes
+    if 0 < probed == nodes:
+        return "it ran, but no output passes a gradient back, so nothing could be measured"
+    return f"{f'only {probed} of {nodes} operators' if probed else 'nothing'} could be probed"
+
+
+def _exit_code(request: Request, reports: Sequence[TargetReport], troubles: Sequence[str]) -> int:
+    from gradlint.result import Severity
+    from gradlint.score import failed
+
+    if troubles or _unprobed(request, reports):
+        return NOT_ANALYSED
+    fail_on = None if request.fail_on == "never" else Severity(request.fail_on)
+    found = any(failed(report, fail_on, request.min_score) for report in reports)
+    return FAILED if found and not request.exit_zero else CLEAN
+
+
+@contextmanager
+def _progress(request: Request) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is being done, where somebody is watching."""
+    if request.quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(Text(text))
+
+
+def _write(request: Request, reports: Sequence[TargetReport]) -> None:
+    to_file = request.output_file is not None
+    color = not to_file and is_colored(request.color)
+    text = render(
+        request.output_format,
+        reports,
+        width=columns() if not to_file else WIDTH,
+        color=color,
+        unicode=to_file or speaks_unicode(),
+        show_refuted=request.show_refuted,
+        timings=request.timings,
+    )
+    if request.output_file is None:
+        put(text, color=color)
+        return
+    try:
+        request.output_file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise GradlintError(f"{request.output_file}: cannot write the report: {error.strerror}") from error

@@ -1,0 +1,139 @@
+"""How a model will be trained, as far as the user tells: plain data."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gradlint.errors import ConfigError
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "adamax", "nadam", "radam")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
+_WARMUP = re.compile(r"warmup:(\d+)")
+_WARMLESS = frozenset({"constant", "cosine", "linear", "step"})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Optimizer and its settings, as torch.optim names them; what clips, in which precision, along which schedule.
+
+    `schedule` is "constant", "cosine", "linear", "step", "warmup:STEPS" or two of them, as in "warmup:500 cosine". The loss is
+    multiplied by `loss_scale` in fp16. Raises ConfigError for settings that no optimizer takes.
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    precision: str = "fp32"
+    schedule: str | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    nesterov: bool = False
+    loss_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        _among("optimizer", self.optimizer, OPTIMIZERS)
+        _among("precision", self.precision, PRECISIONS)
+        for part in (self.schedule or "").split():
+            if part not in _WARMLESS and not _WARMUP.fullmatch(part):
+                raise ConfigError(f"unknown schedule {part!r}", hint=f"one of {', '.join(sorted(_WARMLESS))}, warmup:STEPS")
+        for name in ("lr", "momentum", "weight_decay", "eps", "clip_norm", "clip_value", "loss_scale"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0.0:
+                raise ConfigError(f"recipe: {name} is {value}", hint="give a number of 0 or more")
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the learning rate rises from zero; 0 without a warm-up."""
+        found = _WARMUP.search(self.schedule or "")
+        return int(found[1]) if found else 0
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether every weight is moved by its own preconditioned step."""
+        return self.optimizer != "sgd"
+
+    @property
+    def text(self) -> str:
+        """The recipe as `--recipe` takes it: the optimizer, and what is not at its default."""
+        settings = [field for field in fields(self) if field.name != "optimizer"]
+        told = [field.name for field in settings if field.name == "lr" or getattr(self, field.name) != field.default]
+        return " ".join([self.optimizer, *(_written(name, getattr(self, name)) for name in told)])
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        """Read "adamw lr=3e-4 clip_norm=1 schedule=warmup:500+cosine"; raises ConfigError for what is no setting."""
+        given: dict[str, Any] = {}
+        for part in re.split(r"[\s,]+", text.strip()):
+            name, separator, value = part.partition("=")
+            if not separator:
+                name, value = "optimizer", part.lower()
+            given[name] = _read(name, value)
+        return cls(**given)
+
+    @classmethod
+    def from_optimizer(cls, optimizer: Any, **more: Any) -> Recipe:
+        """The recipe of a torch.optim.Optimizer; of several groups, the one with the largest learning rate.
+
+        `more` sets what an optimizer does not know: clip_norm, clip_value, precision, schedule.
+        """
+        groups: Sequence[dict[str, Any]] = optimizer.param_groups
+        group = max(groups, key=lambda one: float(one["lr"]))
+        known: dict[str, Any] = {
+            key: group[key] for key in ("momentum", "weight_decay", "betas", "eps", "nesterov") if key in group
+        }
+        if "betas" in known:
+            known["betas"] = tuple(map(float, known["betas"]))
+        return cls(**{"optimizer": type(optimizer).__name__.lower(), "lr": float(group["lr"]), **known, **more})
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What training means for this model: `loss(output, target)` on the batch that is fed, and a recipe, where given.
+
+    `batches` are further pairs of inputs and target for a rehearsal; `rehearse` bounds its steps: None for the default where a
+    recipe is given, 0 for none.
+    """
+
+    loss: Callable[[Any, Any], Any] | None = None
+    target: Any = None
+    recipe: Recipe | None = None
+    rehearse: int | None = None
+    batches: tuple[tuple[Any, Any], ...] = ()
+
+
+def _among(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        close = difflib.get_close_matches(value, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
+        raise ConfigError(f"unknown {what} {value!r}", hint=hint)
+
+
+def _read(name: str, value: str) -> Any:
+    known = {field.name: field.default for field in fields(Recipe)}
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
+        raise ConfigError(f"recipe: no setting is called {name!r}", hint=hint)
+    if name == "schedule":
+        return value.replace("+", " ")
+    if isinstance(known[name], str):
+        return value
+    if isinstance(known[name], bool):
+        return value.lower() in {"1", "true", "yes"}
+    try:
+        return tuple(float(part) for part in value.split("/")) if name == "betas" else float(value)
+    except ValueError as error:
+        raise ConfigError(f"recipe: {name}={value} is not a number", hint=f"as in {name}=0.1") from error
+
+
+def _written(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{name}={'/'.join(f'{part:g}' for part in value)}"
+    return f"{name}={value:g}" if isinstance(value, float) else f"{name}={str(value).replace(' ', '+')}"
