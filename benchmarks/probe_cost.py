@@ -1,14 +1,19 @@
 """What a check costs against one eager forward and backward pass of the same batch, in the same run.
 
-Prints one row per model: seconds of the eager pass, and ratios of a whole check with one and with three seeds. The passes
-alternate and medians are taken, so the ratios hold on a noisy machine.
+Prints one row per model: seconds of the eager pass, and ratios of a whole check with one seed, with three, with a recipe, and
+with its rehearsal. The passes alternate and medians are taken, so the ratios hold on a noisy machine. A second table has the
+peak of memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -17,6 +22,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import gradlint
+
+RECIPE = gradlint.Recipe("adamw", lr=1e-4)
 
 
 class Bottleneck(nn.Module):
@@ -75,40 +82,92 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+def eager(model: nn.Module, x: Tensor) -> None:
+    """One forward and backward pass as training would do it."""
+    model(x).sum().backward()
+    model.zero_grad()
+
+
 def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
+def _built(name: str) -> tuple[nn.Module, Tensor]:
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    return build(), torch.randn(shape)
+
+
+def checks(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
+    """What is timed, by column."""
+    return {
+        "eager": partial(eager, model, x),
+        "1 seed": partial(gradlint.check, model, x, seeds=1),
+        "3 seeds": partial(gradlint.check, model, x),
+        "recipe": partial(gradlint.check, model, x, recipe=RECIPE, rehearse=0),
+        "recipe and rehearsal": partial(gradlint.check, model, x, recipe=RECIPE),
+    }
+
+
+def time_table(repeats: int) -> Table:
+    """Seconds of an eager pass, and the checks as multiples of it."""
+    table = Table("model", "eager forward + backward, s", "1 seed", "3 seeds", "recipe", "recipe and rehearsal")
+    for name in MODELS:
+        runs = checks(*_built(name))
+        runs["eager"]()
+        runs["1 seed"]()
+        rows = []
+        for index in range(repeats):
+            asked = {key: run for key, run in runs.items() if not index or not key.startswith("recipe")}  # those are long: once
+            rows.append({key: _seconds(run) for key, run in asked.items()})
+        base = [row["eager"] for row in rows]
+        ratios = {key: median(row[key] / row["eager"] for row in rows if key in row) for key in list(runs)[1:]}
+        table.add_row(name, f"{median(base):.3f}", *(f"{value:.2f}x" for value in ratios.values()))
+    return table
+
+
+def peak_of(name: str, column: str) -> None:
+    """Print the megabytes that one run of a fresh process needs beyond what it held before."""
+    model, x = _built(name)
+    gradlint.check(nn.Linear(2, 2), seeds=1, recipe=RECIPE, rehearse=2)  # imports are not what is measured
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    before = _peak_memory()
+    checks(model, x)[column]()
+    print(_peak_memory() - before)
+
+
+def _peak_memory() -> float:
+    """Megabytes of this process at its peak; ru_maxrss would count its parent's."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return float(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def memory_table() -> Table:
+    """Peak megabytes of an eager pass, and the checks as multiples of it, each in a process of its own (Linux)."""
+    table = Table("model", "eager, MB", "1 seed", "3 seeds", "recipe", "recipe and rehearsal")
+    for name in MODELS:
+        peaks = []
+        for column in checks(nn.Identity(), torch.zeros(1)):
+            asked = [sys.executable, __file__, "--peak", name, column]
+            peaks.append(float(subprocess.run(asked, check=True, capture_output=True, text=True).stdout))  # noqa: S603 - itself
+        table.add_row(name, f"{peaks[0]:.0f}", *(f"{peak / peaks[0]:.2f}x" for peak in peaks[1:]))
+    return table
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
-    table = Table("model", "eager forward + backward, s", "1 seed", "3 seeds", "of that probe")
-    for name, (build, shape) in MODELS.items():
-        torch.manual_seed(0)
-        model, x = build(), torch.randn(shape)
-
-        def eager(model: nn.Module = model, x: Tensor = x) -> None:
-            model(x).sum().backward()
-            model.zero_grad()
-
-        eager()
-        gradlint.check(model, x, seeds=1)
-        rows, probe = [], 0.0
-        for _ in range(repeats):
-            base = _seconds(eager)
-            one = _seconds(lambda model=model, x=x: gradlint.check(model, x, seeds=1))
-            start = time.perf_counter()
-            report = gradlint.check(model, x, seeds=3)
-            three = time.perf_counter() - start
-            probe = report.result.timings["probe"] / three
-            rows.append((base, one / base, three / base))
-        columns = [median(row[index] for row in rows) for index in range(3)]
-        table.add_row(name, f"{columns[0]:.3f}", f"{columns[1]:.2f}x", f"{columns[2]:.2f}x", f"{probe:.0%}")
-    Console(width=100).print(table)
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "COLUMN"), help="megabytes of one run, for the table of memory")
+    options = parser.parse_args()
+    if options.peak:
+        peak_of(*options.peak)
+        return
+    console = Console(width=110)
+    console.print(time_table(options.repeats))
+    console.print(memory_table())
 
 
 if __name__ == "__main__":

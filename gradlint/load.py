@@ -163,6 +163,7 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task
         found = load_target(target)[0] if isinstance(target, str) else target
     whole = resolve(found, name)
     module, own = whole.module, whole.task
+    name = name if isinstance(target, str) else type(module).__name__
     task = replace(task, loss=task.loss or own.loss, recipe=task.recipe or own.recipe)
     task = replace(task, target=own.target) if task.target is None else task
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -22,7 +22,11 @@ from gradlint.cli.console import columns, complain, is_colored, put, speaks_unic
 from gradlint.errors import GradlintError
 from gradlint.report import FORMATS, tool_version
 
+if TYPE_CHECKING:
+    from gradlint.config import Config
+
 FOLDERS = click.Path(file_okay=False, path_type=Path)
+_NOT_CONFIGURED = frozenset({"config", "isolated", "debug", "output-file", "train-mode"})
 
 
 class _DefaultGroup(click.Group):
@@ -83,8 +87,36 @@ rules_option = click.option(
 debug_option = click.option("--debug", is_flag=True, help="Show the traceback of an internal error.")
 
 
+def _configure(ctx: click.Context, _: click.Parameter, given: Path | None) -> Config | None:
+    """Let the configuration speak for the options that are not given."""
+    from gradlint.config import find, read
+
+    if ctx.params.get("isolated"):
+        return None
+    path = given or find(Path.cwd())
+    if path is None:
+        return None
+    names = {_spelled(option): str(option.name) for option in ctx.command.params if isinstance(option, click.Option)}
+    found = read(path, names.keys() - _NOT_CONFIGURED)
+    ctx.default_map = {names[key]: value for key, value in found.options.items()}
+    return found
+
+
+def _spelled(option: click.Option) -> str:
+    """An option's longest name, without dashes; the probe's is that of what it turns off."""
+    return "probe" if option.name == "probe" else max(option.opts, key=len).lstrip("-")
+
+
 @cli.command()
 @click.argument("targets", nargs=-1, metavar="TARGET...")
+@click.option("--isolated", is_flag=True, is_eager=True, help="Read no configuration file.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    callback=_configure,
+    help="Configuration file.  [default: the nearest gradlint.toml, .gradlint.toml, or pyproject.toml with [tool.gradlint]]",
+)
 @inputs_option
 @no_probe_option
 @mode_option
@@ -115,7 +147,7 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr, only errors.")
 @debug_option
 def check(**given: Any) -> int:
-    """Lint models.
+    """Lint models; without a TARGET, those of the configuration.
 
     A TARGET is a model file (.onnx), a folder or a glob of them, - (an ONNX model on stdin), or a torch
     model named as pkg.mod:attr or path/file.py:attr: a module, a class, or a factory without arguments.

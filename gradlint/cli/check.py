@@ -19,6 +19,7 @@ from gradlint.errors import ForwardError, GradlintError
 from gradlint.report import render
 
 if TYPE_CHECKING:
+    from gradlint.config import Config
     from gradlint.result import TargetReport
 
 CLEAN, FAILED, NOT_ANALYSED, INTERRUPTED = 0, 1, 2, 130
@@ -29,6 +30,8 @@ class Request:
     """What `gradlint check` was asked to do; the fields are its options."""
 
     targets: tuple[str, ...]
+    config: Config | None
+    isolated: bool
     inputs: tuple[str, ...]
     probe: bool
     seed: int
@@ -52,10 +55,16 @@ class Request:
     quiet: bool
     debug: bool
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The targets as given, names of the configuration replaced; all of that where none is given."""
+        known = self.config.targets if self.config else {}
+        return tuple(known.get(target, target) for target in self.targets or known)
+
 
 def run(request: Request) -> int:
     """Check all targets and report them; returns the exit code."""
-    if not request.targets:
+    if not request.named:
         if not request.quiet:
             click.echo("gradlint: nothing to lint", err=True)
         return CLEAN
@@ -80,7 +89,7 @@ def _expanded(request: Request) -> tuple[list[str], list[str]]:
 
     found: dict[str, None] = {}
     troubles = []
-    for target in request.targets:
+    for target in request.named:
         try:
             found |= dict.fromkeys(expand([target], Path.cwd()))
         except GradlintError as error:
