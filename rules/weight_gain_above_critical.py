@@ -21,10 +21,8 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import log10
-from statistics import median
 
-from gradlint.rule import Effect, Example, Finding, Rule, Severity, Sketch, Subject, compact, layers, rise
+from gradlint.rule import Effect, Example, Finding, Rule, Severity, Sketch, Subject, compact, imbalance, layers, rise
 
 MARGIN = 1.05  # gain over critical: sampling error of a drawn gain is 1/sqrt(2 n) for n weights, 5 % at n = 200
 EXPLAINED = 0.5  # of the predicted growth: an excess that explains less is not the cause
@@ -65,25 +63,20 @@ class WeightGainAboveCritical(Rule):
             trend = rise(chain)
             if trend.span is None or not subject.is_claim(trend):
                 continue
-            above = [layer for layer in layers(subject.structure, trend.steps) if layer.gain > MARGIN * layer.critical]
-            explained = sum(log10(layer.gain / layer.critical) for layer in above)
-            nodes = [layer.node for layer in above]
-            if explained < EXPLAINED * trend.decades or not subject.is_initialised(nodes):
+            off = imbalance([layer for layer in layers(subject.structure, trend.steps) if layer.gain > MARGIN * layer.critical])
+            if off is None or off.decades < EXPLAINED * trend.decades or not subject.is_initialised(off.nodes):
                 continue
-            typical = sorted(above, key=lambda layer: layer.critical)[len(above) // 2]
-            gain, critical = median(layer.gain for layer in above), typical.critical
-            act = typical.activation.op if typical.activation else "a linear chain"
-            where = compact(subject.graph[node].module for node in nodes) or "the layers"
+            where = compact(subject.graph[node].module for node in off.nodes) or "the layers"
+            scale = off.critical / off.gain
             yield self.claim(
                 subject,
-                nodes,
-                f"{len(nodes)} weight layers have gain {gain:.2f}; {act} is critical at {critical:.2f}: "
-                f"the gradient grows x{10 ** (trend.decades / len(nodes)):.2f} a layer",
+                off.nodes,
+                f"{off}: the gradient grows x{10 ** (trend.decades / len(off.nodes)):.2f} a layer",
                 effect=Effect.EXPLODES,
                 span=trend.span,
                 decades=trend.decades,
-                remedy=f"scale the weights of {where} by {critical / gain:.2f}, or nn.init.orthogonal_(w, gain={critical:.2f})",
-                gain=gain,
-                critical=critical,
-                layers=len(nodes),
+                remedy=f"scale the weights of {where} by {scale:.2f}, or nn.init.orthogonal_(w, gain={off.critical:.2f})",
+                gain=off.gain,
+                critical=off.critical,
+                layers=len(off.nodes),
             )

@@ -21,8 +21,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import log10, sqrt
-from statistics import median
+from math import sqrt
 
 from gradlint.rule import (
     RECTIFIERS,
@@ -36,6 +35,7 @@ from gradlint.rule import (
     Subject,
     compact,
     fall,
+    imbalance,
     is_torch_default,
     layers,
     main_weight,
@@ -74,27 +74,22 @@ class WeightGainBelowCritical(Rule):
             trend = fall(chain)
             if trend.span is None or not subject.is_claim(trend):
                 continue
-            below = [layer for layer in layers(subject.structure, trend.steps) if self._is_low(subject, layer)]
-            explained = sum(log10(layer.critical / layer.gain) for layer in below)
-            nodes = [layer.node for layer in below]
-            if explained < -EXPLAINED * trend.decades or not subject.is_initialised(nodes):
+            off = imbalance([layer for layer in layers(subject.structure, trend.steps) if self._is_low(subject, layer)])
+            if off is None or off.decades > EXPLAINED * trend.decades or not subject.is_initialised(off.nodes):
                 continue
-            typical = sorted(below, key=lambda layer: layer.critical)[len(below) // 2]
-            gain, critical = median(layer.gain for layer in below), typical.critical
-            act = typical.activation.op if typical.activation else "a linear chain"
-            where = compact(subject.graph[node].module for node in nodes) or "the layers"
+            where = compact(subject.graph[node].module for node in off.nodes) or "the layers"
+            scale = off.critical / off.gain
             yield self.claim(
                 subject,
-                nodes,
-                f"{len(nodes)} weight layers have gain {gain:.2f}; {act} is critical at {critical:.2f}: "
-                f"the gradient shrinks x{10 ** (trend.decades / len(nodes)):.2f} a layer",
+                off.nodes,
+                f"{off}: the gradient shrinks x{10 ** (trend.decades / len(off.nodes)):.2f} a layer",
                 effect=Effect.VANISHES,
                 span=trend.span,
                 decades=trend.decades,
-                remedy=f"scale the weights of {where} by {critical / gain:.2f}, or nn.init.orthogonal_(w, gain={critical:.2f})",
-                gain=gain,
-                critical=critical,
-                layers=len(nodes),
+                remedy=f"scale the weights of {where} by {scale:.2f}, or nn.init.orthogonal_(w, gain={off.critical:.2f})",
+                gain=off.gain,
+                critical=off.critical,
+                layers=len(off.nodes),
             )
 
     @staticmethod
