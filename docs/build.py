@@ -22,7 +22,12 @@ FAMILIES = {
     "GL8": "Measured",
     "GL9": "Coverage",
 }
-_NEEDS = {Needs.GRAPH: "the graph alone; the probe confirms or refutes it", Needs.PROBE: "the probe"}
+_NEEDS = {
+    Needs.GRAPH: "the graph alone; the probe confirms or refutes it",
+    Needs.PROBE: "the probe",
+    Needs.RECIPE: "a recipe",
+    Needs.LOSS: "a loss",
+}
 _HEADING = re.compile(r"^(\S.*):$", re.MULTILINE)
 
 

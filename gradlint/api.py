@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from gradlint.frontends.inputs import InputSpec, from_array
 from gradlint.frontends.targets import Target, as_recipe
 from gradlint.recipe import Task
 from gradlint.result import Coverage, Finding, Growth, Severity, Skipped, SpinePoint, TargetReport, Verdict
+
+_BATCHES = 40  # as many as a rehearsal takes steps by default
 
 
 class CheckFailedError(GradlintError):
@@ -114,9 +117,12 @@ def check(
     `inputs` is a tensor, a tuple (positional), a dict (keyword) or `Inputs(*args, **kwargs)`; left out, inputs are inferred.
     With `loss`, called as `loss(output, target)`, the true gradient is looked at too. With a `recipe`, which is a `Recipe`, its
     text or a `torch.optim.Optimizer`, the learning-rate limit is measured and `rehearse` optimizer steps are rehearsed on the
-    batch, or on `batches` of inputs and target, and undone. The model is handed back as it came. Raises GradlintError when it
-    cannot be read or run.
+    batch, or on `batches`, pairs of inputs and target, and undone; no more of them are read than there are steps. The model is
+    handed back as it came. Raises GradlintError when it cannot be read or run.
     """
+    pairs = tuple(islice(batches, _BATCHES if rehearse is None else rehearse))
+    if pairs and inputs is None and target is None:
+        inputs, target = pairs[0]
     specs: tuple[InputSpec, ...] = ()
     if inputs is not None:
         args, kwargs = _arguments(inputs)
@@ -124,7 +130,7 @@ def check(
             model = Target(model, args, kwargs)
         else:
             specs = _specs(args, kwargs)
-    task = Task(loss, target, as_recipe(recipe), rehearse, tuple(batches))
+    task = Task(loss, target, as_recipe(recipe), rehearse, pairs)
     options = engine.Options(
         select=tuple(select), ignore=tuple(ignore), inputs=specs, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task
     )

@@ -9,12 +9,18 @@ from gradlint.growth import HEALTHY, LIMIT, along, signed
 from gradlint.result import Confidence, Effect, Finding, Measurement, Severity
 
 _SYMPTOMS = {  # what can make each: claims about growth, and rules that name a cause without one
-    "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset[str]()),
+    "GL505": (frozenset[Effect](), frozenset({"GL501", "GL502"})),
+    "GL506": (frozenset[Effect](), frozenset({"GL503", "GL504"})),
+    "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset({"GL803"})),
+    "GL803": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset[str]()),
     "GL802": (frozenset({Effect.VANISHES, Effect.EITHER}), frozenset({"GL104", "GL806"})),
-    "GL804": (frozenset({Effect.EXPLODES}), frozenset({"GL604"})),
-    "GL805": (frozenset({Effect.EXPLODES}), frozenset({"GL604"})),
+    "GL804": (frozenset({Effect.EXPLODES}), frozenset({"GL602", "GL603", "GL604"})),
+    "GL805": (frozenset({Effect.EXPLODES}), frozenset({"GL602", "GL603", "GL604"})),
     "GL806": (frozenset[Effect](), frozenset({"GL104"})),
+    "GL807": (frozenset[Effect](), frozenset({"GL602", "GL603", "GL605"})),
 }
+_NUMERIC = frozenset({"operator", "precision"})  # causes of a failed rehearsal that those rules may name
+_OPERATORS = frozenset({"GL602", "GL603"})
 _CAUSES = frozenset().union(*(codes for _, codes in _SYMPTOMS.values()))
 
 
@@ -71,11 +77,16 @@ def _explains(finding: Finding) -> bool:
 
 
 def _cause_of(symptom: Finding, causes: Sequence[Finding]) -> Finding | None:
-    fitting = [cause for cause in causes if cause is not symptom and _fits(symptom.rule, cause)]
+    if symptom.rule == "GL807" and symptom.evidence.get("cause") not in _NUMERIC:
+        return None
+    fitting = [cause for cause in causes if cause is not symptom and _fits(symptom, cause)]
     return min(fitting, key=lambda cause: (cause.severity.rank, -cause.decades), default=None)
 
 
-def _fits(symptom: str, cause: Finding) -> bool:
-    """Whether a finding can be what makes a symptom."""
-    effects, codes = _SYMPTOMS[symptom]
+def _fits(symptom: Finding, cause: Finding) -> bool:
+    """Whether a finding can be what makes a symptom; an operator that may break is only what breaks at the same place."""
+    effects, codes = _SYMPTOMS[symptom.rule]
+    if cause.rule in _OPERATORS and cause.rule in codes:
+        in_the_loss = not symptom.nodes and not cause.nodes
+        return in_the_loss or not set(symptom.nodes).isdisjoint(cause.nodes)
     return cause.effect in effects or cause.rule in codes

@@ -122,6 +122,8 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         predicted=expected.growth if measurement else growth,
         time=measurement.time if measurement else (),
         attribution=attribution,
+        recipe=loaded.task.recipe,
+        observed=measurement.observed if measurement else {},
         stack=repeated(subject),
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from gradlint.graph import Graph
-from gradlint.result import Gains, Growth, Jump, Place
+from gradlint.result import Gains, Growth, Jump, Measurement, Place
 from gradlint.theory.sustained import Run, largest_run
 
 HEALTHY = 2.2
@@ -87,3 +88,21 @@ def summarise(
         end=place(graph, nodes[run.end]),
         jumps=jumps,
     )
+
+
+def about(growth: Growth, found: Measurement) -> dict[str, Any]:
+    """Evidence on a measured growth: its spread, the Jacobian between its ends, and other draws of the weights."""
+    facts: dict[str, Any] = {"spread": growth.spread, "seeds": found.seeds} if growth.spread is not None else {}
+    ends = (growth.start and growth.start.node, growth.end and growth.end.node)
+    for item in found.segments:
+        if (item.start, item.end) == ends:
+            norms = {"frobenius": item.frobenius, "largest": item.largest, "stable_rank": item.stable_rank}
+            facts["jacobian"] = {**norms, "condition_at_least": item.condition}
+    return facts | ({"redraws": list(found.redraws.growths)} if found.redraws is not None else {})
+
+
+def nearness(growth: Growth, found: Measurement) -> str:
+    """A remark where the seeds of a measured growth lie on both sides of LIMIT, or nearly; "" elsewhere."""
+    if growth.spread is None or abs(abs(growth.decades) - LIMIT) > growth.spread:
+        return ""
+    return f" (near the limit of {LIMIT}: +-{growth.spread:.1f} over {found.seeds} seeds)"

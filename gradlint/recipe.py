@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +14,7 @@ from gradlint.errors import ConfigError
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "adamax", "nadam", "radam")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 _WARMUP = re.compile(r"warmup:(\d+)")
+_LEAST = 1e-5  # of a learning rate: no warm-up starts lower, but the factor of Vaswani 2017, whose full rate is not known, does
 _WARMLESS = frozenset({"constant", "cosine", "linear", "step"})
 
 
@@ -60,6 +62,26 @@ class Recipe:
         return self.optimizer != "sgd"
 
     @property
+    def decoupled(self) -> bool:
+        """Whether weight decay shrinks the weights by itself (AdamW), instead of being part of the gradient."""
+        return self.optimizer == "adamw"
+
+    def limit(self, eigenvalue: float) -> float:
+        """The learning rate from which on steps along an eigenvector of the Hessian grow; infinite for one that is not positive.
+
+        `eigenvalue` is that of H, with weight decay where it is part of the gradient, or of P^-1/2 H P^-1/2 where the optimizer
+        divides by P. Gradient descent: 2 / h. Averaging the gradient and the momentum that has no lookahead: Polyak 1964 and
+        Cohen 2022 (arXiv 2207.14484); Nesterov's lookahead: Cohen 2021 (arXiv 2103.00065). Each is where the characteristic
+        polynomial of the recurrence of weights and momentum has the root -1.
+        """
+        averaged = self.optimizer in {"adam", "adamw", "adamax", "nadam", "radam"}
+        beta = self.betas[0] if averaged else self.momentum if self.optimizer != "adagrad" else 0.0
+        ahead = 1.0 + 2.0 * beta if self.nesterov or self.optimizer == "nadam" else 1.0
+        inverse = eigenvalue * ahead * (1.0 - beta if averaged else 1.0) / (2.0 * (1.0 + beta))
+        inverse += 0.5 * self.weight_decay if self.decoupled and eigenvalue > 0.0 else 0.0
+        return 1.0 / inverse if inverse > 0.0 else math.inf
+
+    @property
     def text(self) -> str:
         """The recipe as `--recipe` takes it: the optimizer, and what is not at its default."""
         settings = [field for field in fields(self) if field.name != "optimizer"]
@@ -81,16 +103,18 @@ class Recipe:
     def from_optimizer(cls, optimizer: Any, **more: Any) -> Recipe:
         """The recipe of a torch.optim.Optimizer; of several groups, the one with the largest learning rate.
 
-        `more` sets what an optimizer does not know: clip_norm, clip_value, precision, schedule.
+        `more` sets what an optimizer does not know: clip_norm, clip_value, precision, schedule. Where a scheduler holds the
+        learning rate of an unused optimizer down at first, the recipe has the full one and a warm-up, linear from what is
+        seen, or over 100 steps from zero. Raises ConfigError for an optimizer that is none of OPTIMIZERS.
         """
         groups: Sequence[dict[str, Any]] = optimizer.param_groups
-        group = max(groups, key=lambda one: float(one["lr"]))
+        group, warmup = max((_started(one, used=bool(optimizer.state)) for one in groups), key=lambda one: float(one[0]["lr"]))
         known: dict[str, Any] = {
             key: group[key] for key in ("momentum", "weight_decay", "betas", "eps", "nesterov") if key in group
         }
         if "betas" in known:
             known["betas"] = tuple(map(float, known["betas"]))
-        return cls(**{"optimizer": type(optimizer).__name__.lower(), "lr": float(group["lr"]), **known, **more})
+        return cls(**{"optimizer": type(optimizer).__name__.lower(), "lr": float(group["lr"]), **warmup, **known, **more})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +130,14 @@ class Task:
     recipe: Recipe | None = None
     rehearse: int | None = None
     batches: tuple[tuple[Any, Any], ...] = ()
+
+
+def _started(group: dict[str, Any], *, used: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A group with its full learning rate, and the schedule up to it if a scheduler starts lower."""
+    now, full = float(group["lr"]), float(group.get("max_lr") or group.get("initial_lr") or group["lr"])
+    if used or full <= now or 0.0 < now < _LEAST * full:
+        return group, {}
+    return {**group, "lr": full}, {"schedule": f"warmup:{round(full / now) if now else 100}"}
 
 
 def _among(what: str, value: str, known: Sequence[str]) -> None:

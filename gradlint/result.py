@@ -8,6 +8,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from gradlint.graph import Source
+from gradlint.observed.chaos import Redraws
+from gradlint.observed.curvature import Curvature
+from gradlint.observed.loss import InputFacts, LossFacts
+from gradlint.observed.numbers import Headroom, Range, Suspect
+from gradlint.observed.rehearsal import Rehearsal
+from gradlint.observed.segments import Segment
+from gradlint.observed.units import Idle, Units
+from gradlint.recipe import Recipe
 
 if TYPE_CHECKING:
     from gradlint.theory.attribution import Attribution
@@ -129,11 +137,28 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class TimeGrowth:
-    """Growth along the time axis of one recurrence: `backward` has one value per step, the last step last."""
+    """Growth along the time axis of one recurrence: `backward` has one value per step, the last step last.
+
+    `backward` are decades for a unit cotangent on the last step, in the order of processing: of the "reverse" `direction` that
+    is the first step of the sequence. `slope` is in decades per step, positive when the gradient grows towards the first step,
+    `slope_error` its standard error, `horizon` the steps until three decades are gained or lost. `lyapunov` are the largest
+    exponents of the state in nats per step, where the cell is known. `axis` is the time axis of the sequence, None for a loop
+    that no sequence feeds.
+    """
 
     node: str
     backward: tuple[float, ...]
     growth: Growth
+    slope: float | None = None
+    slope_error: float | None = None
+    horizon: float | None = None
+    lyapunov: tuple[float, ...] = ()
+    axis: int | None = None
+    steps: int = 0
+    direction: str = "forward"
+
+
+_OBSERVED = ("inputs", "loss", "curvature", "rehearsal", "units", "idle", "segments", "redraws")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +180,22 @@ class Measurement:
     live: frozenset[str] | None = None  # nodes whose output requires grad; None: all
     by_cuts: bool = False  # growth was read from cuts by depth, for want of a spine
     notes: tuple[str, ...] = ()
+    units: tuple[Units, ...] = ()
+    idle: tuple[Idle, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    redraws: Redraws | None = None
+    inputs: tuple[InputFacts, ...] = ()
+    loss: LossFacts | None = None
+    curvature: Curvature | None = None
+    rehearsal: Rehearsal | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    suspects: tuple[Suspect, ...] = ()
+    headroom: Headroom | None = None
+
+    @property
+    def observed(self) -> Mapping[str, Any]:
+        """What watchers and experiments found, by field; without what found nothing."""
+        return {name: value for name in _OBSERVED if (value := getattr(self, name))}
 
     def backward(self, node: str) -> float | None:
         """Backward gain at a node in decades."""
@@ -278,4 +319,6 @@ class TargetReport:
     predicted: Growth | None = None  # the theory's growth, over the same spine
     time: tuple[TimeGrowth, ...] = ()  # growth along the time axis of each recurrence
     attribution: Attribution | None = None  # what the growth is made of, where theory agrees with what was measured
+    recipe: Recipe | None = None
+    observed: Mapping[str, Any] = field(default_factory=dict)  # see Measurement.observed
     stack: Stack | None = None  # the stack of one repeated layer, if any, with its phase

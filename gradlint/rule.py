@@ -8,19 +8,24 @@ sentence", then the sections *What it finds*, *Why it explodes* (or *Why it vani
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from typing import Any, ClassVar
 
 from gradlint.flow import is_weight_layer, kind_of
-from gradlint.forecast import INTERVAL, Forecast, forecast
+from gradlint.forecast import INTERVAL, Forecast
 from gradlint.graph import Graph, Node, Ref, Source, Weight
-from gradlint.growth import HEALTHY, JUMP, LIMIT
+from gradlint.growth import HEALTHY, JUMP, LIMIT, about, nearness
+from gradlint.observed.chaos import Redraws
+from gradlint.observed.curvature import Curvature
+from gradlint.observed.loss import InputFacts, LossFacts
+from gradlint.observed.numbers import Headroom, Levels, Range, Suspect
+from gradlint.observed.rehearsal import Breach, Cause, DeadUnits, Rehearsal, Trial
+from gradlint.observed.segments import Segment
+from gradlint.observed.units import Idle, Units
 from gradlint.ops import Kind, operator
 from gradlint.recipe import Recipe, Task
 from gradlint.result import (
@@ -39,14 +44,17 @@ from gradlint.result import (
 )
 from gradlint.sketch import Sketch
 from gradlint.structure import Recurrence, ResidualSum, Structure
-from gradlint.theory.branches import are_unsettled, has_norm, hides_norm, normalises, on_skip, starts_at_zero
+from gradlint.subject import Subject
+from gradlint.theory.branches import has_norm, hides_norm, normalises, on_skip, starts_at_zero
 from gradlint.theory.gaussian import chi, critical_gain, moments
 from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised
+from gradlint.theory.intervals import bounds
 from gradlint.theory.logits import Logits, logits_of
 from gradlint.theory.prediction import Predicted, Prediction, predict
 from gradlint.theory.propagation import Step, main_weight, propagate, squared_gain
-from gradlint.theory.recurrence import Loop, loops
-from gradlint.theory.trends import RECTIFIERS, Layer, Trend, fall, is_plain, layers, rise
+from gradlint.theory.recurrence import Loop, Pace
+from gradlint.theory.singularities import Singularity
+from gradlint.theory.trends import RECTIFIERS, Layer, Trend, fall, imbalance, is_plain, layers, rise
 
 __all__ = [
     "HEALTHY",
@@ -54,8 +62,12 @@ __all__ = [
     "JUMP",
     "LIMIT",
     "RECTIFIERS",
+    "Breach",
+    "Cause",
     "Confidence",
+    "Curvature",
     "Cut",
+    "DeadUnits",
     "Effect",
     "Example",
     "Finding",
@@ -63,39 +75,56 @@ __all__ = [
     "Gains",
     "Graph",
     "Growth",
+    "Headroom",
+    "Idle",
+    "InputFacts",
     "Kind",
     "Layer",
+    "Levels",
     "Logits",
     "Loop",
+    "LossFacts",
     "Measurement",
     "Needs",
     "Node",
     "NonFinite",
+    "Pace",
     "Place",
     "Predicted",
     "Prediction",
+    "Range",
     "Recipe",
     "Recurrence",
+    "Redraws",
     "Ref",
+    "Rehearsal",
     "Remedy",
     "ResidualSum",
     "Rule",
+    "Segment",
     "Severity",
+    "Singularity",
     "Sketch",
     "Source",
     "Step",
     "Structure",
     "Subject",
+    "Suspect",
     "Task",
     "TimeGrowth",
     "Trend",
+    "Trial",
+    "Units",
     "Weight",
+    "about",
+    "bounds",
     "chi",
     "compact",
     "critical_gain",
     "fall",
     "has_norm",
     "hides_norm",
+    "imbalance",
     "is_constant",
     "is_plain",
     "is_torch_default",
@@ -107,6 +136,7 @@ __all__ = [
     "looks_initialised",
     "main_weight",
     "moments",
+    "nearness",
     "normalises",
     "on_skip",
     "operator",
@@ -126,131 +156,6 @@ class Needs(StrEnum):
     PROBE = "probe"
     RECIPE = "recipe"
     LOSS = "loss"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One model as rules see it. `measurement` is None where nothing was probed."""
-
-    graph: Graph
-    measurement: Measurement | None = None
-    task: Task = field(default_factory=Task)
-
-    @cached_property
-    def structure(self) -> Structure:
-        """Spine, residual sums, depth, recurrences; narrowed to what ran where the model was probed."""
-        if self.measurement is None:
-            return Structure(self.graph)
-        return Structure(self.graph, live=self.measurement.live)
-
-    @cached_property
-    def prediction(self) -> Prediction:
-        """What theory says of every operator."""
-        return predict(self.structure)
-
-    @cached_property
-    def forecast(self) -> Forecast:
-        """What theory expects of the whole model."""
-        measured = self.measurement.gains if self.measurement is not None else None
-        return forecast(self.structure, self.prediction, measured, drawn=self.is_initialised(self.structure.signal))
-
-    @cached_property
-    def steps(self) -> tuple[Step, ...]:
-        """Predicted gradient factor of every spine step, None where a layer on it hides a norm: its weights say nothing."""
-        hidden = {node.id for node in self.graph if hides_norm(node)}
-        steps = propagate(self.structure, self.prediction)
-        return tuple(step if hidden.isdisjoint(step.via) else replace(step, decades=None) for step in steps)
-
-    def stretches(self, follows: Callable[[Step], bool] = lambda step: step.decades is not None) -> Iterator[tuple[Step, ...]]:
-        """Runs of consecutive spine steps that `follows` accepts, by default those that theory can follow."""
-        run: list[Step] = []
-        for step in self.steps:
-            if follows(step):
-                run.append(step)
-            elif run:
-                yield tuple(run)
-                run = []
-        if run:
-            yield tuple(run)
-
-    def margin(self, span: tuple[str, str]) -> float:
-        """Decades by which growth over the steps that end in these two spine nodes may miss its prediction (90 % interval)."""
-        structure, nodes = self.structure, self.prediction.nodes
-        if not structure.spine_index.keys() >= set(span):
-            return 0.0
-        ends = structure.spine[max(structure.spine_index[span[0]] - 1, 0)], span[1]
-        variances = [nodes[node].backward_sd ** 2 if node in nodes else 0.0 for node in ends]
-        return INTERVAL * math.sqrt(max(variances[0] - variances[1], 0.0))
-
-    def is_claim(self, trend: Trend) -> bool:
-        """Whether a predicted trend is large enough for a claim: HEALTHY decades or more.
-
-        Where the probe will check it, one that may reach them within its interval is enough.
-        """
-        if trend.span is None:
-            return False
-        return abs(trend.decades) + (self.margin(trend.span) if self.measurement is not None else 0.0) >= HEALTHY
-
-    @cached_property
-    def loops(self) -> list[Loop]:
-        """Every recurrence that applies square matrices to its own state."""
-        return loops(self.structure)
-
-    def expected_over_time(self, loop: Loop, steps: int) -> float:
-        """Predicted decades that the gradient gains over so many steps of a recurrence, fed by a signal of the predicted size."""
-        sources = self.graph.parents(loop.node) if len(loop.nodes) == 1 else []
-        level = self.prediction.signals[sources[0].id].level if sources and sources[0].id in self.prediction.signals else 0.0
-        return steps * (loop.exponent(steps, level if math.isfinite(level) else 0.0) or 0.0)
-
-    def growth_over_time(self, node: str) -> float | None:
-        """Measured sustained rise of the gradient along the time axis of the recurrence at `node`, in decades."""
-        found = self.measurement.time if self.measurement is not None else ()
-        return next((item.growth.rise for item in found if item.node == node), None)
-
-    def layers_between(self, start: Place, end: Place) -> tuple[list[str], int]:
-        """The weight layers of the measured chain from start to end (those two where it has none), and the depth between."""
-        first, last = self.graph.position[start.node], self.graph.position[end.node]
-        chain = self.measurement.spine if self.measurement is not None else ()
-        within = [node for node in chain if first <= self.graph.position[node] <= last]
-        layers = [node for node in within if is_weight_layer(self.graph[node])]
-        depth = self.structure.depths.get(end.node, 0) - self.structure.depths.get(start.node, 0)
-        return layers or list(dict.fromkeys((start.node, end.node))), depth or len(layers)
-
-    def is_unsettled(self, start: Place, end: Place) -> bool:
-        """Whether the BatchNorms from start to end are in eval mode on statistics that are not those of the signal.
-
-        What is measured there is not what training does, which divides by the statistics of the batch.
-        """
-        first, last = self.graph.position[start.node], self.graph.position[end.node]
-        levels = {node: gains.forward for node, gains in self.measurement.gains.items()} if self.measurement is not None else {}
-        return are_unsettled(self.graph, (n for n in self.graph if first <= self.graph.position[n.id] <= last), levels)
-
-    def chains(self, *, norms: bool = False) -> Iterator[tuple[Step, ...]]:
-        """Runs of plain steps that theory can follow: no skip goes round any operator. Norms break a run unless asked for."""
-        return self.stretches(
-            lambda step: (
-                step.decades is not None
-                and is_plain(self.structure, step)
-                and (norms or not normalises(self.graph, self.graph[step.node]))
-            )
-        )
-
-    def is_initialised(self, nodes: Iterable[str]) -> bool:
-        """Whether the weight matrices of these nodes look as if nobody had trained them; masks of attention are none."""
-        return looks_initialised(
-            weight
-            for node in nodes
-            if is_weight_layer(self.graph[node]) and self.graph[node].op != "attention"
-            for role, weight in self.graph[node].weights.items()
-            if len(weight.shape) > 1 and "bias" not in role
-        )
-
-    def can_claim(self, nodes: Iterable[str]) -> bool:
-        """Whether a claim about growth through these nodes can stand: the probe will check it, or their weights look drawn.
-
-        Predictions are about random weights; about trained ones nothing is claimed that is not measured.
-        """
-        return self.measurement is not None or self.is_initialised(nodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,17 +42,28 @@ def judge(
     measurement, theory is sure on which side of the limit it lies. A measured fault is a fault also where it is not. An error
     alone is likely to make training fail, so it caps the score; so does not knowing.
     """
-    if broken_weight or (measurement is not None and (measurement.nonfinite_forward or measurement.nonfinite_backward)):
+    if broken_weight or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
     if measurement is not None and (measurement.dead or any(cut.stops_all for cut in measurement.cuts)):
         return Verdict.VANISHES, 0
+    rehearsed = measurement.rehearsal if measurement is not None else None
     decades = growth.decades if growth is not None else 0.0
+    if rehearsed is not None and rehearsed.is_certain and abs(decades) < LIMIT:
+        return (Verdict.VANISHES if rehearsed.diverged_at is None else Verdict.EXPLODES), 0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
     if abs(decades) >= LIMIT and (conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
     known = conclusive and growth is not None
     error = any(failing(finding, Severity.ERROR) for finding in findings)
     return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score
+
+
+def _is_not_finite(measurement: Measurement) -> bool:
+    """Whether a pass is not finite at the weights as they are: in the model, or in the user's loss."""
+    loss, rehearsed = measurement.loss, measurement.rehearsal
+    first = rehearsed.losses[:1] + rehearsed.gradient_norms[:1] if rehearsed is not None and not rehearsed.stands_in else ()
+    seen = (loss.value, loss.gradient_norm, *first) if loss is not None else first
+    return bool(measurement.nonfinite_forward or measurement.nonfinite_backward) or not all(map(math.isfinite, seen))
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

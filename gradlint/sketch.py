@@ -11,6 +11,7 @@ import numpy as np
 
 from gradlint.graph import Graph, Node, Ref, Source, Statistics, Weight
 from gradlint.growth import summarise
+from gradlint.recipe import Recipe, Task
 from gradlint.result import Gains, Growth, Measurement
 from gradlint.structure import Structure
 
@@ -33,6 +34,7 @@ class Sketch:
         self._outputs: list[Ref] = []
         self._measured: dict[str, Any] | None = None
         self._gains: dict[str, Gains] = {}
+        self.task = Task()
 
     # nodes ----------------------------------------------------------------------------------------------------------
 
@@ -154,6 +156,11 @@ class Sketch:
     def measured(self, **fields: Any) -> Sketch:
         """Pretend that the probe ran, with these fields of Measurement set."""
         self._measured = {**(self._measured or {}), **fields}
+        return self
+
+    def trained(self, recipe: Recipe) -> Sketch:
+        """Say how the model will be trained."""
+        self.task = Task(recipe=recipe)
         return self
 
     # results --------------------------------------------------------------------------------------------------------

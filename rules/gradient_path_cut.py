@@ -3,7 +3,9 @@
 What it finds:
     An operator on the way to the output that passes no gradient (detach, argmax, round, a no-grad region, a dead activation)
     and behind which trainable weights get none on any other way. It is an error where every path passes it: then nothing before
-    it can learn; a note where an operator off that path has lost its slope, which may be so for these inputs alone.
+    it can learn; a note where an operator off that path has lost its slope, which may be so for these inputs alone. What
+    is zero by construction is a note as well: behind it stands a branch or head that starts at zero, or a norm that takes a bias
+    away again.
 
 Why it matters:
     The weights before the cut stay at their start. Training goes on, and may even look good, on what lies behind it.
@@ -22,10 +24,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Cut, Example, Finding, Needs, Rule, Severity, Sketch, Subject, listed
+from gradlint.rule import Confidence, Cut, Example, Finding, Idle, Needs, Rule, Severity, Sketch, Subject, listed
 
 BY_NATURE = "take it out of the path or use a straight-through estimator; freeze the weights if that is meant"
 SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
+FIRST_STEP = "get no gradient in the first step and learn from the second on", None
+BY_CONSTRUCTION = {
+    "zero-initialised branch": FIRST_STEP,
+    "zero-initialised head": FIRST_STEP,
+    "bias before a norm": ("have no effect and no gradient, for the norm subtracts the mean", "bias=False saves them"),
+}
 
 
 def _rounded(*cuts: Cut) -> Sketch:
@@ -51,10 +59,12 @@ class GradientPathCut(Rule):
         ),
         Example(lambda: _rounded(Cut("round0", "no-grad region", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
         Example(_rounded),
+        Example(lambda: _rounded().measured(idle=(Idle("linear1", "zero-initialised branch", ("a",)),)), fires_on=("linear1",)),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per cause."""
+        yield from self._idle(subject)
         alike: dict[tuple[str, Severity], list[Cut]] = {}
         for cut in subject.measurement.cuts if subject.measurement else ():
             alike.setdefault((cut.cause, _severity(cut)), []).append(cut)
@@ -70,6 +80,24 @@ class GradientPathCut(Rule):
                 confidence=Confidence.MEASURED,
                 cause=cause,
                 starved=starved,
+            )
+
+    def _idle(self, subject: Subject) -> Iterator[Finding]:
+        alike: dict[str, list[Idle]] = {}
+        for idle in subject.measurement.idle if subject.measurement else ():
+            alike.setdefault(idle.cause, []).append(idle)
+        for cause, places in alike.items():
+            names = list(dict.fromkeys(name for idle in places for name in idle.weights))
+            what, remedy = BY_CONSTRUCTION[cause]
+            yield self.finding(
+                subject,
+                [idle.node for idle in places],
+                f"{cause}{f', in {len(places)} places' if len(places) > 1 else ''}: {listed(names)} {what}",
+                severity=Severity.NOTE,
+                remedy=remedy,
+                confidence=Confidence.MEASURED,
+                cause=cause,
+                idle=names,
             )
 
 

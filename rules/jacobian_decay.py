@@ -33,7 +33,9 @@ from gradlint.rule import (
     Severity,
     Sketch,
     Subject,
+    about,
     is_weight_layer,
+    nearness,
 )
 
 REMEDY = "raise the weight gain, add normalisation or skip connections here"
@@ -79,6 +81,7 @@ class JacobianDecay(Rule):
                 subject,
                 nodes,
                 f"the gradient shrinks to 10^{growth.decades:.1f} over {layers} layers, x{factor:.2f} a layer"
+                + nearness(growth, found)
                 + UNSETTLED * unsettled,
                 severity=Severity.WARNING if unsettled else None,
                 remedy="lint the torch module in train mode, or feed its BatchNorms before the export" if unsettled else REMEDY,
@@ -86,4 +89,5 @@ class JacobianDecay(Rule):
                 decades=growth.decades,
                 layers=layers,
                 per_layer=factor,
+                **about(growth, found),
             )

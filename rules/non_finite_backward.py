@@ -2,7 +2,7 @@
 
 What it finds:
     The first operator, coming from the output, whose gradient is not finite although the gradient that it got was, in a model
-    whose forward pass is finite.
+    whose forward pass is finite, where a weight gets any of it.
 
 Why it matters:
     One such gradient makes every weight before it NaN with the next update. Common makers are the square root, the norm or a

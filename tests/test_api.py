@@ -96,7 +96,7 @@ def test_a_report_renders_itself():
 
 
 def test_select_and_ignore():
-    report = gradlint.check("sample_models/tanh_gain_broken.onnx", select=["GL8"], ignore=["GL802"])
+    report = gradlint.check("sample_models/tanh_gain_broken.onnx", select=["GL8"], ignore=["GL802", "GL803"])
     assert [finding.rule for finding in report.findings] == ["GL801"]
     with pytest.raises(gradlint.GradlintError, match="GL999"):
         gradlint.check("sample_models/tanh_gain_broken.onnx", select=["GL999"])

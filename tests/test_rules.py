@@ -25,7 +25,7 @@ SECTIONS = ["What it finds", "Why it", "How to fix it", "References"]
 @pytest.mark.parametrize(("rule", "example"), EXAMPLES)
 def test_example_is_reported_on_exactly_the_named_nodes(rule: type[Rule], example: Example):
     sketch = example.build()
-    subject = Subject(sketch.graph, sketch.measurement)
+    subject = Subject(sketch.graph, sketch.measurement, sketch.task)
     findings = list(rule().check(subject))
     assert {node for finding in findings for node in finding.nodes} == set(example.fires_on)
     assert bool(findings) == bool(example.fires_on)
@@ -34,7 +34,7 @@ def test_example_is_reported_on_exactly_the_named_nodes(rule: type[Rule], exampl
 @pytest.mark.parametrize(("rule", "example"), EXAMPLES)
 def test_findings_of_an_example_can_be_reported(rule: type[Rule], example: Example):
     sketch = example.build()
-    subject = Subject(sketch.graph, sketch.measurement)
+    subject = Subject(sketch.graph, sketch.measurement, sketch.task)
     for finding in rule().check(subject):
         assert (finding.rule, finding.name) == (rule.code, rule.name)
         assert finding.severity.rank >= rule.severity.rank or "decades" in finding.evidence
@@ -78,7 +78,7 @@ def test_rule_that_needs_the_probe_has_only_probed_examples_and_others_run_witho
         if rule.needs is Needs.PROBE:
             assert sketch.measurement is not None
         else:
-            list(rule().check(Subject(sketch.graph)))
+            list(rule().check(Subject(sketch.graph, task=sketch.task)))
 
 
 def test_codes_and_names_are_unique():

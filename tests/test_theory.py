@@ -48,7 +48,7 @@ def test_chi_of_tanh_with_bias_variance_0_05(square, expected):  # Schoenholz 20
 
 def test_tanh_at_gain_5_over_3_settles_at_its_fixed_point():
     assert chi("tanh", 5.0 / 3.0) == pytest.approx(1.20983, abs=1e-5)
-    sketch = Sketch()
+    sketch = Sketch(width=10**6)
     last = sketch.linear(sketch.stack(40, "tanh", gain=5.0 / 3.0), gain=5.0 / 3.0)
     assert 10 ** (2 * predict(Structure(sketch.graph)).signals[last].level) == pytest.approx(1.1785, abs=1e-4)
 
@@ -143,7 +143,7 @@ def test_dropout_is_nothing_in_eval_mode():
 
 @pytest.mark.parametrize("gain", [0.3, SQRT2, 4.0])
 def test_batch_norm_relu_chain_explodes_by_pi_over_pi_minus_one_at_any_gain(gain):  # Yang 2019
-    sketch = Sketch(batch=10**6)
+    sketch = Sketch(batch=10**6, width=10**6)
     sketch.stack(10, "relu", gain=gain, norm="batch_norm")
     assert 10 ** (2 * sum(decades(sketch)[-6:-3])) == pytest.approx(math.pi / (math.pi - 1.0), rel=1e-3)
     assert math.pi / (math.pi - 1.0) == pytest.approx(1.46694, abs=1e-5)
@@ -157,7 +157,7 @@ def test_layer_norm_on_pre_activations(act, factor):  # Doshi 2021
 
 
 def test_residual_block_without_norm_doubles_the_second_moment():  # Fixup
-    sketch = Sketch()
+    sketch = Sketch(width=10**7)
     sketch.blocks(3)
     prediction, steps = predict(Structure(sketch.graph)), propagate(Structure(sketch.graph))
     assert [10 ** (2 * prediction.signals[step.node].level) for step in steps] == pytest.approx([2.0, 4.0, 8.0], rel=1e-6)
@@ -210,8 +210,8 @@ def test_prediction_meets_autograd_on_a_wide_network(act, gain):
 
 
 def test_rise_and_fall_leave_the_one_largest_step_out():
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+    sketch = Sketch(width=10**7)
+    x = sketch.input(8, 10**7)
     for gain in (0.5, 10.0, 100.0, 10.0, 0.5):
         x = sketch.linear(x, gain=gain)
     steps = propagate(Structure(sketch.graph))

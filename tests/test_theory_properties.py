@@ -23,7 +23,7 @@ from gradlint.load import load
 from gradlint.rule import Sketch, Structure, predict
 from gradlint.theory.prediction import Predicted, Prediction
 
-BATCH, WIDTH = 8, 32
+BATCH, WIDTH, WIDE = 8, 32, 10**6  # wide: what a layer of few units adds is none there
 RECTIFIERS = ("relu", "leaky_relu", "abs")
 SMOOTH = ("tanh", "gelu", "silu", "sigmoid", "softplus", "elu")
 UNARY = (*RECTIFIERS, *SMOOTH, "neg", "exp", "softmax", "dropout", "layer_norm", "batch_norm", "rms_norm", "fft")
@@ -107,12 +107,12 @@ def test_names_are_of_no_account(graph: Graph):
     same(predict(Structure(renamed(graph, names.__getitem__))), predict(Structure(graph)), names.__getitem__)
 
 
-def branched(order: Sequence[int], gains: Sequence[float]) -> Sketch:
+def branched(order: Sequence[int], gains: Sequence[float], width: int = WIDTH) -> Sketch:
     """x plus one branch per gain, made and added in this order."""
     sketch = Sketch()
-    x = sketch.input(BATCH, WIDTH)
-    ends = {index: sketch.op("relu", sketch.linear(x, WIDTH, gain=gains[index]), name=f"branch{index}") for index in order}
-    sketch.linear(sketch.op("add", x, *(ends[index] for index in order), name="sum"), WIDTH)
+    x = sketch.input(BATCH, width)
+    ends = {index: sketch.op("relu", sketch.linear(x, width, gain=gains[index]), name=f"branch{index}") for index in order}
+    sketch.linear(sketch.op("add", x, *(ends[index] for index in order), name="sum"), width)
     return sketch
 
 
@@ -128,7 +128,7 @@ def test_branches_may_change_places(gains: list[float], rng: random.Random):
 
 @given(st.floats(0.1, 10.0), st.integers(1, 6))
 def test_a_copy_of_a_branch_adds_its_own_energy(gain: float, copies: int):
-    found = predicted(branched(range(copies), [gain] * copies))
+    found = predicted(branched(range(copies), [gain] * copies, width=10**6))
     squares = [10.0 ** (2.0 * (found[node].backward or 0.0)) for node in ("x", "sum")]
     assert squares[0] / squares[1] == pytest.approx(1.0 + copies * gain**2 / 2.0, rel=1e-3)
 
@@ -312,12 +312,12 @@ def test_axes_of_length_one_or_nought_make_no_nan(op: str, shape: tuple[int, ...
 @pytest.mark.parametrize("act", ["relu", "tanh", "gelu", "silu", "softplus", "neg", "sigmoid", "exp", "layer_norm", "softmax"])
 def test_four_hundred_decades_are_a_number(act: str, gain: float):
     sketch = Sketch()
-    x = sketch.input(BATCH, WIDTH)
+    x = sketch.input(BATCH, WIDE)
     for _ in range(400):
-        x = sketch.linear(x, WIDTH, gain=gain)
+        x = sketch.linear(x, WIDE, gain=gain)
     x = sketch.op(act, x, dim=1)
     for _ in range(400):
-        x = sketch.linear(x, WIDTH, gain=gain)
+        x = sketch.linear(x, WIDE, gain=gain)
     check_numbers(sketch.graph)
     found = predicted(sketch)
     assert found["linear399"].forward == pytest.approx(400.0 * math.log10(gain))

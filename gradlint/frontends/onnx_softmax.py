@@ -1,6 +1,7 @@
 """Softmax and log-softmax that an exporter spelled out: exp(x - max x) / sum exp(x - max x), and its logarithm.
 
-The shift by the maximum may be missing, the sum may be inverted and multiplied, and a reduction that drops its axis is reshaped.
+The shift by the maximum may be missing, which `attrs["shifted"]` then says; the sum may be inverted and multiplied, and a
+reduction that drops its axis is reshaped. `attrs["fused"]` is False for the logarithm of probabilities, which may round to zero.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ def softmax(view: View, exp: Node) -> Match | None:
     if logits is None or len(sums) != 1 or sums[0].inputs[0] != Ref(exp.id):
         return None
     found = _normalised(view, sums[0], Ref(exp.id), logits)
-    return None if found is None else _with_log(view, _with_shift(view, replace(found, inner=(exp, *found.inner))))
+    if found is None:
+        return None
+    found = replace(found, inner=(exp, *found.inner))
+    shifted = _with_shift(view, found)
+    return _with_log(view, shifted if shifted is not found else replace(found, attrs={**found.attrs, "shifted": False}))
 
 
 def log_sum_exp(view: View, total: Node) -> Match | None:
@@ -117,4 +122,7 @@ def _same_axis(one: int | None, other: int, shape: Sequence[int | None] | None) 
 def _with_log(view: View, match: Match) -> Match:
     """The match with the logarithm behind it, where there is one."""
     after = view.reader(match.last, "log") if match.op == "softmax" else None
-    return match if after is None else replace(match, last=after, op="log_softmax", inner=(*match.inner, match.last))
+    if after is None:
+        return match
+    attrs = {**match.attrs, "fused": False}
+    return replace(match, last=after, op="log_softmax", inner=(*match.inner, match.last), attrs=attrs)

@@ -307,12 +307,13 @@ def _index_item(item: Any) -> Any:
 
 
 def _recurrence(named: Mapping[str, Any]) -> dict[str, Any]:
-    packed = "batch_sizes" in named
+    sizes = named.get("batch_sizes")
+    packed = sizes is not None
     batch_first = bool(named.get("batch_first")) and not packed
     attrs = {"batch_first": batch_first, "time_axis": int(batch_first), "training": bool(named.get("train"))}
     if params := named.get("params"):
         attrs["hidden_size"] = int(params[1].shape[1])
-    return attrs | ({"packed": True} if packed else {})
+    return attrs | ({"packed": True, "batch_sizes": tuple(sizes.tolist())} if packed else {})
 
 
 def _constant(call: Call, bare: str) -> dict[str, Any]:

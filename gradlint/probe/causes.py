@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Graph, Node
 from gradlint.growth import UNDERFLOW
+from gradlint.observed.units import Idle
 from gradlint.ops import Kind, operator
 from gradlint.probe.recorder import Seen
 from gradlint.result import Cut, NonFinite
 from gradlint.structure import Structure
 
-_SINGULAR = frozenset({"sqrt", "rsqrt", "log", "pow", "div", "reciprocal", "sum", "l2_normalize", "var", "tan", "abs"})
+_SINGULAR = frozenset({"sqrt", "rsqrt", "log", "pow", "div", "reciprocal", "sum", "l2_normalize", "var", "tan", "abs", "exp"})
 
 
 def first_nonfinite_forward(graph: Graph, seen: Mapping[str, Seen]) -> NonFinite | None:
@@ -42,8 +43,14 @@ def _broken(seen: Seen) -> bool:
 
 
 def first_nonfinite_backward(structure: Structure, seen: Mapping[str, Seen]) -> NonFinite | None:
-    """The operator whose backward pass turns a finite gradient into one that is not."""
+    """The operator whose backward pass turns a finite gradient into one that is not, where a weight gets any of it.
+
+    A rectifier is 0 where its unit is, and takes an infinite gradient that arrives there away.
+    """
     graph = structure.graph
+    trained = [node for node in graph if node.id in seen and _trains(node)]
+    if trained and all(seen[node.id].gradient_kind is None for node in trained):
+        return None
     for node_id in reversed(structure.signal):
         here = seen.get(node_id)
         if here is None or here.gradient_kind is None:
@@ -133,6 +140,53 @@ def _first_fault(node: Node, seen: Mapping[str, Seen], behind: Mapping[str, str 
     if here is None or not here.gradient:
         return behind[node.id]
     return "" if _zero_start(node) or _faded(here) else node.id
+
+
+def find_idle(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Idle, ...]:
+    """Weights whose gradient is zero by construction, by reason, in execution order."""
+    graph = structure.graph
+    useful = _leads_to_output(structure, seen)
+    gates = _gates(graph, seen, useful)
+    idle: dict[str, dict[str, None]] = defaultdict(dict)
+    for node in graph:
+        gate = gates.get(node.id)
+        if gate and node.id in seen and not seen[node.id].gradient:
+            idle[gate].update((weight.name, None) for weight in node.weights.values() if weight.trainable)
+    found = [Idle(gate, "zero-initialised branch", tuple(names)) for gate, names in idle.items() if names]
+    heads = [node for node in graph if node.id in seen and node.id not in useful and is_weight_layer(node) and _zero_start(node)]
+    before = [weight.name for node in graph if node.id in useful for weight in node.weights.values() if weight.trainable]
+    found += [Idle(head.id, "zero-initialised head", tuple(dict.fromkeys(before))) for head in heads if before]
+    for node in graph:
+        bias, children = node.weights.get("bias"), graph.children(node.id)
+        if bias is not None and bias.trainable and node.id in useful and len(children) == 1 and _takes_mean(graph, children[0]):
+            found.append(Idle(node.id, "bias before a norm", (bias.name,)))
+    return tuple(sorted(found, key=lambda item: graph.position[item.node]))
+
+
+def _gates(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[str, str | None]:
+    """For each node that gets no gradient the factor of zeros behind it that gets one; None where another way is open."""
+    gates: dict[str, str | None] = {}
+    for node in reversed(list(graph)):
+        if node.id not in useful:
+            continue
+        ways = [
+            child.id if child.id in seen and seen[child.id].gradient and _opens(child) else gates.get(child.id)
+            for child in graph.children(node.id)
+            if child.id in useful
+        ]
+        gates[node.id] = ways[0] if ways and all(ways) else None
+    return gates
+
+
+def _opens(node: Node) -> bool:
+    """Whether a factor of zeros is one that training moves."""
+    return _zero_start(node) and any(weight.trainable for role, weight in node.weights.items() if role in {"weight", "scale"})
+
+
+def _takes_mean(graph: Graph, node: Node) -> bool:
+    """Whether a norm subtracts the mean of each channel of the batch at hand, and with it any bias."""
+    batch = node.op == "batch_norm" and bool(node.attrs.get("training", graph.mode == "train"))
+    return batch or node.op == "instance_norm"
 
 
 def _zero_start(node: Node) -> bool:

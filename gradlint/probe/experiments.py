@@ -7,10 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from gradlint.errors import GradlintError
+from gradlint.errors import GradlintError, InputError
 from gradlint.frontends.base import PartialRun, Runnable
 from gradlint.graph import Graph
+from gradlint.probe.chaos import redraws
+from gradlint.probe.curvature import curvature
+from gradlint.probe.loss import inputs, loss
+from gradlint.probe.numerics import headroom, suspects
 from gradlint.probe.objective import Objective
+from gradlint.probe.rehearsal import rehearsal
+from gradlint.probe.segments import segments
 from gradlint.recipe import Task
 from gradlint.result import Measurement
 from gradlint.structure import Structure
@@ -45,11 +51,23 @@ class Setting:
 Experiment = Callable[[Setting], Mapping[str, Any]]
 """Returns the fields of Measurement that it fills; none where there is nothing to measure."""
 
-EXPERIMENTS: tuple[tuple[str, Experiment], ...] = ()
+EXPERIMENTS: tuple[tuple[str, Experiment], ...] = (
+    ("inputs", inputs),
+    ("loss", loss),
+    ("operators of the loss", suspects),
+    ("headroom", headroom),
+    ("segments", segments),
+    ("redraws", redraws),
+    ("curvature", curvature),
+    ("rehearsal", rehearsal),
+)
 
 
 def experiment(model: Runnable, task: Task, found: Measurement, *, seed: int, progress: Callable[[str], None]) -> Measurement:
-    """Run every experiment that has something to measure; what fails is said in the notes, and harms nothing else."""
+    """Run every experiment that has something to measure; what fails is said in the notes, and harms nothing else.
+
+    Raises InputError when the user's own loss fails.
+    """
     if found.stopped_at is not None:
         return found
     for name, run in EXPERIMENTS:
@@ -57,5 +75,7 @@ def experiment(model: Runnable, task: Task, found: Measurement, *, seed: int, pr
         try:
             found = replace(found, **run(setting))
         except (GradlintError, PartialRun) as error:
+            if isinstance(error, InputError) and task.loss is not None:
+                raise
             found = replace(found, notes=(*found.notes, f"{name}: not measured, {str(error).splitlines()[0]}"))
     return found

@@ -7,30 +7,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 import torch
+from torch import nn
 
 from gradlint.chains import chain_of
 from gradlint.errors import ForwardError
 from gradlint.flow import FINAL
 from gradlint.frontends.base import PartialRun, Runnable
+from gradlint.frontends.torch_state import untouched
 from gradlint.frontends.user_code import described
 from gradlint.graph import Graph, Ref
-from gradlint.growth import summarise
+from gradlint.growth import LIMIT, summarise
 from gradlint.ops import Kind, Operator, operator
-from gradlint.probe.causes import find_cuts, first_nonfinite_backward, first_nonfinite_forward, is_dead
+from gradlint.probe.causes import find_cuts, find_idle, first_nonfinite_backward, first_nonfinite_forward, is_dead
 from gradlint.probe.experiments import experiment
+from gradlint.probe.numerics import ranges_seen
 from gradlint.probe.recorder import Recorder, Seen, square_sum
-from gradlint.probe.timeaxis import time_growth
-from gradlint.probe.watchers import Watcher, summaries
+from gradlint.probe.timeaxis import OverTime
+from gradlint.probe.watchers import Reader, Watcher, summaries
 from gradlint.recipe import Task
 from gradlint.result import Gains, Growth, Measurement
 from gradlint.structure import Structure
 
 Progress = Callable[[str], None]
+
+MOST_SEEDS = 9
+"""Seeds that are drawn at most of a model whose growth lies near LIMIT."""
+
+TYPICAL_SPREAD = 0.1
+"""Decades between seeds of one model, where a single one was drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ class Pass:
     graph: Graph
     structure: Structure
     seen: Mapping[str, Seen]
-    steps: Mapping[str, Mapping[int, list[float]]]
+    over_time: OverTime
     cotangent: float
     output: float
     stopped: PartialRun | None
@@ -73,40 +83,68 @@ def measure(
     With a `task`, what its loss and its recipe do is measured too. Raises ForwardError when the model's forward or backward
     pass raises.
     """
+    say, task = progress or (lambda _: None), task or Task()
+    own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have a state of its own
+    with model.untouched(), own, torch.enable_grad():
+        return experiment(model, task, observe(model, seeds=seeds, seed=seed, progress=say), seed=seed, progress=say)
+
+
+def observe(model: Runnable, *, seeds: int, seed: int, progress: Progress, most: int = MOST_SEEDS) -> Measurement:
+    """The passes alone, inside `untouched`. Where their spread leaves the verdict open, up to `most` are drawn."""
     passes: list[Pass] = []
     keep: tuple[Ref, ...] | None = None
-    with model.untouched(), torch.enable_grad():
-        for index in range(seeds):
-            if progress is not None:
-                progress(f"probing, seed {index + 1} of {seeds}")
-            passes.append(_one_pass(model, seed + index, keep))
-            keep = passes[-1].structure.trunk if passes[-1].stopped is None else None
-            if first_nonfinite_forward(passes[-1].graph, passes[-1].seen) is not None:
-                break
-        return experiment(model, task or Task(), _combine(passes), seed=seed, progress=progress or (lambda _: None))
+    while True:
+        progress(f"probing, seed {len(passes) + 1} of {max(seeds, len(passes) + 1)}")
+        passes.append(_one_pass(model, seed + len(passes), keep, timed=not passes))
+        keep = passes[-1].structure.trunk if passes[-1].stopped is None else None
+        broken = first_nonfinite_forward(passes[-1].graph, passes[-1].seen) is not None
+        if len(passes) < seeds and not broken:
+            continue
+        found = _combine(passes)
+        if broken or len(passes) >= most or not _is_open(found):
+            break
+    more = f"growth lies near the limit of {LIMIT}: {len(passes) - seeds} more seeds were drawn"
+    return replace(found, notes=(*found.notes, more)) if len(passes) > seeds else found
 
 
-def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None) -> Pass:
-    recorder, outputs, stopped = _forward(model, seed, keep or ())
+def _is_open(found: Measurement) -> bool:
+    """Whether growth is nearer to LIMIT than its seeds are to one another, or, of a single seed, than TYPICAL_SPREAD."""
+    growth = found.growth
+    spread = TYPICAL_SPREAD if growth.spread is None else growth.spread
+    return abs(abs(growth.decades) - LIMIT) <= spread
+
+
+def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None, *, timed: bool = False) -> Pass:
+    recorder, outputs, stopped = _forward(model, seed, keep or (), timed=timed)
     graph = model.graph if stopped is None else _until(model.graph, stopped, recorder.seen)
     live = {node for node, seen in recorder.seen.items() if seen.differentiable}
     structure = Structure(graph, live=live)
     trunk = _trunk_tensors(structure, recorder, outputs)
     if trunk is None:  # the trunk is known only now: run again and hold it
-        recorder, outputs, stopped = _forward(model, seed, structure.trunk)
+        recorder, outputs, stopped = _forward(model, seed, structure.trunk, timed=timed)
         trunk = _trunk_tensors(structure, recorder, outputs) or []
     cotangent = output = 0.0
+    over_time = OverTime()
     if trunk and first_nonfinite_forward(graph, recorder.seen) is None:
+        if timed:
+            with recorder.aside():
+                over_time = OverTime.of(structure, recorder.sites, recorder.fed, seed)
+        recorder.sites.clear()
         cotangent, output = _backward(trunk, recorder.sources, seed)
     recorder.sources.clear()
-    return Pass(graph, structure, recorder.seen, recorder.steps, cotangent, output, stopped, recorder.watchers)
+    return Pass(graph, structure, recorder.seen, over_time, cotangent, output, stopped, recorder.watchers)
 
 
-def _forward(model: Runnable, seed: int, keep: Sequence[Ref]) -> tuple[Recorder, dict[Ref, torch.Tensor], PartialRun | None]:
+def _forward(
+    model: Runnable, seed: int, keep: Sequence[Ref], *, timed: bool
+) -> tuple[Recorder, dict[Ref, torch.Tensor], PartialRun | None]:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     names = _Names(model)
-    recorder = Recorder(names.is_final, names.is_sequence, frozenset(keep))
+    recorder = Recorder(names.is_final, names.is_recurrent, frozenset(keep), timed=timed)
+    for watcher in recorder.watchers:
+        if isinstance(watcher, Reader):
+            watcher.operators = names.operators
     try:
         outputs = model.forward([spec.draw(rng) for spec in model.inputs], tap=recorder)
     except PartialRun as stopped:
@@ -123,16 +161,17 @@ class _Names:
         except RuntimeError:
             self._graph = None
 
-    def _operators(self, node: str) -> list[Operator]:
+    def operators(self, node: str) -> list[Operator]:
+        """The operator of a node, or the ones that its id may name."""
         if self._graph is not None and node in self._graph:
             return [operator(self._graph[node].op)]
         return [operator(name) for name in node.split(":")]
 
     def is_final(self, node: str) -> bool:
-        return any(row.name in FINAL or row.kind is Kind.LOSS for row in self._operators(node))
+        return any(row.name in FINAL or row.kind is Kind.LOSS for row in self.operators(node))
 
-    def is_sequence(self, node: str) -> bool:
-        return any(row.kind is Kind.RNN and not row.name.endswith("_cell") for row in self._operators(node))
+    def is_recurrent(self, node: str) -> bool:
+        return any(row.kind is Kind.RNN for row in self.operators(node))
 
 
 def _until(graph: Graph, stopped: PartialRun, seen: Mapping[str, Seen]) -> Graph:
@@ -185,9 +224,12 @@ def _drawn(tensor: torch.Tensor) -> torch.dtype:
 def _combine(passes: Sequence[Pass]) -> Measurement:
     """Medians over the seeds that took the path of the first one, on which the graph was taken."""
     taken = [one for one in passes if one.seen.keys() == passes[0].seen.keys()]
-    notes: tuple[str, ...] = ()
+    notes = passes[0].over_time.notes
     if len(taken) < len(passes):
-        notes = (f"{len(passes) - len(taken)} of {len(passes)} seeds took another path (layer drop, a branch): left out",)
+        notes = (
+            *notes,
+            f"{len(passes) - len(taken)} of {len(passes)} seeds took another path (layer drop, a branch): left out",
+        )
     passes, last = taken, taken[0]
     graph, structure = last.graph, last.structure
     each = [{node: one.gains(node) for node in one.seen} for one in passes]
@@ -205,16 +247,18 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
         trunk=tuple(ref.node for ref in structure.trunk),
         growth=growth if forward is None else Growth(0.0),
         seeds=len(passes),
-        time=() if forward else time_growth(structure, [one.steps for one in passes], [one.cotangent for one in passes], gains),
+        time=() if forward else last.over_time.growth(structure, gains),
         nonfinite_forward=forward,
         nonfinite_backward=None if forward else first_nonfinite_backward(structure, last.seen),
         cuts=() if forward else find_cuts(structure, last.seen),
+        idle=() if forward else find_idle(structure, last.seen),
         dead=dead,
         stopped_at=str(last.stopped) if last.stopped else None,
         by_cuts=by_cuts,
         notes=notes,
         ran=frozenset(last.seen),
         live=frozenset(node for node, seen in last.seen.items() if seen.differentiable),
+        ranges=ranges_seen(one.seen for one in passes),
         **summaries([one.watchers for one in passes], structure),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,11 +34,21 @@ class Objective:
         self.seed = seed
         self.stands_in = "" if task.loss is not None else "the loss that the model returns"
         self.parameters: Mapping[str, Tensor] = model.parameters()
+        module = getattr(model, "module", None)
+        self._buffers = [(b, b.detach().clone()) for b in module.buffers()] if module is not None else []
 
     def batch(self, index: int = 0) -> list[Any]:
         """The arrays of one batch: the given one, or one drawn anew for each index."""
         rng = np.random.default_rng(self.seed + index)
         return [spec.draw(rng) for spec in self.model.inputs]
+
+    def restart(self, index: int = 0) -> None:
+        """Seed the random state (dropout), and let buffers hold what they held at first (spectral norms)."""
+        random.seed(self.seed + index)
+        np.random.seed(self.seed + index)  # noqa: NPY002 - user code draws from the global state
+        torch.manual_seed(self.seed + index)
+        for buffer, values in self._buffers:
+            buffer.data.copy_(values)
 
     def __call__(self, arrays: Sequence[Any] | None = None, target: Any = None) -> Tensor:
         """The loss of one batch, a scalar with a graph behind it."""
@@ -115,21 +126,29 @@ def _scalar(loss: Any) -> Tensor:
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
     """Gradients of a loss, zeros for weights that it does not depend on. Raises ForwardError when the backward pass raises."""
-    found: Any  # declared without the None that allow_unused gives
-    try:
-        found = torch.autograd.grad(loss, list(parameters), create_graph=create_graph, allow_unused=True)
-    except Exception as error:
-        raise ForwardError(f"the model's backward pass raised {described(error)}") from error
+    found = raw_gradients(loss, parameters, create_graph=create_graph)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
-@contextmanager
-def preserved(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """A context that may write to weights; afterwards they hold what they held."""
-    kept = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+def raw_gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor | None]:
+    """Gradients of a loss, None for weights that it does not depend on, as optimizers want it. Raises like `gradients`."""
     try:
-        yield
-    finally:
+        return list(torch.autograd.grad(loss, list(parameters), create_graph=create_graph, allow_unused=True))
+    except Exception as error:
+        raise ForwardError(f"the model's backward pass raised {described(error)}") from error
+
+
+@contextmanager
+def preserved(parameters: Mapping[str, Tensor]) -> Iterator[Callable[[], None]]:
+    """A context that may write to weights. Afterwards, and when what it gives is called, they hold what they held."""
+    kept = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+
+    def restore() -> None:
         with torch.no_grad():
             for name, tensor in parameters.items():
                 tensor.data.copy_(kept[name])
+
+    try:
+        yield restore
+    finally:
+        restore()

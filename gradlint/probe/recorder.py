@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from gradlint.frontends.base import Tensors
 from gradlint.graph import Ref
+from gradlint.probe.tape import Site
 from gradlint.probe.watchers import WATCHERS, Watcher
 
 _KEPT_FINALS = 32  # inputs of the last softmax-like operators, one of which may turn out to be the trunk output
@@ -53,22 +55,32 @@ def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
     return float(torch.linalg.vector_norm(values)) ** 2, low, high
 
 
+@dataclass(slots=True)
+class Ear:
+    """Whether the hooks of a run listen. They share it, for a recorder that its own hooks held would never be let go."""
+
+    open: bool = True
+
+
 @dataclass
 class Recorder:
-    """A tap. `keep` names tensors to hold until the backward pass, `is_sequence` the nodes whose input 0 has a time axis.
+    """A tap. `keep` names tensors to hold until the backward pass, `is_recurrent` the nodes whose inputs are held.
 
-    After the run, `seen` has every node that ran, `sources` the tensors where differentiable signal starts, and after the
-    backward pass `steps` the squared gradient norms along axis 0 and 1 of each sequence.
+    After the run, `seen` has every node that ran, and `sources` the tensors where differentiable signal starts. With `timed`,
+    `sites` has the place of every output in the autograd graph, and `fed` what recurrent nodes read.
     """
 
     is_final: Callable[[str], bool]
-    is_sequence: Callable[[str], bool]
+    is_recurrent: Callable[[str], bool]
     keep: Collection[Ref] = ()
+    timed: bool = False
     seen: dict[str, Seen] = field(default_factory=dict)
     sources: list[torch.Tensor] = field(default_factory=list)
     kept: dict[Ref, torch.Tensor] = field(default_factory=dict)
     finals: deque[tuple[str, torch.Tensor]] = field(default_factory=lambda: deque(maxlen=_KEPT_FINALS))
-    steps: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    sites: dict[Ref, Site] = field(default_factory=dict)
+    fed: dict[str, Tensors] = field(default_factory=dict)
+    ear: Ear = field(default_factory=Ear)
     watchers: Sequence[Watcher] = field(default_factory=lambda: [kind() for kind in WATCHERS])
 
     def __call__(self, node: str, outputs: Tensors, inputs: Tensors) -> None:
@@ -84,14 +96,14 @@ class Recorder:
             seen.operands = tuple(square_sum(tensor.detach())[1:] for tensor in floats)
         if self.is_final(node) and floats:
             self.finals.append((node, floats[0]))
-        if floats and floats[0].requires_grad and self.is_sequence(node):
-            self._watch_steps(node, floats[0])
+        if self.timed and self.is_recurrent(node):
+            self.fed[node] = tuple(tensor.detach() if _is_float(tensor) else None for tensor in inputs)
         for watcher in self.watchers:
             watcher.forward(node, outputs, inputs)
 
     def restart(self) -> None:
         """See `frontends.base.Restartable`."""
-        for record in (self.seen, self.sources, self.kept, self.finals, self.steps):
+        for record in (self.seen, self.sources, self.kept, self.finals, self.sites, self.fed):
             record.clear()
         for watcher in self.watchers:
             watcher.restart()
@@ -107,19 +119,18 @@ class Recorder:
             self.kept[Ref(node, port)] = tensor
         if tensor.requires_grad:
             seen.differentiable = True
-            _on_gradient(tensor, _Gradient(seen, node, port, self.watchers))
+            if self.timed:
+                self.sites[Ref(node, port)] = Site.of(tensor)
+            _on_gradient(tensor, _Gradient(seen, node, port, self.watchers, self.ear))
 
-    def _watch_steps(self, node: str, sequence: torch.Tensor) -> None:
-        def watch(gradient: torch.Tensor | None) -> None:
-            if gradient is None:
-                return
-            squares = gradient.detach().double().square()
-            self.steps[node] = {
-                axis: squares.movedim(axis, 0).reshape(gradient.shape[axis], -1).sum(1).tolist()
-                for axis in range(min(gradient.ndim - 1, 2))
-            }
-
-        _on_gradient(sequence, watch)
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A context for backward passes of another purpose, of which nothing is recorded."""
+        self.ear.open = False
+        try:
+            yield
+        finally:
+            self.ear.open = True
 
 
 @dataclass(slots=True)
@@ -130,9 +141,10 @@ class _Gradient:
     node: str
     port: int
     watchers: Sequence[Watcher]
+    ear: Ear
 
     def __call__(self, gradient: torch.Tensor | None) -> None:
-        if gradient is None:  # a custom backward pass that returns None
+        if gradient is None or not self.ear.open:  # a custom backward pass that returns None
             return
         square, low, high = square_sum(gradient.detach())
         if not math.isfinite(square):

@@ -1,70 +1,95 @@
-"""Growth along the time axis of a recurrence, from the same backward pass."""
+"""Growth along the time axis of recurrences: a line through what reaches each step from the last one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from statistics import median
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from gradlint.errors import GradlintError
 from gradlint.growth import along, signed, summarise
+from gradlint.probe.time_cells import Fed, cell_exponents
+from gradlint.probe.time_steps import Line, Sites, lines
 from gradlint.result import Gains, Growth, TimeGrowth
 from gradlint.structure import Structure
 
-
-def time_growth(
-    structure: Structure,
-    steps: Sequence[Mapping[str, Mapping[int, list[float]]]],
-    cotangents: Sequence[float],
-    gains: Mapping[str, Gains],
-) -> tuple[TimeGrowth, ...]:
-    """One entry per recurrence: fused ones from the gradient at each step of their input, unrolled ones from their nodes.
-
-    `steps` holds, per seed, squared gradient norms by axis and index, first step first; `cotangents` the squared norm of each
-    seed's cotangent. Growth per step is the slope of the backward gain over time (THEORY section 4).
-    """
-    fused = [_fused(structure, node, steps, cotangents) for node in steps[-1] if node in structure.graph]
-    return tuple(fused) + tuple(_unrolled(structure, item.nodes, gains) for item in structure.recurrences)
+_HORIZON = 3.0  # decades
+_FLAT = 2.0  # standard errors: a slope under so many is none
+_STILL = 1e-4  # decades per step: the same for a line without noise
 
 
-def _fused(
-    structure: Structure, node: str, steps: Sequence[Mapping[str, Mapping[int, list[float]]]], cotangents: Sequence[float]
-) -> TimeGrowth:
-    axis = int(structure.graph[node].attrs.get("time_axis", 0))
-    rows = [
-        [_half_decades(square, cotangent) for square in seed[node][axis]]
-        for seed, cotangent in zip(steps, cotangents, strict=True)
-        if axis in seed.get(node, {})
-    ]
-    if not rows:
-        return TimeGrowth(node, (), Growth(0.0))
-    length = min(len(row) for row in rows)
-    levels = tuple(median(row[index] for row in rows) for index in range(length))
-    labels = [str(index) for index in range(length)]
+@dataclass(frozen=True, slots=True)
+class OverTime:
+    """What one run showed of its recurrences; `exponents` are Lyapunov exponents by node and direction."""
+
+    lines: tuple[Line, ...] = ()
+    exponents: Mapping[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, structure: Structure, sites: Sites, fed: Fed, seed: int) -> OverTime:
+        """Measure after the forward pass; what fails is said in the notes."""
+        try:
+            found = tuple(lines(structure, sites, seed))
+        except (GradlintError, RuntimeError) as error:  # torch names shapes and dtypes that it will not take
+            return cls(notes=(f"time axis: not measured, {str(error).splitlines()[0]}",))
+        return cls(found, cell_exponents(structure.graph, found, fed))
+
+    def growth(self, structure: Structure, gains: Mapping[str, Gains]) -> tuple[TimeGrowth, ...]:
+        """One entry for each direction of each recurrence; loops that no sequence feeds are read from the general pass."""
+        measured = {line.node for line in self.lines}
+        found = [_along(line, self.exponents.get((line.node, line.direction), ())) for line in self.lines]
+        loops = (item.nodes for item in structure.recurrences if measured.isdisjoint(item.nodes))
+        return (*found, *(_unfed(structure, nodes, gains) for nodes in loops))
+
+
+def _along(line: Line, exponents: tuple[float, ...]) -> TimeGrowth:
+    levels = tuple(0.5 * math.log10(square) if square > 0.0 else -math.inf for square in line.squares)
+    labels = [str(index) for index in range(len(levels))]
     known = along(labels, dict(zip(labels, levels, strict=True)))[1]
-    if len(known) < 2:
-        return TimeGrowth(node, levels, Growth(0.0))
+    finite = [level for level in levels[len(levels) - len(known) :] if math.isfinite(level)]
+    found = TimeGrowth(
+        line.node, levels, Growth(0.0), lyapunov=exponents, axis=line.axis, steps=len(levels), direction=line.direction
+    )
+    if len(known) < 2 or len(finite) < 2:
+        return found
     decades, rise, fall, _ = signed(known)
-    return TimeGrowth(node, levels, Growth(decades, rise, fall, known[0] - known[-1], per_step=_slope(known)))
+    slope, error = slope_of(finite)
+    growth = Growth(decades, rise, fall, known[0] - known[-1], per_step=slope)
+    return replace(found, growth=growth, slope=slope, slope_error=error, horizon=horizon_of(slope, error))
 
 
-def _unrolled(structure: Structure, nodes: Sequence[str], gains: Mapping[str, Gains]) -> TimeGrowth:
-    levels = tuple(value for node in nodes if (value := _backward(gains, node)) is not None)
+def slope_of(levels: Sequence[float]) -> tuple[float, float | None]:
+    """Decades per step, positive when the gradient grows towards the first step, and its standard error.
+
+    Least squares. The gain of a step is multiplied by that of the next, so that the level walks at random about its line: the
+    error is that of a walk, 6/5 of the variance of its increments over their number, with their correlations over a few steps
+    (Newey, West 1987). None for fewer than three increments.
+    """
+    values = np.asarray(levels)
+    slope = -float(np.polyfit(np.arange(len(values)), values, 1)[0])
+    steps = np.diff(values)
+    if len(steps) < 3:
+        return slope, None
+    off = steps - steps.mean()
+    lags = math.ceil(len(off) ** (1 / 3))
+    variance = float(off @ off) / len(off)
+    for lag in range(1, lags + 1):
+        variance += 2.0 * (1.0 - lag / (lags + 1)) * float(off[lag:] @ off[:-lag]) / len(off)
+    return slope, math.sqrt(1.2 * max(variance, 0.0) / len(off))
+
+
+def horizon_of(slope: float, error: float | None) -> float:
+    """Steps until three decades are lost or gained; infinite where the slope is none that can be told from zero."""
+    return math.inf if abs(slope) <= max(_FLAT * (error or 0.0), _STILL) else _HORIZON / abs(slope)
+
+
+def _unfed(structure: Structure, nodes: Sequence[str], gains: Mapping[str, Gains]) -> TimeGrowth:
+    values = {node: gains[node].backward if node in gains else None for node in nodes}
+    known = along(nodes, values)[1]
     growth = summarise(structure.graph, nodes, gains)
-    known = along(nodes, {node: _backward(gains, node) for node in nodes})[1]
-    return TimeGrowth(nodes[0], levels, replace(growth, per_step=_slope(known) if len(known) > 1 else None))
-
-
-def _backward(gains: Mapping[str, Gains], node: str) -> float | None:
-    return gains[node].backward if node in gains else None
-
-
-def _half_decades(square: float, reference: float) -> float:
-    return 0.5 * math.log10(square / reference) if square > 0.0 and reference > 0.0 else -math.inf
-
-
-def _slope(levels: Sequence[float]) -> float:
-    """Decades per step, positive when the gradient grows towards the first step."""
-    return -float(np.polyfit(np.arange(len(levels)), np.asarray(levels), 1)[0])
+    levels = tuple(value for value in values.values() if value is not None)
+    slope, error = slope_of(known) if len(known) > 1 else (None, None)
+    return TimeGrowth(nodes[0], levels, replace(growth, per_step=slope), slope, error, steps=len(nodes))

@@ -5,11 +5,13 @@ A watcher sees the tensors of one pass. It keeps numbers, never tensors, and doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
+from gradlint.ops import Operator
+from gradlint.probe.units import UnitWatcher
 from gradlint.structure import Structure
 
 
@@ -32,7 +34,14 @@ class Watcher(Protocol):
         """What the passes, one for each seed, say together; None for nothing."""
 
 
-WATCHERS: tuple[type[Watcher], ...] = ()
+@runtime_checkable
+class Reader(Protocol):
+    """A watcher that is told what runs: `operators` gives those of a node, as far as its id tells while a graph is captured."""
+
+    operators: Callable[[str], Sequence[Operator]]
+
+
+WATCHERS: tuple[type[Watcher], ...] = (UnitWatcher,)
 
 
 def summaries(passes: Sequence[Sequence[Watcher]], structure: Structure) -> Mapping[str, Any]:

@@ -29,6 +29,9 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     cut = next((finding for finding in report.findings if finding.rule == "GL806" and finding.severity is Severity.ERROR), None)
     if report.verdict is Verdict.VANISHES and cut is not None and abs(growth.decades) < LIMIT:
         return f"no gradient passes {place(cut)}, and nothing before it can learn"
+    rehearsed = report.observed.get("rehearsal")
+    if rehearsed is not None and rehearsed.is_certain and abs(growth.decades) < LIMIT:
+        return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
     if not math.isfinite(growth.decades):
         return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
     return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from typing import Any
 
@@ -40,6 +41,8 @@ def _target(report: TargetReport, *, refuted: bool, timings: bool) -> dict[str, 
         "growth": _growth(report),
         "phase": _phase(report),
         "time": [_time(time) for time in report.time],
+        "recipe": report.recipe.text if report.recipe else None,
+        "observed": _plain(report.observed),
         "spine": [_point(point) for point in report.spine],
         "findings": [_finding(finding) for finding in shown(report, refuted=refuted)],
         "coverage": {
@@ -172,6 +175,8 @@ def _plain(value: Any) -> Any:
     """Any value of a rule as JSON has it: numbers to 6 significant digits, numpy scalars and arrays by their own values."""
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

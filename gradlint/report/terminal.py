@@ -16,6 +16,7 @@ from gradlint.growth import HEALTHY
 from gradlint.report import printable
 from gradlint.report.chart import ASCII, BLOCKS, Row, bars, fold, layer_rows, picture, time_rows
 from gradlint.report.headline import headline, is_growing, one_offs
+from gradlint.report.observed import remarks
 from gradlint.report.table import Table
 from gradlint.report.wording import count, decimal, growths, located, place, shown, states, totals
 from gradlint.result import Confidence, Finding, Severity, TargetReport, Verdict
@@ -135,6 +136,8 @@ class _Page:
             yield from self.wrapped("  due to ", printable(str(report.attribution)))
         if report.stack is not None:
             yield from self.wrapped("  phase: ", str(report.stack))
+        for label, text in remarks(report):
+            yield from self.wrapped(f"  {label}: ", printable(text))
 
     def _charts(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Text]:
         if any(row.value is not None for row in rows):

@@ -15,9 +15,9 @@ import numpy as np
 from gradlint.flow import kind_of
 from gradlint.ops import Kind
 from gradlint.theory.channels import Rows, is_trained, mapped
-from gradlint.theory.pointwise import function_of
+from gradlint.theory.functions import function_of
 from gradlint.theory.profiles import mean_product, replaced, times, values_along, without
-from gradlint.theory.signal import Pull, Signal, averaged, joined
+from gradlint.theory.signal import NOTHING, Pull, Signal, averaged, joined
 from gradlint.theory.transfer import Call, Moved, Pulls, log10, mean_square
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _behind(moved: Moved, found: _Channels) -> Signal:
         profile=profile,
         channels=axis,
         law=None,
-        fixed=0.0,
+        fixed=NOTHING,
     )
 
 
@@ -124,7 +124,7 @@ def _layer(call: Call, moved: Moved, signal: Signal) -> Moved:
         own = values_along(cotangent.profile, layer.axis, second.size)
         landed = rows.backward(own)
         apart = tuple(0.0 if index == layer.axis else value for index, value in enumerate(cotangent.alike))
-        even = replace(cotangent, alike=apart, profile=without(cotangent.profile, (layer.axis,)))
+        even = replace(cotangent, alike=apart, profile=without(cotangent.profile, (layer.axis,)), coherence=None)
         for slot, pull in moved.pullback([Pull(even)]):
             energy = pull.cotangent.energy + log10(float(landed.sum()) / float(own.sum()) / full)
             profile = replaced(pull.cotangent.profile, layer.axis, landed)
@@ -151,7 +151,10 @@ def _function(call: Call, moved: Moved, signal: Signal) -> Moved:
         cotangent = joined(pulls, behind)
         gain = mean_product(cotangent.profile, axis, slopes)
         profile = times(cotangent.profile, axis, slopes)
-        yield slot, Pull(replace(cotangent, energy=cotangent.energy + log10(gain), profile=profile, free=1.0))
+        yield (
+            slot,
+            Pull(replace(cotangent, energy=cotangent.energy + log10(gain), profile=profile, spent=NOTHING, coherence=None)),
+        )
 
     return replace(moved, signal=behind, pullback=back)
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from gradlint.graph import Node, Weight
 from gradlint.theory.equations import Equation, Number, Term, below, number
+from gradlint.theory.functions import function_of
 from gradlint.theory.law import apply, expect
 from gradlint.theory.norms import statistics_of
-from gradlint.theory.pointwise import function_of
 from gradlint.theory.signal import Cotangent, Signal, averaged
 from gradlint.theory.transfer import Call, log10, mean_of, mean_square
 

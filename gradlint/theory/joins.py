@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Node
+from gradlint.theory.dispersion import in_sum
 from gradlint.theory.profiles import FLAT, along, mixed, replaced, values_along, without
-from gradlint.theory.signal import Cotangent, Pull, Signal, joined
+from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, joined
 from gradlint.theory.transfer import (
     Call,
     Moved,
@@ -21,6 +22,7 @@ from gradlint.theory.transfer import (
     log10,
     mean_of,
     mean_square,
+    near_in,
     one,
     part_of,
     plain,
@@ -100,6 +102,8 @@ def _side_by_side(parts: Sequence[Part], shares: Sequence[float], layout: Signal
         mean=sum(roots) / math.sqrt(second),
         shared=tuple(shared),
         variance=sum(size**2 * part.variance for size, part in zip(sizes, parts, strict=True)) / second**2,
+        near=near_in(list(zip(sizes, parts, strict=True))),
+        chance=in_sum((size * max(1.0 - part.shared[0], 0.0), part.chance) for size, part in zip(sizes, parts, strict=True)),
         profile=without(mixed([(size / second, part.profile) for size, part in zip(sizes, parts, strict=True)]), (axis,)),
     )
 
@@ -122,7 +126,7 @@ def _stacked(call: Call, found: Sequence[tuple[int, Signal]], axis: int) -> Move
     share = [1.0 / len(found)] * len(found)
     layout = plain(first, sizes=call.sizes, shared=(*first.shared[:axis], 0.0, *first.shared[axis:]), channels=None)
     parts = [
-        replace(part_of(s), shared=(*s.shared[:axis], s.mean**2, *s.shared[axis:]), profile=FLAT, fixed=0.0) for _, s in found
+        replace(part_of(s), shared=(*s.shared[:axis], s.mean**2, *s.shared[axis:]), profile=FLAT, fixed=NOTHING) for _, s in found
     ]
     behind = _side_by_side(parts, share, layout, axis)
 

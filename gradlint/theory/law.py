@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.ops.activations import derivative
+from gradlint.theory.dispersion import NO_CHANCE, Chance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,7 +31,9 @@ _FINE = 0.01  # z = _FINE sinh(u): spacing 3e-4 around the mean, where saturated
 _ORDERS = 40  # Hermite coefficients; what is left of the second moment counts as order 40
 _HIGHEST = 3.0  # decades of a base beyond which functions are extrapolated by their degree: the grid resolves 1/sd = 1e-3
 _LOWEST = -100.0
+_NEAR = 0.01  # of a whole or half degree: what 1/z does between 10^2 and 10^3 standard deviations, and a little more
 _MANY = 256  # dimensions from which on a coordinate on a sphere is normal
+_SIMPLEX = 1e-6  # relative deviation from the correlation of two values on one sphere
 _TINY = 1e-130  # values whose squares are floats lie above it, and below its inverse
 
 
@@ -76,17 +79,55 @@ def in_common(values: Array, correlations: Sequence[float]) -> tuple[float, ...]
     return tuple(known[rho] for rho in correlations)
 
 
+@lru_cache(maxsize=64)
+def _harmonics(dimensions: int) -> tuple[Array, Array]:
+    """Orthonormal polynomials of one coordinate on a sphere, times the weights of the grid, and their values at -1/dimensions.
+
+    These are the Gegenbauer polynomials P_k with P_k(1) = 1, times the root of the number of harmonics of degree k.
+    """
+    n, t, apart = float(dimensions), _coordinate(dimensions) / math.sqrt(dimensions), -1.0 / dimensions
+    rows, seen, counts = [np.ones_like(t), t], [1.0, apart], [1.0, n]
+    for k in range(1, _ORDERS):
+        rows.append(((2.0 * k + n - 2.0) * t * rows[-1] - k * rows[-2]) / (k + n - 2.0))
+        seen.append(((2.0 * k + n - 2.0) * apart * seen[-1] - k * seen[-2]) / (k + n - 2.0))
+        counts.append(counts[-1] * (2.0 * k + n) / (2.0 * k + n - 2.0) * (k + n - 2.0) / (k + 1.0))
+    return np.stack(rows) * np.sqrt(counts)[:, None] * _grid()[1], np.array(seen)
+
+
+def _on_sphere(values: Array, dimensions: int) -> float:
+    """E f(a) f(b) / E f^2 for two coordinates of one point on a sphere whose axes lie -1/dimensions apart (Funk, Hecke).
+
+    The coordinates of a point that has been centred and scaled over dimensions + 1 values are such: they sum to zero, and their
+    squares to a constant, so that not only the first harmonic but the second too has the correlation -1/dimensions.
+    """
+    second = expect(values * values)
+    if second <= 0.0 or not math.isfinite(second):
+        return 1.0
+    rows, seen = _harmonics(dimensions)
+    squares = (rows @ values) ** 2 / second
+    squares[-1] = max(1.0 - float(squares[:-1].sum()), 0.0)
+    return float(squares @ seen)
+
+
 @dataclass(frozen=True, slots=True)
 class Law:
     """A tensor as a function of a Gaussian one: `values` on the grid, in units of 10^shift.
 
-    `base` names the Gaussian tensor, `alike` is the correlation of two of its elements that differ along each axis.
+    `base` names the Gaussian tensor, `alike` is the correlation of two of its elements that differ along each axis. Of a tensor
+    that lies on spheres, `sphere` is their dimension: two elements of one point have the correlation -1/sphere. `chance` is what
+    two of its elements have in common by chance (dispersion.Chance), in units of what samples do not
+    share, `near` the correlation of neighbours in what positions do not share. `settled` is the share of the base whose sum
+    of squares a norm has just set.
     """
 
     base: str
     values: Array
     alike: tuple[float, ...]
     shift: float = 0.0
+    sphere: int = 0
+    chance: Chance = NO_CHANCE
+    near: float = 0.0
+    settled: float = 0.0
 
     @property
     def level(self) -> float:
@@ -103,7 +144,59 @@ class Law:
     @property
     def shared(self) -> tuple[float, ...]:
         """Per axis, the share of E h^2 that two elements have in common which differ along it."""
-        return in_common(self.values, self.alike)
+        return self.in_common(self.values)
+
+    def in_common(self, values: Array) -> tuple[float, ...]:
+        """E f(a) f(b) / E f(a)^2 per axis, for a function of the base that has these values on the grid."""
+        found = in_common(values, self.alike)
+        if not self.sphere:
+            return found
+        together = _on_sphere(values, self.sphere)
+        return tuple(
+            together if abs(rho * self.sphere + 1.0) < _SIMPLEX else share for rho, share in zip(self.alike, found, strict=True)
+        )
+
+    @property
+    def chance_left(self) -> Chance:
+        """What is left of `chance`: what samples do not share goes by the slope of E f(a) f(b) in their correlation.
+
+        What the function makes anew is even over directions, and a BatchNorm that divides each channel by its own deviation evens
+        out to first order 4 s (1 - s) times the sum of squares more.
+        """
+        second = expect(self.values * self.values)
+        if self.chance.square <= 0.0 or second <= 0.0 or not math.isfinite(second):
+            return NO_CHANCE
+        squares = (_hermite() @ self.values) ** 2 / second
+        squares[-1] = max(1.0 - float(squares[:-1].sum()), 0.0)
+        powers, orders = _powers(self.alike[0]), np.arange(1, _ORDERS + 1)
+        left = 1.0 - float(squares @ powers)
+        slope = float((orders * squares[1:]) @ powers[:-1]) * (1.0 - self.alike[0])
+        slope = min(slope / left, 1.0) if left > 1e-9 else 1.0
+        evened = max(1.0 - 4.0 * slope * (1.0 - slope) * self.chance.square, 0.0)
+        return self.chance.scaled(slope * math.sqrt(evened))
+
+    def harmonics(self, values: Array, *, settled: float = 0.0) -> Array:
+        """E f^2 of a function of the base by Hermite order; the second does not vary where the sum of squares is `settled`."""
+        squares: Array = (_hermite() @ values) ** 2
+        squares[-1] = max(expect(values * values) - float(squares[:-1].sum()), 0.0)
+        squares[2] *= 1.0 - settled
+        return squares
+
+    def kept(self, sizes: Sequence[int], axes: Iterable[int]) -> Array:
+        """What each Hermite order keeps of its share in a mean over axes (signal.averaged)."""
+        found = np.ones(_ORDERS + 1)
+        for axis in sorted(axes, key=lambda axis: -self.alike[axis]):
+            found = found / sizes[axis] + (1.0 - 1.0 / sizes[axis]) * _powers(self.alike[axis])
+        return np.maximum(found, 0.0)
+
+    @property
+    def near_left(self) -> float:
+        """The correlation of neighbours behind the function."""
+        if self.near == 0.0:
+            return 0.0
+        far = min(max(self.alike[-1], -1.0), 1.0)
+        close, apart = in_common(self.values, (far + (1.0 - far) * self.near, far))
+        return max(close - apart, 0.0) / (1.0 - apart) if apart < 1.0 - 1e-9 else 0.0
 
     @property
     def finite(self) -> bool:
@@ -140,7 +233,9 @@ def spherical(base: str, level: float, shared: Sequence[float], dimensions: floa
     """The law of a tensor whose squares a norm over few values has just set: of mean 0, with lighter tails than the normal."""
     law = gaussian(base, level, 0.0, shared)
     whole = round(dimensions)
-    return replace(law, values=_coordinate(whole) * 10.0 ** (level - law.shift)) if 3 <= whole < _MANY else law
+    if not 3 <= whole < _MANY:
+        return law
+    return replace(law, values=_coordinate(whole) * 10.0 ** (level - law.shift), sphere=whole)
 
 
 def positive(law: Law) -> Law:
@@ -172,11 +267,17 @@ def apply(function: Function, law: Law) -> Mapped:
             return Mapped(held(replace(law, values=values)), *_held_slope(slope, 0.0))
         inside = law.values * (0.1 if law.shift > 0.0 else 10.0)
         step = -1.0 if law.shift > 0.0 else 1.0
-        degree = (_half(function(inside)) - _half(values)) / step
-        bend = 2.0 * (_half(derivative(function)(inside)) - _half(slope)) / step
+        degree = _limit((_half(function(inside)) - _half(values)) / step)
+        bend = _limit(2.0 * (_half(derivative(function)(inside)) - _half(slope)) / step)
     if not (math.isfinite(degree) and math.isfinite(bend)):
         degree, bend = 1.0, 0.0
     return Mapped(held(replace(law, values=values, shift=degree * law.shift)), *_held_slope(slope, bend * law.shift))
+
+
+def _limit(degree: float) -> float:
+    """The degree of a function far out, from that at the edge of the grid: corrections of order 1/z still show in it there."""
+    near = round(2.0 * degree) / 2.0 if math.isfinite(degree) else degree
+    return near if abs(degree - near) < _NEAR else degree
 
 
 def _held_slope(slope: Array, fade: float) -> tuple[Array, float]:
@@ -215,4 +316,4 @@ def largest_of(law: Law, draws: float, alike: float) -> tuple[Law, Array]:
     mean, second = float(won @ law.values), float(won @ (law.values * law.values))
     spread = math.sqrt(max(second - mean * mean, 0.0))
     z, _ = _grid()
-    return replace(law, base=f"{law.base}|max", values=mean + spread * z), density
+    return replace(law, base=f"{law.base}|max", values=mean + spread * z, sphere=0), density

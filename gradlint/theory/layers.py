@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Weight
+from gradlint.theory import fluctuation
+from gradlint.theory.coherence import Taps, through_layer
+from gradlint.theory.dispersion import Chance
 from gradlint.theory.profiles import mean_product, replaced, times, values_along, without
 from gradlint.theory.signal import Cotangent, Signal
 from gradlint.theory.transfer import (
@@ -39,9 +42,6 @@ if TYPE_CHECKING:
     from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
 
-_NOISE = 0.8 / math.log(10.0) ** 2
-"""Variance in decades^2, times fan, that a layer of finite width adds to a level (benchmarks/theory_random.py measures it)."""
-
 _FEW = 64  # inputs per output: below, the norms of the rows of a weight differ enough to matter
 _LONG = 1 << 18  # pairs of position and tap: an audio signal
 _SMALL = 1 << 20  # elements: rows of a larger weight are not looked at one by one
@@ -59,7 +59,12 @@ class _Layer:
         self.shape = LayerShape(axis, groups, weight.size / max(sizes[1], 1) if groups == 1 else weight.fan_in, self.fan)
         self.depthwise = groups == sizes[0] == sizes[1] and groups > 1
         self.rows = _rows(weight) if weight.fan_out == sizes[1] else None  # squared norms over their mean
-        self.noise = _NOISE / max(self.fan * groups, 1.0)
+        self.groups = groups
+
+    @property
+    def taps(self) -> list[Taps]:
+        """The windows as means over their positions."""
+        return [Taps(w.axis, w.taps / w.out, w.taps / w.size, w.size) for w in self.windows]
 
     @property
     def gain(self) -> float:
@@ -207,7 +212,12 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     axis, average = layer.axis, mean_of(layer.weight)
     gain, profile, kept = _spread(signal.profile, layer)
     shared = tuple(0.0 if index == axis else share * kept.get(index, 1.0) for index, share in enumerate(signal.shared))
-    parts = [Part(signal.log_q + log10(gain), 0.0, shared, signal.variance, profile)]
+    chance = _chance(signal, layer)
+    spread = fluctuation.of_square(signal.law_at(""), signal.sizes)
+    level = signal.log_q + log10(gain) + fluctuation.shift(spread)
+    parts = [
+        Part(level, 0.0, shared, signal.variance + fluctuation.decades(spread), profile, chance=chance, near=_near(signal, layer))
+    ]
     aligned = (average * signal.mean) ** 2 * layer.fan * max(layer.fan - 1.0, 0.0)
     if aligned > 0.0:
         sign = math.copysign(1.0, average * signal.mean)
@@ -216,10 +226,21 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     if bias is not None and mean_square(bias) > 0.0:
         parts.append(constant_part(mean_square(bias), mean_of(bias), [index == axis for index in range(len(call.sizes))]))
     behind = total(parts, plain(signal, sizes=call.sizes, channels=axis))
-    behind = replace(behind, variance=behind.variance + layer.noise)
+
+    share = 10.0 ** min(parts[0].log_q - behind.log_q, 0.0) if math.isfinite(behind.level) else 1.0  # that depends on the input
 
     def back(cotangent: Cotangent) -> Cotangent:
-        return _pulled(cotangent, layer)
+        pulled = scaled(_pulled(cotangent, layer), _evened(cotangent, layer))
+        inputs, taps = signal.sizes[axis], math.prod(tap.lands for tap in layer.taps)
+        spread, overlap = fluctuation.behind_layer(cotangent.overlap, inputs, inputs // layer.groups, taps)
+        energy = pulled.energy + fluctuation.shift(spread)
+        pulled = replace(pulled, energy=energy, variance=pulled.variance + fluctuation.decades(spread), overlap=overlap)
+        if average != 0.0 or layer.groups > 1:
+            return pulled
+        both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.alike, signal.shared, strict=True))
+        layout = axis, signal.sizes, both
+        factor, coherence = through_layer(cotangent.coherence, layout, signal.mean, share, layer.taps)
+        return replace(pulled, energy=pulled.energy + log10(factor), coherence=coherence)
 
     return Moved(behind, one(slot, behind, back), layer=layer.shape)
 
@@ -241,6 +262,41 @@ def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, 
     return gain, found, shares
 
 
+def _evened(cotangent: Cotangent, layer: _Layer) -> float:
+    """A norm that divides each unit by its own deviation divides more where the row of W is longer: E |w|^2/v is 2/fan less.
+
+    For v = sum of l_i w_i^2, Cov(|w|^2, v) / E |w|^2 E v is 2/fan whatever the l_i; rows that are looked at tell it exactly.
+    """
+    if layer.rows is not None:
+        return 1.0
+    units = max((share for axes, share in cotangent.spent.items() if layer.axis not in axes), default=0.0)
+    return max(1.0 - 2.0 * units / max(layer.fan, 4.0), 0.5)
+
+
+def _near(signal: Signal, layer: _Layer) -> float:
+    """Neighbours behind a kernel are as like as inputs a stride apart: each tap has its own random weight."""
+    if signal.near == 0.0 or not layer.windows:
+        return signal.near
+    window = layer.windows[-1]
+    return float(signal.near ** max(window.size / max(window.out, 1), 1.0))
+
+
+def _chance(signal: Signal, layer: _Layer) -> Chance:
+    """What two outputs have in common by chance: what inputs had, and 1/fan for inputs that are all of a kernel that there is.
+
+    Taps of one kernel are as many more inputs as they are unlike; what neighbours had in common by chance averages out by half
+    from one kernel to the next.
+    """
+    alone = 1.0
+    for window in layer.windows:
+        reads = max(window.taps / window.out, 1.0)
+        alone *= 1.0 / reads + (1.0 - 1.0 / reads) * max(signal.shared[window.axis], 0.0) ** 2
+    channels = max(signal.sizes[layer.axis], 1.0)
+    kept = 1.0 if alone == 1.0 else 0.5 + 0.5 * alone
+    anew = alone / channels
+    return signal.chance.scaled(math.sqrt(kept)).plus(Chance(anew, anew * anew))
+
+
 def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
     """A mean of the weight adds up what the cotangents of the units have in common; random weights do not."""
     average, square = mean_of(layer.weight) ** 2, mean_square(layer.weight)
@@ -260,7 +316,7 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
         gain *= float(landed.sum()) / window.out
         profile = replaced(profile, window.axis, landed)
     alike = tuple(own if index == layer.axis else value * shares.get(index, 1.0) for index, value in enumerate(cotangent.alike))
-    return scaled(cotangent, gain, alike, variance=layer.noise, profile=profile)
+    return scaled(cotangent, gain, alike, profile=profile)
 
 
 def embedding(call: Call, *, fed: bool) -> Moved | None:

@@ -12,7 +12,7 @@ import numpy as np
 from gradlint.graph import Node
 from gradlint.theory.profiles import FLAT, moved, replaced, without
 from gradlint.theory.selection import padding, taken
-from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, gathered, joined
+from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, averaged, gathered, joined
 from gradlint.theory.transfer import (
     Call,
     Moved,
@@ -85,11 +85,17 @@ def _permuted(call: Call, slot: int, signal: Signal, axes: Sequence[int]) -> Mov
     channels = axes.index(signal.channels) if signal.channels is not None and signal.channels in axes else None
     shared = tuple(signal.shared[axis] for axis in axes)
     profile = moved(signal.profile, axes.index)
-    behind = replace(signal, sizes=call.sizes, shared=shared, channels=channels, law=law, profile=profile)
+    fixed = {tuple(sorted(axes.index(axis) for axis in over)): share for over, share in signal.fixed.items()}
+    behind = replace(signal, sizes=call.sizes, shared=shared, channels=channels, law=law, profile=profile, fixed=fixed)
 
     def back(cotangent: Cotangent) -> Cotangent:
         alike = tuple(cotangent.alike[axes.index(axis)] for axis in range(len(axes)))
-        return replace(cotangent, alike=alike, profile=moved(cotangent.profile, axes.__getitem__))
+        own = cotangent.coherence
+        if own is not None:
+            own = replace(own, axis=axes[own.axis], alike=tuple(own.alike[axes.index(axis)] for axis in range(len(axes))))
+        spent = {tuple(sorted(axes[axis] for axis in over)): share for over, share in cotangent.spent.items()}
+        profile = moved(cotangent.profile, axes.__getitem__)
+        return replace(cotangent, alike=alike, profile=profile, spent=spent, coherence=own)
 
     return Moved(behind, one(slot, behind, back))
 
@@ -104,11 +110,12 @@ def _viewed(call: Call, slot: int, signal: Signal) -> Moved:
     kept = {old[0]: new[0] for old, new in groups if len(old) == len(new) == 1}
     back_to = {new: old for old, new in kept.items()}
     profile = moved(signal.profile, kept.get)
-    behind = replace(signal, sizes=call.sizes, shared=shared, channels=channels, law=law, profile=profile)
+    behind = replace(signal, sizes=call.sizes, shared=shared, channels=channels, law=law, profile=profile, fixed=NOTHING)
 
     def back(cotangent: Cotangent) -> Cotangent:
         alike = regrouped(call.sizes, cotangent.alike, groups, backwards=True)
-        return replace(cotangent, alike=alike, profile=moved(cotangent.profile, back_to.get))
+        coherence = cotangent.coherence if call.sizes == signal.sizes else None
+        return replace(cotangent, alike=alike, profile=moved(cotangent.profile, back_to.get), coherence=coherence)
 
     return Moved(behind, one(slot, behind, back))
 
@@ -260,7 +267,7 @@ def _chosen(call: Call, found: Sequence[tuple[int, Signal]]) -> Moved | None:
     if any(signal.sizes != call.sizes for _, signal in found):
         return None
     count = float(len(found))
-    parts = [replace(part_of(signal), log_q=signal.log_q - math.log10(count), fixed=0.0) for _, signal in found]
+    parts = [replace(part_of(signal), log_q=signal.log_q - math.log10(count), fixed=NOTHING) for _, signal in found]
     behind = replace(total(parts, plain(found[0][1])), variance=max(part.variance for part in parts) + _CHOSEN)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
@@ -327,7 +334,7 @@ def _padded(call: Call, slot: int, signal: Signal) -> Moved | None:
             inside = cotangent.profile.get(axis, np.ones(new))[before[axis] : before[axis] + old]
             energy += log10(float(inside.sum()) / new)
             left = replaced(left, axis, inside)
-        return replace(cotangent, energy=cotangent.energy + energy, profile=left)
+        return replace(cotangent, energy=cotangent.energy + energy, profile=left, coherence=None)
 
     return Moved(behind, one(slot, behind, back))
 

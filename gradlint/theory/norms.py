@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradlint.graph import Weight
+from gradlint.theory.coherence import Coherence
+from gradlint.theory.dispersion import NO_CHANCE, Chance, Scatter, scatter
 from gradlint.theory.initialised import is_constant
 from gradlint.theory.law import spherical
 from gradlint.theory.profiles import mean_product, times, without
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _EPS = 1e-5
 _NOISE = 3e-4  # decades^2 that each norm adds, measured over 60 networks with BatchNorm (benchmarks/theory_architectures.py)
-_REPEATED = 0.05  # share of a variance that repeats along an axis, below which all of it counts as drawn anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,21 +109,24 @@ def _normalised(call: Call, slot: int, signal: Signal, over: Over) -> Moved:
     level = half_log(units.power) - 0.5 * math.log10(summed)
     layout = plain(signal, level=level, mean=0.0 if over.centred else signal.mean, shared=shared, variance=0.0)
     behind = replace(_with_bias(call, layout), profile=units.profile(signal.profile), variance=0.0)
-    if call.node.op == "batch_norm":
-        behind = replace(behind, fixed=1.0)
-    degrees, part = _fluctuation(signal, over, common)
-    if over.centred and behind.mean == 0.0 and behind.level == level and part == 1.0:
-        behind = replace(behind, law=spherical(call.node.id, level, behind.shared, degrees))
-    part *= math.sqrt(1.0 - min(signal.fixed, 1.0)) if over.centred else (1.0 - common)
+    behind = replace(behind, fixed={over.axes: 10.0 ** (2.0 * (2.0 * level - 2.0 * behind.level))})
+    found = _scatter(signal, over, common)
+    limited = found.uneven(units.unlike(signal.chance.scaled(min(max(1.0 - signal.shared[0], 0.0) / (1.0 - lost), 1.0))))
+    chance = signal.chance
+    behind = replace(behind, chance=chance.scaled(found.degrees / (found.degrees + 2.0)) if units.whole else chance)
+    if over.centred and behind.mean == 0.0 and behind.level == level:
+        law = spherical(call.node.id, level, behind.shared, found.degrees)
+        behind = replace(behind, law=replace(law, chance=behind.chance, near=behind.near))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
         factor = 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost) / summed
         gain, profile = units.pulled(cotangent.profile)
-        factor *= gain * _kept(cotangent, over, *along_signal(pulls, behind))
-        factor *= inverse_mean(degrees, part)
+        kept = _kept(cotangent, behind, over, *along_signal(pulls, behind))
+        factor *= gain * kept
+        factor *= limited.inverse_mean(small) * (1.0 + small)  # of which the units hold 1 / (1 + small)
         pulled = scaled(cotangent, factor, _centred_along(cotangent, over), variance=signal.variance + _NOISE, profile=profile)
-        yield slot, Pull(replace(pulled, free=0.0) if call.node.op == "batch_norm" else pulled)
+        yield slot, Pull(replace(pulled, spent={over.axes: 1.0}, coherence=_left(cotangent, behind, over, kept)))
 
     return Moved(behind, back)
 
@@ -133,29 +136,15 @@ def _rest(share: float, lost: float, *, low: float = -1.0) -> float:
     return min(max((share - lost) / (1.0 - lost), low), 1.0)
 
 
-def _fluctuation(signal: Signal, over: Over, common: float) -> tuple[float, float]:
-    """Degrees of freedom of the variance that a norm takes, and the part of it that has so few.
-
-    Independent values have one less than their number. What is the same all along an axis (a pattern over positions that all
-    samples show) is drawn once for the others: its part of the variance has fewer.
-    """
-    count = math.prod(over.sizes[axis] for axis in over.axes)
-    axis = max((axis for axis in over.axes if over.sizes[axis] > 1), key=lambda axis: signal.shared[axis], default=None)
-    repeated = _rest(signal.shared[axis], common) if axis is not None else 0.0
-    if axis is None or repeated < _REPEATED:
-        return float(count - over.centred), 1.0
-    return max(float(count // over.sizes[axis] - over.centred), 1.0), repeated
-
-
-@lru_cache(maxsize=1024)
-def inverse_mean(degrees: float, part: float) -> float:
-    """E 1/v for v = part chi^2_k / k + 1 - part: k / (k - 2) where all of a variance fluctuates."""
-    if part >= 1.0 and degrees > 4.0:
-        return degrees / (degrees - 2.0)
-    logs = np.linspace(-12.0, 6.0, 1201)  # of chi^2_k / k; its density over logarithms is smooth for every k
-    density = np.exp(0.5 * degrees * (logs - np.exp(logs)) + 0.5 * degrees)
-    values = 1.0 / (part * np.exp(logs) + 1.0 - part)
-    return float((density * values).sum() / density.sum())
+def _scatter(signal: Signal, over: Over, common: float) -> Scatter:
+    """How the variance that a norm takes scatters: less by what a BatchNorm has just set of it, or by the square of a mean."""
+    if over.centred:
+        before = min(signal.fixed.get(over.axes, 0.0) / (1.0 - common) ** 2, 1.0)
+        return scatter(over.sizes, signal.shared, over.axes, centred=True, steady=1.0 - math.sqrt(1.0 - before))
+    constant = min(max(min((signal.shared[axis] for axis in over.axes), default=0.0), 0.0), 1.0 - 1e-9)
+    before = min(signal.fixed.get(over.axes, 0.0) + constant**2, 1.0)
+    rest = [_rest(share, constant) for share in signal.shared]
+    return scatter(over.sizes, rest, over.axes, centred=False, steady=1.0 - math.sqrt(1.0 - before))
 
 
 class _Units:
@@ -163,7 +152,7 @@ class _Units:
 
     def __init__(self, call: Call, signal: Signal, over: Over, small: float) -> None:
         own = {axis: values for axis, values in signal.profile.items() if axis not in over.axes}
-        self._apart = own
+        self._apart, self._over, self._inside = own, over.axes, over.sizes
         self._small = small
         self._axis = _scale_axis(call, over)
         self._gamma = _squares(call.node.weights.get("scale"), signal.sizes[self._axis])
@@ -177,6 +166,22 @@ class _Units:
 
     def _axes(self) -> list[int]:
         return sorted({*self._apart, self._axis})
+
+    @property
+    def whole(self) -> bool:
+        """Whether each channel is divided by its own deviation, which evens out the sizes of directions over samples."""
+        return self._axis not in self._over
+
+    def unlike(self, chance: Chance) -> Chance:
+        """What elements normalised together have in common by chance, in square: those of one channel at other places.
+
+        Less what is known already of the variances of channels: half of their own variance, as that of a `Scatter`.
+        """
+        if not any(self._inside[axis] > 1 for axis in self._over if axis != self._axis):
+            return NO_CHANCE
+        own = self._apart.get(self._axis)
+        known = 0.5 * float(np.var(own)) if own is not None else 0.0
+        return chance.less(known).scaled(1.0 if self.whole else self._inside[self._axis] ** -0.5)
 
     @property
     def power(self) -> float:
@@ -209,10 +214,32 @@ def _scale_axis(call: Call, over: Over) -> int:
     return over.axes[-1] if over.axes else rank - 1
 
 
-def _kept(cotangent: Cotangent, over: Over, ratio: float, alike: Sequence[float]) -> float:
-    """Share of a cotangent that is orthogonal to the constant vector (where the norm centres) and to the normalised signal."""
+def _kept(cotangent: Cotangent, behind: Signal, over: Over, ratio: float, alike: Sequence[float]) -> float:
+    """Share of a cotangent that is orthogonal to the constant vector (where the norm centres) and to the normalised signal.
+
+    Of what is known about the cotangent and all channels together, a norm over one group of them takes the part that each group
+    has by itself.
+    """
     along_one = averaged(over.sizes, cotangent.alike, over.axes) if over.centred else 0.0
-    return max(1.0 - along_one - cotangent.free * ratio * averaged(over.sizes, alike, over.axes), 1e-6)
+    free, own = 1.0 - cotangent.spent.get(over.axes, 0.0), cotangent.coherence
+    if own is None or own.axis not in over.axes or (over.centred and behind.mean != 0.0):
+        return max(1.0 - along_one - free * ratio * averaged(over.sizes, alike, over.axes), 1e-6)
+    inside = over.sizes[own.axis]
+    groups, places = behind.sizes[own.axis] / inside, [axis for axis in over.axes if axis != own.axis]
+    known = free * (1.0 - 1.0 / groups) + float(own.moments[1, 1]) / groups
+    return max(1.0 - along_one - known * averaged(over.sizes, own.alike, places) / inside, 1e-6)
+
+
+def _left(cotangent: Cotangent, behind: Signal, over: Over, kept: float) -> Coherence | None:
+    """What a cotangent has in common with the signal before a norm over channels: nothing but, without centring, its sum."""
+    own = cotangent.coherence
+    if own is None or own.axis not in over.axes:
+        return None
+    (ones, both), (_, along) = own.moments
+    moments = np.zeros((2, 2))
+    if not over.centred:
+        moments[0, 0] = max(ones - 2.0 * behind.mean * both + behind.mean**2 * along, 0.0) / kept
+    return Coherence(moments, own.axis, own.alike)
 
 
 def _centred_along(cotangent: Cotangent, over: Over) -> tuple[float, ...]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.graph import Node
 from gradlint.ops.activations import activation
+from gradlint.theory.coherence import Coherence, Summand, at_sum
+from gradlint.theory.functions import function_of
 from gradlint.theory.law import Law, Mapped, apply, expect, held, positive
 from gradlint.theory.profiles import FLAT, both, mean_product, moved, power, times, without
-from gradlint.theory.signal import Cotangent, Pull, Signal, gathered, joined, of_law
+from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, gathered, joined, of_law, varying
 from gradlint.theory.transfer import (
     Call,
     Moved,
@@ -37,80 +38,6 @@ _RECTIFIERS = frozenset({"relu", "leaky_relu", "prelu", "abs", "neg"})  # follow
 _STEADY = 0.7  # mean over rms of a signal that stays on one side of zero: half of its second moment is its mean
 _UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
 
-_MATH: dict[str, Function] = {
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "expm1": np.expm1,
-    "log": np.log,
-    "log2": np.log2,
-    "log10": np.log10,
-    "log1p": np.log1p,
-    "sqrt": np.sqrt,
-    "rsqrt": lambda z: 1.0 / np.sqrt(z),
-    "reciprocal": np.reciprocal,
-    "abs": np.abs,
-    "sin": np.sin,
-    "cos": np.cos,
-    "sinc": np.sinc,
-    "tan": np.tan,
-    "sinh": np.sinh,
-    "cosh": np.cosh,
-    "atan": np.arctan,
-    "arctan": np.arctan,
-    "asinh": np.arcsinh,
-    "square": np.square,
-    "neg": np.negative,
-}
-
-
-def function_of(node: Node) -> Function | None:
-    """The function of an operator with one varying operand; None where it is not known."""
-    constant = node.attrs.get("constant")
-    if isinstance(constant, (int, float)) and len(node.inputs) > 1:
-        return _with_constant(node, float(constant))
-    if node.op == "clamp":
-        low, high = (_bound(node, names) for names in (("min", "min_val"), ("max", "max_val")))
-        return lambda z: np.clip(z, low, high)
-    if node.op == "pow" and isinstance(node.attrs.get("exponent"), (int, float)):
-        return _power(float(node.attrs["exponent"]))
-    found = activation(node.op, _attributes(node))
-    name = str(node.attrs.get("name", node.op)).lower().strip("_")
-    return found if found is not None else _MATH.get(name, _MATH.get(node.op))
-
-
-def _attributes(node: Node) -> dict[str, Any]:
-    slope = node.weights.get("weight") or node.weights.get("slope")
-    if node.op == "prelu" and slope is not None:
-        return {**node.attrs, "negative_slope": slope.statistics.mean}
-    return dict(node.attrs)
-
-
-def _bound(node: Node, names: Sequence[str]) -> float | None:
-    value = next((node.attrs[name] for name in names if name in node.attrs), None)
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def _power(exponent: float) -> Function:
-    return lambda z: np.power(z, exponent)
-
-
-def _with_constant(node: Node, constant: float) -> Function | None:
-    """A binary operator with one number; which side it stands on is told by the slot that is empty."""
-    left = node.inputs[0] is None
-    step = float(node.attrs.get("alpha", 1.0)) if node.op in {"add", "sub"} else 1.0
-    functions: dict[str, tuple[Function, Function]] = {  # constant on the right, constant on the left
-        "add": (lambda z: z + step * constant, lambda z: constant + step * z),
-        "sub": (lambda z: z - step * constant, lambda z: constant - step * z),
-        "mul": (lambda z: z * constant, lambda z: z * constant),
-        "div": (lambda z: z / constant, lambda z: constant / z),
-        "pow": (_power(constant), lambda z: np.power(constant, z)),
-    }
-    if node.op == "maximum":
-        smaller = "min" in str(node.attrs.get("name", "")).lower()
-        return (lambda z: np.minimum(z, constant)) if smaller else (lambda z: np.maximum(z, constant))
-    found = functions.get(node.op)
-    return None if found is None else found[left]
-
 
 def mapped(call: Call) -> Moved | None:
     """A function of one tensor, exact on the grid of its law."""
@@ -124,14 +51,15 @@ def mapped(call: Call) -> Moved | None:
         return None
     value, bend = _degrees(function, signal, call) if signal.profile and call.node.op not in _RECTIFIERS else (1.0, 0.0)
     behind = of_law(result.law, signal, power(signal.profile, value))
+    behind = replace(behind, variance=signal.variance * _degree(result, signal.law_at("")) ** 2)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         for pull in pulls:
-            slope = result.slope if pull.slope is None else pull.slope * result.slope
-            cotangent = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade, free=1.0)
+            slope, values = (result.slope, result.law.values) if pull.slope is None else (pull.slope * result.slope, pull.values)
+            cotangent = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade, spent=NOTHING)
             if signal.profile and bend:
                 cotangent = _bent(cotangent, signal.profile, bend)
-            yield slot, Pull(cotangent, pull.root, slope)
+            yield slot, Pull(cotangent, pull.root, slope, values)
 
     return Moved(behind, back)
 
@@ -144,6 +72,13 @@ def _applied(function: Function, signal: Signal, node: str) -> Mapped | None:
         if result.law.finite and np.isfinite(result.slope).all():
             return result
     return None
+
+
+def _degree(result: Mapped, law: Law) -> float:
+    """The power of its input that a function follows as a whole: d log rms behind by d log rms before."""
+    second = expect(result.law.values * result.law.values)
+    degree = expect(result.law.values * result.slope * law.values) / second if second > 0.0 else 1.0
+    return float(min(max(degree, -3.0), 3.0))
 
 
 def _degrees(function: Function, signal: Signal, call: Call) -> tuple[float, float]:
@@ -186,12 +121,31 @@ def add(call: Call) -> Moved | None:
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
-        for (slot, signal), sign, part in zip(found, signs, parts, strict=True):
-            weight = min(10.0 ** min(part.log_q - behind.log_q, 0.0), 1.0)
-            own = replace(cotangent, free=1.0 - weight * (1.0 - cotangent.free))
+        views = _views(call, cotangent, behind, parts, signs)
+        for (slot, signal), sign, part, view in zip(found, signs, parts, views, strict=True):
+            spent = {axes: share * _angle(part, behind, call.sizes, axes) for axes, share in cotangent.spent.items()}
+            own = replace(cotangent, spent=spent, coherence=view)
             yield slot, Pull(unbroadcast(own, call.sizes, signal, sign * sign))
 
     return Moved(behind, back)
+
+
+def _angle(part: Part, behind: Signal, sizes: tuple[int, ...], axes: tuple[int, ...]) -> float:
+    """Square of the cosine between a summand and the sum, both around their means over axes: the ratio of their variances."""
+    varies = varying(sizes, part.shared, axes) / max(varying(sizes, behind.shared, axes), 1e-12)
+    return min(10.0 ** min(part.log_q - behind.log_q, 300.0) * varies, 1.0)
+
+
+def _views(
+    call: Call, cotangent: Cotangent, behind: Signal, parts: Sequence[Part], signs: Sequence[float]
+) -> Sequence[Coherence | None]:
+    """What the cotangent of a sum has in common with each summand."""
+    if behind.channels is None or not math.isfinite(behind.level):
+        return [None] * len(parts)
+    layout = behind.channels, call.sizes, cotangent.alike
+    sizes = [10.0 ** min(0.5 * (part.log_q - behind.log_q), 100.0) for part in parts]
+    summands = [Summand(*item) for item in zip(sizes, (part.mean for part in parts), signs, strict=True)]
+    return at_sum(cotangent.coherence, call.node.id, layout, behind.mean, summands)
 
 
 def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
@@ -199,13 +153,15 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
     if weight is None and isinstance(call.node.attrs.get("constant"), (int, float)):
         return mapped(call)
     negative = call.node.op == "sub" and slot == 1
+    parts: list[Part] = []
     if weight is None or mean_square(weight) == 0.0:  # a mask, or a bias that starts at zero
         behind = replace(signal, mean=-signal.mean, law=None) if negative else signal
     else:
         part = _spread(call, signal, -1.0 if negative else 1.0)
         spans = [size > 1 for size in _aligned(weight.shape, len(call.sizes))]
         bias = constant_part(mean_square(weight), mean_of(weight), spans)
-        behind = total([part, bias], plain(signal, sizes=call.sizes, shared=part.shared))
+        parts = [part, bias]
+        behind = total(parts, plain(signal, sizes=call.sizes, shared=part.shared))
     if behind.sizes != call.sizes:
         behind = plain(behind, sizes=call.sizes, shared=_spread(call, signal).shared, profile=_spread(call, signal).profile)
 
@@ -213,7 +169,9 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
         if behind is signal:
             yield from ((slot, pull) for pull in pulls)
         else:
-            yield slot, Pull(unbroadcast(joined(pulls, behind), call.sizes, signal))
+            cotangent = joined(pulls, behind)
+            view = _views(call, cotangent, behind, parts, [-1.0 if negative else 1.0, 1.0])[0] if parts else None
+            yield slot, Pull(unbroadcast(replace(cotangent, coherence=view), call.sizes, signal))
 
     return Moved(behind, back)
 
@@ -240,7 +198,8 @@ def _combined(call: Call, found: Sequence[tuple[int, Signal]], made: Law, slopes
     def back(pulls: Sequence[Pull]) -> Pulls:
         for (slot, _), slope in zip(found, slopes, strict=True):
             for pull in pulls:
-                yield slot, Pull(pull.cotangent, pull.root, slope if pull.slope is None else pull.slope * slope)
+                own, values = (slope, made.values) if pull.slope is None else (pull.slope * slope, pull.values)
+                yield slot, Pull(pull.cotangent, pull.root, own, values)
 
     return Moved(behind, back)
 
@@ -337,7 +296,7 @@ def _flat(call: Call, slot: int, behind: Signal, factor: float, variance: float)
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent, signal = joined(pulls, behind), call.operands[slot]
         assert signal is not None
-        grown = replace(cotangent, energy=cotangent.energy + factor, variance=cotangent.variance + variance)
+        grown = replace(cotangent, energy=cotangent.energy + factor, variance=cotangent.variance + variance, coherence=None)
         yield slot, Pull(unbroadcast(grown, call.sizes, signal))
 
     return back
@@ -354,7 +313,16 @@ def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
     stretched = tuple(1.0 if a == 1 and b > 1 else s for a, b, s in zip(sizes, call.sizes, shared, strict=False))
     profile = moved(signal.profile, lambda axis: axis + rank - len(signal.sizes))
     level = signal.log_q + 2.0 * log10(abs(sign))
-    return Part(level, math.copysign(signal.mean, signal.mean * sign), stretched, signal.variance, profile, signal.fixed)
+    return Part(
+        level,
+        math.copysign(signal.mean, signal.mean * sign),
+        stretched,
+        signal.variance,
+        profile,
+        signal.fixed,
+        signal.chance,
+        signal.near,
+    )
 
 
 def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, factor: float = 1.0) -> Cotangent:
@@ -365,7 +333,8 @@ def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, fa
     energy = cotangent.energy + log10(factor * gathered(sizes, cotangent.alike, stretched))
     lead = rank - len(signal.sizes)
     profile = moved(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
-    return replace(cotangent, energy=energy, alike=cotangent.alike[rank - len(signal.sizes) :], profile=profile)
+    alike, coherence = cotangent.alike[lead:], cotangent.coherence if signal.sizes == sizes else None
+    return replace(cotangent, energy=energy, alike=alike, profile=profile, coherence=coherence)
 
 
 def glu(call: Call) -> Moved | None:
@@ -382,6 +351,6 @@ def glu(call: Call) -> Moved | None:
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
-        yield slot, Pull(replace(cotangent, energy=cotangent.energy + log10(open_ + bend), profile=FLAT))
+        yield slot, Pull(replace(cotangent, energy=cotangent.energy + log10(open_ + bend), profile=FLAT, coherence=None))
 
     return Moved(behind, back)

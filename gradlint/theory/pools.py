@@ -12,7 +12,7 @@ import numpy as np
 from gradlint.graph import Node
 from gradlint.theory.law import largest_of
 from gradlint.theory.profiles import FLAT, moved, replaced
-from gradlint.theory.signal import Cotangent, Pull, Signal, averaged, joined
+from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, averaged, averaged_apart, joined
 from gradlint.theory.transfer import Call, Moved, Pulls, half_log, log10, one, plain, scaled
 
 if TYPE_CHECKING:
@@ -52,15 +52,16 @@ def window_of(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int
 
 def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> Moved:
     axes = [axis for axis, size in enumerate(window) if size > 1 or signal.sizes[axis] != call.sizes[axis]]
-    share = averaged(window, signal.shared, axes)
-    shared = tuple(min(value / share, 1.0) for value in signal.shared)
+    share = averaged(window, signal.shared, axes) + _neighbours(signal, window, axes)
+    shared = tuple(min(averaged_apart(window, signal.shared, axes, axis) / share, 1.0) for axis in range(len(window)))
     behind = plain(
         signal,
         level=signal.level + half_log(share),
         sizes=call.sizes,
         shared=shared,
-        mean=signal.mean / math.sqrt(share),
+        mean=min(max(signal.mean / math.sqrt(share), -1.0), 1.0),
         profile=_pooled(signal.profile, call.sizes),
+        near=_overlap(signal, window, call.sizes),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
@@ -75,6 +76,30 @@ def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) ->
         return scaled(cotangent, coherent / math.prod(window[axis] for axis in axes), alike, profile=profile)
 
     return Moved(behind, one(slot, behind, back))
+
+
+def _neighbours(signal: Signal, window: Sequence[int], axes: Sequence[int]) -> float:
+    """What the mean over a window keeps of what only neighbours share."""
+    if signal.near == 0.0 or not axes:
+        return 0.0
+    private = 1.0 - max(signal.shared[axis] for axis in axes)
+    close = math.prod(_mean_power(signal.near, window[axis], 0) for axis in axes)
+    return max(private, 0.0) * (close - math.prod(1.0 / window[axis] for axis in axes))
+
+
+def _overlap(signal: Signal, window: Sequence[int], out: Sequence[int]) -> float:
+    """Correlation of what two neighbouring windows hold, in what windows far apart do not share."""
+    axis = len(window) - 1
+    if window[axis] < 2 or out[axis] < 2:
+        return signal.near if out[axis] > 1 else 0.0
+    stride = max(round(signal.sizes[axis] / out[axis]), 1)
+    return _mean_power(signal.near, window[axis], stride) / _mean_power(signal.near, window[axis], 0)
+
+
+def _mean_power(near: float, length: int, shift: int) -> float:
+    """Mean of near^|i - j + shift| over two windows of a length."""
+    steps = np.abs(np.arange(length)[:, None] - np.arange(length)[None, :] + shift)
+    return float(np.power(near, steps).mean())
 
 
 def _pooled(profile: Profile, out: Sequence[int]) -> Profile:
@@ -100,9 +125,10 @@ def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> 
     alike = min((law.alike[axis] for axis in axes), default=1.0)
     largest, density = largest_of(law, math.prod(window), alike)
     behind = replace(
-        signal, level=largest.level, mean=largest.mean, shared=largest.shared, law=largest, sizes=call.sizes, fixed=0.0
+        signal, level=largest.level, mean=largest.mean, shared=largest.shared, law=largest, sizes=call.sizes, fixed=NOTHING
     )
-    behind = replace(behind, profile=_pooled(signal.profile, call.sizes))
+    near = _overlap(signal, window, call.sizes)
+    behind = replace(behind, profile=_pooled(signal.profile, call.sizes), chance=signal.chance, near=near)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         total = joined(pulls, behind)
@@ -110,7 +136,7 @@ def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> 
             value / window[axis] if axis in axes else value for axis, value in enumerate(total.alike)
         )  # two windows agree, but not on where in them the winner is
         profile = _pooled(total.profile, signal.sizes)
-        spread = replace(total, alike=sparse, profile=profile, variance=total.variance + _NOISE)
+        spread = replace(total, alike=sparse, profile=profile, variance=total.variance + _NOISE, coherence=None)
         yield slot, Pull(spread, f"{call.node.id}|max", density)
 
     return Moved(behind, back)
@@ -160,8 +186,9 @@ def reduce(call: Call) -> Moved | None:
     if call.node.op not in {"mean", "sum"} or name in _OTHER:
         return None
     share = averaged(signal.sizes, signal.shared, axes)
+    apart = [None if axis is None else averaged_apart(signal.sizes, signal.shared, axes, axis) for axis in kept]
     scale = float(count) if call.node.op == "sum" else 1.0
-    shared = tuple(1.0 if axis is None else min(signal.shared[axis] / share, 1.0) for axis in kept)
+    shared = tuple(1.0 if value is None else min(value / share, 1.0) for value in apart)
     behind = plain(
         signal,
         level=signal.level + half_log(share) + log10(scale),
@@ -226,7 +253,7 @@ def _extreme(call: Call, slot: int, signal: Signal, axes: Sequence[int], kept: S
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
         alike = tuple(0.0 if a in axes else value for a, value in enumerate(_widened(cotangent, signal, kept)))
-        yield slot, Pull(replace(cotangent, alike=alike, profile=FLAT), f"{call.node.id}|max", density)
+        yield slot, Pull(replace(cotangent, alike=alike, profile=FLAT, coherence=None), f"{call.node.id}|max", density)
 
     return Moved(behind, back)
 

@@ -13,6 +13,7 @@ from gradlint.ops import Kind, operator
 from gradlint.structure import Structure
 from gradlint.theory.attention import attention, matmul, multi_head, softmax
 from gradlint.theory.channel_rules import refined
+from gradlint.theory.fluctuation import Overlap
 from gradlint.theory.joins import concat, dropout
 from gradlint.theory.layers import conv, embedding, linear
 from gradlint.theory.moves import reshape, select
@@ -219,5 +220,6 @@ def _starts(trunk: Iterable[Ref], signals: Mapping[str, Signal]) -> Iterable[tup
     ends = [(ref, signals[ref.node]) for ref in trunk if ref.node in signals]
     total = sum(signal.size for _, signal in ends)
     for ref, signal in ends:
-        share = signal.size / total if total else 1.0
-        yield ref, Pull(Cotangent(math.log10(share) if share else -math.inf, (0.0,) * len(signal.sizes)))
+        energy = math.log10(signal.size / total) if total and signal.size else -math.inf if total else 0.0
+        own = 1.0 / max(signal.sizes[signal.channels if signal.channels is not None else -1], 1) if signal.sizes else 1.0
+        yield ref, Pull(Cotangent(energy, (0.0,) * len(signal.sizes), overlap=Overlap(own, own)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,28 @@ _LONGEST = 400  # steps simulated; growth is linear in time long before
 _EFFORT = 4.0  # times what a node of a graph is worth: loops are few
 _HORIZON = 3.0  # decades
 _STILL = 1e-4  # decades per step: slower is no growth that a simulation can tell from none
+
+
+class Pace(NamedTuple):
+    """What a recurrence does to the gradient of its last step on the way to the first.
+
+    `slope` is in decades per step, negative where it fades, `horizon` the steps that take three decades, `steps` those there are.
+    """
+
+    slope: float
+    horizon: float
+    steps: int
+    measured: bool
+
+    @classmethod
+    def predicted(cls, slope: float, steps: int) -> Pace:
+        """What theory says of a slope."""
+        return cls(slope, _HORIZON / abs(slope) if abs(slope) > _STILL else math.inf, steps, measured=False)
+
+    @property
+    def horizons(self) -> float:
+        """How many times over the gradient fades by three decades, 0 where it does not."""
+        return self.steps / self.horizon if self.slope < 0.0 and self.horizon > 0.0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,21 @@ class Loop:
     def horizon(self, level: float = 0.0) -> float | None:
         """Steps until the gradient has gained or lost three decades; infinite where it keeps its size."""
         found = self.exponent(self.steps or STEPS, level)
-        return None if found is None else _HORIZON / abs(found) if abs(found) > _STILL else math.inf
+        return None if found is None else Pace.predicted(found, self.steps or STEPS).horizon
+
+    @cached_property
+    def forget_bias(self) -> float | None:
+        """Mean bias of the forget gates of an LSTM, the sum of both biases; the lowest of its layers. None for another cell."""
+        cells = self._cells
+        if self.activation != "lstm" or cells is None:
+            return None
+        gates = [cell for layer in cells.layers for cell in layer if cell.weight is not None]  # one that is spelled out has none
+        return min((float(cell.bias[2 * cell.hidden : 3 * cell.hidden].mean()) for cell in gates), default=None)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the state passes an activation at every step and no gate."""
+        return self.activation not in {None, "lstm", "gru", "linear"}
 
     @cached_property
     def _cells(self) -> Cells | None:

@@ -34,7 +34,7 @@ def sharpness(variance: float, count: int) -> Sharpness:
         return _sampled(float(f"{deviation:.3g}"), count)
     long, short = (_sampled(float(f"{deviation:.3g}"), size) for size in (_LONGEST, _LONGEST // 2))
     doublings = math.log2(count / _LONGEST)
-    return Sharpness(*(max(a * (a / b) ** doublings, 1e-300) for a, b in zip(long, short, strict=True)))
+    return Sharpness(*(max(a * (a / max(b, 1e-300)) ** doublings, 1e-300) for a, b in zip(long, short, strict=True)))
 
 
 @lru_cache(maxsize=1024)

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.theory.law import Law, expect, gaussian, in_common
+from gradlint.theory import fluctuation
+from gradlint.theory.coherence import Coherence, added, through_slope
+from gradlint.theory.dispersion import NO_CHANCE, Chance
+from gradlint.theory.law import Law, expect, gaussian
 from gradlint.theory.profiles import FLAT, flat, mixed
 
 if TYPE_CHECKING:
+    from gradlint.theory.fluctuation import Overlap
     from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
+
+
+Fixed = Mapping[tuple[int, ...], float]
+NOTHING: Fixed = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,11 @@ class Signal:
     `level` is 1/2 log10 q with q = E h^2, `mean` is E h / sqrt(q). `shared` has one entry per axis: the share of q that two
     elements have in common which differ along it, so that 1 - shared[0] is what distinguishes samples and shared[channels] is
     mean^2/q. `sizes` are the lengths of the axes, `channels` the one that weights act on. `law` is the function of a Gaussian
-    tensor that it is, where known, `profile` how q spreads along axes. `variance` is that of `level`, in decades^2. `fixed` is
-    the squared share of q whose variance over the batch a BatchNorm has just set: it does not fluctuate from channel to channel.
+    tensor that it is, where known, `profile` how q spreads along axes. `variance` is that of `level`, in decades^2. `fixed` is,
+    for the axes that a norm has just run over, the squared share of q whose variance along them it has set: that part does not
+    scatter from one set of values to the next.
+    `chance` is what samples and positions have in common by chance, in units of q (1 - shared[0]).
+    `near` is the correlation of neighbours along the axes behind the channels, in what positions far apart do not share.
     `means` holds E h of each channel over rms, where weights are trained (theory/channels.py).
     """
 
@@ -38,12 +50,18 @@ class Signal:
     law: Law | None = None
     profile: Profile = field(default_factory=flat)
     variance: float = 0.0
-    fixed: float = 0.0
+    fixed: Fixed = field(default_factory=lambda: NOTHING)
+    chance: Chance = NO_CHANCE
+    near: float = 0.0
     means: Array | None = None
 
     def law_at(self, node: str) -> Law:
         """The law of this signal, at `node`: a Gaussian one where nothing else is known."""
-        return self.law or gaussian(node, self.level, self.mean, self.shared)
+        settled = math.sqrt(min(max(self.fixed.values()), 1.0)) if self.fixed else 0.0
+        if self.law is not None:
+            return replace(self.law, settled=settled) if settled else self.law
+        law = replace(gaussian(node, self.level, self.mean, self.shared), settled=settled)
+        return replace(law, chance=self.chance, near=self.near)
 
     @property
     def size(self) -> int:
@@ -60,14 +78,18 @@ class Signal:
 class Cotangent:
     """The gradient at a tensor: `energy` is log10 E |g|^2 over all elements, `alike` the correlation of two along each axis.
 
-    `free` is what is left of the component along the tensor itself, unit by unit: a norm behind it has taken it off.
+    `spent` is, for the axes that a norm behind it has run over, the share of the component along the tensor itself that it has
+    taken off, unit by unit. `coherence` is that component over all channels, None for a cotangent that knows nothing of its
+    tensor. `overlap` says how many directions it has, None for all.
     """
 
     energy: float
     alike: tuple[float, ...]
     variance: float = 0.0
     profile: Profile = field(default_factory=flat)
-    free: float = 1.0
+    spent: Fixed = field(default_factory=lambda: NOTHING)
+    coherence: Coherence | None = None
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +97,13 @@ class Pull:
     """What one operator hands to one operand: a cotangent, times `slope` on the grid of the operand's law where it has one.
 
     Pulls of one `root` are the same random cotangent times different functions of one Gaussian tensor: they add before they are
-    squared.
+    squared. `values` are those of the tensor at the root on that grid.
     """
 
     cotangent: Cotangent
     root: str = ""
     slope: Array | None = None
+    values: Array | None = None
 
 
 def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], same: float = 1.0) -> float:
@@ -93,6 +116,17 @@ def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int],
     for axis in sorted(axes, key=lambda axis: -shared[axis]):
         value = value / sizes[axis] + (1.0 - 1.0 / sizes[axis]) * shared[axis]
     return value
+
+
+def averaged_apart(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], apart: int) -> float:
+    """The same for two means over axes that lie apart along another one: they have in common what elements there share at most."""
+    limit = shared[apart]
+    return averaged(sizes, [min(value, limit) for value in shared], axes, same=limit)
+
+
+def varying(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int]) -> float:
+    """Share of E h^2 that varies along axes: the variance around a mean over them."""
+    return max(1.0 - averaged(sizes, shared, axes), 0.0)
 
 
 def gathered(sizes: Sequence[int], alike: Sequence[float], axes: Iterable[int]) -> float:
@@ -112,7 +146,8 @@ def log_sum(values: Iterable[float]) -> float:
 
 def of_law(law: Law, like: Signal, profile: Profile = FLAT) -> Signal:
     """The signal that a law describes, with the layout and the uncertainty of another one."""
-    return replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile, fixed=0.0, means=None)
+    behind = replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile)
+    return replace(behind, fixed=NOTHING, chance=law.chance_left, near=law.near_left, means=None)
 
 
 def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
@@ -129,8 +164,18 @@ def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
     )
     variance = sum(share * part.variance for share, part in zip(shares, parts, strict=True))
     profile = mixed([(share, part.profile) for share, part in zip(shares, parts, strict=True)])
-    free = sum(share * part.free for share, part in zip(shares, parts, strict=True))
-    return Cotangent(energy, alike, variance, profile, free)
+    spent = {
+        axes: sum(share * part.spent.get(axes, 0.0) for share, part in zip(shares, parts, strict=True))
+        for axes in {axes for part in parts for axes in part.spent}
+    }
+    together, coherence, overlap = 1.0, None, None
+    if signal.channels is not None:
+        known = [(share, part.coherence) for share, part in zip(shares, parts, strict=True)]
+        together, coherence = added(known, signal.mean, signal.sizes[signal.channels])
+        overlap = fluctuation.joined(
+            [(share, part.overlap) for share, part in zip(shares, parts, strict=True)], signal.sizes[signal.channels]
+        )
+    return Cotangent(energy + math.log10(together), alike, variance, profile, spent, coherence, overlap)
 
 
 def along_signal(pulls: Sequence[Pull], signal: Signal) -> tuple[float, tuple[float, ...]]:
@@ -145,7 +190,7 @@ def along_signal(pulls: Sequence[Pull], signal: Signal) -> tuple[float, tuple[fl
         square = expect(np.broadcast_to(slope * slope, values.shape))
         together = slope * values
         size = expect(together * together)
-        common = in_common(together, law.alike)
+        common = law.in_common(together)
         weight = 10.0 ** min(pull.cotangent.energy, 300.0) * square
         alike = tuple(a * b for a, b in zip(pull.cotangent.alike, common, strict=True))
         found.append((weight, size / (square * second) if square * second > 0.0 else 1.0, alike))
@@ -173,7 +218,8 @@ def merged(pulls: Sequence[Pull]) -> list[Pull]:
             first = items[0].cotangent
             found.append(replace(items[0], cotangent=replace(first, energy=first.energy + 2.0 * math.log10(len(items)))))
         else:
-            found.append(replace(items[0], slope=slope))
+            values = next((item.values for item in items if item.values is not None), None)
+            found.append(replace(items[0], slope=slope, values=values))
     return found
 
 
@@ -181,8 +227,16 @@ def _part(items: Sequence[Pull], signal: Signal) -> Cotangent:
     (pull,) = merged(items)
     if pull.slope is None:
         return pull.cotangent
-    second = expect(pull.slope * pull.slope)
-    energy = pull.cotangent.energy + math.log10(second) if second > 0.0 else -math.inf
-    seen = in_common(pull.slope, signal.law_at("").alike)
+    law, coherence = signal.law_at(""), None
+    seen = law.in_common(pull.slope)
     alike = tuple(a * b for a, b in zip(pull.cotangent.alike, seen, strict=True))
-    return replace(pull.cotangent, energy=energy, alike=alike)
+    overlap, spread = pull.cotangent.overlap, 0.0
+    if signal.channels is None:
+        second = expect(pull.slope * pull.slope)
+    else:
+        layout = signal.channels, signal.sizes, alike
+        second, coherence = through_slope(pull.cotangent.coherence, pull.slope, (pull.values, law.values), layout)
+        spread, overlap = fluctuation.behind_slope(overlap, pull.slope, law, (signal.channels, signal.sizes))
+    energy = pull.cotangent.energy + math.log10(second) + fluctuation.shift(spread) if second > 0.0 else -math.inf
+    variance = pull.cotangent.variance + fluctuation.decades(spread)
+    return replace(pull.cotangent, energy=energy, alike=alike, variance=variance, coherence=coherence, overlap=overlap)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gradlint.graph import Node, Ref, Weight
+from gradlint.theory.dispersion import NO_CHANCE, Chance, in_sum
 from gradlint.theory.profiles import FLAT, flat, mixed
-from gradlint.theory.signal import Cotangent, Pull, Signal, joined
+from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, joined
 
 if TYPE_CHECKING:
     from gradlint.theory.profiles import Profile
+    from gradlint.theory.signal import Fixed
 
 Pulls = Iterable[tuple[int, Pull]]
 Pullback = Callable[[Sequence[Pull]], Pulls]
@@ -91,6 +93,7 @@ def scaled(
         cotangent.alike if alike is None else alike,
         cotangent.variance + variance,
         kept if profile is None else profile,
+        overlap=cotangent.overlap,
     )
 
 
@@ -122,7 +125,7 @@ def mean_of(weight: Weight | None) -> float:
 
 def plain(signal: Signal, **changes: object) -> Signal:
     """A signal with some fields changed that is Gaussian anew, and even unless a profile is given."""
-    return replace(signal, **{"law": None, "profile": FLAT, "fixed": 0.0, "means": None, **changes})  # type: ignore[arg-type]
+    return replace(signal, **{"law": None, "profile": FLAT, "fixed": NOTHING, "means": None, **changes})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +137,29 @@ class Part:
     shared: tuple[float, ...]
     variance: float = 0.0
     profile: Profile = field(default_factory=flat)
-    fixed: float = 0.0
+    fixed: Fixed = field(default_factory=lambda: NOTHING)
+    chance: Chance = NO_CHANCE
+    near: float = 0.0
 
 
 def part_of(signal: Signal) -> Part:
     """A signal as a summand."""
-    return Part(signal.log_q, signal.mean, signal.shared, signal.variance, signal.profile, signal.fixed)
+    return Part(
+        signal.log_q, signal.mean, signal.shared, signal.variance, signal.profile, signal.fixed, signal.chance, signal.near
+    )
 
 
 def constant_part(second: float, mean: float, spans: Sequence[bool]) -> Part:
     """A constant tensor as a summand: equal over inputs, and along every axis that it does not span."""
     own = mean * mean / second if second > 0.0 else 1.0
     return Part(log10(second), math.copysign(math.sqrt(min(own, 1.0)), mean), tuple(min(own, 1.0) if s else 1.0 for s in spans))
+
+
+def near_in(parts: Sequence[tuple[float, Part]]) -> float:
+    """Correlation of neighbours in a sum: a mean over what positions do not share of each part."""
+    weights = [size * max(1.0 - part.shared[-1], 0.0) for size, part in parts]
+    whole = sum(weights)
+    return sum(weight * part.near for weight, (_, part) in zip(weights, parts, strict=True)) / whole if whole > 0.0 else 0.0
 
 
 def total(parts: Sequence[Part], like: Signal) -> Signal:
@@ -165,7 +179,12 @@ def total(parts: Sequence[Part], like: Signal) -> Signal:
         shared=tuple(min(max((sum(map(_product, sizes, row)) + cross) / second, -1.0), 1.0) for row in shares),
         variance=sum(size**2 * part.variance for size, part in zip(sizes, parts, strict=True)) / second**2,
         profile=mixed([(size / sum(sizes), part.profile) for size, part in zip(sizes, parts, strict=True)]),
-        fixed=sum(size**2 * part.fixed for size, part in zip(sizes, parts, strict=True)) / second**2,
+        fixed={
+            axes: sum(size**2 * part.fixed.get(axes, 0.0) for size, part in zip(sizes, parts, strict=True)) / second**2
+            for axes in {axes for part in parts for axes in part.fixed}
+        },
+        near=near_in(list(zip(sizes, parts, strict=True))),
+        chance=in_sum((size * max(1.0 - part.shared[0], 0.0), part.chance) for size, part in zip(sizes, parts, strict=True)),
     )
 
 

@@ -1,0 +1,159 @@
+"""Where a training step stops being finite: the operator of the model, or of the loss function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from gradlint.errors import ForwardError
+from gradlint.frontends.user_code import calling_line, described
+from gradlint.graph import Graph
+from gradlint.observed.rehearsal import Breach
+from gradlint.probe.causes import first_nonfinite_backward, first_nonfinite_forward
+from gradlint.probe.objective import Objective
+from gradlint.probe.recorder import Recorder, square_sum
+from gradlint.probe.training import Trainer, batch_of
+from gradlint.result import NonFinite
+from gradlint.structure import Structure
+
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node as GradientNode
+
+_MASKING = frozenset({"get", "set", "setitem", "getitem", "masked_fill", "masked_fill_", "where", "full_like", "fill_"})
+"""What puts an infinity somewhere on purpose, or computes nothing."""
+
+
+def breach_of(trainer: Trainer) -> Breach | None:
+    """The first operator of the trainer's last step that is not finite; None where the weights themselves are not.
+
+    The step is run again, from the same random state, with all operators watched.
+    """
+    if not all(bool(torch.isfinite(weight).all()) for weight in trainer.weights):
+        return None
+    objective = trainer.objective
+    arrays, target = batch_of(objective, trainer.index)
+    with trainer.precision():
+        torch.set_rng_state(trainer.state)
+        recorder, outputs = _watched(objective, arrays)
+        graph = objective.model.graph
+        found = first_nonfinite_forward(graph, recorder.seen)
+        if found is not None:
+            return _in_model(graph, found)
+        torch.set_rng_state(trainer.state)
+        returned = objective.model.call(arrays)
+        watch = _LossWatch()
+        with watch:
+            loss = objective.of(returned, target)
+    leaves = [leaf for leaf in pytree.tree_leaves(_tree(returned)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    cotangents = _gradients(loss * trainer.scale, leaves)
+    if watch.breach is not None:
+        return watch.breach
+    pairs = [(out, v) for out in outputs if (v := _cotangent(out, leaves, cotangents)) is not None]
+    if not pairs:
+        return None
+    tensors, vectors = zip(*pairs, strict=True)
+    _gradients(tensors, recorder.sources, vectors)
+    structure = Structure(graph, live={node for node, seen in recorder.seen.items() if seen.differentiable})
+    late = first_nonfinite_backward(structure, recorder.seen)
+    return _in_model(graph, late, backward=True) if late is not None else None
+
+
+def _watched(objective: Objective, arrays: Sequence[Any]) -> tuple[Recorder, Sequence[Tensor]]:
+    recorder = Recorder(lambda _: False, lambda _: False)
+    return recorder, objective.model.forward(arrays, tap=recorder)
+
+
+def _in_model(graph: Graph, found: NonFinite, *, backward: bool = False) -> Breach:
+    node = graph[found.node]
+    line = node.source or node.definition
+    return Breach(found.node, node.op, found.kind, found.operands, str(line) if line else "", backward=backward)
+
+
+def _tree(returned: Any) -> Any:
+    """What a model returned, output objects of the usual libraries as plain dicts."""
+    return dict(returned) if isinstance(returned, Mapping) else returned
+
+
+def _gradients(outputs: Any, inputs: Sequence[Tensor], vectors: Any = None) -> Sequence[Tensor | None]:
+    if not inputs:
+        return ()
+    try:
+        return torch.autograd.grad(outputs, inputs, vectors, allow_unused=True)
+    except Exception as error:
+        raise ForwardError(f"the model's backward pass raised {described(error)}") from error
+
+
+def _cotangent(out: Tensor, leaves: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Tensor | None:
+    """The gradient of the loss at an output of the watched run: that at the same output of the plain one."""
+    if not out.requires_grad:
+        return None
+    same = (v for leaf, v in zip(leaves, cotangents, strict=True) if leaf.shape == out.shape and torch.equal(leaf, out))
+    return next((v for v in same if v is not None), None)
+
+
+class _LossWatch(TorchFunctionMode):
+    """Looks at every operator of a loss function; `breach` is the first one that is not finite, forward or backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breach: Breach | None = None
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        outcome = function(*args, **(kwargs or {}))
+        if self.breach is None:
+            self._look(function, [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if _is_float(leaf)], outcome)
+        return outcome
+
+    def _look(self, function: Callable[..., Any], operands: Sequence[Tensor], outcome: Any) -> None:
+        name = str(getattr(function, "__name__", function)).strip("_")
+        if name in _MASKING:
+            return
+        for out in pytree.tree_leaves(outcome):
+            if not _is_float(out) or any(out is operand for operand in operands):
+                continue
+            kind = _kind(out)
+            if kind is not None and all(_kind(operand) is None for operand in operands):
+                self.breach = Breach("", name, kind, _ranges(operands), _line())
+            elif kind is None and out.grad_fn is not None:
+                self._watch(out.grad_fn, name, operands)
+
+    def _watch(self, grad_fn: GradientNode, name: str, operands: Sequence[Tensor]) -> None:
+        line = _line()
+
+        def look(gradients: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
+            kinds = [kind for gradient in gradients if gradient is not None and (kind := _kind(gradient)) is not None]
+            if self.breach is None and kinds and all(part is None or _kind(part) is None for part in arriving):
+                self.breach = Breach("", name, kinds[0], _ranges(operands), line, backward=True)
+
+        grad_fn.register_hook(look)
+
+
+def _ranges(tensors: Sequence[Tensor]) -> tuple[tuple[float, float], ...]:
+    return tuple(square_sum(tensor.detach())[1:] for tensor in tensors)
+
+
+def _line() -> str:
+    """The user's line that is running."""
+    line = calling_line(0)
+    return str(line) if line else ""
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _kind(tensor: Tensor) -> str | None:
+    """What a tensor holds that is not finite: "NaN" or "infinity"."""
+    _, low, high = square_sum(tensor.detach())
+    if math.isnan(low) or math.isnan(high):
+        return "NaN"
+    return "infinity" if math.isinf(low) or math.isinf(high) else None

@@ -1,0 +1,127 @@
+"""How far one draw of the weights lies from the average over all: layers of finite width.
+
+The square of a level is a product of means over the n channels of each layer. The logarithm of such a mean lies below that of
+its expectation by half its relative variance v, and scatters by v: over depth the first makes a bias, the second a deviation.
+Forward v = (E y^4 / (E y^2)^2 - 1) / n, 5/n for a rectifier. Backward the mean runs over the directions that a cotangent still
+has: few of them after many layers, when v reaches 5/n too (Hanin, Nica 2018, 1812.05994), but 1/n while they are many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gradlint.theory.law import expect
+
+if TYPE_CHECKING:
+    from gradlint.theory.law import Array, Law
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """tr(A B) / (tr A tr B) for the covariances A, B of a cotangent over the channels at two places, 1/n when all n are alike.
+
+    `own` is that of a place with itself, so the inverse of the number of directions there; `mean` is that over all pairs.
+    """
+
+    own: float
+    mean: float
+
+    def between(self, places: int) -> float:
+        """The overlap of two places that differ."""
+        return _between(self.own, self.mean, places)
+
+
+def even(count: int) -> Overlap:
+    """The overlap of cotangents that have as many directions as channels."""
+    return Overlap(1.0 / max(count, 1), 1.0 / max(count, 1))
+
+
+def shift(variance: float) -> float:
+    """Expected log10 of a square whose relative variance this is, less log10 of its mean: that of the log-normal."""
+    return -0.5 * math.log1p(max(variance, 0.0)) / math.log(10.0)
+
+
+def decades(variance: float) -> float:
+    """Variance in decades^2 of an amplitude whose square has this relative variance."""
+    return math.log1p(max(variance, 0.0)) / (2.0 * math.log(10.0)) ** 2
+
+
+def of_mean(values: Array, law: Law, sizes: Sequence[int], axes: Iterable[int], *, settled: bool = True) -> float:
+    """Variance of the mean over axes of a function of a law's base, from draw to draw, over the square of the function's mean."""
+    if 0 in sizes:
+        return 0.0
+    squares = law.harmonics(values, settled=law.settled if settled else 0.0)
+    return float(squares[1:] @ law.kept(sizes, axes)[1:]) / float(squares[0]) if squares[0] > 0.0 else 0.0
+
+
+def of_square(law: Law, sizes: Sequence[int]) -> float:
+    """Relative variance of the mean square of a tensor."""
+    second = expect(law.values * law.values)
+    return of_mean(law.values * law.values / second, law, sizes, range(len(sizes))) if 0.0 < second < math.inf else 0.0
+
+
+def behind_slope(before: Overlap | None, slope: Array, law: Law, layout: tuple[int, Sequence[int]]) -> tuple[float, Overlap]:
+    """Relative variance that a slope adds to the square of a cotangent, and the overlap behind it.
+
+    With r directions and K = E slope^4 / (E slope^2)^2 it is (K - 1) (1 + 2/r) / n; places whose slopes have less in common share
+    less of it. `layout` is the axis of the channels and the lengths of all.
+    """
+    axis, sizes = layout
+    sites = [index for index in range(len(sizes)) if index != axis]
+    count, places, second = sizes[axis], math.prod(sizes[index] for index in sites), expect(slope * slope)
+    before = before or even(count)
+    if not 0.0 < second < math.inf or places < 1:
+        return 0.0, before
+    slope = slope / math.sqrt(second)
+    squares = slope * slope
+    own = expect(squares * squares) - 1.0
+    apart = _between(own, of_mean(squares, law, sizes, sites, settled=False), places)
+    same = _between(1.0, float(law.harmonics(slope) @ law.kept(sizes, sites)), places) ** 2
+    between = before.between(places)
+    few = 2.0 * (own * before.own + (places - 1.0) * apart * between) / places / count
+    alone = _bent(before.own, 1.0, own, count)
+    crossed = _bent(between, same, apart, count)
+    mean = (alone + (places - 1.0) * crossed) / places
+    return of_mean(squares, law, sizes, range(len(sizes))) + few, Overlap(alone, mean)
+
+
+def _between(own: float, mean: float, places: int) -> float:
+    """What two places have in common, from what one has with itself and the mean over all pairs."""
+    return max((places * mean - own) / (places - 1.0), 0.0) if places > 1 else own
+
+
+def _bent(overlap: float, same: float, variance: float, count: int) -> float:
+    """The overlap of two places behind slopes: `same` is (E slope slope')^2, `variance` E slope^2 slope'^2 - 1.
+
+    Off the diagonals of the covariances both slopes meet twice, on them their squares do; a diagonal element of r directions has
+    the relative variance 2/r.
+    """
+    diagonal = (1.0 + 2.0 * overlap) / count
+    return min((same * overlap + (1.0 + variance - same) * diagonal) / (1.0 + variance * diagonal), 1.0)
+
+
+def behind_layer(before: Overlap | None, count: int, group: int, taps: float) -> tuple[float, Overlap]:
+    """Relative variance that W^T adds to the square of a cotangent, 2 / (r n) over r directions, and the overlap behind it.
+
+    `count` are the inputs of the layer, `group` those that one output sees, `taps` the outputs that one input reaches along other
+    axes: different taps have independent weights.
+    """
+    before, group = before or even(count), max(group, 1)
+    own, mean = (_mixed(value / max(taps, 1.0), group) for value in (before.own, before.mean))
+    return 2.0 * before.mean / (max(taps, 1.0) * group), Overlap(own, mean)
+
+
+def _mixed(overlap: float, count: int) -> float:
+    """E tr(W^T A W)^2 over E (tr W^T A W)^2 for Gaussian W: one direction stays one, many become the number of inputs at most."""
+    return min((overlap * (1.0 + 1.0 / count) + 1.0 / count) / (1.0 + 2.0 * overlap / count), 1.0)
+
+
+def joined(parts: Sequence[tuple[float, Overlap | None]], count: int) -> Overlap:
+    """The overlap of a sum of independent cotangents, each with its share of the energy."""
+    known = [(share * share, part or even(count)) for share, part in parts]
+    crossed = (1.0 - sum(square for square, _ in known)) / max(count, 1)
+    own, mean = (crossed + sum(square * getattr(part, name) for square, part in known) for name in ("own", "mean"))
+    return Overlap(min(own, 1.0), min(mean, 1.0))

@@ -1,0 +1,88 @@
+"""The function that a pointwise operator applies: an activation, a function of arithmetic, an operator with one constant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradlint.graph import Node
+from gradlint.ops.activations import activation
+
+if TYPE_CHECKING:
+    from gradlint.ops.activations import Function
+
+_MATH: dict[str, Function] = {
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log2": np.log2,
+    "log10": np.log10,
+    "log1p": np.log1p,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda z: 1.0 / np.sqrt(z),
+    "reciprocal": np.reciprocal,
+    "abs": np.abs,
+    "sin": np.sin,
+    "cos": np.cos,
+    "sinc": np.sinc,
+    "tan": np.tan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "atan": np.arctan,
+    "arctan": np.arctan,
+    "asinh": np.arcsinh,
+    "square": np.square,
+    "neg": np.negative,
+}
+
+
+def function_of(node: Node) -> Function | None:
+    """The function of an operator with one varying operand; None where it is not known."""
+    constant = node.attrs.get("constant")
+    if isinstance(constant, (int, float)) and len(node.inputs) > 1:
+        return _with_constant(node, float(constant))
+    if node.op == "clamp":
+        low, high = (_bound(node, names) for names in (("min", "min_val"), ("max", "max_val")))
+        return lambda z: np.clip(z, low, high)
+    if node.op == "pow" and isinstance(node.attrs.get("exponent"), (int, float)):
+        return _power(float(node.attrs["exponent"]))
+    found = activation(node.op, _attributes(node))
+    name = str(node.attrs.get("name", node.op)).lower().strip("_")
+    return found if found is not None else _MATH.get(name, _MATH.get(node.op))
+
+
+def _attributes(node: Node) -> dict[str, Any]:
+    slope = node.weights.get("weight") or node.weights.get("slope")
+    if node.op == "prelu" and slope is not None:
+        return {**node.attrs, "negative_slope": slope.statistics.mean}
+    return dict(node.attrs)
+
+
+def _bound(node: Node, names: Sequence[str]) -> float | None:
+    value = next((node.attrs[name] for name in names if name in node.attrs), None)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _power(exponent: float) -> Function:
+    return lambda z: np.power(z, exponent)
+
+
+def _with_constant(node: Node, constant: float) -> Function | None:
+    """A binary operator with one number; which side it stands on is told by the slot that is empty."""
+    left = node.inputs[0] is None
+    step = float(node.attrs.get("alpha", 1.0)) if node.op in {"add", "sub"} else 1.0
+    functions: dict[str, tuple[Function, Function]] = {  # constant on the right, constant on the left
+        "add": (lambda z: z + step * constant, lambda z: constant + step * z),
+        "sub": (lambda z: z - step * constant, lambda z: constant - step * z),
+        "mul": (lambda z: z * constant, lambda z: z * constant),
+        "div": (lambda z: z / constant, lambda z: constant / z),
+        "pow": (_power(constant), lambda z: np.power(constant, z)),
+    }
+    if node.op == "maximum":
+        smaller = "min" in str(node.attrs.get("name", "")).lower()
+        return (lambda z: np.minimum(z, constant)) if smaller else (lambda z: np.maximum(z, constant))
+    found = functions.get(node.op)
+    return None if found is None else found[left]

@@ -1,0 +1,137 @@
+"""GL603 exp-overflow: an exponential of what nothing bounds from above.
+
+What it finds:
+    exp, and powers, sinh and cosh of its kind, in the model and in the loss that was given, of an argument that a weight layer
+    can make as large as it likes: the log-variance of a variational autoencoder, a hand-written softmax without the shift by the
+    maximum, a rate or a scale. Softmax and logsumexp shift by themselves; exp(-x^2), exp(x - max x), exp of a clamp are bounded.
+    An error where the probe saw the argument close to the limit, 88.7 in float32 and 11.1 in float16; else a warning.
+
+Why it explodes:
+    Beyond the limit the value is infinite; already before, the gradient is as large as the value, and one outlier in a batch
+    throws the weights so far that the next argument is larger still. Infinity over infinity, as in a softmax, is NaN.
+
+How to fix it:
+    Clamp the argument (a log-variance to [-10, 10]), or take softplus in place of exp; softmax, logsumexp, log_softmax in place
+    of sums of exponentials; expm1 and log1p do not help against large arguments.
+
+References:
+    Yan et al. 2021, Exposing numerical bugs in deep learning via gradient back-propagation, ESEC/FSE (GRIST).
+    Blanchard, Higham, Higham 2021, Accurately computing the log-sum-exp and softmax functions, IMA J. Numer. Anal. 41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from gradlint.rule import (
+    Confidence,
+    Example,
+    Finding,
+    Range,
+    Rule,
+    Severity,
+    Singularity,
+    Sketch,
+    Source,
+    Subject,
+    Suspect,
+    bounds,
+)
+
+REMEDY = "clamp the argument from above, or take softplus"
+SOFTMAX = "take softmax or logsumexp, which subtract the maximum first"
+SUMS = frozenset({"sum", "div", "softmax", "log_softmax"})
+NEAR = 3  # operators behind an exponential among which a sum makes it a softmax
+
+
+def _chain(*ops: str, seen: tuple[float, float] | None = None, dtype: str = "float32") -> Sketch:
+    sketch = Sketch()
+    x = sketch.linear(sketch.input(8, 64))
+    for op in ops:
+        x = sketch.op("clamp", x, min=-10.0, max=10.0) if op == "clamp" else sketch.op(op, x, dtype=dtype)
+    return sketch if seen is None else sketch.measured(ranges={sketch.graph.parents(x)[0].id: Range(*seen)})
+
+
+def _shifted() -> Sketch:
+    sketch = Sketch()
+    x = sketch.linear(sketch.input(8, 64))
+    top = sketch.op("max", x, shape=(8, 1), dim=-1, keepdim=True)
+    sketch.op("exp", sketch.op("sub", x, top, shape=(8, 64)))
+    return sketch
+
+
+class ExpOverflow(Rule):
+    """Exponentials that nothing bounds."""
+
+    code = "GL603"
+    name = "exp-overflow"
+    severity = Severity.ERROR
+    examples = (
+        Example(lambda: _chain("exp"), fires_on=("exp0",)),
+        Example(lambda: _chain("exp", seen=(-3.0, 3.0)), fires_on=("exp0",)),
+        Example(lambda: _chain("exp", seen=(-3.0, 86.0)), fires_on=("exp0",)),
+        Example(lambda: _chain("clamp", "exp", dtype="float16", seen=(-10.0, 10.0)).measured()),
+        Example(lambda: _chain("clamp", "exp")),
+        Example(lambda: _chain("tanh", "exp")),
+        Example(lambda: _chain("softmax")),
+        Example(_shifted),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding for each line."""
+        groups: dict[object, list[tuple[Singularity, bool]]] = {}
+        for item in subject.singularities:
+            seen = subject.seen(item.operand)
+            hit = item.overflows and seen is not None and item.hit(seen.low, seen.high)
+            if item.overflows and (hit or item.expected):
+                groups.setdefault(subject.graph[item.node].source or item.node, []).append((item, hit))
+        for group in groups.values():
+            worst, hit = max(group, key=lambda pair: pair[1])
+            seen = subject.seen(worst.operand)
+            yield self.finding(
+                subject,
+                [item.node for item, _ in group],
+                _message(worst.function, (worst.interval.low, worst.interval.high), worst.high, seen),
+                severity=Severity.ERROR if hit else Severity.WARNING,
+                confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
+                remedy=SOFTMAX if _is_softmax(subject, worst.node) else REMEDY,
+                limit=worst.high,
+                interval=(worst.interval.low, worst.interval.high),
+                seen=(seen.low, seen.high) if seen else None,
+            )
+        for suspect in subject.measurement.suspects if subject.measurement else ():
+            if suspect.overflows:
+                yield self._of_loss(subject, suspect)
+
+    def _of_loss(self, subject: Subject, item: Suspect) -> Finding:
+        """A finding about an operator of the loss function, which is no node."""
+        seen = Range(item.seen_low, item.seen_high)
+        finding = self.finding(
+            subject,
+            [],
+            f"in the loss: {_message(item.function, (item.low, item.high), item.points[-1], seen)}",
+            severity=Severity.ERROR if item.hit else Severity.WARNING,
+            confidence=Confidence.MEASURED if item.hit else Confidence.PREDICTED,
+            remedy=REMEDY,
+            limit=item.points[-1],
+            interval=(item.low, item.high),
+            seen=(item.seen_low, item.seen_high),
+        )
+        file, _, line = item.source.rpartition(":")
+        return replace(finding, source=Source(file, int(line)) if line.isdigit() else None)
+
+
+def _message(function: str, interval: tuple[float, float], limit: float, seen: Range | None) -> str:
+    said = f"; the probe saw [{seen.low:.3g}, {seen.high:.3g}]" if seen is not None else ""
+    return f"{function} of what lies in {bounds(*interval)}, which nothing keeps below {limit:.3g}, where it overflows{said}"
+
+
+def _is_softmax(subject: Subject, node: str) -> bool:
+    """Whether an exponential is summed, as in a softmax written by hand."""
+    level = [subject.graph[node]]
+    for _ in range(NEAR):
+        if any(item.op in SUMS for item in level):
+            return True
+        level = [child for item in level for child in subject.graph.children(item.id)]
+    return False

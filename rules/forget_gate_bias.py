@@ -1,0 +1,90 @@
+"""GL503 forget-gate-bias: the forget gates of an LSTM start half open, and the sequence is many times longer than their memory.
+
+What it finds:
+    An LSTM with weights as drawn whose forget gates have a mean bias under one (the sum of both biases), over a sequence in which
+    the gradient of the last step fades by three decades four times over or more. That is a note: the default of most libraries
+    is a bias of zero, and gates learn. It is a warning where the sequence is fifty times the memory, or where the gates start
+    nearly closed, with a mean bias under -1.
+
+Why it vanishes:
+    A forget gate multiplies the memory cell by sigmoid(bias) at every step: by 0.5 without a bias, so that three decades are
+    lost in ten steps. Training can open the gates only where a gradient reaches them.
+
+How to fix it:
+    Set the forget-gate bias to 1 (in PyTorch rows hidden_size to 2 hidden_size of bias_ih_l0, or of bias_hh_l0), which keeps
+    73 % a step; for a known range of dependencies T draw it as log U(1, T) and use its negative for the input gate.
+
+References:
+    Gers, Schmidhuber, Cummins 2000, Learning to Forget, Neural Computation 12(10).
+    Jozefowicz, Zaremba, Sutskever 2015, An Empirical Exploration of Recurrent Network Architectures, ICML.
+    Tallec, Ollivier 2018, Can recurrent neural networks warp time?, arXiv 1804.11188.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradlint.rule import Confidence, Example, Finding, Growth, Rule, Severity, Sketch, Subject, TimeGrowth
+
+OPEN = 1.0  # the bias of Gers 2000 and Jozefowicz 2015
+CLOSED = -1.0  # a gate that keeps a quarter: four steps lose what a default one loses in ten
+FEW, MANY = 4.0, 50.0  # horizons of three decades
+
+
+def _lstm(bias: float, horizon: float | None = None, steps: int = 200) -> Sketch:
+    sketch = Sketch()
+    rng = np.random.default_rng(0)
+    bound = 0.25
+    drawn = {name: sketch.array(rng.uniform(-bound, bound, (64, 16)), name) for name in ("weight", "recurrent")}
+    biases = sketch.array(np.repeat((0.0, bias, 0.0, 0.0), 16), "bias")
+    sketch.op("lstm", sketch.input(steps, 8, 16), weights={**drawn, "bias": biases}, shape=(steps, 8, 16), time_axis=0)
+    if horizon is None:
+        return sketch
+    slope = -3.0 / horizon
+    growth = Growth(slope * steps, fall=-slope * steps)
+    return sketch.measured(time=(TimeGrowth("lstm0", (), growth, slope, horizon=horizon, axis=0, steps=steps),))
+
+
+class ForgetGateBias(Rule):
+    """Forget gates that forget too soon."""
+
+    code = "GL503"
+    name = "forget-gate-bias"
+    severity = Severity.WARNING
+    examples = (
+        Example(lambda: _lstm(0.0), fires_on=("lstm0",)),
+        Example(lambda: _lstm(0.0, horizon=12.0), fires_on=("lstm0",)),
+        Example(lambda: _lstm(-2.0, horizon=5.0), fires_on=("lstm0",)),
+        Example(lambda: _lstm(0.0, steps=40)),
+        Example(lambda: _lstm(0.0, horizon=60.0)),
+        Example(lambda: _lstm(1.0)),
+        Example(lambda: _lstm(1.0, horizon=12.0)),
+    )
+
+    def applies(self, subject: Subject) -> str | None:
+        """Only where there is an LSTM."""
+        return None if any(loop.activation == "lstm" for loop in subject.loops) else "no LSTM in the graph"
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per LSTM."""
+        for loop in subject.loops:
+            bias = loop.forget_bias if loop.activation == "lstm" else None
+            pace = subject.pace(loop) if bias is not None and bias < OPEN else None
+            if bias is None or pace is None or pace.horizons < FEW or not subject.is_initialised(loop.nodes):
+                continue
+            bad = pace.horizons >= MANY or bias <= CLOSED
+            yield self.finding(
+                subject,
+                loop.nodes,
+                f"forget gates start with a mean bias of {bias:.2f}: the gradient loses three decades in {pace.horizon:.0f} of "
+                f"{pace.steps} steps",
+                severity=self.severity if bad else Severity.NOTE,
+                confidence=Confidence.MEASURED if pace.measured else Confidence.PREDICTED,
+                remedy="set the forget-gate bias to 1, or draw it as log U(1, T) for dependencies over T steps",
+                forget_bias=bias,
+                horizon=pace.horizon,
+                steps=pace.steps,
+                decades_per_step=pace.slope,
+            )

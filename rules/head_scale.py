@@ -1,0 +1,88 @@
+"""GL107 head-scale: before training, the loss is far above that of a prediction which says nothing.
+
+What it finds:
+    An initial loss of at least twice that of equal probabilities (log C for C classes) and at least 1 above it; for a target of
+    floats, ten times that of predicting zero, with an output three times as large as the target. Chance is measured, by
+    giving the loss an output of zeros. Models whose weights look trained are left out.
+
+Why it matters:
+    The logits are so large that the model is sure of its random answers. The first steps do nothing but shrink them, with
+    gradients as large as the loss: the curve falls steeply and tells little, and an unlucky step kills units or diverges.
+
+How to fix it:
+    Draw the last layer's weights smaller (normal, deviation 0.01, or 1 / fan_in), or start them at zero; put a norm before it;
+    scale logits that are products of vectors by 1 / sqrt(d). Give the last bias the base rates where classes are unbalanced.
+
+References:
+    Karpathy 2019, A Recipe for Training Neural Networks (verify the loss at init).
+    Yang, Hu 2021, Feature Learning in Infinite-Width Neural Networks, arXiv 2011.14522 (the output layer's scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradlint.rule import Confidence, Example, Finding, LossFacts, Needs, Rule, Severity, Sketch, Subject
+
+OVER_CHANCE = 2.0  # times
+EXCESS = 1.0  # nats: what logits of deviation 1.4 cost
+OVER_ZERO = 10.0  # times the loss of predicting zero: an output three times as large as the target
+LARGER = 3.0
+
+
+def _first(value: float, chance: float, *, output: float = 5.0, target: float | None = None, gain: float = 1.0) -> Sketch:
+    sketch = Sketch()
+    sketch.linear(sketch.input(8, 64), 10, gain=gain)
+    facts = LossFacts(value, 1.0, chance=chance, repeated=1.0, batch=8, terms=8, output=output, target=target)
+    return sketch.measured(loss=facts)
+
+
+class HeadScale(Rule):
+    """The first loss against chance."""
+
+    code = "GL107"
+    name = "head-scale"
+    severity = Severity.WARNING
+    needs = Needs.PROBE
+    examples = (
+        Example(lambda: _first(27.0, 3.3), fires_on=("linear0",)),
+        Example(lambda: _first(900.0, 1.0, output=30.0, target=1.0), fires_on=("linear0",)),
+        Example(lambda: _first(4.5, 2.3)),
+        Example(lambda: _first(1.6, 0.69)),
+        Example(lambda: _first(2.35, 2.3, output=0.3)),
+        Example(lambda: _first(5.0, 1.0, output=2.0, target=1.0)),
+    )
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding, at the output."""
+        found = subject.measurement
+        loss = found.loss if found is not None else None
+        if found is None or loss is None or not _is_high(loss) or not subject.is_initialised(subject.structure.signal):
+            return
+        assert loss.chance is not None
+        against = "predicting zero" if loss.target is not None else "chance"
+        level = f"; the output has a root mean square of {loss.output:.3g}" if loss.output is not None else ""
+        yield self.finding(
+            subject,
+            list(found.trunk),
+            f"the initial loss is {loss.value:.3g}, that of {against} {loss.chance:.3g}{level}",
+            remedy="draw the last layer smaller, or start it at zero",
+            confidence=Confidence.MEASURED,
+            loss=loss.value,
+            chance=loss.chance,
+            output=loss.output,
+            gradient_norm=loss.gradient_norm,
+        )
+
+    def applies(self, subject: Subject) -> str | None:
+        """None where a loss was measured."""
+        return None if subject.measurement is not None and subject.measurement.loss is not None else "no loss was given"
+
+
+def _is_high(loss: LossFacts) -> bool:
+    if loss.chance is None or not loss.chance > 0.0:
+        return False
+    if loss.target is not None:
+        return loss.value >= OVER_ZERO * loss.chance and loss.output is not None and loss.output >= LARGER * loss.target
+    terms = (loss.terms or 1) if loss.is_sum else 1
+    return loss.value >= OVER_CHANCE * loss.chance and (loss.value - loss.chance) / terms >= EXCESS

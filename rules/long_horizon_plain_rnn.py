@@ -1,0 +1,82 @@
+"""GL504 long-horizon-plain-rnn: a recurrence without gates runs over many more steps than its gradient reaches back.
+
+What it finds:
+    A recurrence whose state passes an activation at every step and no gate (nn.RNN and loops like it), over a sequence in which
+    the gradient of the last step fades by three decades four times over (a note) or ten times over (a warning).
+
+Why it vanishes:
+    The state is squashed and mixed at every step. With a contracting recurrent matrix, as in PyTorch's default with its gain of
+    0.58, the gradient loses a quarter of a decade a step: what happened fifty steps ago is 10^-12 of what happened now. A larger
+    matrix does not help for long: a bounded activation then saturates, or the state becomes chaotic.
+
+How to fix it:
+    Use an LSTM or a GRU, whose gates carry a state unchanged; draw the recurrent matrix with nn.init.orthogonal_; or cut the
+    sequence to the steps that the gradient reaches.
+
+References:
+    Bengio, Simard, Frasconi 1994, Learning long-term dependencies with gradient descent is difficult, IEEE TNN 5(2).
+    Pascanu, Mikolov, Bengio 2013, On the difficulty of training recurrent neural networks, arXiv 1211.5063.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradlint.rule import Confidence, Example, Finding, Growth, Rule, Severity, Sketch, Subject, TimeGrowth
+
+FEW, MANY = 4.0, 10.0  # horizons of three decades
+
+
+def _rnn(gain: float = 0.58, steps: int = 200, *, op: str = "rnn", horizon: float | None = None) -> Sketch:
+    sketch = Sketch()
+    rng = np.random.default_rng(0)
+    gates = 3 if op == "gru" else 1
+    bound = gain * np.sqrt(3.0 / 64)
+    matrix = sketch.array(rng.uniform(-bound, bound, (64 * gates, 64)), "recurrent")
+    weights = {"weight": sketch.weight(64 * gates, 64), "recurrent": matrix}
+    sketch.op(op, sketch.input(steps, 8, 64), weights=weights, shape=(steps, 8, 64), nonlinearity="tanh", time_axis=0)
+    if horizon is None:
+        return sketch
+    slope = -3.0 / horizon
+    growth = Growth(slope * steps, fall=-slope * steps)
+    return sketch.measured(time=(TimeGrowth(f"{op}0", (), growth, slope, horizon=horizon, axis=0, steps=steps),))
+
+
+class LongHorizonPlainRnn(Rule):
+    """Plain recurrences over long sequences."""
+
+    code = "GL504"
+    name = "long-horizon-plain-rnn"
+    severity = Severity.WARNING
+    examples = (
+        Example(_rnn, fires_on=("rnn0",)),
+        Example(lambda: _rnn(horizon=12.0), fires_on=("rnn0",)),
+        Example(lambda: _rnn(horizon=60.0)),
+        Example(lambda: _rnn(steps=20)),
+        Example(lambda: _rnn(op="gru", horizon=12.0)),
+    )
+
+    def applies(self, subject: Subject) -> str | None:
+        """Only where there is a recurrence without gates."""
+        return None if any(loop.is_plain for loop in subject.loops) else "no recurrence without gates in the graph"
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding per recurrence."""
+        for loop in subject.loops:
+            pace = subject.pace(loop) if loop.is_plain and subject.can_claim(loop.nodes) else None
+            if pace is None or pace.horizons < FEW:
+                continue
+            yield self.finding(
+                subject,
+                loop.nodes,
+                f"{loop.activation} without gates over {pace.steps} steps: the gradient fades x{10**pace.slope:.2f} a step and "
+                f"loses three decades in {pace.horizon:.0f}",
+                severity=self.severity if pace.horizons >= MANY else Severity.NOTE,
+                confidence=Confidence.MEASURED if pace.measured else Confidence.PREDICTED,
+                remedy="use an LSTM or a GRU, nn.init.orthogonal_ on the recurrent weight, or shorter sequences",
+                horizon=pace.horizon,
+                steps=pace.steps,
+                decades_per_step=pace.slope,
+            )

@@ -1,0 +1,191 @@
+"""GL807 rehearsal-diverges: a few dozen steps of the recipe, taken in memory and undone, do not train the model.
+
+What it finds:
+    With a recipe, gradlint takes its first optimizer steps (40, or as many as asked for) on the given batches, or on drawn ones.
+    It reports a loss or a gradient that is not finite; a loss that stays over ten times what it was on the same batches; a layer
+    of rectifiers whose units are all zero afterwards; and a loss that does not come down although the same steps bring it down
+    with a warm-up or a lower learning rate. The cause is found by trying: the operator that breaks is looked for in the step
+    that broke, the other ones are told by the change that makes the model train. Where no loss was given, a surrogate stands in,
+    and what is found is a warning.
+
+Why it explodes:
+    A step longer than 2 / sharpness overshoots, and the loss grows from step to step. One long step can push all units of a
+    rectifier below zero, where their gradient is zero for ever. Adam's first steps have full length whatever the gradient; norms
+    behind residual sums make them too long for the layers near the output. A probability may reach zero only after updates.
+
+How to fix it:
+    What was tried is part of the finding: take the learning rate, the warm-up or the precision with which the loss came down. An
+    operator that breaks needs a guard: log-softmax for the log of a softmax, a clamp of the log-variance, eps under a root.
+
+References:
+    Cohen et al. 2021, Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability, arXiv 2103.00065.
+    Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv 2002.04745 (warm-up).
+    Lu et al. 2019, Dying ReLU and Initialization: Theory and Numerical Examples, arXiv 1903.06733.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gradlint.rule import (
+    Breach,
+    Cause,
+    Confidence,
+    DeadUnits,
+    Example,
+    Finding,
+    Needs,
+    Recipe,
+    Rehearsal,
+    Rule,
+    Severity,
+    Sketch,
+    Subject,
+    Trial,
+)
+
+REMEDIES = {
+    Cause.OPERATOR: "guard it: clamp its operand, add eps, or use a function that does it in one step, such as log_softmax",
+    Cause.PRECISION: "use bf16, or keep this part in fp32",
+    Cause.UNITS: "lower the learning rate, or use a rectifier with a slope below zero",
+    Cause.WARMUP: "let the learning rate rise from zero, or put the norms into the residual branches",
+    Cause.GROWTH: "initialise or normalise so that the gradient does not grow with depth",
+    Cause.RATE: "lower the learning rate",
+    Cause.UNKNOWN: "check the scale of inputs, targets and loss",
+}
+
+
+def _sketch(**fields: Any) -> Sketch:
+    sketch = Sketch()
+    x = sketch.op("relu", sketch.linear(sketch.input(8, 64), name="fc", weight=sketch.weight(64, 64, name="fc.weight")))
+    sketch.linear(x)
+    plain: dict[str, Any] = {"asked": 40, "gradient_norms": (1.0,), "layers": {"fc.weight": (1.0, 3.0)}, "changes": (0.1,)}
+    first, last = fields.pop("loss")
+    found = Rehearsal(**{**plain, "losses": (first, last), "first": first, "last": last, **fields})
+    return sketch.measured(rehearsal=found).trained(Recipe())
+
+
+class RehearsalDiverges(Rule):
+    """First steps of training that fail."""
+
+    code = "GL807"
+    name = "rehearsal-diverges"
+    severity = Severity.ERROR
+    needs = Needs.RECIPE
+    examples = (
+        Example(
+            lambda: _sketch(
+                loss=(2.3, 80.0), diverged_at=1, cause=Cause.RATE, trials=(Trial("lr 0.01", 2.3, 1.1, trains=True, lr=0.01),)
+            ),
+            fires_on=("fc",),
+        ),
+        Example(
+            lambda: _sketch(loss=(2.3, 2.3), cause=Cause.UNITS, dead=DeadUnits("relu0", 64, before=0.1, after=1.0)),
+            fires_on=("relu0",),
+        ),
+        Example(
+            lambda: _sketch(
+                loss=(2.3, float("nan")),
+                diverged_at=1,
+                cause=Cause.OPERATOR,
+                breach=Breach("", "log", "infinity", ((0.0, 1.0),), "loss.py:3"),
+            ),
+            fires_on=("fc",),
+        ),
+        Example(lambda: _sketch(loss=(2.3, 22.0))),
+        Example(lambda: _sketch(loss=(2.3, 1.1))),
+    )
+
+    def applies(self, subject: Subject) -> str | None:
+        """Only where steps were rehearsed."""
+        measured = subject.measurement
+        return None if measured is not None and measured.rehearsal is not None else "nothing was rehearsed"
+
+    def check(self, subject: Subject) -> Iterator[Finding]:
+        """One finding, with the cause and what was tried."""
+        measured = subject.measurement
+        if measured is None or measured.rehearsal is None or not measured.rehearsal.fails:
+            return
+        found = measured.rehearsal
+        if found.diverged_at == 0 and found.breach and found.breach.node and measured.nonfinite_backward:
+            return  # the probe saw it without any loss: GL805
+        yield self.finding(
+            subject,
+            _places(subject, found),
+            f"{_happened(found)}{_reason(found, measured.growth.decades)}",
+            severity=_severity(subject, found),
+            remedy=_remedy(found),
+            confidence=Confidence.MEASURED,
+            recipe=subject.task.recipe.text if subject.task.recipe else "",
+            steps=found.steps,
+            diverged_at=found.diverged_at,
+            first=found.first,
+            last=found.last,
+            cause=found.cause,
+            steepest=found.steepest,
+            loss=found.stands_in or "given",
+            operands=found.breach.operands if found.breach else (),
+            tried=[{"change": trial.change, "first": trial.first, "last": trial.last} for trial in found.trials],
+        )
+
+
+def _happened(found: Rehearsal) -> str:
+    whose = f" ({found.stands_in})" if found.stands_in else ""
+    if found.diverged_at == 0:
+        return f"the {_broken(found)}{whose} is not finite before the first update"
+    if found.diverged_at is not None and not found.last < float("inf"):
+        updates = found.diverged_at
+        went = f"s, in which the loss went from {found.losses[0]:.3g} to {found.losses[updates - 1]:.3g}" if updates > 1 else ""
+        return f"the {_broken(found)}{whose} is not finite after {updates} update{went}"
+    if found.diverged_at is not None:
+        return (
+            f"the loss{whose} rises from {found.first:.3g} to {found.last:.3g}, ten times more after {found.diverged_at} updates"
+        )
+    return f"the loss{whose} goes from {found.first:.3g} to {found.last:.3g} in {found.steps} updates"
+
+
+def _broken(found: Rehearsal) -> str:
+    return "loss" if not found.losses[-1] < float("inf") else "gradient"
+
+
+def _reason(found: Rehearsal, decades: float) -> str:
+    """What is to blame, as the end of a sentence."""
+    if found.cause is Cause.OPERATOR and found.breach is not None:
+        at = f", {found.breach.source}" if found.breach.source else ""
+        ranges = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in found.breach.operands)
+        what = "has no finite derivative" if found.breach.backward else f"gives {found.breach.kind}"
+        return f": {found.breach.op} of {ranges} {what}{' in the loss' if not found.breach.node else ''}{at}"
+    if found.dead is not None and found.cause is Cause.UNITS:
+        return f": all {found.dead.count} units of {found.dead.node} have become zero for the whole batch"
+    steepest = f"; the gradient of {found.steepest} rises most" if found.steepest else ""
+    return {
+        Cause.PRECISION: ": half precision cannot hold its numbers",
+        Cause.WARMUP: ": norms behind the residual sums, and no warm-up",
+        Cause.GROWTH: f": the gradient grows by {decades:.1f} decades at initialization already",
+        Cause.RATE: ": the learning rate is too high",
+    }.get(found.cause or Cause.UNKNOWN, "") + steepest
+
+
+def _remedy(found: Rehearsal) -> str:
+    text = REMEDIES[found.cause or Cause.UNKNOWN]
+    cure = found.cure
+    return f"{text}; with {cure.change} the loss comes down from {cure.first:.3g} to {cure.last:.3g}" if cure else text
+
+
+def _places(subject: Subject, found: Rehearsal) -> list[str]:
+    """The operator that broke, the layer that died, or the layer whose gradient rose most."""
+    named = [found.breach.node if found.breach else "", found.dead.node if found.dead else ""]
+    certain = [node for node in named if node in subject.graph]
+    layers = [node.id for node in subject.graph if any(weight.name == found.steepest for weight in node.weights.values())]
+    return (certain or layers)[:1]
+
+
+def _severity(subject: Subject, found: Rehearsal) -> Severity:
+    """An error is a divergence of the user's own loss; statistics of BatchNorm that stay as they are make another model."""
+    frozen = any(
+        node.op == "batch_norm" and not node.attrs.get("training", subject.graph.mode == "train") for node in subject.graph
+    )
+    if frozen and found.is_surrogate:
+        return Severity.NOTE
+    return Severity.ERROR if found.is_certain else Severity.WARNING
