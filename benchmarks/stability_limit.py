@@ -160,17 +160,20 @@ class Setup:
             losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]):
                 return math.inf, math.nan
-        return mean(losses[-10:]) / losses[0], norms[0] / norms[-1]
+        return mean(losses[-10:]) / losses[0], norms[0] / norms[-1] if norms[-1] else math.inf
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=NETWORKS, help="these networks alone")
-    names = parser.parse_args().only or list(NETWORKS)
+    parser.add_argument("--recipe", nargs="+", metavar="RECIPE", choices=RECIPES, help="these optimizers alone")
+    options = parser.parse_args()
+    names = options.only or list(NETWORKS)
     torch.set_num_threads(1)
     console = Console(width=140)
-    for title, recipe in RECIPES.items():
+    for title in options.recipe or RECIPES:
+        recipe = RECIPES[title]
         table = Table("network", "limit", *(f"{factor:g}" for factor in FACTORS), "norm falls", title=title)
         failed = np.zeros(len(FACTORS))
         for name in names:

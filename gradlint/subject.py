@@ -120,13 +120,20 @@ class Subject:
             return Pace(item.slope or 0.0, item.horizon or math.inf, item.steps, measured=True)
         return Pace.predicted(self.expected_over_time(loop, loop.steps) / loop.steps, loop.steps) if loop.steps else None
 
+    def steps_of(self, loop: Loop) -> int | None:
+        """How many steps the probe saw a recurrence make; None where it saw none."""
+        found = self.measurement.time if self.measurement is not None else ()
+        return next((item.steps for item in found if item.node == loop.node and item.steps), None)
+
     def alike(self, found: Iterable[TimeGrowth]) -> list[list[TimeGrowth]]:
-        """Recurrences by place: those of one operator, and of modules that differ by a number alone, go together."""
-        groups: dict[tuple[str, str], list[TimeGrowth]] = {}
+        """Recurrences by place: those of one operator, of modules that differ by a number alone, and of one state go together."""
+        groups: dict[object, list[TimeGrowth]] = {}
+        places: dict[tuple[float, ...], object] = {}
         for item in found:
             if item.node in self.graph:
                 node = self.graph[item.node]
-                groups.setdefault((node.op, re.sub(r"\d+", "#", node.module or node.id)), []).append(item)
+                place = (node.op, re.sub(r"\d+", "#", node.module or node.id))
+                groups.setdefault(places.setdefault(item.backward, place) if item.backward else place, []).append(item)
         return list(groups.values())
 
     def growth_over_time(self, node: str) -> float | None:

@@ -3,8 +3,8 @@
 What it finds:
     An LSTM with weights as drawn whose forget gates have a mean bias under one (the sum of both biases), over a sequence in which
     the gradient of the last step fades by three decades four times over or more. That is a note: the default of most libraries
-    is a bias of zero, and gates learn. It is a warning where the sequence is fifty times the memory, or where the gates start
-    nearly closed, with a mean bias under -1.
+    is a bias of zero, and gates learn. It is a warning where nothing but the last state is read, which then has to know of all
+    steps; where the sequence is fifty times the memory; or where gates start nearly closed, with a mean bias under -1.
 
 Why it vanishes:
     A forget gate multiplies the memory cell by sigmoid(bias) at every step: by 0.5 without a bias, so that three decades are
@@ -74,7 +74,7 @@ class ForgetGateBias(Rule):
             pace = subject.pace(loop) if bias is not None and bias < OPEN else None
             if bias is None or pace is None or pace.horizons < FEW or not subject.is_initialised(loop.nodes):
                 continue
-            bad = pace.horizons >= MANY or bias <= CLOSED
+            bad = loop.final or pace.horizons >= MANY or bias <= CLOSED
             yield self.finding(
                 subject,
                 loop.nodes,

@@ -108,7 +108,8 @@ class HalfPrecisionHeadroom(Rule):
     def _gradients(self, subject: Subject, found: Headroom, nodes: dict[str, Levels]) -> Iterator[Finding]:
         scale = found.loss_scale or 1.0
         loss = f" of {found.stands_in}" if found.stands_in else ""
-        large = {id_: level.gradient * scale for id_, level in nodes.items() if (level.gradient or 0.0) * scale > found.backward}
+        sizes = {id_: (level.gradient or 0.0) * scale for id_, level in nodes.items()}
+        large = {id_: size for id_, size in sizes.items() if size > found.backward}
         if large:
             top = max(large, key=large.__getitem__)
             yield self.finding(

@@ -49,6 +49,7 @@ from gradlint.rule import (
 # 2020 finds 2 to 6 for the squared error.
 PLAIN = 32.0
 MOMENTUM = 12.0
+SURROGATE = "a surrogate: distance to random numbers"
 OTHERS = frozenset({Cause.OPERATOR, Cause.PRECISION, Cause.GROWTH})  # causes of a failed rehearsal that are not the step's length
 
 
@@ -82,10 +83,8 @@ class LearningRateAboveStabilityLimit(Rule):
         Example(lambda: _sketch(1.0, 0.1, momentum=0.9)),
         Example(lambda: _sketch(5.0, 0.1, optimizer="adam")),
         Example(lambda: _sketch(3.3, 0.1, fails=False)),
-        Example(lambda: _sketch(3.3, 0.1, stands_in="a surrogate: distance to random numbers")),
-        Example(
-            lambda: _sketch(0.3, 0.1, fails=True, stands_in="a surrogate: distance to random numbers"), fires_on=("linear0",)
-        ),
+        Example(lambda: _sketch(3.3, 0.1, stands_in=SURROGATE)),
+        Example(lambda: _sketch(0.3, 0.1, fails=True, stands_in=SURROGATE), fires_on=("linear0",)),
         Example(lambda: _sketch(0.3, 0.1, fails=True, cause=Cause.PRECISION)),
         Example(lambda: _sketch(0.09, 0.1, fails=True)),
         Example(lambda: _sketch(3.3, 0.1, schedule="warmup:100")),
@@ -103,26 +102,26 @@ class LearningRateAboveStabilityLimit(Rule):
             return
         curvature, rehearsal = measured.curvature, measured.rehearsal
         first = recipe.lr / max(recipe.warmup, 1)
+        far = MOMENTUM if recipe.momentum else PLAIN
         if rehearsal is not None:
             if first > curvature.limit and rehearsal.fails and rehearsal.cause not in OTHERS:
-                yield self._report(subject, recipe, curvature, failed=True)
-        elif (
-            not (recipe.adaptive or curvature.is_surrogate) and first > (MOMENTUM if recipe.momentum else PLAIN) * curvature.limit
-        ):
-            yield self._report(subject, recipe, curvature, failed=False)
+                yield self._report(subject, recipe, curvature, rehearsal)
+        elif not recipe.adaptive and not curvature.is_surrogate and first > far * curvature.limit:
+            yield self._report(subject, recipe, curvature, None)
 
-    def _report(self, subject: Subject, recipe: Recipe, curvature: Curvature, *, failed: bool) -> Finding:
+    def _report(self, subject: Subject, recipe: Recipe, curvature: Curvature, failed: Rehearsal | None) -> Finding:
         sharpness, limit = curvature.preconditioned or curvature.sharpness, curvature.limit
         what = "the preconditioned sharpness" if curvature.preconditioned else "the sharpness"
         on = f" (on {curvature.stands_in})" if curvature.stands_in else ""
         seen = ", and the rehearsal failed" if failed else ""
+        lost = failed is not None and not failed.behind
         first = recipe.lr / max(recipe.warmup, 1)
         rate = f"learning rate {recipe.lr:g}" if first == recipe.lr else f"learning rate {first:.2g} of the first step"
         return self.finding(
             subject,
             sorted({ref.node for ref in subject.graph.outputs}),
             f"{rate} is {first / limit:.3g} times the stability limit {limit:.2g} for {what} {sharpness:.3g}{on}{seen}",
-            severity=Severity.ERROR if failed and not curvature.is_surrogate else Severity.WARNING,
+            severity=Severity.ERROR if lost and not curvature.is_surrogate else Severity.WARNING,
             remedy=f"use a learning rate of {limit:.1g} or less, or let it rise over some hundred steps",
             confidence=Confidence.MEASURED,
             learning_rate=first,

@@ -2,7 +2,8 @@
 
 What it finds:
     A recurrence whose state passes an activation at every step and no gate (nn.RNN and loops like it), over a sequence in which
-    the gradient of the last step fades by three decades four times over (a note) or ten times over (a warning).
+    the gradient of the last step fades by three decades four times over: a note where every step is read, a warning where
+    nothing but the last state is, and from ten times on.
 
 Why it vanishes:
     The state is squashed and mixed at every step. With a contracting recurrent matrix, as in PyTorch's default with its gain of
@@ -73,7 +74,7 @@ class LongHorizonPlainRnn(Rule):
                 loop.nodes,
                 f"{loop.activation} without gates over {pace.steps} steps: the gradient fades x{10**pace.slope:.2f} a step and "
                 f"loses three decades in {pace.horizon:.0f}",
-                severity=self.severity if pace.horizons >= MANY else Severity.NOTE,
+                severity=self.severity if loop.final or pace.horizons >= MANY else Severity.NOTE,
                 confidence=Confidence.MEASURED if pace.measured else Confidence.PREDICTED,
                 remedy="use an LSTM or a GRU, nn.init.orthogonal_ on the recurrent weight, or shorter sequences",
                 horizon=pace.horizon,

@@ -2,8 +2,8 @@
 
 What it finds:
     Six blocks or more of attention and feed-forward layers whose residual sums are read by a norm alone, initial weights, an
-    adaptive optimizer with a learning rate of 5e-4 or more, and no warm-up. It is a note where the recipe names no schedule at
-    all, or where the rehearsal shows that the first steps train the model.
+    adaptive optimizer with a learning rate of 5e-4 or more, and no warm-up. It is a warning where the rehearsal trains the model
+    with a warm-up alone; else a note where it trains without one, or where the recipe names no schedule at all.
 
 Why it explodes:
     At initialization the gradients of the layers near the output are large, and Adam's estimate of their size is poor: in its
@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gradlint.rule import (
+    Cause,
+    Confidence,
     Example,
     Finding,
     Kind,
@@ -95,11 +97,13 @@ class NoWarmupPostNorm(Rule):
             return
         rehearsal = subject.measurement.rehearsal if subject.measurement is not None else None
         trains = rehearsal is not None and not rehearsal.fails and rehearsal.last < 0.9 * rehearsal.first
+        cured = rehearsal is not None and rehearsal.cause is Cause.WARMUP
         yield self.finding(
             subject,
             norms,
             f"{len(norms)} residual sums with a norm behind each, {recipe.optimizer} at {recipe.lr:g}, and no warm-up",
-            severity=Severity.NOTE if trains or recipe.schedule is None else Severity.WARNING,
+            severity=Severity.WARNING if cured or not (trains or recipe.schedule is None) else Severity.NOTE,
+            confidence=Confidence.MEASURED if cured else Confidence.PREDICTED,
             remedy="let the learning rate rise over some thousand steps (schedule=warmup:4000), or use x + f(norm(x))",
             norms=len(norms),
             learning_rate=recipe.lr,

@@ -99,7 +99,7 @@ class RecurrentSpectralRadius(Rule):
         for loop in subject.loops:
             if loop.radius is None or loop.radius <= 1.0:
                 continue
-            steps = loop.steps or STEPS
+            steps = loop.steps or subject.steps_of(loop) or STEPS
             measured = subject.growth_over_time(loop.node)
             predicted = subject.expected_over_time(loop, steps)
             decades = predicted if measured is None else measured
@@ -107,7 +107,7 @@ class RecurrentSpectralRadius(Rule):
                 yield self._report(subject, loop, decades, measured=measured is not None)
 
     def _report(self, subject: Subject, loop: Loop, decades: float, *, measured: bool) -> Finding:
-        radius, steps = loop.radius or 0.0, loop.steps or STEPS
+        radius, steps = loop.radius or 0.0, loop.steps or subject.steps_of(loop) or STEPS
         holds = Confidence.MEASURED if decades >= HEALTHY else Confidence.REFUTED
         return self.finding(
             subject,

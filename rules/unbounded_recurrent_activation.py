@@ -72,7 +72,9 @@ class UnboundedRecurrentActivation(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per recurrence."""
         for loop in subject.loops:
-            radius, steps = (loop.radius, loop.steps or STEPS) if loop.activation in UNBOUNDED else (None, STEPS)
+            radius, steps = (
+                (loop.radius, loop.steps or subject.steps_of(loop) or STEPS) if loop.activation in UNBOUNDED else (None, STEPS)
+            )
             if radius is None or radius <= 1.0:
                 continue
             measured = subject.growth_over_time(loop.node)

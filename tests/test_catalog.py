@@ -103,13 +103,13 @@ def test_code_that_is_taken_is_refused(tmp_path: Path):
     [
         (["GL101"], [], ["GL101"]),
         (["weight-gain-above-critical"], [], ["GL101"]),
-        (["GL10"], ["GL102"], ["GL101", "GL103", "GL104"]),
+        (["GL10"], ["GL102"], ["GL101", "GL103", "GL104", "GL107"]),
         (["GL1", "GL604"], ["GL10"], ["GL604"]),
         (["GL1", "GL103"], ["GL10"], ["GL103"]),
         (["GL101"], ["GL101"], []),
         (["GL101"], ["GL1"], ["GL101"]),
-        (["GL10"], ["GL1"], ["GL101", "GL102", "GL103", "GL104"]),
-        (["ALL"], ["GL1", "GL2", "GL3", "GL4", "GL5", "GL6", "GL8"], ["GL901", "GL902", "GL903"]),
+        (["GL10"], ["GL1"], ["GL101", "GL102", "GL103", "GL104", "GL107"]),
+        (["ALL"], ["GL1", "GL2", "GL3", "GL4", "GL5", "GL6", "GL7", "GL8"], ["GL901", "GL902", "GL903"]),
     ],
 )
 def test_longest_match_decides_and_ignore_wins_a_tie(chosen, ignored, expected):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -148,12 +148,6 @@ class TorchRunnable:
         with nullcontext() if self._guarded else self.untouched(), torch.enable_grad():
             return self._plain(self.module, self._tensors(inputs))
 
-    def ending_in(self, loss: Callable[[Any, Any], Any], target: Any) -> TorchRunnable:
-        """The same model on the same inputs, which returns `loss(output, target)`; its graph is to be drawn."""
-        whole = copy.copy(self)
-        vars(whole).update(module=_WithLoss(self.module, loss, target), notes=[], capture="", _graph=None, _rung="")
-        return whole
-
     def _rungs(self) -> list[str]:
         if self._graph is not None:
             return [self._rung]
@@ -226,18 +220,6 @@ class TorchRunnable:
             self._plain(trial, tensors)
         self.module = trial
         self.notes.append("lazy parameters were given their shapes on a copy of the model")
-
-
-class _WithLoss(nn.Module):
-    """A model and its loss as one module, whose own operators are those of the loss."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[Any, Any], Any], target: Any) -> None:
-        super().__init__()
-        self.model, self._loss, self._target = model, loss, target
-        self.training = model.training
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._loss(self.model(*args, **kwargs), self._target)
 
 
 class _LostTensorError(Exception):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STEPS = 30  # products with the Hessian, at most
 LEAST = 10  # products, at least: fewer may stop at the second eigenvalue
 ACCURACY = 0.002  # relative error of the largest eigenvalue at which the iteration stops
-ASYMMETRY = 0.005  # relative, of exact products: more means that a backward pass hides what it depends on
+ASYMMETRY = 0.02  # relative, of exact products: more means that a backward pass hides what it depends on
 DRAWS = 4  # batches, or draws of dropout, whose gradients are taken
 SHIFT = 3e-4  # of the weights' norm: the step of central differences
 SECONDS = 30.0  # after which no more products are taken, given LEAST of them

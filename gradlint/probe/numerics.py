@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradlint.errors import ForwardError
+from gradlint.frontends.torch_module import TorchRunnable
 from gradlint.frontends.user_code import described
 from gradlint.graph import Node
 from gradlint.observed.numbers import Headroom, Levels, Range, Suspect
 from gradlint.probe.recorder import Recorder, Seen
+from gradlint.theory.intervals import REALS
+from gradlint.theory.ranges import ranges_of
 from gradlint.theory.singularities import Singularity, singularities
 
 if TYPE_CHECKING:
@@ -27,8 +31,8 @@ _FORMATS = {  # largest number of activations; largest and smallest number of gr
     "fp8": (448.0, 57344.0, 2.0**-16),  # e4m3 forward, e5m2 backward
 }
 _MASK = 1e30  # larger ones are no signal, but infinity by another name
+_SAMPLE = 1 << 14  # elements of a tensor whose exponents are looked at
 _LOWEST, _HIGHEST = -1100, 1100  # binary exponents of float64
-Exponents = NDArray[np.int64]
 
 
 def ranges_seen(passes: Iterable[Mapping[str, Seen]]) -> Mapping[str, Range]:
@@ -49,22 +53,44 @@ def _least(one: float, other: float) -> float:
 
 def suspects(setting: Setting) -> Mapping[str, Any]:
     """The field `suspects`: operators of a loss that was given whose argument may come to where they break."""
-    task, ending_in = setting.task, getattr(setting.model, "ending_in", None)
-    if task.loss is None or ending_in is None or setting.found.nonfinite_forward is not None:
+    task, found = setting.task, setting.found
+    if task.loss is None or found.nonfinite_forward is not None:
         return {}
     setting.progress("looking at the loss")
-    whole = ending_in(task.loss, task.target)
-    recorder = Recorder(lambda _: False, lambda _: False, watchers=())
     torch.manual_seed(setting.seed)
-    whole.forward(setting.objective.batch(), tap=recorder)
-    found = (item for item in singularities(whole.graph) if not whole.graph[item.node].module)
-    shown = (_suspect(item, recorder.seen.get(item.operand), whole.graph[item.node]) for item in found)
+    module = _LossAlone(task.loss, task.target, setting.model.call(setting.objective.batch()))
+    alone = TorchRunnable(module, args=tuple(module.fed))
+    recorder = Recorder(lambda _: False, lambda _: False, watchers=())
+    with alone.untouched():
+        alone.forward([spec.draw(np.random.default_rng(0)) for spec in alone.inputs], tap=recorder)
+    ranges, outputs = ranges_of(setting.graph), setting.graph.outputs
+    known = [ranges[ref.node] for ref in outputs] if len(outputs) == len(module.fed) else [REALS] * len(module.fed)
+    items = singularities(alone.graph, dict(zip(alone.graph.inputs, known, strict=True)))
+    shown = ((_suspect(item, recorder.seen.get(item.operand), alone.graph[item.node]), item.expected) for item in items)
     return {"suspects": tuple(item for item, expected in shown if expected or item.hit)}
 
 
-def _suspect(item: Singularity, seen: Seen | None, node: Node) -> tuple[Suspect, bool]:
+class _LossAlone(nn.Module):
+    """A loss as a module of the tensors that a model returned; `fed` are their values."""
+
+    def __init__(self, loss: Callable[[Any, Any], Any], target: Any, returned: Any) -> None:
+        super().__init__()
+        leaves, self._structure = pytree.tree_flatten(returned)
+        self._places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self._leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._loss, self._target = loss, target
+        self.fed = [self._leaves[place] for place in self._places]
+
+    def forward(self, *tensors: Tensor) -> Any:
+        leaves = list(self._leaves)
+        for place, tensor in zip(self._places, tensors, strict=True):
+            leaves[place] = tensor
+        return self._loss(pytree.tree_unflatten(leaves, self._structure), self._target)
+
+
+def _suspect(item: Singularity, seen: Seen | None, node: Node) -> Suspect:
     low, high = (seen.low, seen.high) if seen is not None else (math.nan, math.nan)
-    suspect = Suspect(
+    return Suspect(
         function=item.function,
         low=item.interval.low,
         high=item.interval.high,
@@ -76,7 +102,6 @@ def _suspect(item: Singularity, seen: Seen | None, node: Node) -> tuple[Suspect,
         slope=item.slope,
         hit=item.hit(low, high),
     )
-    return suspect, item.expected
 
 
 def headroom(setting: Setting) -> Mapping[str, Any]:
@@ -100,7 +125,7 @@ class _Magnitudes:
     def __init__(self) -> None:
         self.sources: list[Tensor] = []
         self.activations: dict[str, float] = {}
-        self.gradients: dict[str, Exponents] = {}
+        self.gradients: dict[str, Spread] = {}
 
     def __call__(self, node: str, outputs: Sequence[Any], inputs: Sequence[Any]) -> None:
         """See `frontends.base.Tap`."""
@@ -126,20 +151,42 @@ class _Magnitudes:
     def _hook(self, node: str) -> Any:
         def add(gradient: Tensor | None) -> None:
             if gradient is not None:
-                self.gradients[node] = self.gradients.get(node, 0) + exponents(gradient)
+                self.gradients[node] = spread(gradient).joined(self.gradients.get(node))
 
         return add
 
 
-def exponents(tensor: Tensor) -> Exponents:
-    """How many elements that are finite and not zero have each binary exponent e, 2^e <= |x| < 2^(e+1), from `_LOWEST` on."""
+@dataclass(frozen=True)
+class Spread:
+    """The largest absolute value, and how many elements that are not zero have each binary exponent from `_LOWEST` on."""
+
+    largest: float
+    counts: NDArray[np.int64]
+
+    def joined(self, other: Spread | None) -> Spread:
+        """Both together."""
+        return self if other is None else Spread(max(self.largest, other.largest), self.counts + other.counts)
+
+    def lost(self, smallest: float, scale: float) -> float:
+        """The share of elements that round to zero where `smallest` is the smallest number, multiplied by `scale` before."""
+        total = int(self.counts.sum())
+        limit = math.ceil(math.log2(smallest / 2.0 / scale))  # up to half of the smallest number everything rounds to zero
+        return float(self.counts[: max(limit - _LOWEST, 0)].sum()) / total if total else 0.0
+
+
+def spread(tensor: Tensor) -> Spread:
+    """The spread of a tensor; of large ones, exponents are those of a sample."""
     values = tensor.detach().reshape(-1)
-    values = values[torch.isfinite(values) & (values != 0)]
-    found = torch.frexp(values.float() if values.dtype is torch.bfloat16 else values).exponent.long() - 1 - _LOWEST
-    return torch.bincount(found, minlength=_HIGHEST - _LOWEST).cpu().numpy()
+    step = max(values.numel() // _SAMPLE, 1)
+    sample = values[::step]
+    sample = sample[torch.isfinite(sample) & (sample != 0)].double()
+    found = torch.frexp(sample).exponent.long() - 1 - _LOWEST
+    counts: NDArray[np.int64] = torch.bincount(found, minlength=_HIGHEST - _LOWEST).cpu().numpy() * step
+    low, high = torch.aminmax(values) if values.numel() else (0.0, 0.0)
+    return Spread(max(-float(low), float(high)), counts)
 
 
-def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Exponents]:
+def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Spread]:
     """Run a step under the tap; the spread of the gradients of all weights. The loss is that of the same run without the tap."""
     model, objective = setting.model, setting.objective
     arrays = objective.batch()
@@ -149,6 +196,7 @@ def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Exponents]:
     leaves = [leaf for leaf in pytree.tree_leaves(_tree(returned)) if isinstance(leaf, Tensor) and leaf.requires_grad]
     torch.manual_seed(setting.seed)
     outputs = model.forward(arrays, tap=tap)
+    found: Sequence[Tensor | None]
     try:
         cotangents = torch.autograd.grad(loss, leaves, allow_unused=True)
         pairs = [(out, vector) for out in outputs if (vector := _same(out, leaves, cotangents)) is not None]
@@ -160,7 +208,7 @@ def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Exponents]:
     except RuntimeError as error:
         raise ForwardError(f"the model's backward pass raised {described(error)}") from error
     pulled = zip(weights, found[len(tap.sources) :], strict=True)
-    return {name: exponents(gradient) for name, gradient in pulled if gradient is not None}
+    return {name: spread(gradient) for name, gradient in pulled if gradient is not None}
 
 
 def _tree(returned: Any) -> Any:
@@ -174,20 +222,20 @@ def _same(out: Tensor, leaves: Sequence[Tensor], cotangents: Sequence[Tensor | N
     return next((vector for vector in fitting if vector is not None), None)
 
 
-def _headroom(
-    precision: str, scale: float | None, tap: _Magnitudes, weights: Mapping[str, Exponents], stands_in: str
-) -> Headroom:
+def _headroom(precision: str, scale: float | None, tap: _Magnitudes, weights: Mapping[str, Spread], stands_in: str) -> Headroom:
     forward, backward, smallest = _FORMATS[precision]
     everything = [*tap.gradients.values(), *weights.values()]
-    top = max((_largest(found) for found in everything), default=0.0)
-    best = 2.0 ** math.floor(math.log2(backward / top)) if top else 1.0
+    top = max((found.largest for found in everything), default=0.0)
+    best = 2.0 ** math.floor(math.log2(backward / top)) if 0.0 < top < math.inf else 1.0
 
-    def levels(activation: float | None, found: Exponents | None) -> Levels:
+    def levels(activation: float | None, found: Spread | None) -> Levels:
         if found is None:
             return Levels(activation, None, 0.0, 0.0)
-        return Levels(activation, _largest(found), lost(found, smallest, scale or 1.0), lost(found, smallest, best))
+        return Levels(activation, found.largest, found.lost(smallest, scale or 1.0), found.lost(smallest, best))
 
-    together = sum(weights.values(), np.zeros(_HIGHEST - _LOWEST, np.int64))
+    together = Spread(0.0, np.zeros(_HIGHEST - _LOWEST, np.int64))
+    for found in weights.values():
+        together = found.joined(together)
     return Headroom(
         precision=precision,
         forward=forward,
@@ -196,20 +244,7 @@ def _headroom(
         best_scale=best,
         nodes={node: levels(largest, tap.gradients.get(node)) for node, largest in tap.activations.items()},
         weights={name: levels(None, found) for name, found in weights.items()},
-        lost=lost(together, smallest, scale or 1.0),
-        saved=lost(together, smallest, best),
+        lost=together.lost(smallest, scale or 1.0),
+        saved=together.lost(smallest, best),
         stands_in=stands_in,
     )
-
-
-def _largest(found: Exponents) -> float:
-    """A bound of the largest value, within a factor of two."""
-    present = np.flatnonzero(found)
-    return 2.0 ** min(float(present[-1] + _LOWEST + 1), 1023.0) if present.size else 0.0
-
-
-def lost(found: Exponents, smallest: float, scale: float) -> float:
-    """Share of the elements that round to zero in a format with the smallest number `smallest`, multiplied by `scale` before."""
-    total = int(found.sum())
-    limit = math.ceil(math.log2(smallest / 2.0 / scale))  # up to half of the smallest number everything rounds to zero
-    return float(found[: max(limit - _LOWEST, 0)].sum()) / total if total else 0.0

@@ -44,8 +44,8 @@ def one_offs(growth: Growth) -> str:
 
 
 def is_growing(growth: Growth) -> bool:
-    """Whether a growth is large enough to be drawn."""
-    return not abs(growth.decades) < _GROWING
+    """Whether a growth over time is large enough to be drawn; fading is what recurrences do."""
+    return not growth.decades < _GROWING
 
 
 def _non_finite(report: TargetReport, rows: Sequence[Row]) -> str:

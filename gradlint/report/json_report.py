@@ -109,8 +109,14 @@ def _place(place: Place | None) -> Any:
 def _time(time: TimeGrowth) -> dict[str, Any]:
     return {
         "node": time.node,
+        "direction": time.direction,
+        "axis": time.axis,
+        "steps": time.steps,
         "decades": _decades(time.growth.decades),
         "decades_per_step": _decades(time.growth.per_step),
+        "decades_per_step_error": _decades(time.slope_error),
+        "horizon_steps": _decades(time.horizon),
+        "lyapunov_exponents": [_decades(value) for value in time.lyapunov],
         "backward_decades": [_decades(value) for value in time.backward],
     }
 

@@ -9,7 +9,9 @@ from gradlint.observed.curvature import Curvature
 from gradlint.observed.loss import LossFacts
 from gradlint.observed.rehearsal import Rehearsal
 from gradlint.report.wording import count
-from gradlint.result import TargetReport
+from gradlint.result import TargetReport, TimeGrowth
+
+_SHOWN = 3  # recurrences
 
 
 def remarks(report: TargetReport) -> Iterator[tuple[str, str]]:
@@ -17,10 +19,21 @@ def remarks(report: TargetReport) -> Iterator[tuple[str, str]]:
     found = report.observed
     if report.recipe is not None:
         yield "recipe", report.recipe.text + _limit(found.get("curvature"))
+    if timed := [time for time in report.time if time.slope is not None and time.horizon is not None]:
+        yield "time", "; ".join(map(_time, timed[:_SHOWN])) + (f"; {len(timed) - _SHOWN} more" if len(timed) > _SHOWN else "")
     if (loss := found.get("loss")) is not None:
         yield "loss", _loss(loss)
     if (rehearsed := found.get("rehearsal")) is not None:
         yield "rehearsal", _rehearsal(rehearsed)
+
+
+def _time(time: TimeGrowth) -> str:
+    """How fast the gradient of one recurrence changes, and how far that is from what the sequence asks for."""
+    slope, horizon = time.slope or 0.0, time.horizon or math.inf
+    back = " (backwards)" if time.direction == "reverse" else ""
+    pace = f"{time.node}{back}: the gradient {'grows' if slope > 0.0 else 'fades'} x{10**slope:.3g} a step"
+    what = "gains" if slope > 0.0 else "loses"
+    return f"{pace}, {what} three decades in {horizon:.0f} of {time.steps}" if math.isfinite(horizon) else pace
 
 
 def _limit(curvature: Curvature | None) -> str:

@@ -144,7 +144,7 @@ class _Page:
             yield Text()
             yield from self._chart(rows, "layer")
         for time in report.time:
-            if is_growing(time.growth):
+            if is_growing(time.growth) or any(time.node in finding.nodes for finding in shown(report, refuted=False)):
                 yield Text()
                 yield from self._chart(time_rows(time), f"time steps of {printable(time.node)}")
 

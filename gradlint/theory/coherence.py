@@ -9,7 +9,7 @@ independent weights would do that. Two functionals close the recursion: a cotang
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -124,32 +124,42 @@ def through_layer(
         own = None
     reads, lands = math.prod(tap.reads for tap in taps), math.prod(tap.lands for tap in taps)
     before = own.moments[1, 1] if own is not None else 1.0
-    alike = list(own.alike) if own is not None else [0.0] * len(sizes)
-    together = math.prod(1.0 + (tap.lands - 1.0) * alike[tap.axis] for tap in taps)
-    along = float(share * before * together / reads)
-    total = along + max(1.0 - share * together / reads, 0.0)
+    alike = own.alike if own is not None else both
+    along = float(share * before * _together(alike, taps) / reads)
+    total = along + max(1.0 - share * _together(both, taps) / reads, 0.0)
     factor = max(1.0 + (total - 1.0) / sizes[axis], 1.0 / sizes[axis])
-    for tap in taps:
-        alike[tap.axis] = _smoothed(alike[tap.axis], tap)
-    anew = {tap.axis: _smoothed(both[tap.axis], tap) for tap in taps}
     weight = along / total if total > 0.0 else 0.0
-    mixed = tuple(weight * a + (1.0 - weight) * anew.get(index, both[index]) for index, a in enumerate(alike))
+    mixed = [weight * a + (1.0 - weight) * b for a, b in zip(alike, both, strict=True)]
+    if taps and total > 0.0:
+        kept = share * before * lands / reads * _even(alike, taps) + (1.0 - share) * _even(both, taps)
+        for tap, value in _evened(alike, taps, kept / total):
+            mixed[tap.axis] = value
     direction = np.array([mean, 1.0])
     moments = total * np.outer(direction, direction)
     moments[0, 0] += 1.0 - mean * mean
     if own is None:
-        return factor, Coherence(moments / factor, axis, mixed)
-    image = math.sqrt(max(share, 0.0) / (reads * lands)) * together / math.sqrt(factor) * own.rows[1]
-    return factor, Coherence(moments / factor, axis, mixed, own.source, np.outer(direction, image))
+        return factor, Coherence(moments / factor, axis, tuple(mixed))
+    image = math.sqrt(max(share, 0.0) / (reads * lands)) * _together(alike, taps) / math.sqrt(factor) * own.rows[1]
+    return factor, Coherence(moments / factor, axis, tuple(mixed), own.source, np.outer(direction, image))
 
 
-def _smoothed(alike: float, tap: Taps) -> float:
-    """Correlation of sums over taps: what all places share adds up as it did, what neighbours do not averages out."""
-    if tap.size < 2:
-        return alike
-    shared = (1.0 + (tap.size - 1.0) * alike) / tap.size
-    grown = shared * tap.lands / (1.0 + (tap.lands - 1.0) * alike)
-    return min(max((grown * tap.size - 1.0) / (tap.size - 1.0), 0.0), 1.0)
+def _together(alike: Sequence[float], taps: Sequence[Taps]) -> float:
+    """E (sum over the outputs that one input reaches)^2 / E (one)^2."""
+    return math.prod(1.0 + (tap.lands - 1.0) * alike[tap.axis] for tap in taps)
+
+
+def _even(alike: Sequence[float], taps: Sequence[Taps]) -> float:
+    """The share of the outputs' squares that is even over all of them: what a kernel passes on whole, and its noise has none of."""
+    counts = [tap.size * tap.lands / tap.reads for tap in taps]
+    return math.prod((1.0 + (count - 1.0) * alike[tap.axis]) / count for tap, count in zip(taps, counts, strict=True))
+
+
+def _evened(alike: Sequence[float], taps: Sequence[Taps], kept: float) -> Iterator[tuple[Taps, float]]:
+    """Correlations along each axis of the inputs of which this share is even: all axes become more even, or less, alike."""
+    shares = [(1.0 + (tap.size - 1.0) * alike[tap.axis]) / tap.size for tap in taps]
+    change = (kept / math.prod(shares)) ** (1.0 / len(taps))
+    for tap, share in zip(taps, shares, strict=True):
+        yield tap, min(max((share * change * tap.size - 1.0) / (tap.size - 1.0), 0.0), 1.0) if tap.size > 1 else alike[tap.axis]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +198,15 @@ def at_sum(
     return found
 
 
-def added(parts: Sequence[tuple[float, Coherence | None]], mean: float, count: int) -> tuple[float, Coherence | None]:
-    """Coherence of a sum of cotangents of one tensor, each with its share of the energies; first, its energy over their sum."""
+def added(
+    parts: Sequence[tuple[float, Coherence | None]], mean: float, layout: tuple[int, Sequence[int]]
+) -> tuple[float, Coherence | None]:
+    """Coherence of a sum of cotangents of one tensor, each with its share of the energies; first, its energy over their sum.
+
+    `layout` is the axis of the channels and the lengths of all axes.
+    """
+    channels, sizes = layout
+    count = sizes[channels]
     known = [(share, own) for share, own in parts if own is not None]
     if not known or count < _FEWEST:
         return 1.0, None
@@ -200,20 +217,40 @@ def added(parts: Sequence[tuple[float, Coherence | None]], mean: float, count: i
     unknown = 1.0 - sum(share for share, _ in known)
     moments = unknown * basis + sum(share * own.moments for share, own in known)
     crossed = np.zeros((2, 2))
+    heard = [(max(share * float(own.moments[1, 1]), 1e-300), own.alike) for share, own in known]
     source = known[0][1].source
     rows = np.zeros((2, source.moments.shape[0])) if source is not None else np.zeros((2, 0))
     for index, (share, own) in enumerate(known):
-        if source is not None and own.source is not None and own.source.name == source.name:
+        if _same(source, own.source):
             rows = rows + math.sqrt(share) * own.rows
         for other, second in known[index + 1 :]:
-            if own.source is not None and second.source is not None and own.source.name == second.source.name:
+            if own.source is not None and _same(own.source, second.source):
                 half = math.sqrt(share * other) * own.rows @ own.source.moments @ second.rows.T
                 crossed += half + half.T
-    factor = 1.0 + float(np.trace(np.linalg.pinv(basis, _RANK, hermitian=True) @ crossed)) / count
-    factor = max(factor, 1e-6)
-    heard = [max(share * float(own.moments[1, 1]), 1e-300) for share, own in known]
-    alike = tuple(
-        sum(w * a for w, a in zip(heard, column, strict=True)) / sum(heard)
-        for column in zip(*(own.alike for _, own in known), strict=True)
-    )
+                even = math.sqrt(heard[index][0] * other * float(second.moments[1, 1])) / max(float(half[1, 1]), 1e-300)
+                heard.append((max(2.0 * float(half[1, 1]), 0.0), _crossed(own, second, even, sizes)))
+    factor = max(1.0 + float(np.trace(np.linalg.pinv(basis, _RANK, hermitian=True) @ crossed)) / count, 1e-6)
+    whole = sum(weight for weight, _ in heard)
+    columns = zip(*(alike for _, alike in heard), strict=True)
+    alike = tuple(sum(weight * a for (weight, _), a in zip(heard, column, strict=True)) / whole for column in columns)
     return factor, Coherence((moments + crossed) / factor, axis, alike, source, rows / math.sqrt(factor))
+
+
+def _crossed(left: Coherence, right: Coherence, ratio: float, sizes: Sequence[int]) -> tuple[float, ...]:
+    """Correlations of the product of two fields from one source, `ratio` times smaller than the product of their deviations.
+
+    What is even over all places is so in both, and multiplies: less of the product is left to be uneven than of each.
+    """
+    alike = [max(a, b) for a, b in zip(left.alike, right.alike, strict=True)]
+    axes = [index for index, value in enumerate(alike) if value > 0.0 and index != left.axis and sizes[index] > 1]
+    shares = [[(1.0 + (sizes[index] - 1.0) * own[index]) / sizes[index] for index in axes] for own in (left.alike, right.alike)]
+    highest = [max(pair) for pair in zip(*shares, strict=True)]
+    even = min(ratio * math.sqrt(math.prod(shares[0]) * math.prod(shares[1])), 1.0)
+    change = max(even / math.prod(highest), 1.0) ** (1.0 / max(len(axes), 1))
+    for index, share in zip(axes, highest, strict=True):
+        alike[index] = min((share * change * sizes[index] - 1.0) / (sizes[index] - 1.0), 1.0)
+    return tuple(alike)
+
+
+def _same(left: Source | None, right: Source | None) -> bool:
+    return left is not None and right is not None and left.name == right.name

@@ -16,30 +16,46 @@ _SMALLEST, _LARGEST, _POINTS = -12.0, 40.0, 800  # of ln t, where E exp(-t v) ha
 class Chance:
     """What pairs of elements at different samples or positions have in common by chance, beyond what all pairs share.
 
-    `square` is its mean square over that of their variance, which is the sum of the squares of the shares that the directions of the kernel hold;
-    `cube` is the sum of their cubes. n inputs of a layer are n directions: its weights see no more of a kernel.
+    `square` is its mean square over that of their variance: where k directions of the kernel of all elements hold a share p of
+    their variance, and the rest is even, that is p^2 / k. `each` is the same over k. n inputs of a layer are n directions with all
+    of the variance: its weights see no more of a kernel.
     """
 
     square: float = 0.0
-    cube: float = 0.0
+    each: float = 0.0
 
     @property
     def directions(self) -> float:
-        """Number of directions of equal shares that have these sums."""
-        return self.square**3 / self.cube**2 if self.cube > 0.0 else math.inf
+        """The number k; a mean where there are several such sets."""
+        return self.square / self.each if self.each > 0.0 else math.inf
+
+    @property
+    def share(self) -> float:
+        """The share p."""
+        return math.sqrt(self.square * self.directions) if self.each > 0.0 else 0.0
 
     def scaled(self, factor: float) -> Chance:
-        """The same with all shares times a factor."""
-        return Chance(self.square * factor**2, self.cube * factor**3)
+        """The same with another share, by a factor."""
+        return Chance(self.square * factor**2, self.each * factor**2)
 
     def plus(self, other: Chance) -> Chance:
-        """The same with other directions beside these."""
-        return Chance(self.square + other.square, self.cube + other.cube)
+        """The same with other directions beside these, which hold no more than all of the variance."""
+        square = self.square + other.square
+        return Chance(square, max(self.each + other.each, square * square))
 
     def less(self, square: float) -> Chance:
         """The same without a part of the square that is known."""
         left = max(self.square - square, 0.0)
         return self.scaled(math.sqrt(left / self.square)) if self.square > 0.0 else self
+
+    def evened(self, inverse: float) -> Chance:
+        """Behind a norm that divides each channel by its own variance v, with E 1/v = inverse over 1 / E v.
+
+        The directions keep the share E p u / (p u + 1 - p) = 1 - (1 - p) E 1/v, for u = chi^2_k / k.
+        """
+        if not 0.0 < self.share < 1.0:
+            return self
+        return self.scaled(max(1.0 - (1.0 - self.share) * max(inverse, 1.0), 0.0) / self.share)
 
 
 NO_CHANCE = Chance()
@@ -51,8 +67,8 @@ def in_sum(parts: Iterable[tuple[float, Chance]]) -> Chance:
     total = sum(size for size, _ in items)
     if total <= 0.0:
         return NO_CHANCE
-    square = (sum(size * math.sqrt(chance.square) for size, chance in items) / total) ** 2
-    return Chance(square, (sum(size * math.cbrt(chance.cube) for size, chance in items) / total) ** 3)
+    roots = [(size * math.sqrt(chance.square), size * math.sqrt(chance.each)) for size, chance in items]
+    return Chance((sum(root for root, _ in roots) / total) ** 2, (sum(root for _, root in roots) / total) ** 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +97,7 @@ class Scatter:
         squares, whole = sum(share * share for share in self.shares), sum(self.counts)
         if chance.square <= 0.0 or squares <= 0.0:
             return self
-        bulk = math.sqrt(chance.square * chance.directions)
+        bulk = chance.share
         if bulk < 1.0 and 2.0 * chance.directions < whole:
             return replace(
                 self, counts=(*self.counts, chance.directions), shares=(*(s * (1.0 - bulk) for s in self.shares), bulk)

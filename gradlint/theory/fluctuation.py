@@ -33,6 +33,10 @@ class Overlap:
         """The overlap of two places that differ."""
         return _between(self.own, self.mean, places)
 
+    def raised(self, own: float, shared: float) -> Overlap:
+        """The overlap of a cotangent that has at least this one, in a direction that two places share so far."""
+        return Overlap(min(max(self.own, own), 1.0), min(max(self.mean, own * max(shared, 0.0) ** 2), 1.0))
+
 
 def even(count: int) -> Overlap:
     """The overlap of cotangents that have as many directions as channels."""

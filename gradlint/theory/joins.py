@@ -11,8 +11,9 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.dispersion import in_sum
+from gradlint.theory.law import Law, expect
 from gradlint.theory.profiles import FLAT, along, mixed, replaced, values_along, without
-from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, joined
+from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, joined, varying
 from gradlint.theory.transfer import (
     Call,
     Moved,
@@ -30,9 +31,12 @@ from gradlint.theory.transfer import (
 )
 
 if TYPE_CHECKING:
+    from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
 
 
+_SAME = 1e-3  # mean square of what two laws of unit level differ by, where they count as one
+_EVEN = 0.05  # decades between the levels of such parts: the profile knows them, the law does not
 _NOISE = 4e-3  # decades^2 that each concatenation adds: its parts differ in more than their size
 
 
@@ -51,19 +55,63 @@ def concat(call: Call) -> Moved | None:
     behind = _side_by_side(parts, [length / whole for length in lengths], plain(first, sizes=call.sizes), axis)
     if whole == call.sizes[axis]:
         behind = replace(behind, profile={**behind.profile, **_lengthwise(parts, lengths, axis)})
+        behind = replace(behind, inside=_inside([signal for _, signal in found], behind, axis))
+    if len(pieces) == len(found):
+        behind = replace(behind, law=_one_law(call, behind, [signal for _, signal in found], axis))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
-        values, start = values_along(cotangent.profile, axis, whole), 0
-        for slot, _, length in pieces:
-            piece = values[start : start + length]
-            start += length
-            if slot is not None:
-                profile = replaced(cotangent.profile, axis, piece)
-                share = float(piece.sum()) / max(whole, call.sizes[axis])
-                yield slot, Pull(scaled(cotangent, share, variance=_NOISE, profile=profile))
+        for pull in pulls if behind.law is not None else [Pull(joined(pulls, behind))]:
+            cotangent, start = pull.cotangent, 0
+            values = values_along(cotangent.profile, axis, whole)
+            for slot, _, length in pieces:
+                piece = values[start : start + length]
+                start += length
+                if slot is not None:
+                    profile = replaced(cotangent.profile, axis, piece)
+                    share = float(piece.sum()) / max(whole, call.sizes[axis])
+                    own = scaled(cotangent, share, variance=_NOISE, profile=profile)
+                    yield slot, Pull(own, pull.root, pull.slope, pull.values)
 
     return Moved(behind, back)
+
+
+def _inside(parts: Sequence[Signal], behind: Signal, axis: int) -> Array | None:
+    """Variance of each channel around its own mean, for parts that share unlike amounts over samples and positions."""
+    if axis != 1 or behind.sizes[axis] != sum(part.sizes[axis] for part in parts) or not math.isfinite(behind.level):
+        return None
+    others = [other for other in range(len(behind.sizes)) if other != axis]
+    pieces = []
+    for part in parts:
+        own = part.inside if part.inside is not None else values_along(part.profile, axis, part.sizes[axis])
+        pieces.append(own * varying(part.sizes, part.shared, others) * 10.0 ** (part.log_q - behind.log_q))
+    values = np.concatenate(pieces)
+    mean = float(values.mean())
+    return values / mean if 0.0 < mean < math.inf else None
+
+
+def _one_law(call: Call, behind: Signal, parts: Sequence[Signal], axis: int) -> Law | None:
+    """The law of parts that all have the same one: rectified units stay rectified, whichever branch they come from."""
+    laws = [part.law for part in parts]
+    first = laws[0]
+    if first is None or not math.isfinite(behind.level):
+        return None
+    shape = first.values * 10.0 ** (first.shift - parts[0].level)
+    for law, part in zip(laws, parts, strict=True):
+        if law is None or abs(part.level - behind.level) > _EVEN:
+            return None
+        if expect((law.values * 10.0 ** (law.shift - part.level) - shape) ** 2) > _SAME:
+            return None
+    shares = [part.sizes[axis] / call.sizes[axis] for part in parts]
+    alike = [
+        sum(
+            share * law.alike[a] * (share if a == axis else 1.0)
+            for share, law in zip(shares, laws, strict=True)
+            if law is not None
+        )
+        for a in range(len(call.sizes))
+    ]
+    made = replace(first, base=call.node.id, values=shape, shift=behind.level, alike=tuple(alike), sphere=0)
+    return replace(made, chance=behind.chance, near=behind.near)
 
 
 def _pieces(call: Call, axis: int) -> list[tuple[int | None, Part, int]]:

@@ -160,8 +160,8 @@ class Law:
     def chance_left(self) -> Chance:
         """What is left of `chance`: what samples do not share goes by the slope of E f(a) f(b) in their correlation.
 
-        What the function makes anew is even over directions, and a BatchNorm that divides each channel by its own deviation evens
-        out to first order 4 s (1 - s) times the sum of squares more.
+        What the function makes anew is even over directions, but for what all samples share of it: the second order has the mean
+        square of what they have in common by chance.
         """
         second = expect(self.values * self.values)
         if self.chance.square <= 0.0 or second <= 0.0 or not math.isfinite(second):
@@ -169,11 +169,9 @@ class Law:
         squares = (_hermite() @ self.values) ** 2 / second
         squares[-1] = max(1.0 - float(squares[:-1].sum()), 0.0)
         powers, orders = _powers(self.alike[0]), np.arange(1, _ORDERS + 1)
-        left = 1.0 - float(squares @ powers)
+        left = 1.0 - float(squares @ powers) - float(squares[2]) * self.chance.square
         slope = float((orders * squares[1:]) @ powers[:-1]) * (1.0 - self.alike[0])
-        slope = min(slope / left, 1.0) if left > 1e-9 else 1.0
-        evened = max(1.0 - 4.0 * slope * (1.0 - slope) * self.chance.square, 0.0)
-        return self.chance.scaled(slope * math.sqrt(evened))
+        return self.chance.scaled(min(slope / left, 1.0)) if left > 1e-9 else self.chance
 
     def harmonics(self, values: Array, *, settled: float = 0.0) -> Array:
         """E f^2 of a function of the base by Hermite order; the second does not vary where the sum of squares is `settled`."""

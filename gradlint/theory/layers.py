@@ -218,6 +218,8 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     parts = [
         Part(level, 0.0, shared, signal.variance + fluctuation.decades(spread), profile, chance=chance, near=_near(signal, layer))
     ]
+    if axis == 1 and not layer.depthwise:
+        parts = [replace(parts[0], inside=layer.rows)]
     aligned = (average * signal.mean) ** 2 * layer.fan * max(layer.fan - 1.0, 0.0)
     if aligned > 0.0:
         sign = math.copysign(1.0, average * signal.mean)
@@ -237,7 +239,7 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
         pulled = replace(pulled, energy=energy, variance=pulled.variance + fluctuation.decades(spread), overlap=overlap)
         if average != 0.0 or layer.groups > 1:
             return pulled
-        both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.alike, signal.shared, strict=True))
+        both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.alike, behind.shared, strict=True))
         layout = axis, signal.sizes, both
         factor, coherence = through_layer(cotangent.coherence, layout, signal.mean, share, layer.taps)
         return replace(pulled, energy=pulled.energy + log10(factor), coherence=coherence)
@@ -294,6 +296,10 @@ def _chance(signal: Signal, layer: _Layer) -> Chance:
     channels = max(signal.sizes[layer.axis], 1.0)
     kept = 1.0 if alone == 1.0 else 0.5 + 0.5 * alone
     anew = alone / channels
+    if layer.rows is not None and float(np.var(layer.rows)) < 0.1 * 2.0 / layer.weight.fan_in:
+        law = signal.law_at("")  # rows of one length: orthogonal layers keep what was linear as it was
+        before = law.chance.square
+        anew *= max(1.0 - law.chance_left.square / before, 0.0) if before > 0.0 else 1.0
     return signal.chance.scaled(math.sqrt(kept)).plus(Chance(anew, anew * anew))
 
 

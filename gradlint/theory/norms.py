@@ -113,7 +113,11 @@ def _normalised(call: Call, slot: int, signal: Signal, over: Over) -> Moved:
     found = _scatter(signal, over, common)
     limited = found.uneven(units.unlike(signal.chance.scaled(min(max(1.0 - signal.shared[0], 0.0) / (1.0 - lost), 1.0))))
     chance = signal.chance
-    behind = replace(behind, chance=chance.scaled(found.degrees / (found.degrees + 2.0)) if units.whole else chance)
+    if units.whole:
+        few = chance.share < 1.0 and 2.0 * chance.directions < found.degrees
+        inverse = Scatter((chance.directions,), (chance.share,), 1.0 - chance.share).inverse_mean() if few else 1.0
+        chance = chance.evened(inverse) if few else chance.scaled(found.degrees / (found.degrees + 2.0))
+    behind = replace(behind, chance=chance)
     if over.centred and behind.mean == 0.0 and behind.level == level:
         law = spherical(call.node.id, level, behind.shared, found.degrees)
         behind = replace(behind, law=replace(law, chance=behind.chance, near=behind.near))
@@ -152,6 +156,8 @@ class _Units:
 
     def __init__(self, call: Call, signal: Signal, over: Over, small: float) -> None:
         own = {axis: values for axis, values in signal.profile.items() if axis not in over.axes}
+        if signal.inside is not None and over.axes == tuple(axis for axis in range(len(signal.sizes)) if axis != 1):
+            own |= {1: signal.inside}
         self._apart, self._over, self._inside = own, over.axes, over.sizes
         self._small = small
         self._axis = _scale_axis(call, over)

@@ -142,7 +142,7 @@ def _views(
     """What the cotangent of a sum has in common with each summand."""
     if behind.channels is None or not math.isfinite(behind.level):
         return [None] * len(parts)
-    layout = behind.channels, call.sizes, cotangent.alike
+    layout = behind.channels, call.sizes, [a * b for a, b in zip(cotangent.alike, behind.shared, strict=True)]
     sizes = [10.0 ** min(0.5 * (part.log_q - behind.log_q), 100.0) for part in parts]
     summands = [Summand(*item) for item in zip(sizes, (part.mean for part in parts), signs, strict=True)]
     return at_sum(cotangent.coherence, call.node.id, layout, behind.mean, summands)
@@ -322,6 +322,7 @@ def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
         signal.fixed,
         signal.chance,
         signal.near,
+        signal.inside,
     )
 
 

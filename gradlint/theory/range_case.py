@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradlint.graph import Graph, Node, Ref, Weight
 from gradlint.ops import Kind, operator
 from gradlint.theory.intervals import REALS, UNKNOWN, Interval, constant, rounded
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MOVES = frozenset({"reshape", "cast", "detach"})
 _SHUFFLES = frozenset(
@@ -210,7 +206,7 @@ def turned(node: Node, axis: int) -> int | None:
 
 def has_sign(weight: Weight) -> bool:
     """Whether no element of a weight matrix is negative, and not all are zero."""
-    return weight.size <= _SMALL and float(weight.array().min(initial=0.0)) >= 0.0 and weight.statistics.max_abs > 0.0
+    return weight.size <= _SMALL and float(np.real(weight.array()).min(initial=0.0)) >= 0.0 and weight.statistics.max_abs > 0.0
 
 
 def of_weight(weight: Weight, *, kept: bool = False) -> Interval:
@@ -220,7 +216,7 @@ def of_weight(weight: Weight, *, kept: bool = False) -> Interval:
     """
     if weight.size > _SMALL:
         return REALS
-    values: NDArray[np.float64] = np.asarray(weight.vector.real)
+    values = np.real(weight.array())
     low, high = float(values.min(initial=math.inf)), float(values.max(initial=-math.inf))
     if weight.trainable and not kept and not (low > 0.0 or high < 0.0):
         return REALS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from gradlint.graph import Graph
 from gradlint.ops import Kind, operator
@@ -67,13 +68,13 @@ def ranges_of(graph: Graph) -> Mapping[str, Interval]:
     return {case.node.id: case.found[case.node.id] for case in cases(graph)}
 
 
-def cases(graph: Graph) -> Iterator[Case]:
-    """Every node with the ranges up to its own."""
+def cases(graph: Graph, given: Mapping[str, Interval] = MappingProxyType({})) -> Iterator[Case]:
+    """Every node with the ranges up to its own; `given` are those of inputs, by node."""
     found: dict[str, Interval] = {}
     first = first_alike(graph)
     for node in graph:
         case = Case(graph, node, found, first)
-        found[node.id] = within(_sound(_rule(case)), node.dtype)
+        found[node.id] = given.get(node.id) or within(_sound(_rule(case)), node.dtype)
         yield case
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +58,8 @@ class Loop:
     """One recurrence: `node` is where the probe files its growth over time, `nodes` all its applications.
 
     `activation` is None for a linear loop, "lstm" or "gru" for a gated one. `weights` are the recurrent matrices, `steps` is None
-    where the length is not known, `cell` the operator that is simulated.
+    where the length is not known, `cell` the operator that is simulated. `final` where nothing but its last state is read, which
+    all that is known of early steps then has to reach.
     """
 
     node: str
@@ -67,6 +68,7 @@ class Loop:
     weights: tuple[Weight, ...]
     steps: int | None
     cell: Node
+    final: bool = False
 
     @cached_property
     def radius(self) -> float | None:
@@ -145,7 +147,8 @@ def loops(structure: Structure) -> list[Loop]:
     graph = structure.graph
     found = [_fused(graph, graph[node]) for node in structure.signal if graph[node].op in _FUSED]
     unrolled = (_unrolled(structure, item.nodes) for item in structure.recurrences)
-    return [loop for loop in (*found, *unrolled) if loop is not None and loop.weights]
+    known = [loop for loop in (*found, *unrolled) if loop is not None and loop.weights]
+    return [replace(loop, final=_is_read_last(structure, loop)) for loop in known]
 
 
 def _fused(graph: Graph, node: Node) -> Loop:
@@ -154,6 +157,31 @@ def _fused(graph: Graph, node: Node) -> Loop:
     shape = source.shape if source is not None and source.shape is not None else ()
     steps = shape[axis] if axis < len(shape) else None
     return Loop(node.id, (node.id,), _nonlinearity(node), _recurrent(node), steps, node)
+
+
+def _is_read_last(structure: Structure, loop: Loop) -> bool:
+    """Whether a step is read by the next one alone, or the output of a fused operator only where one step is picked."""
+    graph = structure.graph
+    given = {ref.node for ref in graph.outputs if ref.port == 0 or ref.node != loop.node}
+    if len(loop.nodes) > 1:
+        own = {*structure.between(*loop.nodes[:2]), *loop.nodes[:2]}
+        steps = own - {loop.nodes[1]}
+        read = (child.id for step in steps for child in graph.children(step) if child.id in structure.signal_set)
+        return given.isdisjoint(steps) and own.issuperset(read)
+    queue = [loop.node]
+    for node_id in queue:
+        if node_id in given:
+            return False
+        for child in graph.children(node_id):
+            ports = {ref.port for ref in child.inputs if ref is not None and ref.node == node_id}
+            if child.id not in structure.signal_set or (node_id == loop.node and 0 not in ports):
+                continue
+            picked = child.op == "slice" and len(child.shape or ()) < len(graph[node_id].shape or ())
+            if not picked and kind_of(child) is not Kind.SHAPE:
+                return False
+            if not picked:
+                queue.append(child.id)
+    return loop.node in structure.signal_set
 
 
 def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:

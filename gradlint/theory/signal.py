@@ -39,6 +39,7 @@ class Signal:
     scatter from one set of values to the next.
     `chance` is what samples and positions have in common by chance, in units of q (1 - shared[0]).
     `near` is the correlation of neighbours along the axes behind the channels, in what positions far apart do not share.
+    `inside` holds the variance of each channel over samples and positions over the mean of these, where it is not as `profile`.
     `means` holds E h of each channel over rms, where weights are trained (theory/channels.py).
     """
 
@@ -53,6 +54,7 @@ class Signal:
     fixed: Fixed = field(default_factory=lambda: NOTHING)
     chance: Chance = NO_CHANCE
     near: float = 0.0
+    inside: Array | None = None
     means: Array | None = None
 
     def law_at(self, node: str) -> Law:
@@ -147,7 +149,7 @@ def log_sum(values: Iterable[float]) -> float:
 def of_law(law: Law, like: Signal, profile: Profile = FLAT) -> Signal:
     """The signal that a law describes, with the layout and the uncertainty of another one."""
     behind = replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile)
-    return replace(behind, fixed=NOTHING, chance=law.chance_left, near=law.near_left, means=None)
+    return replace(behind, fixed=NOTHING, chance=law.chance_left, near=law.near_left, inside=None, means=None)
 
 
 def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
@@ -171,10 +173,13 @@ def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
     together, coherence, overlap = 1.0, None, None
     if signal.channels is not None:
         known = [(share, part.coherence) for share, part in zip(shares, parts, strict=True)]
-        together, coherence = added(known, signal.mean, signal.sizes[signal.channels])
+        together, coherence = added(known, signal.mean, (signal.channels, signal.sizes))
         overlap = fluctuation.joined(
             [(share, part.overlap) for share, part in zip(shares, parts, strict=True)], signal.sizes[signal.channels]
         )
+        if coherence is not None:
+            along = float(coherence.moments[1, 1]) / signal.sizes[signal.channels]
+            overlap = overlap.raised(along * along, min(signal.shared, default=1.0))
     return Cotangent(energy + math.log10(together), alike, variance, profile, spent, coherence, overlap)
 
 
@@ -234,7 +239,8 @@ def _part(items: Sequence[Pull], signal: Signal) -> Cotangent:
     if signal.channels is None:
         second = expect(pull.slope * pull.slope)
     else:
-        layout = signal.channels, signal.sizes, alike
+        along = law.in_common(pull.slope * law.values)
+        layout = signal.channels, signal.sizes, [a * b for a, b in zip(pull.cotangent.alike, along, strict=True)]
         second, coherence = through_slope(pull.cotangent.coherence, pull.slope, (pull.values, law.values), layout)
         spread, overlap = fluctuation.behind_slope(overlap, pull.slope, law, (signal.channels, signal.sizes))
     energy = pull.cotangent.energy + math.log10(second) + fluctuation.shift(spread) if second > 0.0 else -math.inf

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import operator
@@ -64,15 +65,16 @@ class Singularity:
         return low <= self.low + near * scale or high >= self.high
 
 
-def singularities(graph: Graph) -> list[Singularity]:
+def singularities(graph: Graph, given: Mapping[str, Interval] = MappingProxyType({})) -> list[Singularity]:
     """Every operator whose argument may come to a point where it breaks, in execution order.
 
-    A hand-written softmax that overflows is reported once, at its exponential, and not at its denominator too.
+    `given` are ranges of inputs that a model before them makes, whose weights learn from what passes here. A hand-written softmax
+    that overflows is reported once, at its exponential, and not at its denominator too.
     """
-    learned = _learned(graph)
+    learned = _learned(graph, given)
     found: list[Singularity] = []
     overflowing: set[str] = set()
-    for case in cases(graph):
+    for case in cases(graph, given):
         node = case.node
         for item in _of(case):
             if item.slope and (item.operand not in learned or "no-grad" in node.notes or _is_masked(case, item.operand)):
@@ -84,9 +86,9 @@ def singularities(graph: Graph) -> list[Singularity]:
     return found
 
 
-def _learned(graph: Graph) -> set[str]:
+def _learned(graph: Graph, given: Collection[str]) -> set[str]:
     """The nodes whose gradient reaches a trainable weight."""
-    found: set[str] = set()
+    found = set(given)
     for node in graph:
         own = any(weight.trainable for weight in node.weights.values())
         if node.is_float and not operator(node.op).cuts and (own or any(parent.id in found for parent in graph.parents(node.id))):

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gradlint.graph import Node, Ref, Weight
 from gradlint.theory.dispersion import NO_CHANCE, Chance, in_sum
-from gradlint.theory.profiles import FLAT, flat, mixed
-from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, joined
+from gradlint.theory.profiles import FLAT, flat, mixed, values_along
+from gradlint.theory.signal import NOTHING, Cotangent, Pull, Signal, joined, varying
 
 if TYPE_CHECKING:
+    from gradlint.theory.law import Array
     from gradlint.theory.profiles import Profile
     from gradlint.theory.signal import Fixed
 
@@ -125,7 +128,7 @@ def mean_of(weight: Weight | None) -> float:
 
 def plain(signal: Signal, **changes: object) -> Signal:
     """A signal with some fields changed that is Gaussian anew, and even unless a profile is given."""
-    return replace(signal, **{"law": None, "profile": FLAT, "fixed": NOTHING, "means": None, **changes})  # type: ignore[arg-type]
+    return replace(signal, **{"law": None, "profile": FLAT, "fixed": NOTHING, "inside": None, "means": None, **changes})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +143,21 @@ class Part:
     fixed: Fixed = field(default_factory=lambda: NOTHING)
     chance: Chance = NO_CHANCE
     near: float = 0.0
+    inside: Array | None = None
 
 
 def part_of(signal: Signal) -> Part:
     """A signal as a summand."""
     return Part(
-        signal.log_q, signal.mean, signal.shared, signal.variance, signal.profile, signal.fixed, signal.chance, signal.near
+        signal.log_q,
+        signal.mean,
+        signal.shared,
+        signal.variance,
+        signal.profile,
+        signal.fixed,
+        signal.chance,
+        signal.near,
+        signal.inside,
     )
 
 
@@ -153,6 +165,27 @@ def constant_part(second: float, mean: float, spans: Sequence[bool]) -> Part:
     """A constant tensor as a summand: equal over inputs, and along every axis that it does not span."""
     own = mean * mean / second if second > 0.0 else 1.0
     return Part(log10(second), math.copysign(math.sqrt(min(own, 1.0)), mean), tuple(min(own, 1.0) if s else 1.0 for s in spans))
+
+
+def _deviation(sizes: Sequence[float], means: Sequence[float], parts: Sequence[Part]) -> float:
+    """Deviation of a sum's second moment: summands made from one another, as in a residual, err together."""
+    whole = sum(means)
+    weights = [abs(size + mean * (whole - mean)) for size, mean in zip(sizes, means, strict=True)]
+    return sum(weight * math.sqrt(part.variance) for weight, part in zip(weights, parts, strict=True))
+
+
+def _inside(parts: Sequence[tuple[float, Part]], like: Signal) -> Array | None:
+    """Variances of channels in a sum: those of its parts add."""
+    if len(like.sizes) < 2 or all(part.inside is None for _, part in parts):
+        return None
+    others, found = [axis for axis in range(len(like.sizes)) if axis != 1], np.zeros(like.sizes[1])
+    for size, part in parts:
+        own = part.inside if part.inside is not None else values_along(part.profile, 1, like.sizes[1])
+        if own.size != found.size or len(part.shared) != len(like.sizes):
+            return None
+        found = found + size * varying(like.sizes, part.shared, others) * own
+    mean = float(found.mean())
+    return found / mean if 0.0 < mean < math.inf else None
 
 
 def near_in(parts: Sequence[tuple[float, Part]]) -> float:
@@ -177,12 +210,13 @@ def total(parts: Sequence[Part], like: Signal) -> Signal:
         level=0.5 * (top + math.log10(second)),
         mean=min(max(sum(means) / math.sqrt(second), -1.0), 1.0),
         shared=tuple(min(max((sum(map(_product, sizes, row)) + cross) / second, -1.0), 1.0) for row in shares),
-        variance=sum(size**2 * part.variance for size, part in zip(sizes, parts, strict=True)) / second**2,
+        variance=_deviation(sizes, means, parts) ** 2 / second**2,
         profile=mixed([(size / sum(sizes), part.profile) for size, part in zip(sizes, parts, strict=True)]),
         fixed={
             axes: sum(size**2 * part.fixed.get(axes, 0.0) for size, part in zip(sizes, parts, strict=True)) / second**2
             for axes in {axes for part in parts for axes in part.fixed}
         },
+        inside=_inside(list(zip(sizes, parts, strict=True)), like),
         near=near_in(list(zip(sizes, parts, strict=True))),
         chance=in_sum((size * max(1.0 - part.shared[0], 0.0), part.chance) for size, part in zip(sizes, parts, strict=True)),
     )

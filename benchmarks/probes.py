@@ -1,0 +1,162 @@
+"""Which probe runs where: every measurement, on architectures of the transformers library and on ONNX models of wheels.
+
+Each model is given a loss (the mean square of what it returns) and a recipe, and every experiment is asked for, also those
+that a check leaves out where nothing calls for them. Prints one row per model, with the reason where a probe did not run, and
+whether the model was handed back as it came: parameters, buffers, mode and the random state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from architectures import build
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from transformers_architectures import TRANSFORMERS
+
+from gradlint.errors import GradlintError, InputError
+from gradlint.frontends.base import PartialRun, Runnable
+from gradlint.frontends.inputs import InputSpec
+from gradlint.frontends.onnx_file import read_onnx
+from gradlint.frontends.targets import Target
+from gradlint.load import load
+from gradlint.onnx_torch import OnnxRunnable
+from gradlint.probe.chaos import can_redraw, redraw
+from gradlint.probe.experiments import EXPERIMENTS, Setting
+from gradlint.probe.jacobian import observe
+from gradlint.probe.objective import preserved
+from gradlint.probe.segments import segment
+from gradlint.recipe import Recipe, Task
+
+ROOT = Path(__file__).resolve().parent.parent
+ASKED = ("inputs", "loss", "curvature", "rehearsal")  # experiments that always have something to measure here
+STEPS = 3
+
+
+def squares(output: Any, _: Any) -> Tensor:
+    """A loss that takes whatever a model returns."""
+    leaves = pytree.tree_leaves(dict(output) if isinstance(output, Mapping) else output)
+    found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad]
+    return torch.stack([leaf.float().square().mean() for leaf in found]).sum()
+
+
+def families() -> Iterator[tuple[str, Callable[[], Runnable], nn.Module]]:
+    """Name, runnable and module of each architecture."""
+    for name in TRANSFORMERS:
+        module, inputs = build(name)
+
+        def run(module: nn.Module = module, inputs: Any = inputs) -> Runnable:
+            try:
+                return _runnable(module)
+            except InputError:
+                args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+                return _runnable(Target(module, args, kwargs))
+
+        yield name, run, module
+
+
+def _runnable(target: Any) -> Runnable:
+    model: Runnable = load(target).measure.args[0]  # type: ignore[attr-defined]
+    return model
+
+
+def wheels() -> Iterator[tuple[str, Callable[[], Runnable], nn.Module]]:
+    """The same for the ONNX models that the tests take from wheels."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_onnx_wheels import WHEELS, given, shipped  # noqa: PLC0415
+
+    for package in WHEELS:
+        for path in shipped(package):
+            file = read_onnx(path)
+            asked = tuple(InputSpec(name, str(a.dtype), a.shape, value=a, given=True) for name, a in given(path).items())
+            model = OnnxRunnable(file, file.inputs_with(asked))
+            yield f"{package}/{path.name}", lambda model=model: model, model.module  # type: ignore[misc]
+
+
+def probes(model: Runnable) -> Iterator[tuple[str, str]]:
+    """Name of each probe, with "" where it ran, else the reason why not."""
+    task = Task(loss=squares, recipe=Recipe("adamw", lr=1e-4), rehearse=STEPS)
+    with model.untouched(), torch.enable_grad():
+        found = observe(model, seeds=1, seed=0, progress=lambda _: None)
+        yield "gradient", found.stopped_at or ("" if found.growth.start or len(found.gains) > 1 else "nothing was measured")
+        yield "ranges", "" if found.ranges else "nothing was seen"
+        if found.stopped_at:
+            return
+        setting = Setting(model, task, found, 0, lambda _: None)
+        for name, experiment in EXPERIMENTS:
+            if name in ASKED:
+                yield name, _reason(lambda experiment=experiment, setting=setting: experiment(setting), found=name != "inputs")  # type: ignore[misc]
+        if found.growth.start is not None and found.growth.end is not None:
+            ends = found.growth.start.node, found.growth.end.node
+            yield "segment", _reason(lambda: segment(model, *ends, steps=4), found=True)
+        module = getattr(model, "module", None)
+        if isinstance(module, nn.Module) and can_redraw(module):
+            with preserved(dict(module.named_parameters())), preserved(dict(module.named_buffers())):
+                yield "redraw", _reason(lambda: redraw(module, 1), found=True)
+
+
+def _reason(run: Callable[[], Any], *, found: bool) -> str:
+    try:
+        return "" if run() or not found else "nothing to measure"
+    except (GradlintError, PartialRun) as error:
+        return str(error).splitlines()[0]
+    except Exception as error:  # noqa: BLE001 - a crash is what the sweep looks for
+        return f"crashed: {type(error).__name__}: {error}"
+
+
+def state(module: nn.Module) -> list[Any]:
+    """What must be as before: parameters, buffers, gradients and modes, and the random state."""
+    tensors = [t.detach().clone() for t in (*module.parameters(), *module.buffers())]
+    return [tensors, [p.grad for p in module.parameters()], [child.training for child in module.modules()], torch.get_rng_state()]
+
+
+def is_same(before: list[Any], after: list[Any]) -> bool:
+    """Whether two states are equal, NaN included."""
+    pairs = zip(before[0], after[0], strict=True)
+    tensors = all(torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b) for a, b in pairs)
+    return tensors and before[1] == after[1] and before[2] == after[2] and torch.equal(before[3], after[3])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="names, or beginnings of them")
+    only = tuple(parser.parse_args().only or ("",))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    table, ran, asked = Table("model", "did not run", "handed back"), Counter[str](), Counter[str]()
+    models = changed = 0
+    for source in (families(), wheels()):
+        for name, run, module in source:
+            if not name.startswith(only):
+                continue
+            models += 1
+            before = state(module)
+            try:
+                rows = list(probes(run()))
+            except (GradlintError, PartialRun) as error:
+                rows = [("gradient", str(error).splitlines()[0])]
+            same = is_same(before, state(module))
+            changed += not same
+            asked.update(probe for probe, _ in rows)
+            ran.update(probe for probe, reason in rows if not reason)
+            table.add_row(name, "; ".join(f"{probe}: {why}" for probe, why in rows if why), "yes" if same else "CHANGED")
+    console = Console(width=180)
+    console.print(table)
+    console.print(f"{models} models, {changed} changed; " + ", ".join(f"{name} {ran[name]}/{asked[name]}" for name in asked))
+
+
+if __name__ == "__main__":
+    main()
