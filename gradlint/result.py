@@ -158,7 +158,7 @@ class TimeGrowth:
     direction: str = "forward"
 
 
-_OBSERVED = ("inputs", "loss", "curvature", "rehearsal", "units", "idle", "segments", "redraws")
+_OBSERVED = ("inputs", "loss", "curvature", "rehearsal", "suspects", "headroom", "units", "idle", "segments", "redraws")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ from gradlint.probe.causes import find_cuts, find_idle, first_nonfinite_backward
 from gradlint.probe.experiments import experiment
 from gradlint.probe.numerics import ranges_seen
 from gradlint.probe.recorder import Recorder, Seen, square_sum
-from gradlint.probe.tape import flushed
 from gradlint.probe.timeaxis import OverTime
 from gradlint.probe.watchers import Reader, Watcher, summaries
 from gradlint.recipe import Task
@@ -211,8 +210,7 @@ def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], seed: int)
     output = sum(square_sum(t.detach())[0] for t in trunk)
     if sources:
         try:
-            with flushed():
-                torch.autograd.grad(trunk, sources, cotangents, allow_unused=True)
+            torch.autograd.grad(trunk, sources, cotangents, allow_unused=True)
         except Exception as error:
             hint = "training would meet the same error: call .backward() on an output to see it"
             raise ForwardError(f"the model's backward pass raised {described(error)}", hint=hint) from error

@@ -196,7 +196,6 @@ def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Spread]:
     leaves = [leaf for leaf in pytree.tree_leaves(_tree(returned)) if isinstance(leaf, Tensor) and leaf.requires_grad]
     torch.manual_seed(setting.seed)
     outputs = model.forward(arrays, tap=tap)
-    found: Sequence[Tensor | None]
     try:
         cotangents = torch.autograd.grad(loss, leaves, allow_unused=True)
         pairs = [(out, vector) for out in outputs if (vector := _same(out, leaves, cotangents)) is not None]
@@ -207,7 +206,7 @@ def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Spread]:
         found = torch.autograd.grad(tensors, [*tap.sources, *weights.values()], vectors, allow_unused=True)
     except RuntimeError as error:
         raise ForwardError(f"the model's backward pass raised {described(error)}") from error
-    pulled = zip(weights, found[len(tap.sources) :], strict=True)
+    pulled: Sequence[tuple[str, Tensor | None]] = list(zip(weights, found[len(tap.sources) :], strict=True))
     return {name: spread(gradient) for name, gradient in pulled if gradient is not None}
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,22 +49,14 @@ def pull(starts: Sequence[tuple[Site, Tensor]], ends: Sequence[Site]) -> list[Te
     Only what lies between is run. Raises ForwardError when the backward pass does.
     """
     sites, cotangents = zip(*starts, strict=True)
+    kept = bool(torch.full((), _SMALL) * 1.0 == 0.0)
+    torch.set_flush_denormal(True)  # a gradient that fades over hundreds of steps passes them, each many times as slow
     try:
-        with flushed():
-            found = torch.autograd.grad(
-                [site.edge for site in sites], [site.edge for site in ends], cotangents, retain_graph=True, allow_unused=True
-            )
+        found = torch.autograd.grad(
+            [site.edge for site in sites], [site.edge for site in ends], cotangents, retain_graph=True, allow_unused=True
+        )
     except Exception as error:
         raise ForwardError(f"the backward pass raised {described(error)}") from error
-    return list(found)
-
-
-@contextmanager
-def flushed() -> Iterator[None]:
-    """A context that takes denormal numbers for zero: a gradient that fades over hundreds of steps passes them, at a crawl."""
-    kept = bool(torch.full((), _SMALL) * 1.0 == 0.0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
     finally:
         torch.set_flush_denormal(kept)
+    return list(found)

@@ -149,7 +149,7 @@ def _together(alike: Sequence[float], taps: Sequence[Taps]) -> float:
 
 
 def _even(alike: Sequence[float], taps: Sequence[Taps]) -> float:
-    """The share of the outputs' squares that is even over all of them: what a kernel passes on whole, and its noise has none of."""
+    """The share of the outputs' squares that is even over all of them: a kernel passes it on whole, and its noise has none."""
     counts = [tap.size * tap.lands / tap.reads for tap in taps]
     return math.prod((1.0 + (count - 1.0) * alike[tap.axis]) / count for tap, count in zip(taps, counts, strict=True))
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+_WHOLE = 1e3  # times the variance: a floor beside which that counts for nothing
 _SMALLEST, _LARGEST, _POINTS = -12.0, 40.0, 800  # of ln t, where E exp(-t v) has all of its integral for t v << 1 and >> 1
 
 
@@ -17,8 +18,8 @@ class Chance:
     """What pairs of elements at different samples or positions have in common by chance, beyond what all pairs share.
 
     `square` is its mean square over that of their variance: where k directions of the kernel of all elements hold a share p of
-    their variance, and the rest is even, that is p^2 / k. `each` is the same over k. n inputs of a layer are n directions with all
-    of the variance: its weights see no more of a kernel.
+    their variance, and the rest is even, that is p^2 / k. `each` is the same over k. n inputs of a layer are n directions that
+    hold all of the variance: its weights see no more of a kernel.
     """
 
     square: float = 0.0
@@ -108,11 +109,13 @@ class Scatter:
         return replace(self, counts=tuple(1.0 / (1.0 / count + chance.square / squares) for count in self.counts))
 
     def inverse_mean(self, floor: float = 0.0) -> float:
-        """E 1/(v + floor): the integral of E exp(-t v) over t, where each normal variable gives (1 + 2 t share)^(-1/2).
+        """E (1 + floor)/(v + floor): the integral of E exp(-t v) over t, where each normal variable gives (1 + 2 t share)^(-1/2).
 
-        k / (k - 2) for k equal values.
+        k / (k - 2) for k equal values without a floor, 1 for a floor that is all.
         """
-        return _inverse_mean(self.counts, self.shares, round(self.steady, 6), floor)
+        if not floor < _WHOLE:
+            return 1.0
+        return (1.0 + floor) * _inverse_mean(self.counts, self.shares, round(self.steady, 6), floor)
 
 
 def scatter(sizes: Sequence[int], shared: Sequence[float], axes: Sequence[int], *, centred: bool, steady: float = 0.0) -> Scatter:

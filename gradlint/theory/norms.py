@@ -128,7 +128,7 @@ def _normalised(call: Call, slot: int, signal: Signal, over: Over) -> Moved:
         gain, profile = units.pulled(cotangent.profile)
         kept = _kept(cotangent, behind, over, *along_signal(pulls, behind))
         factor *= gain * kept
-        factor *= limited.inverse_mean(small) * (1.0 + small)  # of which the units hold 1 / (1 + small)
+        factor *= limited.inverse_mean(small)  # the units hold 1 / (1 + small)
         pulled = scaled(cotangent, factor, _centred_along(cotangent, over), variance=signal.variance + _NOISE, profile=profile)
         yield slot, Pull(replace(pulled, spent={over.axes: 1.0}, coherence=_left(cotangent, behind, over, kept)))
 

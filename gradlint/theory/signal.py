@@ -121,7 +121,7 @@ def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int],
 
 
 def averaged_apart(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], apart: int) -> float:
-    """The same for two means over axes that lie apart along another one: they have in common what elements there share at most."""
+    """The same for two means that lie apart along another axis: they have in common what elements there share at most."""
     limit = shared[apart]
     return averaged(sizes, [min(value, limit) for value in shared], axes, same=limit)
 
