@@ -120,7 +120,7 @@ def check(
     batch, or on `batches`, pairs of inputs and target, and undone; no more of them are read than there are steps. The model is
     handed back as it came. Raises GradlintError when it cannot be read or run.
     """
-    pairs = tuple(islice(batches, _BATCHES if rehearse is None else rehearse))
+    pairs = tuple(islice(batches, _BATCHES if rehearse is None else max(rehearse, 0)))
     if pairs and inputs is None and target is None:
         inputs, target = pairs[0]
     specs: tuple[InputSpec, ...] = ()

@@ -45,10 +45,14 @@ class Recipe:
         for part in (self.schedule or "").split():
             if part not in _WARMLESS and not _WARMUP.fullmatch(part):
                 raise ConfigError(f"unknown schedule {part!r}", hint=f"one of {', '.join(sorted(_WARMLESS))}, warmup:STEPS")
-        for name in ("lr", "momentum", "weight_decay", "eps", "clip_norm", "clip_value", "loss_scale"):
+        for name in ("lr", "momentum", "weight_decay", "eps", "clip_norm", "clip_value"):
             value = getattr(self, name)
-            if value is not None and not value >= 0.0:
+            if value is not None and not (value >= 0.0 and (math.isfinite(value) or "clip" in name)):
                 raise ConfigError(f"recipe: {name} is {value}", hint="give a number of 0 or more")
+        if self.loss_scale is not None and not 0.0 < self.loss_scale < math.inf:
+            raise ConfigError(f"recipe: loss_scale is {self.loss_scale}", hint="give a number over 0")
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ConfigError(f"recipe: betas are {self.betas}", hint="give two numbers from 0 to under 1, as in betas=0.9/0.999")
 
     @property
     def warmup(self) -> int:
@@ -122,7 +126,7 @@ class Task:
     """What training means for this model: `loss(output, target)` on the batch that is fed, and a recipe, where given.
 
     `batches` are further pairs of inputs and target for a rehearsal; `rehearse` bounds its steps: None for the default where a
-    recipe is given, 0 for none.
+    recipe is given, 0 for none. Raises ConfigError for a negative number.
     """
 
     loss: Callable[[Any, Any], Any] | None = None
@@ -130,6 +134,10 @@ class Task:
     recipe: Recipe | None = None
     rehearse: int | None = None
     batches: tuple[tuple[Any, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rehearse is not None and self.rehearse < 0:
+            raise ConfigError(f"rehearse is {self.rehearse}", hint="give a number of steps, or 0 for none")
 
 
 def _started(group: dict[str, Any], *, used: bool) -> tuple[dict[str, Any], dict[str, Any]]:

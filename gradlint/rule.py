@@ -16,15 +16,13 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from gradlint.flow import is_weight_layer, kind_of
-from gradlint.forecast import INTERVAL, Forecast
+from gradlint.forecast import INTERVAL
 from gradlint.graph import Graph, Node, Ref, Source, Weight
 from gradlint.growth import HEALTHY, JUMP, LIMIT, about, nearness
-from gradlint.observed.chaos import Redraws
 from gradlint.observed.curvature import Curvature
 from gradlint.observed.loss import InputFacts, LossFacts
 from gradlint.observed.numbers import Headroom, Levels, Range, Suspect
 from gradlint.observed.rehearsal import Breach, Cause, DeadUnits, Rehearsal, Trial
-from gradlint.observed.segments import Segment
 from gradlint.observed.units import Idle, Units
 from gradlint.ops import Kind, operator
 from gradlint.recipe import Recipe, Task
@@ -37,22 +35,21 @@ from gradlint.result import (
     Growth,
     Measurement,
     NonFinite,
-    Place,
     Remedy,
     Severity,
     TimeGrowth,
 )
 from gradlint.sketch import Sketch
-from gradlint.structure import Recurrence, ResidualSum, Structure
+from gradlint.structure import Structure
 from gradlint.subject import Subject
 from gradlint.theory.branches import has_norm, hides_norm, normalises, on_skip, starts_at_zero
-from gradlint.theory.gaussian import chi, critical_gain, moments
+from gradlint.theory.gaussian import chi
 from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised
 from gradlint.theory.intervals import bounds
 from gradlint.theory.logits import Logits, logits_of
-from gradlint.theory.prediction import Predicted, Prediction, predict
+from gradlint.theory.prediction import predict
 from gradlint.theory.propagation import Step, main_weight, propagate, squared_gain
-from gradlint.theory.recurrence import Loop, Pace
+from gradlint.theory.recurrence import Loop
 from gradlint.theory.singularities import Singularity
 from gradlint.theory.trends import RECTIFIERS, Layer, Trend, fall, imbalance, is_plain, layers, rise
 
@@ -71,7 +68,6 @@ __all__ = [
     "Effect",
     "Example",
     "Finding",
-    "Forecast",
     "Gains",
     "Graph",
     "Growth",
@@ -88,20 +84,11 @@ __all__ = [
     "Needs",
     "Node",
     "NonFinite",
-    "Pace",
-    "Place",
-    "Predicted",
-    "Prediction",
     "Range",
     "Recipe",
-    "Recurrence",
-    "Redraws",
     "Ref",
     "Rehearsal",
-    "Remedy",
-    "ResidualSum",
     "Rule",
-    "Segment",
     "Severity",
     "Singularity",
     "Sketch",
@@ -120,7 +107,6 @@ __all__ = [
     "bounds",
     "chi",
     "compact",
-    "critical_gain",
     "fall",
     "has_norm",
     "hides_norm",
@@ -135,7 +121,6 @@ __all__ = [
     "logits_of",
     "looks_initialised",
     "main_weight",
-    "moments",
     "nearness",
     "normalises",
     "on_skip",

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 from gradlint.rule import Confidence, Curvature, Example, Finding, Needs, Recipe, Rule, Severity, Sketch, Subject
 
-FAR = 100.0  # times a measured gradient; within 100 steps norms fall up to 89 times (benchmarks/stability_limit.py)
+FAR = 100.0  # times a measured gradient; in 100 steps of plain SGD norms fall up to 89 times (benchmarks/stability_limit.py)
 
 
 def _sketch(recipe: Recipe, norm: float = 2.0) -> Sketch:

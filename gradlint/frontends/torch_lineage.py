@@ -76,7 +76,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     """Values as an array; types that numpy lacks become float32."""
-    tensor = tensor.detach().cpu().resolve_conj()
+    tensor = tensor.detach().cpu()
+    tensor = (tensor if tensor.layout is torch.strided else tensor.to_dense()).resolve_conj()
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     if tensor.dtype is torch.bfloat16 or "float8" in str(tensor.dtype):

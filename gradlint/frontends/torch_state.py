@@ -72,7 +72,7 @@ def _restored_tensors(module: nn.Module) -> Callable[[], None]:
     def restore() -> None:
         with torch.no_grad():
             for tensor, values, requires_grad, grad in kept:
-                if not _same(tensor, values):
+                if not same(tensor, values):
                     tensor.data.copy_(values)  # not `copy_`, whose version count would forbid a backward pass of the user's
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
@@ -82,7 +82,8 @@ def _restored_tensors(module: nn.Module) -> Callable[[], None]:
     return restore
 
 
-def _same(tensor: Tensor, values: Tensor) -> bool:
+def same(tensor: Tensor, values: Tensor) -> bool:
+    """Whether two tensors hold the same values; False where that cannot be told."""
     try:
         return torch.equal(tensor, values)
     except (NotImplementedError, RuntimeError):  # layouts without a comparison are always written back

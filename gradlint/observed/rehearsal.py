@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -115,8 +115,9 @@ class Rehearsal:
 
     @property
     def steepest(self) -> str | None:
-        """The weight whose gradient norm rose most."""
-        return max(self.layers, key=lambda name: _rise(self.layers[name]), default=None)
+        """The weight whose gradient norm rose most; None where none rose."""
+        rises = {name: rise for name, norms in self.layers.items() if (rise := rise_of(norms)) > 1.0}
+        return max(rises, key=rises.__getitem__, default=None)
 
     @property
     def cure(self) -> Trial | None:
@@ -124,6 +125,7 @@ class Rehearsal:
         return next((trial for trial in self.trials if trial.trains), None)
 
 
-def _rise(norms: tuple[float, ...]) -> float:
+def rise_of(norms: Sequence[float]) -> float:
+    """How many times the first of them the largest finite one is; 0 where that is not known."""
     finite = [norm for norm in norms if math.isfinite(norm)]
     return max(finite) / norms[0] if finite and 0.0 < norms[0] < math.inf else 0.0

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from gradlint.errors import ForwardError
-from gradlint.frontends.user_code import calling_line, described
+from gradlint.frontends.user_code import calling_line
 from gradlint.graph import Graph
 from gradlint.observed.rehearsal import Breach
 from gradlint.probe.causes import first_nonfinite_backward, first_nonfinite_forward
-from gradlint.probe.objective import Objective
+from gradlint.probe.objective import Objective, at_outputs, raw_gradients
 from gradlint.probe.recorder import Recorder, square_sum
 from gradlint.probe.training import Trainer, batch_of
 from gradlint.result import NonFinite
@@ -50,15 +49,11 @@ def breach_of(trainer: Trainer) -> Breach | None:
         watch = _LossWatch()
         with watch:
             loss = objective.of(returned, target)
-    leaves = [leaf for leaf in pytree.tree_leaves(_tree(returned)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    cotangents = _gradients(loss * trainer.scale, leaves)
-    if watch.breach is not None:
+    pairs = at_outputs(loss * trainer.scale, returned, outputs)
+    if watch.breach is not None or not pairs:
         return watch.breach
-    pairs = [(out, v) for out in outputs if (v := _cotangent(out, leaves, cotangents)) is not None]
-    if not pairs:
-        return None
     tensors, vectors = zip(*pairs, strict=True)
-    _gradients(tensors, recorder.sources, vectors)
+    raw_gradients(tensors, recorder.sources, vectors)
     structure = Structure(graph, live={node for node, seen in recorder.seen.items() if seen.differentiable})
     late = first_nonfinite_backward(structure, recorder.seen)
     return _in_model(graph, late, backward=True) if late is not None else None
@@ -73,28 +68,6 @@ def _in_model(graph: Graph, found: NonFinite, *, backward: bool = False) -> Brea
     node = graph[found.node]
     line = node.source or node.definition
     return Breach(found.node, node.op, found.kind, found.operands, str(line) if line else "", backward=backward)
-
-
-def _tree(returned: Any) -> Any:
-    """What a model returned, output objects of the usual libraries as plain dicts."""
-    return dict(returned) if isinstance(returned, Mapping) else returned
-
-
-def _gradients(outputs: Any, inputs: Sequence[Tensor], vectors: Any = None) -> Sequence[Tensor | None]:
-    if not inputs:
-        return ()
-    try:
-        return torch.autograd.grad(outputs, inputs, vectors, allow_unused=True)
-    except Exception as error:
-        raise ForwardError(f"the model's backward pass raised {described(error)}") from error
-
-
-def _cotangent(out: Tensor, leaves: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Tensor | None:
-    """The gradient of the loss at an output of the watched run: that at the same output of the plain one."""
-    if not out.requires_grad:
-        return None
-    same = (v for leaf, v in zip(leaves, cotangents, strict=True) if leaf.shape == out.shape and torch.equal(leaf, out))
-    return next((v for v in same if v is not None), None)
 
 
 class _LossWatch(TorchFunctionMode):

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradlint.errors import ForwardError
 from gradlint.observed.curvature import Curvature
 from gradlint.probe.objective import Objective, gradients, preserved
+from gradlint.probe.recorder import real
 from gradlint.probe.training import batch_of
 from gradlint.recipe import Recipe
 
@@ -221,13 +222,8 @@ def _drawn(objective: Objective) -> tuple[Tensor, Tensor, tuple[float, ...], flo
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors end to end, complex ones as pairs, in at least single precision."""
-    return torch.cat([_real(tensor.detach()).reshape(-1).to(tensors[0].device) for tensor in tensors])
-
-
-def _real(tensor: Tensor) -> Tensor:
-    tensor = tensor.to_dense() if tensor.is_sparse else tensor
-    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return tensor.float() if tensor.dtype in HALF else tensor
+    values = (real(tensor.detach()).reshape(-1).to(tensors[0].device) for tensor in tensors)
+    return torch.cat([value.float() if value.dtype in HALF else value for value in values])
 
 
 def _parts(vector: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:

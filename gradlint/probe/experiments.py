@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from textwrap import shorten
 from typing import Any
 
 from gradlint.errors import GradlintError, InputError
@@ -48,6 +49,8 @@ class Setting:
         return Objective(self.model, self.task, seed=self.seed)
 
 
+_LONGEST = 200  # characters of a note; torch lists its backends where it lacks an operator
+
 Experiment = Callable[[Setting], Mapping[str, Any]]
 """Returns the fields of Measurement that it fills; none where there is nothing to measure."""
 
@@ -74,8 +77,8 @@ def experiment(model: Runnable, task: Task, found: Measurement, *, seed: int, pr
         setting = Setting(model, task, found, seed, progress)
         try:
             found = replace(found, **run(setting))
-        except (GradlintError, PartialRun) as error:
+        except (GradlintError, PartialRun, RuntimeError) as error:  # torch names shapes, types and layouts that it will not take
             if isinstance(error, InputError) and task.loss is not None:
                 raise
-            found = replace(found, notes=(*found.notes, f"{name}: not measured, {str(error).splitlines()[0]}"))
+            found = replace(found, notes=(*found.notes, f"{name}: not measured, {shorten(str(error).splitlines()[0], _LONGEST)}"))
     return found

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 from gradlint.errors import GradlintError
 from gradlint.flow import FINAL
 from gradlint.observed.loss import InputFacts, LossFacts
-from gradlint.probe.objective import Objective, gradients
+from gradlint.probe.objective import Objective, fresh, raw_gradients
+from gradlint.probe.training import norm_of
 
 if TYPE_CHECKING:
     from gradlint.probe.experiments import Setting
@@ -63,8 +64,8 @@ def loss(setting: Setting) -> Mapping[str, Any]:
     if setting.task.loss is None and objective.stands_in.startswith("a surrogate"):
         return {}
     norms = {
-        name: float(torch.linalg.vector_norm(gradient.detach().double()))
-        for name, gradient in zip(objective.parameters, gradients(value, list(objective.parameters.values())), strict=True)
+        name: norm_of(gradient)
+        for name, gradient in zip(objective.parameters, raw_gradients(value, [*objective.parameters.values()]), strict=True)
     }
     facts = _reactions(objective, output, float(value.detach())) if setting.task.loss is not None else _own(setting, output)
     total = math.sqrt(sum(norm * norm for norm in norms.values()))
@@ -116,7 +117,7 @@ def _own(setting: Setting, output: Any) -> dict[str, Any]:
     if not isinstance(logits, Tensor) or logits.ndim < 2 or len(labels) != 1 or labels[0].dtype != "int64":
         return {}
     classes = logits.shape[-1]
-    fits = classes > 1 and int(np.max(labels[0].value)) < classes
+    fits = classes > 1 and int(np.max(labels[0].value, initial=0)) < classes
     return {"chance": math.log(classes), "output": _rms(logits.detach()), "batch": logits.shape[0]} if fits else {}
 
 
@@ -142,7 +143,7 @@ def _asked(objective: Objective, output: Any, target: Any) -> float | None:
     """The loss of an output that is not the model's; None where the loss does not take it or returns nothing finite."""
     assert objective.task.loss is not None
     with torch.no_grad(), suppress(GradlintError, Exception):
-        value = float(objective.task.loss(output, target))
+        value = float(objective.task.loss(output, fresh(target)))
         return value if math.isfinite(value) else None
     return None
 

@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 
 from gradlint.errors import ForwardError
 from gradlint.frontends.torch_module import TorchRunnable
-from gradlint.frontends.user_code import described
 from gradlint.graph import Node
 from gradlint.observed.numbers import Headroom, Levels, Range, Suspect
-from gradlint.probe.recorder import Recorder, Seen
+from gradlint.probe.objective import at_outputs, fresh, raw_gradients
+from gradlint.probe.recorder import Recorder, Seen, real
 from gradlint.theory.intervals import REALS
 from gradlint.theory.ranges import ranges_of
 from gradlint.theory.singularities import Singularity, singularities
@@ -33,6 +33,7 @@ _FORMATS = {  # largest number of activations; largest and smallest number of gr
 _MASK = 1e30  # larger ones are no signal, but infinity by another name
 _SAMPLE = 1 << 14  # elements of a tensor whose exponents are looked at
 _LOWEST, _HIGHEST = -1100, 1100  # binary exponents of float64
+_LARGEST = 100  # binary exponent of a loss scale, which float32 has to hold with the loss
 
 
 def ranges_seen(passes: Iterable[Mapping[str, Seen]]) -> Mapping[str, Range]:
@@ -85,7 +86,7 @@ class _LossAlone(nn.Module):
         leaves = list(self._leaves)
         for place, tensor in zip(self._places, tensors, strict=True):
             leaves[place] = tensor
-        return self._loss(pytree.tree_unflatten(leaves, self._structure), self._target)
+        return self._loss(pytree.tree_unflatten(leaves, self._structure), fresh(self._target))
 
 
 def _suspect(item: Singularity, seen: Seen | None, node: Node) -> Suspect:
@@ -176,7 +177,7 @@ class Spread:
 
 def spread(tensor: Tensor) -> Spread:
     """The spread of a tensor; of large ones, exponents are those of a sample."""
-    values = tensor.detach().reshape(-1)
+    values = real(tensor.detach()).reshape(-1)
     step = max(values.numel() // _SAMPLE, 1)
     sample = values[::step]
     sample = sample[torch.isfinite(sample) & (sample != 0)].double()
@@ -193,39 +194,23 @@ def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Spread]:
     torch.manual_seed(setting.seed)
     returned = model.call(arrays)
     loss = objective.of(returned)
-    leaves = [leaf for leaf in pytree.tree_leaves(_tree(returned)) if isinstance(leaf, Tensor) and leaf.requires_grad]
     torch.manual_seed(setting.seed)
     outputs = model.forward(arrays, tap=tap)
-    try:
-        cotangents = torch.autograd.grad(loss, leaves, allow_unused=True)
-        pairs = [(out, vector) for out in outputs if (vector := _same(out, leaves, cotangents)) is not None]
-        if not pairs:
-            raise ForwardError("the loss does not depend on an output that is the same in two runs")
-        weights = objective.parameters
-        tensors, vectors = zip(*pairs, strict=True)
-        found = torch.autograd.grad(tensors, [*tap.sources, *weights.values()], vectors, allow_unused=True)
-    except RuntimeError as error:
-        raise ForwardError(f"the model's backward pass raised {described(error)}") from error
-    pulled: Sequence[tuple[str, Tensor | None]] = list(zip(weights, found[len(tap.sources) :], strict=True))
+    pairs = at_outputs(loss, returned, outputs)
+    if not pairs:
+        raise ForwardError("the loss does not depend on an output that is the same in two runs")
+    tensors, vectors = zip(*pairs, strict=True)
+    weights = objective.parameters
+    found = raw_gradients(tensors, [*tap.sources, *weights.values()], vectors)
+    pulled = zip(weights, found[len(tap.sources) :], strict=True)
     return {name: spread(gradient) for name, gradient in pulled if gradient is not None}
-
-
-def _tree(returned: Any) -> Any:
-    """What a model returned, output objects of the usual libraries as plain dicts."""
-    return dict(returned) if isinstance(returned, Mapping) else returned
-
-
-def _same(out: Tensor, leaves: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Tensor | None:
-    """The cotangent of the tensor that holds the same numbers."""
-    fitting = (v for leaf, v in zip(leaves, cotangents, strict=True) if leaf.shape == out.shape and torch.equal(leaf, out))
-    return next((vector for vector in fitting if vector is not None), None)
 
 
 def _headroom(precision: str, scale: float | None, tap: _Magnitudes, weights: Mapping[str, Spread], stands_in: str) -> Headroom:
     forward, backward, smallest = _FORMATS[precision]
     everything = [*tap.gradients.values(), *weights.values()]
     top = max((found.largest for found in everything), default=0.0)
-    best = 2.0 ** math.floor(math.log2(backward / top)) if 0.0 < top < math.inf else 1.0
+    best = 2.0 ** min(math.floor(math.log2(backward) - math.log2(top)), _LARGEST) if 0.0 < top < math.inf else 1.0
 
     def levels(activation: float | None, found: Spread | None) -> Levels:
         if found is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 from gradlint.errors import ForwardError, InputError
 from gradlint.flow import FINAL
 from gradlint.frontends.base import Runnable
+from gradlint.frontends.torch_state import same
 from gradlint.frontends.user_code import described, raising_line
 from gradlint.recipe import Task
 
@@ -59,11 +61,11 @@ class Objective:
     def of(self, output: Any, target: Any = None) -> Tensor:
         """The loss of what the model returned."""
         if self.task.loss is not None:
-            return _scalar(self._asked(output, self.task.target if target is None else target))
+            return _scalar(self._asked(output, fresh(self.task.target if target is None else target)))
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if isinstance(own, Tensor):
             return _scalar(own)
-        tensors = [leaf for leaf in pytree.tree_leaves(_unwrapped(output)) if _differentiable(leaf)]
+        tensors = [leaf for leaf in pytree.tree_leaves(_prediction(output)) if _differentiable(leaf)]
         if not tensors:
             raise InputError("the model returns nothing that a loss could be computed of", hint="give a loss")
         if len(tensors) == 1 and tensors[0].numel() == 1:
@@ -104,11 +106,22 @@ class Objective:
         return tensor.clamp_min(torch.finfo(tensor.dtype).tiny).log() if last == {"softmax"} else tensor
 
 
-def _unwrapped(output: Any) -> Any:
-    """An output object of the usual libraries as a tree: its first tensor is the prediction, states and caches are none."""
+def fresh(target: Any) -> Any:
+    """A target with copies of its tensors, for a loss that writes into them."""
+    return pytree.tree_map_only(Tensor, torch.clone, target)
+
+
+def tree(output: Any) -> Any:
+    """What a model returned as a tree: output objects, which are mappings or dataclasses, as plain dicts."""
     if isinstance(output, Mapping):
-        return next((value for key, value in output.items() if _differentiable(value)), dict(output))
-    return output
+        return dict(output)
+    return dict(vars(output)) if is_dataclass(output) and hasattr(output, "__dict__") else output
+
+
+def _prediction(output: Any) -> Any:
+    """The part of an output to take a loss of: of several named ones the first tensor, for states and caches follow it."""
+    output = tree(output)
+    return next((value for value in output.values() if _differentiable(value)), output) if isinstance(output, dict) else output
 
 
 def _differentiable(leaf: Any) -> bool:
@@ -119,6 +132,8 @@ def _scalar(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise InputError(f"the loss returns {what}, not one number", hint="reduce it, as in loss.mean()")
+    if loss.is_complex():
+        raise InputError("the loss returns a complex number", hint="take its absolute value or its real part")
     if not loss.requires_grad:
         raise InputError("the loss does not depend on the model's weights", hint="it is called as loss(output, target)")
     return loss.reshape(())
@@ -130,12 +145,31 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool 
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
-def raw_gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor | None]:
-    """Gradients of a loss, None for weights that it does not depend on, as optimizers want it. Raises like `gradients`."""
+def raw_gradients(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+) -> list[Tensor | None]:
+    """Gradients of a loss, or of outputs under cotangents, None for what they do not depend on. Raises like `gradients`."""
     try:
-        return list(torch.autograd.grad(loss, list(parameters), create_graph=create_graph, allow_unused=True))
+        return list(torch.autograd.grad(outputs, list(inputs), cotangents, create_graph=create_graph, allow_unused=True))
     except Exception as error:
         raise ForwardError(f"the model's backward pass raised {described(error)}") from error
+
+
+def at_outputs(loss: Tensor, returned: Any, outputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The outputs of a watched run, each with the gradient of a loss at the same output of a plain run, which `returned` it.
+
+    Outputs that the loss does not depend on are left out. Raises like `gradients`.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(tree(returned)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not leaves:
+        return []
+    known = [(leaf, vector) for leaf, vector in zip(leaves, raw_gradients(loss, leaves), strict=True) if vector is not None]
+    twins = ((out, next((v for leaf, v in known if leaf.shape == out.shape and torch.equal(leaf, out)), None)) for out in outputs)
+    return [(out, vector) for out, vector in twins if vector is not None and out.requires_grad]
 
 
 @contextmanager
@@ -146,7 +180,8 @@ def preserved(parameters: Mapping[str, Tensor]) -> Iterator[Callable[[], None]]:
     def restore() -> None:
         with torch.no_grad():
             for name, tensor in parameters.items():
-                tensor.data.copy_(kept[name])
+                if not same(tensor, kept[name]):
+                    tensor.data.copy_(kept[name])
 
     try:
         yield restore

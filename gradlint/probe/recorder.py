@@ -40,10 +40,15 @@ class Seen:
         return "infinity" if self.size and (math.isinf(self.low) or math.isinf(self.high)) else None
 
 
+def real(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense tensor of real numbers, complex ones as pairs."""
+    values = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+
+
 def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
     """Sum of squares in float64, smallest and largest value; NaN and infinities come through."""
-    values = tensor if tensor.layout is torch.strided else tensor.to_dense()
-    values = torch.view_as_real(values) if values.is_complex() else values
+    values = real(tensor)
     if values.numel() == 0:
         return 0.0, 0.0, 0.0
     low, high = (float(value) for value in torch.aminmax(values))

@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from gradlint.errors import GradlintError
 from gradlint.flow import is_weight_layer
-from gradlint.frontends.base import Tensors
 from gradlint.growth import LIMIT
-from gradlint.observed.rehearsal import Breach, Cause, DeadUnits, Rehearsal, Trial
+from gradlint.observed.rehearsal import Breach, Cause, DeadUnits, Rehearsal, Trial, rise_of
+from gradlint.observed.units import Units
+from gradlint.ops import operator
 from gradlint.probe.breach import breach_of
 from gradlint.probe.objective import preserved
 from gradlint.probe.training import Run, Trainer, batch_of, copies_of
+from gradlint.probe.units import UnitWatcher
 from gradlint.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -53,6 +57,8 @@ def rehearsal(setting: Setting) -> Mapping[str, Any]:
         raise GradlintError("steps in fp8 are not rehearsed")
     if not setting.objective.parameters:
         raise GradlintError("the model has no weights to train")
+    if not all(np.size(array) for array in batch_of(setting.objective, 0)[0]):
+        raise GradlintError("the batch is empty")
     _refuse_what_does_not_fit(task.recipe, [*setting.objective.parameters.values()])
     with preserved(setting.objective.parameters) as restore:
         stage = _Stage(setting, task.recipe, restore)
@@ -192,7 +198,10 @@ class _Stage:
             return Cause.WARMUP
         if max(measured.growth.decades, *(item.growth.decades for item in measured.time), 0.0) >= LIMIT:
             return Cause.GROWTH
-        return Cause.RATE if cure is not None else Cause.UNKNOWN
+        if cure is not None:
+            return Cause.RATE
+        half = any(weight.dtype is torch.float16 for weight in self.objective.parameters.values())
+        return Cause.PRECISION if half else Cause.UNKNOWN
 
     def _is_the_cause(self, breach: Breach) -> bool:
         """Whether an operator fails on ordinary numbers; a layer of weights fails because these, or its input, grew."""
@@ -200,36 +209,18 @@ class _Stage:
         layer = breach.node in graph and is_weight_layer(graph[breach.node]) and self.recipe.precision == "fp32"
         return not layer and all(max(abs(low), abs(high)) < ORDINARY for low, high in breach.operands)
 
-    def _dead(self) -> dict[str, tuple[int, float]]:
-        """Units of each hidden rectifier, and the share that is zero for the whole first batch. An output may be meant to be."""
+    def _dead(self) -> dict[str, Units]:
+        """Units of each hidden rectifier that are zero for the whole first batch. An output may be meant to be."""
         graph = self.setting.graph
         last = max((graph.position[node.id] for node in graph if is_weight_layer(node)), default=0)
-        watch = _Zeros({node.id for node in graph if node.op in RECTIFIERS and graph.position[node.id] < last})
-        if not watch.nodes:
+        nodes = {node.id for node in graph if node.op in RECTIFIERS and graph.position[node.id] < last}
+        if not nodes:
             return {}
+        watcher = UnitWatcher()
+        watcher.operators = lambda node: [operator(graph[node].op)]
         arrays, _ = batch_of(self.objective, 0)
-        self.objective.model.forward(arrays, tap=watch)
-        return watch.shares
-
-
-class _Zeros:
-    """A tap that counts the units of rectifiers that are zero for every sample and position."""
-
-    def __init__(self, nodes: Collection[str]) -> None:
-        self.nodes = nodes
-        self.shares: dict[str, tuple[int, float]] = {}
-
-    def __call__(self, node: str, outputs: Tensors, inputs: Tensors) -> None:
-        """See `frontends.base.Tap`."""
-        del inputs
-        if node not in self.nodes or not isinstance(outputs[0], Tensor):
-            return
-        values = outputs[0].detach()
-        if values.dim() < 2 or not values.numel():
-            return
-        units = values.movedim(1 if values.dim() > 3 else -1, 0).reshape(values.shape[1 if values.dim() > 3 else -1], -1)
-        zero = (units == 0).all(1)
-        self.shares[node] = zero.numel(), float(zero.double().mean())
+        self.objective.model.forward(arrays, tap=watcher.forward)
+        return {units.node: units for units in UnitWatcher.summary([watcher], self.setting.structure) if units.node in nodes}
 
 
 def is_post_norm(setting: Setting) -> bool:
@@ -260,7 +251,7 @@ def _returns(losses: Sequence[float]) -> bool:
 def _since(losses: Sequence[float], limit: float) -> int:
     """The number of updates after which the loss is over the limit for good."""
     below = [index for index, loss in enumerate(losses[:-1]) if loss <= limit]
-    return min(below[-1] + 1 if below else 0, len(losses) - 1)
+    return min(below[-1] + 1 if below else 1, len(losses) - 1)
 
 
 def _faded(run: Run) -> bool:
@@ -268,22 +259,16 @@ def _faded(run: Run) -> bool:
     return any(norms and norms[0] > 0.0 and norms[-1] == 0.0 for norms in run.layers.values())
 
 
-def _died(before: Mapping[str, tuple[int, float]], after: Mapping[str, tuple[int, float]]) -> DeadUnits | None:
+def _died(before: Mapping[str, Units], after: Mapping[str, Units]) -> DeadUnits | None:
     """The first layer of rectifiers that died."""
-    for node, (count, share) in after.items():
-        was = before.get(node, (0, 1.0))[1]
-        if share >= DEAD and was < 0.5:
-            return DeadUnits(node, count, was, share)
+    for node, units in after.items():
+        if units.dead >= DEAD and node in before and before[node].dead < 0.5:
+            return DeadUnits(node, units.count, before[node].dead, units.dead)
     return None
 
 
 def _shown(layers: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
     """The layers whose gradient norm rose most, in the order of the model."""
-    rise = {name: _rise(norms) for name, norms in layers.items() if norms}
+    rise = {name: rise_of(norms) for name, norms in layers.items() if norms}
     kept = sorted(rise, key=rise.__getitem__, reverse=True)[:SHOWN]
     return {name: tuple(norms) for name, norms in layers.items() if name in kept}
-
-
-def _rise(norms: Sequence[float]) -> float:
-    finite = [norm for norm in norms if math.isfinite(norm)]
-    return max(finite) / norms[0] if finite and norms[0] > 0.0 and math.isfinite(norms[0]) else 0.0

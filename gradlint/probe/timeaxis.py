@@ -33,9 +33,13 @@ class OverTime:
         """Measure after the forward pass; what fails is said in the notes."""
         try:
             found = tuple(lines(structure, sites, seed))
-        except (GradlintError, RuntimeError) as error:  # torch names shapes and dtypes that it will not take
+            return cls(found, cell_exponents(structure.graph, found, fed))
+        except (
+            GradlintError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # torch and numpy name shapes and types that they will not take
             return cls(notes=(f"time axis: not measured, {str(error).splitlines()[0]}",))
-        return cls(found, cell_exponents(structure.graph, found, fed))
 
     def growth(self, structure: Structure, gains: Mapping[str, Gains]) -> tuple[TimeGrowth, ...]:
         """One entry for each direction of each recurrence; loops that no sequence feeds are read from the general pass."""

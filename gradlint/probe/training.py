@@ -19,6 +19,7 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.torch_lineage import to_numpy
 from gradlint.frontends.user_code import described
 from gradlint.probe.objective import Objective, raw_gradients
+from gradlint.probe.recorder import real
 from gradlint.recipe import Recipe
 
 _CLASSES = {
@@ -223,13 +224,14 @@ def _is_hopeless(losses: Sequence[float]) -> bool:
 
 
 def _norms(tensors: Sequence[Tensor | None]) -> list[float]:
-    """Euclidean norms, 0 for what is None."""
-    return [0.0 if tensor is None else _norm(tensor) for tensor in tensors]
+    return [norm_of(tensor) for tensor in tensors]
 
 
-def _norm(tensor: Tensor) -> float:
-    values = tensor.coalesce().values() if tensor.is_sparse else tensor
-    values = torch.view_as_real(values) if values.is_complex() else values
+def norm_of(tensor: Tensor | None) -> float:
+    """The Euclidean norm, 0 for None."""
+    if tensor is None:
+        return 0.0
+    values = real(tensor.coalesce().values() if tensor.is_sparse else tensor).detach()
     norm = float(torch.linalg.vector_norm(values, dtype=max(values.dtype, torch.float32, key=lambda kind: kind.itemsize)))
     if norm == 0.0 or not math.isfinite(norm):  # squares may have left the range of float32
         norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.theory.law import expect
+from gradlint.theory.law import expect, products
 
 if TYPE_CHECKING:
     from gradlint.theory.law import Array
@@ -53,10 +53,22 @@ def gram(mean: float) -> Array:
     return np.array([[1.0, mean], [mean, 1.0]])
 
 
+def _independent(basis: Array) -> bool:
+    return bool(abs(basis[0, 1]) < 1.0 - _RANK)
+
+
+def _inverse(basis: Array) -> Array:
+    """The (pseudo-)inverse of a Gram matrix of two unit vectors."""
+    cosine = float(basis[0, 1])
+    if not _independent(basis):
+        return 0.25 * np.array([[1.0, math.copysign(1.0, cosine)], [math.copysign(1.0, cosine), 1.0]])
+    return np.array([[1.0, -cosine], [-cosine, 1.0]]) / (1.0 - cosine * cosine)
+
+
 def _parts(moments: Array, basis: Array, count: int) -> tuple[Array, float]:
     """A cotangent as c0 + c1 h + rest: n times the moments of c, and E rest^2, both over E g^2."""
-    inverse = np.linalg.pinv(basis, _RANK, hermitian=True)
-    rank = float(np.trace(inverse @ basis))
+    inverse = _inverse(basis)
+    rank = 2.0 if _independent(basis) else 1.0
     rest = (1.0 - float(np.trace(inverse @ moments)) / count) / (1.0 - rank / count)
     rest = min(max(rest, 0.0), 1.0 / (1.0 - rank / count))  # above 1 where it has less along them than by chance
     return inverse @ (moments - rest * basis) @ inverse, rest
@@ -75,23 +87,19 @@ def through_slope(
     second, power = expect(slope * slope), expect(before * before)
     if not (second > 0.0 and power > 0.0) or sizes[axis] < _FEWEST:
         return second, None
-    wanted = np.stack([slope, slope * before / math.sqrt(power)])
-    whole = _products(wanted, wanted)
+    wanted = slope, slope * (before / math.sqrt(power))
+    whole = products(wanted, wanted)
     known = own is not None and own.axis == axis and behind is not None and (scale := expect(behind * behind)) > 0.0
     if not known or own is None or behind is None:
         return second, Coherence(whole / second, axis, tuple(alike))
-    basis = np.stack([np.ones_like(behind), behind / math.sqrt(scale)])
-    first = _products(basis, basis)
+    basis = np.ones_like(behind), behind / math.sqrt(scale)
+    first = products(basis, basis)
     along, rest = _parts(own.moments, first, sizes[axis])
-    bent = slope * basis
-    factor = max(rest * second + float((along * _products(bent, bent)).sum()) / sizes[axis], second / sizes[axis])
-    images = np.linalg.pinv(first, _RANK, hermitian=True) @ _products(basis, wanted)  # of the wanted functions in the basis
+    bent = slope, slope * basis[1]
+    factor = max(rest * second + float((along * products(bent, bent)).sum()) / sizes[axis], second / sizes[axis])
+    images = _inverse(first) @ products(basis, wanted)  # of the wanted functions in the basis
     moments = images.T @ own.moments @ images + whole - images.T @ first @ images
     return factor, Coherence(moments / factor, axis, own.alike, own.source, images.T @ own.rows / math.sqrt(factor))
-
-
-def _products(left: Array, right: Array) -> Array:
-    return np.array([[expect(a * b) for b in right] for a in left])
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +237,7 @@ def added(
                 crossed += half + half.T
                 even = math.sqrt(heard[index][0] * other * float(second.moments[1, 1])) / max(float(half[1, 1]), 1e-300)
                 heard.append((max(2.0 * float(half[1, 1]), 0.0), _crossed(own, second, even, sizes)))
-    factor = max(1.0 + float(np.trace(np.linalg.pinv(basis, _RANK, hermitian=True) @ crossed)) / count, 1e-6)
+    factor = max(1.0 + float(np.trace(_inverse(basis) @ crossed)) / count, 1e-6)
     whole = sum(weight for weight, _ in heard)
     columns = zip(*(alike for _, alike in heard), strict=True)
     alike = tuple(sum(weight * a for (weight, _), a in zip(heard, column, strict=True)) / whole for column in columns)

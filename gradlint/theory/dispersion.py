@@ -63,13 +63,18 @@ NO_CHANCE = Chance()
 
 
 def in_sum(parts: Iterable[tuple[float, Chance]]) -> Chance:
-    """What summands of these variances have in common along the same directions."""
-    items = list(parts)
-    total = sum(size for size, _ in items)
+    """What summands of these variances have in common along the same directions: pairs of them what the lesser has."""
+    items = sorted(parts, key=lambda part: part[1].square)
+    total = rest = sum(size for size, _ in items)
     if total <= 0.0:
         return NO_CHANCE
-    roots = [(size * math.sqrt(chance.square), size * math.sqrt(chance.each)) for size, chance in items]
-    return Chance((sum(root for root, _ in roots) / total) ** 2, (sum(root for _, root in roots) / total) ** 2)
+    square = each = 0.0
+    for size, chance in items:
+        weight = size * (2.0 * rest - size)  # of the pairs with itself and with those that have more
+        rest -= size
+        square += weight * chance.square
+        each += weight * chance.each
+    return Chance(square / total**2, each / total**2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ has: few of them after many layers, when v reaches 5/n too (Hanin, Nica 2018, 18
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,18 +53,22 @@ def decades(variance: float) -> float:
     return math.log1p(max(variance, 0.0)) / (2.0 * math.log(10.0)) ** 2
 
 
-def of_mean(values: Array, law: Law, sizes: Sequence[int], axes: Iterable[int], *, settled: bool = True) -> float:
-    """Variance of the mean over axes of a function of a law's base, from draw to draw, over the square of the function's mean."""
-    if 0 in sizes:
+def _of_mean(squares: Array, kept: Array, settled: float = 0.0) -> float:
+    """Relative variance of a mean of f from draw to draw: from E f^2 by Hermite order and what a mean keeps of each.
+
+    Of a base whose sum of squares is `settled` the second order does not vary.
+    """
+    if squares[0] <= 0.0:
         return 0.0
-    squares = law.harmonics(values, settled=law.settled if settled else 0.0)
-    return float(squares[1:] @ law.kept(sizes, axes)[1:]) / float(squares[0]) if squares[0] > 0.0 else 0.0
+    return float(squares[1:] @ kept[1:] - settled * squares[2] * kept[2]) / float(squares[0])
 
 
 def of_square(law: Law, sizes: Sequence[int]) -> float:
     """Relative variance of the mean square of a tensor."""
     second = expect(law.values * law.values)
-    return of_mean(law.values * law.values / second, law, sizes, range(len(sizes))) if 0.0 < second < math.inf else 0.0
+    if not 0.0 < second < math.inf or 0 in sizes:
+        return 0.0
+    return _of_mean(law.harmonics(law.values * law.values / second), law.kept(sizes, range(len(sizes))), law.settled)
 
 
 def behind_slope(before: Overlap | None, slope: Array, law: Law, layout: tuple[int, Sequence[int]]) -> tuple[float, Overlap]:
@@ -81,15 +85,15 @@ def behind_slope(before: Overlap | None, slope: Array, law: Law, layout: tuple[i
         return 0.0, before
     slope = slope / math.sqrt(second)
     squares = slope * slope
-    own = expect(squares * squares) - 1.0
-    apart = _between(own, of_mean(squares, law, sizes, sites, settled=False), places)
-    same = _between(1.0, float(law.harmonics(slope) @ law.kept(sizes, sites)), places) ** 2
+    own, harmonics, kept = expect(squares * squares) - 1.0, law.harmonics(squares), law.kept(sizes, sites)
+    apart = _between(own, _of_mean(harmonics, kept), places)
+    same = _between(1.0, float(law.harmonics(slope) @ kept), places) ** 2 if places > 1 else 1.0
     between = before.between(places)
     few = 2.0 * (own * before.own + (places - 1.0) * apart * between) / places / count
     alone = _bent(before.own, 1.0, own, count)
     crossed = _bent(between, same, apart, count)
     mean = (alone + (places - 1.0) * crossed) / places
-    return of_mean(squares, law, sizes, range(len(sizes))) + few, Overlap(alone, mean)
+    return _of_mean(harmonics, law.kept(sizes, range(len(sizes))), law.settled) + few, Overlap(alone, mean)
 
 
 def _between(own: float, mean: float, places: int) -> float:

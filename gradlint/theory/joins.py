@@ -93,7 +93,7 @@ def _one_law(call: Call, behind: Signal, parts: Sequence[Signal], axis: int) -> 
     """The law of parts that all have the same one: rectified units stay rectified, whichever branch they come from."""
     laws = [part.law for part in parts]
     first = laws[0]
-    if first is None or not math.isfinite(behind.level):
+    if first is None or not all(math.isfinite(part.level) for part in (behind, *parts)):
         return None
     shape = first.values * 10.0 ** (first.shift - parts[0].level)
     for law, part in zip(laws, parts, strict=True):

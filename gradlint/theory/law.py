@@ -57,6 +57,7 @@ def _hermite() -> Array:
     return np.stack(rows) * weights
 
 
+@lru_cache(maxsize=4096)
 def _powers(correlation: float) -> Array:
     return np.power(min(max(correlation, -1.0), 1.0), np.arange(_ORDERS + 1))
 
@@ -64,6 +65,11 @@ def _powers(correlation: float) -> Array:
 def expect(values: Array) -> float:
     """E f(z) for values on the grid."""
     return float(_grid()[1] @ values)
+
+
+def products(left: Sequence[Array], right: Sequence[Array]) -> Array:
+    """E f(z) g(z) for every f on the left and every g on the right."""
+    return np.asarray((np.array(left) * _grid()[1]) @ np.array(right).T)
 
 
 def in_common(values: Array, correlations: Sequence[float]) -> tuple[float, ...]:
@@ -173,11 +179,10 @@ class Law:
         slope = float((orders * squares[1:]) @ powers[:-1]) * (1.0 - self.alike[0])
         return self.chance.scaled(min(slope / left, 1.0)) if left > 1e-9 else self.chance
 
-    def harmonics(self, values: Array, *, settled: float = 0.0) -> Array:
-        """E f^2 of a function of the base by Hermite order; the second does not vary where the sum of squares is `settled`."""
+    def harmonics(self, values: Array) -> Array:
+        """E f^2 of a function of the base by Hermite order."""
         squares: Array = (_hermite() @ values) ** 2
         squares[-1] = max(expect(values * values) - float(squares[:-1].sum()), 0.0)
-        squares[2] *= 1.0 - settled
         return squares
 
     def kept(self, sizes: Sequence[int], axes: Iterable[int]) -> Array:

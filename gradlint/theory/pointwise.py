@@ -133,7 +133,7 @@ def add(call: Call) -> Moved | None:
 def _angle(part: Part, behind: Signal, sizes: tuple[int, ...], axes: tuple[int, ...]) -> float:
     """Square of the cosine between a summand and the sum, both around their means over axes: the ratio of their variances."""
     varies = varying(sizes, part.shared, axes) / max(varying(sizes, behind.shared, axes), 1e-12)
-    return min(10.0 ** min(part.log_q - behind.log_q, 300.0) * varies, 1.0)
+    return float(min(10.0 ** min(part.log_q - behind.log_q, 300.0) * varies, 1.0))
 
 
 def _views(

@@ -21,7 +21,7 @@ from gradlint.theory.norms import norm
 from gradlint.theory.pointwise import add, glu, mapped, multiply
 from gradlint.theory.pools import pool, reduce
 from gradlint.theory.recurrent import recurrent
-from gradlint.theory.signal import Cotangent, Pull, Signal, joined, merged
+from gradlint.theory.signal import Cotangent, Pull, Signal, joined, merged, part_of_pull
 from gradlint.theory.transfer import Call, Moved, Pulls, Transfer, plain
 
 _UNKNOWN = (8, 64)  # lengths of a batch and of any other axis that the graph does not know
@@ -130,7 +130,7 @@ class _Forward:
             return
         if node.op == "input":
             channels = 1 if len(sizes) > 2 else len(sizes) - 1
-            self.signals[node.id] = Signal(0.0, sizes, (0.0,) * len(sizes), 0.0, max(channels, 0))
+            self.signals[node.id] = Signal(0.0, sizes, (0.0,) * len(sizes), 0.0, channels if sizes else None)
             return
         call = Call(node, operands, sizes, self.graph.mode == "train")
         moved = embedding(call, fed=node.id in self._fed) if kind_of(node) is Kind.EMBEDDING else self._moved(call)
@@ -138,7 +138,10 @@ class _Forward:
             moved = _unknown(call)
         if moved is None:
             return
-        self.signals[node.id] = moved.signal
+        behind = moved.signal
+        if behind.channels is not None and behind.channels >= len(behind.sizes):  # shapes may contradict one another
+            behind = replace(behind, channels=None)
+        self.signals[node.id] = behind
         self.pullbacks[node.id] = moved
         if moved.because:
             self.because[node.id] = moved.because
@@ -197,6 +200,7 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
         own = [pull for pull in own if len(pull.cotangent.alike) == len(signal.sizes)]  # shapes may contradict one another
         if not own:
             continue
+        own = [replace(pull, whole=part_of_pull(pull, signal)) if pull.slope is not None else pull for pull in own]
         cotangent = joined(own, signal)
         if math.isnan(cotangent.energy):  # nothing divided by nothing
             continue

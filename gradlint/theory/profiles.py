@@ -34,7 +34,7 @@ def along(axis: int, values: Array) -> Profile:
     """A profile along one axis, of mean 1; FLAT for values that are even, have no sum, or are too many to follow."""
     if not 1 < values.size <= _LONGEST:
         return FLAT
-    mean = float(values.mean())
+    mean = float(values.sum()) / values.size
     if not 0.0 < mean < np.inf:
         return FLAT
     even = float(np.abs(values - mean).max()) <= _EVEN * mean

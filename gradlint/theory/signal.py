@@ -62,8 +62,8 @@ class Signal:
         settled = math.sqrt(min(max(self.fixed.values()), 1.0)) if self.fixed else 0.0
         if self.law is not None:
             return replace(self.law, settled=settled) if settled else self.law
-        law = replace(gaussian(node, self.level, self.mean, self.shared), settled=settled)
-        return replace(law, chance=self.chance, near=self.near)
+        law = gaussian(node, self.level, self.mean, self.shared)
+        return replace(law, settled=settled, chance=self.chance, near=self.near)
 
     @property
     def size(self) -> int:
@@ -99,13 +99,14 @@ class Pull:
     """What one operator hands to one operand: a cotangent, times `slope` on the grid of the operand's law where it has one.
 
     Pulls of one `root` are the same random cotangent times different functions of one Gaussian tensor: they add before they are
-    squared. `values` are those of the tensor at the root on that grid.
+    squared. `values` are those of the tensor at the root on that grid, `whole` is what the pull comes to, once that is known.
     """
 
     cotangent: Cotangent
     root: str = ""
     slope: Array | None = None
     values: Array | None = None
+    whole: Cotangent | None = None
 
 
 def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], same: float = 1.0) -> float:
@@ -154,7 +155,7 @@ def of_law(law: Law, like: Signal, profile: Profile = FLAT) -> Signal:
 
 def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
     """The one cotangent that several pulls on a tensor make: pulls of one root add coherently, others as energies."""
-    parts = [_part(items, signal) for items in _by_root(pulls).values()]
+    parts = [part_of_pull(pull, signal) for pull in merged(pulls)]
     if len(parts) == 1:
         return parts[0]
     energy = log_sum(part.energy for part in parts)
@@ -217,21 +218,25 @@ def merged(pulls: Sequence[Pull]) -> list[Pull]:
     """One pull per root."""
     found = []
     for items in _by_root(pulls).values():
+        if len(items) == 1:
+            found.append(items[0])
+            continue
         slopes = [item.slope for item in items if item.slope is not None]
         slope = sum(slopes[1:], slopes[0]) + (len(items) - len(slopes)) if slopes else None
-        if slope is None and len(items) > 1:
+        if slope is None:
             first = items[0].cotangent
-            found.append(replace(items[0], cotangent=replace(first, energy=first.energy + 2.0 * math.log10(len(items)))))
+            grown = replace(first, energy=first.energy + 2.0 * math.log10(len(items)))
+            found.append(replace(items[0], cotangent=grown, whole=None))
         else:
             values = next((item.values for item in items if item.values is not None), None)
-            found.append(replace(items[0], slope=slope, values=values))
+            found.append(replace(items[0], slope=slope, values=values, whole=None))
     return found
 
 
-def _part(items: Sequence[Pull], signal: Signal) -> Cotangent:
-    (pull,) = merged(items)
-    if pull.slope is None:
-        return pull.cotangent
+def part_of_pull(pull: Pull, signal: Signal) -> Cotangent:
+    """The cotangent that one pull alone makes."""
+    if pull.slope is None or pull.whole is not None:
+        return pull.whole or pull.cotangent
     law, coherence = signal.law_at(""), None
     seen = law.in_common(pull.slope)
     alike = tuple(a * b for a, b in zip(pull.cotangent.alike, seen, strict=True))
