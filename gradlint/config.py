@@ -75,7 +75,6 @@ def _value(path: Path, key: str, value: Any) -> Any:
     if key != "recipe":
         return [value] if key in {"select", "ignore", "input"} and isinstance(value, str) else value
     try:
-        recipe = Recipe(**value) if isinstance(value, dict) else Recipe.parse(str(value))
-    except TypeError as error:
-        raise ConfigError(f"{path}: recipe: {error}", hint='as in recipe = { optimizer = "adamw", lr = 3e-4 }') from error
-    return recipe.text
+        return (Recipe.of(value) if isinstance(value, dict) else Recipe.parse(str(value))).text
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.args[0]}", hint=error.hint) from error

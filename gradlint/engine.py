@@ -41,6 +41,7 @@ from gradlint.theory.stacks import Stack, stack
 Progress = Callable[[str], None]
 
 _FEW = 8  # values per channel: the batch that is inferred
+_EACH = 0.01  # decades a layer that theory may be off in one direction: narrow layers of one kind err alike
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,17 @@ def _coverage(graph: Graph, measurement: Measurement | None) -> Coverage:
 
 
 def _as_expected(subject: Subject, start: str, end: str) -> bool:
-    """Whether the growth between two nodes is what theory expects; True where nothing was measured."""
-    if subject.measurement is None:
+    """Whether the growth between two nodes is what theory expects, as far as seeds agree; True where nothing was measured."""
+    measurement, structure = subject.measurement, subject.structure
+    if measurement is None:
         return True
-    before, behind = (subject.measurement.backward(node) for node in (start, end))
+    before, behind = (measurement.backward(node) for node in (start, end))
     bounds = interval(subject.prediction, start, end)
-    return before is not None and behind is not None and bounds is not None and bounds[0] <= before - behind <= bounds[1]
+    if before is None or behind is None or bounds is None:
+        return False
+    first, last = (structure.spine_index.get(node, 0) for node in (start, end))
+    slack = _EACH * sum(is_weight_layer(structure.graph[node]) for node in structure.spine[first:last]) + (measurement.growth.spread or 0.0)
+    return bounds[0] - slack <= before - behind <= bounds[1] + slack
 
 
 def _attribution(subject: Subject, growth: Growth | None) -> Attribution | None:

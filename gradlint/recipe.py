@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -42,7 +42,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _among("optimizer", self.optimizer, OPTIMIZERS)
         _among("precision", self.precision, PRECISIONS)
-        for part in (self.schedule or "").split():
+        for part in str(self.schedule or "").split():
             if part not in _WARMLESS and not _WARMUP.fullmatch(part):
                 raise ConfigError(f"unknown schedule {part!r}", hint=f"one of {', '.join(sorted(_WARMLESS))}, warmup:STEPS")
         for name in ("lr", "momentum", "weight_decay", "eps", "clip_norm", "clip_value"):
@@ -51,8 +51,9 @@ class Recipe:
                 raise ConfigError(f"recipe: {name} is {value}", hint="give a number of 0 or more")
         if self.loss_scale is not None and not 0.0 < self.loss_scale < math.inf:
             raise ConfigError(f"recipe: loss_scale is {self.loss_scale}", hint="give a number over 0")
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(f"recipe: betas are {self.betas}", hint="give two numbers from 0 to under 1, as in betas=0.9/0.999")
+        betas = tuple(self.betas)
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ConfigError(f"recipe: betas are {betas}", hint="give two numbers from 0 to under 1, as in betas=0.9/0.999")
 
     @property
     def warmup(self) -> int:
@@ -102,6 +103,11 @@ class Recipe:
                 name, value = "optimizer", part.lower()
             given[name] = _read(name, value)
         return cls(**given)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Recipe:
+        """The recipe of a table, as in a configuration file; raises ConfigError like `parse`."""
+        return cls.parse(" ".join(_written(name, value) for name, value in settings.items()))
 
     @classmethod
     def from_optimizer(cls, optimizer: Any, **more: Any) -> Recipe:
@@ -170,10 +176,11 @@ def _read(name: str, value: str) -> Any:
     try:
         return tuple(float(part) for part in value.split("/")) if name == "betas" else float(value)
     except ValueError as error:
-        raise ConfigError(f"recipe: {name}={value} is not a number", hint=f"as in {name}=0.1") from error
+        example = "0.9/0.999" if name == "betas" else "0.1"
+        raise ConfigError(f"recipe: {name}={value} is not a number", hint=f"as in {name}={example}") from error
 
 
 def _written(name: str, value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"{name}={'/'.join(f'{part:g}' for part in value)}"
+    if isinstance(value, (tuple, list)):  # a list from a configuration file
+        return f"{name}={'/'.join(map(str, value))}"
     return f"{name}={value:g}" if isinstance(value, float) else f"{name}={str(value).replace(' ', '+')}"

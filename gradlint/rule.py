@@ -185,11 +185,13 @@ class Rule(ABC):
         effect: Effect | None = None,
         span: tuple[str, str] | None = None,
         confidence: Confidence = Confidence.PREDICTED,
+        source: str = "",
         **evidence: Any,
     ) -> Finding:
         """A finding of this rule about `nodes`, which are put in execution order.
 
-        With an `effect`, the probe checks the claim over `span` (first and last node; by default over the whole model).
+        With an `effect`, the probe checks the claim over `span` (first and last node; by default over the whole model). `source`
+        is "file:line" of what is no node.
         """
         graph = subject.graph
         ordered = tuple(sorted(nodes, key=graph.position.__getitem__))
@@ -201,7 +203,7 @@ class Rule(ABC):
             message=message,
             nodes=ordered,
             module=compact([graph[node].module for node in ordered]),
-            source=(first.definition or first.source) if first else None,
+            source=(first.definition or first.source) if first else _place(source),
             confidence=confidence,
             evidence=evidence,
             remedy=Remedy(remedy) if remedy else None,
@@ -235,6 +237,11 @@ class Rule(ABC):
             decades=decades,
             **evidence,
         )
+
+
+def _place(source: str) -> Source | None:
+    file, _, line = source.rpartition(":")
+    return Source(file, int(line)) if line.isdigit() else None
 
 
 def compact(modules: Iterable[str]) -> str:

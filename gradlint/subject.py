@@ -40,6 +40,11 @@ class Subject:
             return Structure(self.graph)
         return Structure(self.graph, live=self.measurement.live)
 
+    @property
+    def outputs(self) -> list[str]:
+        """Nodes that make the outputs: where a finding about the model as a whole stands."""
+        return list(dict.fromkeys(ref.node for ref in self.graph.outputs))
+
     @cached_property
     def prediction(self) -> Prediction:
         """What theory says of every operator."""

@@ -90,7 +90,7 @@ class ClipThreshold(Rule):
             message = f"{name} {threshold:g} acts on every step: the smallest {what} measured is {smallest:.2g}"
         yield self.finding(
             subject,
-            sorted({ref.node for ref in subject.graph.outputs}),
+            subject.outputs,
             message,
             severity=Severity.NOTE if inert or recipe.adaptive else Severity.WARNING,
             remedy=f"set it near {largest if inert else smallest:.1g}, or leave it out",

@@ -95,13 +95,14 @@ class ClippingAbsent(Rule):
                 severity=Severity.NOTE if bounded else Severity.WARNING,
                 remedy="clip the norm of the gradient: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
                 steps=steps,
+                limit=LONG,
             )
         curvature = subject.measurement.curvature if subject.measurement is not None else None
         if curvature is not None and curvature.gradient_norm and max(curvature.gradient_norms) > TAIL * curvature.gradient_norm:
             largest, usual = max(curvature.gradient_norms), curvature.gradient_norm
             yield self.finding(
                 subject,
-                sorted({ref.node for ref in subject.graph.outputs}),
+                subject.outputs,
                 f"the gradient norm of one batch is {largest:.3g}, {largest / usual:.3g} times the median {usual:.3g} of "
                 f"{len(curvature.gradient_norms)}, and nothing clips it",
                 severity=Severity.NOTE if recipe.adaptive else Severity.WARNING,

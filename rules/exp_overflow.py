@@ -22,7 +22,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from gradlint.rule import (
     Confidence,
@@ -33,7 +32,6 @@ from gradlint.rule import (
     Severity,
     Singularity,
     Sketch,
-    Source,
     Subject,
     Suspect,
     bounds,
@@ -107,19 +105,18 @@ class ExpOverflow(Rule):
     def _of_loss(self, subject: Subject, item: Suspect) -> Finding:
         """A finding about an operator of the loss function, which is no node."""
         seen = Range(item.seen_low, item.seen_high)
-        finding = self.finding(
+        return self.finding(
             subject,
             [],
             f"in the loss: {_message(item.function, (item.low, item.high), item.points[-1], seen)}",
             severity=Severity.ERROR if item.hit else Severity.WARNING,
             confidence=Confidence.MEASURED if item.hit else Confidence.PREDICTED,
+            source=item.source,
             remedy=REMEDY,
             limit=item.points[-1],
             interval=(item.low, item.high),
             seen=(item.seen_low, item.seen_high),
         )
-        file, _, line = item.source.rpartition(":")
-        return replace(finding, source=Source(file, int(line)) if line.isdigit() else None)
 
 
 def _message(function: str, interval: tuple[float, float], limit: float, seen: Range | None) -> str:

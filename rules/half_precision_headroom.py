@@ -2,7 +2,7 @@
 
 What it finds:
     With a recipe in fp16 or fp8, or weights in fp16: activations beyond the largest number of the format (65504 in fp16, 448 in
-    the e4m3 of fp8) or within a factor 8 of it; gradients beyond it at the recipe's loss scale; a tenth or more of the weights'
+    the e4m3 of fp8) or within a factor 4 of it; gradients beyond it at the recipe's loss scale; a tenth or more of the weights'
     gradient values that the format rounds to zero, at that scale and at the best one. Operators that mixed precision leaves in
     float32 (norms, softmax, logarithms, losses) are left out. bf16 has the range of float32.
 
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 from gradlint.rule import Confidence, Example, Finding, Headroom, Kind, Levels, Needs, Rule, Severity, Sketch, Subject, kind_of
 
-MARGIN = 8.0  # activations grow by more than this in training (outlier features)
+MARGIN = 4.0  # activations grow by more than this in training (outlier features)
 LOST = 0.1  # share of gradient values that may go before training suffers
 FULL = frozenset({Kind.NORM, Kind.SOFTMAX, Kind.MATH, Kind.REDUCE, Kind.LOSS, Kind.CUT, Kind.INPUT})
 """Kinds of operators that mixed precision runs in float32, or that compute nothing."""

@@ -61,15 +61,8 @@ class HugeConstant(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per node."""
         for node in subject.graph:
-            constant = node.attrs.get("constant")
-            if (
-                not isinstance(constant, (int, float))
-                or isinstance(constant, bool)
-                or not math.isfinite(constant)
-                or not constant
-            ):
-                continue
-            text = _said(subject, node, float(constant))
+            constant = _constant(node)
+            text = _said(subject, node, constant) if constant else None
             if text is not None:
                 yield self.finding(
                     subject,

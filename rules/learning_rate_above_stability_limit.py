@@ -120,7 +120,7 @@ class LearningRateAboveStabilityLimit(Rule):
         rate = f"learning rate {recipe.lr:g}" if first == recipe.lr else f"learning rate {first:.2g} of the first step"
         return self.finding(
             subject,
-            sorted({ref.node for ref in subject.graph.outputs}),
+            subject.outputs,
             f"{rate} is {first / limit:.3g} times the stability limit {limit:.2g} for {what} {sharpness:.3g}{on}{seen}",
             severity=Severity.ERROR if lost and not curvature.is_surrogate else Severity.WARNING,
             remedy=f"use a learning rate of {limit:.1g} or less, or let it rise over some hundred steps",

@@ -82,7 +82,7 @@ class LearningRateOutOfRange(Rule):
         severity = Severity.NOTE if trains else Severity.WARNING
         yield self.finding(
             subject,
-            sorted({ref.node for ref in subject.graph.outputs}),
+            subject.outputs,
             f"learning rate {recipe.lr:g} is {side} what published recipes of {recipe.optimizer} use, {smallest:g} to {largest:g}"
             if recipe.lr
             else "the learning rate is 0: no weight ever moves",

@@ -72,8 +72,8 @@ class LongHorizonPlainRnn(Rule):
             yield self.finding(
                 subject,
                 loop.nodes,
-                f"{loop.activation} without gates over {pace.steps} steps: the gradient fades x{10**pace.slope:.2f} a step and "
-                f"loses three decades in {pace.horizon:.0f}",
+                f"{loop.activation} without gates: the gradient fades x{10**pace.slope:.2f} a step and loses three decades in "
+                f"{pace.horizon:.0f} of {pace.steps} steps",
                 severity=self.severity if loop.final or pace.horizons >= MANY else Severity.NOTE,
                 confidence=Confidence.MEASURED if pace.measured else Confidence.PREDICTED,
                 remedy="use an LSTM or a GRU, nn.init.orthogonal_ on the recurrent weight, or shorter sequences",

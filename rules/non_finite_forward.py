@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Needs, NonFinite, Rule, Severity, Sketch, Subject, ranges
+from gradlint.rule import Confidence, Example, Finding, Kind, Needs, NonFinite, Rule, Severity, Sketch, Subject, kind_of, ranges
 
 REMEDY = "bound the operand (clamp, an epsilon inside) or use the fused form; where the signal has grown, mend the growth"
 
@@ -48,11 +48,15 @@ class NonFiniteForward(Rule):
         found = subject.measurement.nonfinite_forward if subject.measurement else None
         if found is None:
             return
+        node = subject.graph[found.node]
+        given = kind_of(node) is Kind.INPUT
         yield self.finding(
             subject,
             [found.node],
-            f"{subject.graph[found.node].op} makes {found.kind} in the forward pass{ranges(found)}",
-            remedy=REMEDY,
+            f"the input {node.label!r} holds {found.kind}"
+            if given
+            else f"{node.op} makes {found.kind} in the forward pass{ranges(found)}",
+            remedy="clean the data: a NaN or an infinity in one sample reaches every weight" if given else REMEDY,
             confidence=Confidence.MEASURED,
             kind=found.kind,
             operands=found.operands,

@@ -113,7 +113,7 @@ class RehearsalDiverges(Rule):
         yield self.finding(
             subject,
             _places(subject, found),
-            f"{_happened(found)}{_reason(found, measured.growth.decades)}",
+            f"{_happened(found)}{_reason(subject, found, measured.growth.decades)}",
             severity=_severity(subject, found),
             remedy=_remedy(found),
             confidence=Confidence.MEASURED,
@@ -140,7 +140,8 @@ def _happened(found: Rehearsal) -> str:
         return f"the {_broken(found)}{whose} is not finite after {updates} update{went}"
     if found.diverged_at is not None:
         return (
-            f"the loss{whose} rises from {found.first:.3g} to {found.last:.3g}, ten times more after {found.diverged_at} updates"
+            f"the loss{whose} rises from {found.first:.3g} to {found.last:.3g}, and stays over its tenfold from update "
+            f"{found.diverged_at} on"
         )
     return f"the loss{whose} goes from {found.first:.3g} to {found.last:.3g} in {found.steps} updates"
 
@@ -149,7 +150,7 @@ def _broken(found: Rehearsal) -> str:
     return "loss" if not found.losses[-1] < float("inf") else "gradient"
 
 
-def _reason(found: Rehearsal, decades: float) -> str:
+def _reason(subject: Subject, found: Rehearsal, decades: float) -> str:
     """What is to blame, as the end of a sentence."""
     if found.cause is Cause.OPERATOR and found.breach is not None:
         at = f", {found.breach.source}" if found.breach.source else ""
@@ -157,7 +158,8 @@ def _reason(found: Rehearsal, decades: float) -> str:
         what = "has no finite derivative" if found.breach.backward else f"gives {found.breach.kind}"
         return f": {found.breach.op} of {ranges} {what}{' in the loss' if not found.breach.node else ''}{at}"
     if found.dead is not None and found.cause is Cause.UNITS:
-        return f": all {found.dead.count} units of {found.dead.node} have become zero for the whole batch"
+        where = subject.graph[found.dead.node].label if found.dead.node in subject.graph else found.dead.node
+        return f": {found.dead.after:.0%} of the {found.dead.count} units of {where} have become zero for the whole batch"
     steepest = f"; the gradient of {found.steepest} rises most" if found.steepest else ""
     return {
         Cause.PRECISION: ": half precision cannot hold its numbers",
@@ -178,7 +180,7 @@ def _places(subject: Subject, found: Rehearsal) -> list[str]:
     named = [found.breach.node if found.breach else "", found.dead.node if found.dead else ""]
     certain = [node for node in named if node in subject.graph]
     layers = [node.id for node in subject.graph if any(weight.name == found.steepest for weight in node.weights.values())]
-    return (certain or layers)[:1]
+    return (certain or layers or subject.outputs)[:1]
 
 
 def _severity(subject: Subject, found: Rehearsal) -> Severity:

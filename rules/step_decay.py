@@ -58,13 +58,14 @@ class StepDecay(Rule):
         for alike in subject.alike([item for item in found if item.axis is not None and _fades(item)]):
             item = min(alike, key=lambda item: item.slope or 0.0)
             slope = item.slope or 0.0
+            gate = "set the forget-gate bias to 1 or more, " if subject.graph[item.node].op.startswith("lstm") else ""
             yield self.finding(
                 subject,
                 list(dict.fromkeys(one.node for one in alike)),
                 f"the gradient fades x{10**slope:.2f} a step and loses three decades in {item.horizon:.0f} of {item.steps} steps",
                 severity=self.severity if slope <= STEEP else Severity.NOTE,
                 confidence=Confidence.MEASURED,
-                remedy="set a forget-gate bias of 1 or more, draw the recurrent weight orthogonal, or shorten the sequence",
+                remedy=f"{gate}draw the recurrent weight with nn.init.orthogonal_, or shorten the sequence",
                 horizon=item.horizon,
                 steps=item.steps,
                 decades_per_step=slope,

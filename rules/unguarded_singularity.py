@@ -25,7 +25,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from gradlint.rule import (
     Confidence,
@@ -37,7 +36,6 @@ from gradlint.rule import (
     Severity,
     Singularity,
     Sketch,
-    Source,
     Subject,
     Suspect,
     bounds,
@@ -126,20 +124,19 @@ class UnguardedSingularity(Rule):
 
     def _of_loss(self, subject: Subject, item: Suspect) -> Finding:
         """A finding about an operator of the loss function, which is no node."""
-        finding = self.finding(
+        return self.finding(
             subject,
             [],
             f"in the loss: {_message(item, '', Range(item.seen_low, item.seen_high), hit=item.hit)}",
             severity=Severity.ERROR if item.hit else Severity.WARNING,
             confidence=Confidence.MEASURED if item.hit else Confidence.PREDICTED,
+            source=item.source,
             remedy=_remedy(item.function, ""),
             function=item.function,
             interval=(item.low, item.high),
             seen=(item.seen_low, item.seen_high),
             points=item.points,
         )
-        file, _, line = item.source.rpartition(":")
-        return replace(finding, source=Source(file, int(line)) if line.isdigit() else None)
 
 
 def _is_hit(subject: Subject, item: Singularity) -> bool:

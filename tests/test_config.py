@@ -41,7 +41,7 @@ def test_options_come_from_the_file_and_the_command_line_overrides_them(run: Run
     write('select = ["GL8"]\noutput-format = "json"\nfail-on = "never"\nseeds = 1')
     code, out, _ = run("check", str(BROKEN))
     assert code == 0
-    assert codes(out) == {"GL801"}
+    assert codes(out) == {"GL801", "GL803"}
     assert json.loads(out)["targets"][0]["seeds"] == 1
     code, out, _ = run("check", str(BROKEN), "--select", "GL1", "--fail-on", "error")
     assert code == 1
@@ -75,7 +75,9 @@ def test_without_a_target_the_configured_ones_are_checked_from_any_folder_below(
     [
         ("selct = []", "did you mean select"),
         ("seeds = ", "gradlint.toml"),
-        ('recipe = { optimiser = "adam" }', "recipe"),
+        ('recipe = { optimiser = "adam" }', "gradlint.toml: recipe: no setting is called 'optimiser'"),
+        ("recipe = { schedule = 5 }", "unknown schedule '5'"),
+        ("recipe = { betas = 0.9 }", "betas are"),
         ('recipe = { optimizer = "adm" }', "did you mean adam"),
         ("targets = 3", "targets are names"),
     ],
@@ -99,6 +101,8 @@ def test_a_recipe_is_read_from_a_table_or_its_text(tmp_path):
     path = tmp_path / "gradlint.toml"
     path.write_text('recipe = { optimizer = "adamw", lr = 3e-4, clip_norm = 1.0 }', encoding="utf-8")
     assert read(path, {"recipe"}).options == {"recipe": "adamw lr=0.0003 clip_norm=1"}
+    path.write_text('recipe = { optimizer = "adam", betas = [0.9, 0.95] }', encoding="utf-8")
+    assert read(path, {"recipe"}).options == {"recipe": "adam lr=0.1 betas=0.9/0.95"}
     path.write_text('recipe = "sgd lr=0.5"', encoding="utf-8")
     assert read(path, {"recipe"}).options == {"recipe": "sgd lr=0.5"}
 

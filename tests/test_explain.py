@@ -44,7 +44,7 @@ def checked(sketch: Sketch, node: str, *, exact: bool = True):
     for equation, expected in equations:
         assert value(equation.numbers) == pytest.approx(10.0**expected, rel=ROUNDING, abs=1e-12), equation
         assert shown(equation.result) == shown(expected)
-        assert not (exact and equation.has_rest), equation
+        assert not (exact and equation.because in dict(map(reversed, equation.beside))), equation
     return found
 
 

@@ -26,6 +26,10 @@ MISTAKES = {
     "sgd lr=nan": "lr is nan",
     "sgd precision=fp12": "unknown precision 'fp12'",
     "sgd schedule=warm": "unknown schedule 'warm'",
+    "sgd lr=inf": "lr is inf",
+    "sgd loss_scale=0": "loss_scale is 0",
+    "adam betas=0.9": "betas are",
+    "adam betas=0.9/1": "betas are",
 }
 
 

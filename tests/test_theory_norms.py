@@ -257,3 +257,17 @@ def test_neighbours_behind_pools_that_overlap_keep_more_of_a_mean(window):
     signal = predicted(make, shape).signals["5:avg_pool"]
     found = 10.0**signal.log_q * varying(signal.sizes, signal.shared, (0, 2, 3))
     assert found == pytest.approx(variance, rel=0.15)
+
+
+def test_a_norm_behind_a_view_takes_from_the_sum_before_it_what_it_would_without_the_view():
+    def gains(*, viewed):
+        sketch = Sketch()
+        x = sketch.input(8, 16, 64)
+        h = sketch.op("reshape", x, shape=(128, 64)) if viewed else x
+        h = sketch.op("add", h, sketch.linear(h, name="fc"), name="sum")
+        h = sketch.op("reshape", h, shape=(8, 16, 64)) if viewed else h
+        sketch.linear(sketch.norm(h))
+        found = predict(Structure(sketch.graph()), strict=True).nodes
+        return found["sum"].backward, found["fc"].backward
+
+    assert gains(viewed=True) == pytest.approx(gains(viewed=False), abs=1e-9)

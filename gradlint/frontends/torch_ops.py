@@ -313,7 +313,7 @@ def _recurrence(named: Mapping[str, Any]) -> dict[str, Any]:
     attrs = {"batch_first": batch_first, "time_axis": int(batch_first), "training": bool(named.get("train"))}
     if params := named.get("params"):
         attrs["hidden_size"] = int(params[1].shape[1])
-    return attrs | ({"packed": True, "batch_sizes": tuple(sizes.tolist())} if packed else {})
+    return attrs | ({"packed": True, "batch_sizes": tuple(sizes.tolist())} if sizes is not None else {})
 
 
 def _constant(call: Call, bare: str) -> dict[str, Any]:

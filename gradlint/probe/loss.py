@@ -55,7 +55,7 @@ def _columns(values: NDArray[Any]) -> tuple[float | None, int | None]:
 def loss(setting: Setting) -> Mapping[str, Any]:
     """The field `loss`, where a loss was given, or labels from which the model computes its own: one pass and its gradient."""
     names = {spec.name for spec in setting.model.inputs if spec.given}
-    if setting.task.loss is None and names.isdisjoint(_OWN):
+    if not setting.objective.parameters or (setting.task.loss is None and names.isdisjoint(_OWN)):
         return {}
     setting.progress("taking the gradient of the loss")
     objective = setting.objective

@@ -60,6 +60,8 @@ def suspects(setting: Setting) -> Mapping[str, Any]:
     setting.progress("looking at the loss")
     torch.manual_seed(setting.seed)
     module = _LossAlone(task.loss, task.target, setting.model.call(setting.objective.batch()))
+    if not module.fed:  # no output carries a gradient
+        return {}
     alone = TorchRunnable(module, args=tuple(module.fed))
     recorder = Recorder(lambda _: False, lambda _: False, watchers=())
     with alone.untouched():
@@ -111,7 +113,7 @@ def headroom(setting: Setting) -> Mapping[str, Any]:
     precision = recipe.precision if recipe is not None else "fp32"
     if precision == "fp32" and any(weight.dtype is torch.float16 for weight in objective.parameters.values()):
         precision = "fp16"
-    if precision not in _FORMATS or setting.found.nonfinite_forward is not None:
+    if precision not in _FORMATS or not objective.parameters or setting.found.nonfinite_forward is not None:
         return {}
     setting.progress(f"measuring the headroom of {precision}")
     tap = _Magnitudes()

@@ -206,7 +206,7 @@ class _Stage:
     def _is_the_cause(self, breach: Breach) -> bool:
         """Whether an operator fails on ordinary numbers; a layer of weights fails because these, or its input, grew."""
         graph = self.setting.graph
-        layer = breach.node in graph and is_weight_layer(graph[breach.node]) and self.recipe.precision == "fp32"
+        layer = breach.node in graph and is_weight_layer(graph[breach.node])
         return not layer and all(max(abs(low), abs(high)) < ORDINARY for low, high in breach.operands)
 
     def _dead(self) -> dict[str, Units]:

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,8 @@ def _fused(node: Node, sites: Sites, generator: torch.Generator) -> Iterator[Lin
         groups = {one: list(range(index, samples, len(together))) for index, one in enumerate(together)}
         cotangent = state.zeros().movedim(sample_axis, 0)
         for one, group in groups.items():
-            cotangent[(group, *places[one])] = drawn[one][group]
+            index: tuple[Any, ...] = (group, *places[one])
+            cotangent[index] = drawn[one][group]
         (gradient,) = pull([(state, cotangent.movedim(0, sample_axis))], [sequence])
         if gradient is None:
             return
@@ -131,7 +133,7 @@ def _by_distance(node: Node, gradient: Tensor, group: Sequence[int], *, turned: 
     lengths = node.attrs.get("batch_sizes")
     if not node.attrs.get("packed") or lengths is None or sum(lengths) != gradient.shape[0]:
         time = int(node.attrs.get("time_axis", 0))
-        rows = _squares(gradient, time, 1 - time)[:, list(group)].sum(1)
+        rows: Array = _squares(gradient, time, 1 - time)[:, list(group)].sum(1)
         return rows[::-1] if turned else rows
     flat = _squares(gradient, 0)
     steps = np.repeat(np.arange(len(lengths)), lengths)
@@ -182,7 +184,9 @@ def _by_trend(node: Node, sites: Sites, generator: torch.Generator) -> Iterator[
         if end is None or start is None or start == end or len(start.shape) < 2:
             continue
         gradient, total = _pulled(end, start, generator)
-        for axis in range(len(start.shape)) if gradient is not None else ():
+        if gradient is None:
+            continue
+        for axis in range(len(start.shape)):
             squares = _squares(gradient, axis) / total
             if len(squares) > _FEWEST and squares.all():
                 clear = _clearness(np.log(squares))

@@ -38,7 +38,7 @@ class OverTime:
             GradlintError,
             RuntimeError,
             ValueError,
-        ) as error:  # torch and numpy name shapes and types that they will not take
+        ) as error:  # shapes and types that torch and numpy refuse
             return cls(notes=(f"time axis: not measured, {str(error).splitlines()[0]}",))
 
     def growth(self, structure: Structure, gains: Mapping[str, Gains]) -> tuple[TimeGrowth, ...]:

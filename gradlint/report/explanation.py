@@ -125,8 +125,8 @@ def _equation(lead: str, equation: Equation, tail: str, width: int) -> Iterator[
     if text != result:
         yield from _wrapped("", f"= {text}", width)
     yield from _wrapped("", f"= {result}{tail}", width)
-    if equation.has_rest:
-        yield from _wrapped("", f"x {shown(equation.rest)}: {equation.because}", width)
+    for factor, because in equation.beside:
+        yield from _wrapped("", f"x {shown(factor)}: {because}", width)
 
 
 def _level(item: Explanation) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gradlint.flow import kind_of
 from gradlint.ops import Kind
 from gradlint.structure import Structure
+from gradlint.theory import fluctuation
 from gradlint.theory.equations import Equation, Number, number
 from gradlint.theory.formulas import Case, Formulas, add, dropout, function, layer, multiply, norm
 from gradlint.theory.formulas_mixing import attend, concat, pool, product, reduce, softmax
@@ -50,18 +51,20 @@ def account(structure: Structure, prediction: Prediction, node_id: str) -> Accou
     for (slot, _), equation in zip(case.call.signals, equations, strict=False):
         operand = case.call.ref(slot).node
         if operand not in back and node_id in structure.signal_set and operand in structure.signal_set:
-            back[operand] = _back(structure, prediction, node_id, operand, equation)
+            back[operand] = _back(structure, prediction, (node_id, operand), equation, random=found.random)
     return Account(found.forward.equal_to(behind.log_q), tuple(back.values()), found.source)
 
 
-def _back(structure: Structure, prediction: Prediction, node: str, operand: str, equation: Equation) -> Back:
+def _back(structure: Structure, prediction: Prediction, ends: tuple[str, str], equation: Equation, *, random: bool) -> Back:
+    node, operand = ends
     behind, before = prediction.cotangents.get(node), prediction.cotangents.get(operand)
     if behind is None or before is None:
         return Back(operand, equation)
     ratio = before.energy - behind.energy
     readers = [child for child in structure.graph.children(operand) if child.id in prediction.cotangents]
     if len(readers) == 1 and all(ref.node != operand for ref in structure.trunk):
-        return Back(operand, equation.equal_to(ratio))
+        drawn = replace(equation, typical=fluctuation.shift_of(before.variance - behind.variance)) if random else equation
+        return Back(operand, drawn.equal_to(ratio))
     return Back(operand, equation, min(10.0 ** min(equation.result - ratio, 0.0), 1.0))
 
 

@@ -87,17 +87,16 @@ def through_slope(
     second, power = expect(slope * slope), expect(before * before)
     if not (second > 0.0 and power > 0.0) or sizes[axis] < _FEWEST:
         return second, None
-    wanted = slope, slope * (before / math.sqrt(power))
-    whole = products(wanted, wanted)
+    functions = [slope, slope * (before / math.sqrt(power))]
     known = own is not None and own.axis == axis and behind is not None and (scale := expect(behind * behind)) > 0.0
     if not known or own is None or behind is None:
-        return second, Coherence(whole / second, axis, tuple(alike))
-    basis = np.ones_like(behind), behind / math.sqrt(scale)
-    first = products(basis, basis)
+        return second, Coherence(products(functions) / second, axis, tuple(alike))
+    tensor = behind / math.sqrt(scale)
+    found = products([*functions, np.ones_like(tensor), tensor, slope * tensor])
+    whole, first, bent = found[:2, :2], found[2:4, 2:4], found[::4, ::4]  # bent: the basis (1, tensor) times the slope
     along, rest = _parts(own.moments, first, sizes[axis])
-    bent = slope, slope * basis[1]
-    factor = max(rest * second + float((along * products(bent, bent)).sum()) / sizes[axis], second / sizes[axis])
-    images = _inverse(first) @ products(basis, wanted)  # of the wanted functions in the basis
+    factor = max(rest * second + float((along * bent).sum()) / sizes[axis], second / sizes[axis])
+    images = _inverse(first) @ found[2:4, :2]  # of the wanted functions in the basis
     moments = images.T @ own.moments @ images + whole - images.T @ first @ images
     return factor, Coherence(moments / factor, axis, own.alike, own.source, images.T @ own.rows / math.sqrt(factor))
 

@@ -66,7 +66,7 @@ def in_sum(parts: Iterable[tuple[float, Chance]]) -> Chance:
     """What summands of these variances have in common along the same directions: pairs of them what the lesser has."""
     items = sorted(parts, key=lambda part: part[1].square)
     total = rest = sum(size for size, _ in items)
-    if total <= 0.0:
+    if total * total <= 0.0:  # nothing, or too little to be squared
         return NO_CHANCE
     square = each = 0.0
     for size, chance in items:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from gradlint.theory.signal import log_sum
 
 _EQUAL = 1e-3  # decades: a factor so near to 1 is not printed
+_TYPICAL = "a typical draw of the weights, where the formula is the mean over all (Hanin, Nica 2018)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +59,37 @@ def shown(log: float) -> str:
 class Equation:
     """`formula` in symbols, the same in numbers, and `result` as log10.
 
-    `rest` is log10 of what theory multiplies the formula by besides, for the reason `because`; 0 where the formula is all.
+    The formula is of a mean over all draws of the weights; `typical` is log10 of what one draw has of that. `rest` is log10 of
+    what theory multiplies both by besides, for the reason `because`; 0 where the formula is all.
     """
 
     formula: str
     terms: tuple[Term, ...]
     because: str = ""
     rest: float = 0.0
+    typical: float = 0.0
 
     @property
     def result(self) -> float:
         """log10 of the value."""
-        return self._value() + self.rest
+        return self._value() + self.typical + self.rest
 
     @property
     def numbers(self) -> str:
-        """The formula with numbers put in, "24 x 0.2604 x 1 + 0"; a rest multiplies all of it."""
+        """The formula with numbers put in, "24 x 0.2604 x 1 + 0"; what is beside it multiplies all of it."""
         text = " + ".join(_product(term) for term in self.terms)
-        if not self.has_rest:
-            return text
-        return f"{f'({text})' if len(self.terms) > 1 else text} x {shown(self.rest)}"
+        factors = "".join(f" x {shown(factor)}" for factor, _ in self.beside)
+        return f"({text}){factors}" if factors and len(self.terms) > 1 else f"{text}{factors}"
 
     @property
-    def has_rest(self) -> bool:
-        """Whether the formula is not all."""
-        return abs(self.rest) > _EQUAL
+    def beside(self) -> tuple[tuple[float, str], ...]:
+        """The factors beside the formula that differ from 1, as log10, each with its reason."""
+        return tuple(item for item in ((self.typical, _TYPICAL), (self.rest, self.because)) if abs(item[0]) > _EQUAL)
 
     def equal_to(self, log: float) -> Equation:
         """The equation with the rest that makes it this; unchanged where either side is zero or unknown."""
         value = self._value()
-        return replace(self, rest=log - value) if math.isfinite(log) and math.isfinite(value) else self
+        return replace(self, rest=log - value - self.typical) if math.isfinite(log) and math.isfinite(value) else self
 
     def _value(self) -> float:
         return log_sum(sum(item.power for item in term) for term in self.terms)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradlint.theory.law import expect
+from gradlint.theory.law import expect, spectrum
 
 if TYPE_CHECKING:
     from gradlint.theory.law import Array, Law
@@ -53,22 +53,26 @@ def decades(variance: float) -> float:
     return math.log1p(max(variance, 0.0)) / (2.0 * math.log(10.0)) ** 2
 
 
-def _of_mean(squares: Array, kept: Array, settled: float = 0.0) -> float:
-    """Relative variance of a mean of f from draw to draw: from E f^2 by Hermite order and what a mean keeps of each.
+def shift_of(variance: float) -> float:
+    """The shift that came with this much variance in decades^2 of an amplitude."""
+    return -2.0 * math.log(10.0) * variance
+
+
+def _of_mean(shares: Array | None, kept: Array, settled: float = 0.0) -> float:
+    """Relative variance of a mean of f from draw to draw: from shares of E f^2 by Hermite order and what a mean keeps of each.
 
     Of a base whose sum of squares is `settled` the second order does not vary.
     """
-    if squares[0] <= 0.0:
+    if shares is None or shares[0] <= 0.0:
         return 0.0
-    return float(squares[1:] @ kept[1:] - settled * squares[2] * kept[2]) / float(squares[0])
+    return float(shares[1:] @ kept[1:] - settled * shares[2] * kept[2]) / float(shares[0])
 
 
 def of_square(law: Law, sizes: Sequence[int]) -> float:
     """Relative variance of the mean square of a tensor."""
-    second = expect(law.values * law.values)
-    if not 0.0 < second < math.inf or 0 in sizes:
+    if not 0.0 < law.second < math.inf or 0 in sizes:
         return 0.0
-    return _of_mean(law.harmonics(law.values * law.values / second), law.kept(sizes, range(len(sizes))), law.settled)
+    return _of_mean(spectrum(law.values * law.values / law.second), law.kept(sizes, range(len(sizes))), law.settled)
 
 
 def behind_slope(before: Overlap | None, slope: Array, law: Law, layout: tuple[int, Sequence[int]]) -> tuple[float, Overlap]:
@@ -85,15 +89,15 @@ def behind_slope(before: Overlap | None, slope: Array, law: Law, layout: tuple[i
         return 0.0, before
     slope = slope / math.sqrt(second)
     squares = slope * slope
-    own, harmonics, kept = expect(squares * squares) - 1.0, law.harmonics(squares), law.kept(sizes, sites)
-    apart = _between(own, _of_mean(harmonics, kept), places)
-    same = _between(1.0, float(law.harmonics(slope) @ kept), places) ** 2 if places > 1 else 1.0
+    own, shares, kept = expect(squares * squares) - 1.0, spectrum(squares), law.kept(sizes, sites)
+    apart, linear = _between(own, _of_mean(shares, kept), places), spectrum(slope)
+    same = _between(1.0, float(linear @ kept), places) ** 2 if places > 1 and linear is not None else 1.0
     between = before.between(places)
     few = 2.0 * (own * before.own + (places - 1.0) * apart * between) / places / count
     alone = _bent(before.own, 1.0, own, count)
     crossed = _bent(between, same, apart, count)
     mean = (alone + (places - 1.0) * crossed) / places
-    return _of_mean(harmonics, law.kept(sizes, range(len(sizes))), law.settled) + few, Overlap(alone, mean)
+    return _of_mean(shares, law.kept(sizes, range(len(sizes))), law.settled) + few, Overlap(alone, mean)
 
 
 def _between(own: float, mean: float, places: int) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradlint.graph import Node, Weight
+from gradlint.theory import fluctuation
 from gradlint.theory.equations import Equation, Number, Term, below, number
 from gradlint.theory.functions import function_of
 from gradlint.theory.law import apply, expect
 from gradlint.theory.norms import statistics_of
-from gradlint.theory.signal import Cotangent, Signal, averaged
+from gradlint.theory.signal import Cotangent, Signal, averaged, log_sum
 from gradlint.theory.transfer import Call, log10, mean_of, mean_square
 
 _HE = "He, Zhang, Ren, Sun 2015, arXiv 1502.01852"
@@ -22,6 +24,7 @@ _OTHER_NORM = "Doshi, He, Gromov 2021, arXiv 2111.12143"
 _RESIDUAL = "Zhang, Dauphin, Ma 2019, arXiv 1901.09321"
 _EPS = 1e-5
 _DEPENDENT = "what the factors have in common"
+_ALONG = "what the gradient has in common with the signal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Formulas:
-    """Equations of one operator; `backward` has one for each operand that is a signal, or one for all of them."""
+    """Equations of one operator; `backward` has one for each operand that is a signal, or one for all of them.
+
+    `random` says that a gradient varies here from one draw of the weights to the next, and nothing else makes its variance.
+    """
 
     forward: Equation
     backward: tuple[Equation, ...] = ()
     source: str = ""
+    random: bool = False
 
 
 # weights ----------------------------------------------------------------------------------------------------------------
@@ -78,8 +85,18 @@ def layer(case: Case) -> Formulas | None:
         formula += " + n (n-1) E[W]^2 m^2 q"
     terms.append((number(mean_square(case.weight("bias"))),))
     because = "padding, and rows of W of unlike size" if len(weight.shape) > 2 else "rows of W of unlike size"
-    forward = Equation(f"{formula} + E[b^2]", tuple(terms), because)
-    return Formulas(forward, (Equation("n E[W^2]", ((number(fan), square),), because),), _HE)
+    forward = Equation(f"{formula} + E[b^2]", tuple(terms), because, typical=_typical(case, terms))
+    backward = Equation("n E[W^2]", ((number(fan), square),), f"{_ALONG}, {because}")
+    return Formulas(forward, (backward,), _HE, random=True)
+
+
+def _typical(case: Case, terms: Sequence[Term]) -> float:
+    """What a mean square over finitely many inputs takes off the first term; moments of channels (`means`) have none of it."""
+    whole, *others = (sum(item.power for item in term) for term in terms)
+    if case.behind.means is not None or not math.isfinite(whole):
+        return 0.0
+    taken = fluctuation.shift(fluctuation.of_square(case.first.law_at(""), case.first.sizes))
+    return log_sum([whole + taken, *others]) - log_sum([whole, *others])
 
 
 def _fan(case: Case, weight: Weight) -> float:
@@ -148,8 +165,8 @@ def function(case: Case) -> Formulas | None:
     forward = Equation(
         f"q' = E {name}(z)^2, z {kind} with E z^2 = q, E z = m", ((Number(2.0 * moved.law.level),),), "units of unlike size"
     )
-    backward = Equation(f"E {name}'(z)^2", ((Number(slope),),), "slopes before and behind it depend on one another")
-    return Formulas(forward, (backward,), _MEAN_FIELD)
+    backward = Equation(f"E {name}'(z)^2", ((Number(slope),),), _ALONG)
+    return Formulas(forward, (backward,), _MEAN_FIELD, random=True)
 
 
 def add(case: Case) -> Formulas | None:

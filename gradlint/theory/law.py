@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,27 +62,41 @@ def _powers(correlation: float) -> Array:
     return np.power(min(max(correlation, -1.0), 1.0), np.arange(_ORDERS + 1))
 
 
+@lru_cache(maxsize=4096)
+def _kept(alike: tuple[tuple[float, int], ...]) -> Array:
+    """Means of rho^k over pairs of elements, from the correlation along each axis and its length: most alike axes first."""
+    found = np.ones(_ORDERS + 1)
+    for rho, size in sorted(alike, key=lambda item: -item[0]):
+        found = found / size + (1.0 - 1.0 / size) * _powers(rho)
+    return np.maximum(found, 0.0)
+
+
 def expect(values: Array) -> float:
     """E f(z) for values on the grid."""
     return float(_grid()[1] @ values)
 
 
-def products(left: Sequence[Array], right: Sequence[Array]) -> Array:
-    """E f(z) g(z) for every f on the left and every g on the right."""
-    return np.asarray((np.array(left) * _grid()[1]) @ np.array(right).T)
+def products(functions: Sequence[Array]) -> Array:
+    """E f(z) g(z) for every two of these functions."""
+    values = np.array(functions)
+    return np.asarray((values * _grid()[1]) @ values.T)
 
 
-def in_common(values: Array, correlations: Sequence[float]) -> tuple[float, ...]:
-    """E f(z_a) f(z_b) / E f(z)^2 for pairs of the given correlations: the sum of a_k^2 rho^k (the dual, Daniely 2016)."""
+def spectrum(values: Array) -> Array | None:
+    """Shares of E f(z)^2 by Hermite order, the last one of all that is left; None where E f^2 is zero or no number."""
     second = expect(values * values)
-    if second <= 0.0 or not math.isfinite(second):
+    if not 0.0 < second < math.inf:
+        return None
+    shares: Array = (_hermite() @ values) ** 2 / second
+    shares[-1] = max(1.0 - float(shares[:-1].sum()), 0.0)
+    return shares
+
+
+def _in_common(shares: Array | None, correlations: Sequence[float]) -> tuple[float, ...]:
+    """E f(z_a) f(z_b) / E f(z)^2 for pairs of the given correlations: the sum of a_k^2 rho^k (the dual, Daniely 2016)."""
+    if shares is None:
         return tuple(1.0 for _ in correlations)
-    known: dict[float, float] = {0.0: min(expect(values) ** 2 / second, 1.0), 1.0: 1.0}
-    if any(rho not in known for rho in correlations):
-        squares = (_hermite() @ values) ** 2 / second
-        squares[-1] = max(1.0 - float(squares[:-1].sum()), 0.0)
-        known |= {rho: float(squares @ _powers(rho)) for rho in correlations if rho not in known}
-    return tuple(known[rho] for rho in correlations)
+    return tuple(float(shares @ _powers(rho)) if rho != 1.0 else 1.0 for rho in correlations)
 
 
 @lru_cache(maxsize=64)
@@ -115,7 +129,7 @@ def _on_sphere(values: Array, dimensions: int) -> float:
     return float(squares @ seen)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Law:
     """A tensor as a function of a Gaussian one: `values` on the grid, in units of 10^shift.
 
@@ -135,26 +149,36 @@ class Law:
     near: float = 0.0
     settled: float = 0.0
 
+    @cached_property
+    def second(self) -> float:
+        """E h^2 in units of 10^(2 shift)."""
+        return expect(self.values * self.values)
+
+    @cached_property
+    def _spectrum(self) -> Array | None:
+        return spectrum(self.values)
+
     @property
     def level(self) -> float:
         """1/2 log10 E h^2; -inf for a tensor of zeros."""
-        second = expect(self.values * self.values)
-        return 0.5 * math.log10(second) + self.shift if second > 0.0 else -math.inf
+        return 0.5 * math.log10(self.second) + self.shift if self.second > 0.0 else -math.inf
 
     @property
     def mean(self) -> float:
         """E h / sqrt(E h^2)."""
-        second = expect(self.values * self.values)
-        return expect(self.values) / math.sqrt(second) if second > 0.0 else 0.0
+        return expect(self.values) / math.sqrt(self.second) if self.second > 0.0 else 0.0
 
     @property
     def shared(self) -> tuple[float, ...]:
         """Per axis, the share of E h^2 that two elements have in common which differ along it."""
-        return self.in_common(self.values)
+        return self._together(self.values, self._spectrum)
 
     def in_common(self, values: Array) -> tuple[float, ...]:
         """E f(a) f(b) / E f(a)^2 per axis, for a function of the base that has these values on the grid."""
-        found = in_common(values, self.alike)
+        return self._together(values, spectrum(values))
+
+    def _together(self, values: Array, shares: Array | None) -> tuple[float, ...]:
+        found = _in_common(shares, self.alike)
         if not self.sphere:
             return found
         together = _on_sphere(values, self.sphere)
@@ -169,28 +193,17 @@ class Law:
         What the function makes anew is even over directions, but for what all samples share of it: the second order has the mean
         square of what they have in common by chance.
         """
-        second = expect(self.values * self.values)
-        if self.chance.square <= 0.0 or second <= 0.0 or not math.isfinite(second):
+        squares = self._spectrum
+        if self.chance.square <= 0.0 or squares is None:
             return NO_CHANCE
-        squares = (_hermite() @ self.values) ** 2 / second
-        squares[-1] = max(1.0 - float(squares[:-1].sum()), 0.0)
         powers, orders = _powers(self.alike[0]), np.arange(1, _ORDERS + 1)
         left = 1.0 - float(squares @ powers) - float(squares[2]) * self.chance.square
         slope = float((orders * squares[1:]) @ powers[:-1]) * (1.0 - self.alike[0])
         return self.chance.scaled(min(slope / left, 1.0)) if left > 1e-9 else self.chance
 
-    def harmonics(self, values: Array) -> Array:
-        """E f^2 of a function of the base by Hermite order."""
-        squares: Array = (_hermite() @ values) ** 2
-        squares[-1] = max(expect(values * values) - float(squares[:-1].sum()), 0.0)
-        return squares
-
     def kept(self, sizes: Sequence[int], axes: Iterable[int]) -> Array:
         """What each Hermite order keeps of its share in a mean over axes (signal.averaged)."""
-        found = np.ones(_ORDERS + 1)
-        for axis in sorted(axes, key=lambda axis: -self.alike[axis]):
-            found = found / sizes[axis] + (1.0 - 1.0 / sizes[axis]) * _powers(self.alike[axis])
-        return np.maximum(found, 0.0)
+        return _kept(tuple((self.alike[axis], sizes[axis]) for axis in axes))
 
     @property
     def near_left(self) -> float:
@@ -198,7 +211,7 @@ class Law:
         if self.near == 0.0:
             return 0.0
         far = min(max(self.alike[-1], -1.0), 1.0)
-        close, apart = in_common(self.values, (far + (1.0 - far) * self.near, far))
+        close, apart = _in_common(self._spectrum, (far + (1.0 - far) * self.near, far))
         return max(close - apart, 0.0) / (1.0 - apart) if apart < 1.0 - 1e-9 else 0.0
 
     @property
@@ -207,14 +220,24 @@ class Law:
         return bool(np.isfinite(self.values).all())
 
 
-def gaussian(base: str, level: float, mean: float, shared: Sequence[float]) -> Law:
-    """The law of a Gaussian tensor itself: rms 10^level, mean in units of the rms, shares per axis."""
+def gaussian(
+    base: str,
+    level: float,
+    mean: float,
+    shared: Sequence[float],
+    *,
+    chance: Chance = NO_CHANCE,
+    near: float = 0.0,
+    settled: float = 0.0,
+) -> Law:
+    """The law of a Gaussian tensor itself: rms 10^level, mean in units of the rms, shares per axis; the rest as in `Law`."""
     mean = min(max(mean, -1.0), 1.0)
     held = min(max(level, _LOWEST), _HIGHEST) if math.isfinite(level) else _LOWEST
     private = max(1.0 - mean * mean, 0.0)
     values = (mean + math.sqrt(private) * _grid()[0]) * 10.0**held
     alike = tuple(min(max((share - mean * mean) / private, -1.0), 1.0) if private > 1e-12 else 1.0 for share in shared)
-    return Law(base, values, alike, level - held if math.isfinite(level) else 0.0)
+    shift = level - held if math.isfinite(level) else 0.0
+    return Law(base, values, alike, shift, chance=chance, near=near, settled=settled)
 
 
 @lru_cache(maxsize=256)

@@ -60,11 +60,7 @@ class _Layer:
         self.depthwise = groups == sizes[0] == sizes[1] and groups > 1
         self.rows = _rows(weight) if weight.fan_out == sizes[1] else None  # squared norms over their mean
         self.groups = groups
-
-    @property
-    def taps(self) -> list[Taps]:
-        """The windows as means over their positions."""
-        return [Taps(w.axis, w.taps / w.out, w.taps / w.size, w.size) for w in self.windows]
+        self.taps = [Taps(w.axis, w.taps / w.out, w.taps / w.size, w.size) for w in windows]
 
     @property
     def gain(self) -> float:
@@ -84,6 +80,11 @@ class _Window:
     size: int
     out: int
     taps: int
+
+    @property
+    def still(self) -> bool:
+        """Whether each output reads the input at its own position alone."""
+        return self.reads is not None and self.reads.shape[1] == 1 and self.size == self.out == self.taps
 
     def forward(self, profile: Profile) -> tuple[Array, float]:
         """Sums over the taps of each output, and the share that its positions keep of what they have in common.
@@ -162,17 +163,17 @@ def _window(call: Call, signal: Signal, axis: int, index: int) -> _Window:
     if outer * kernel > _LONG or shape is None or shape[axis] is None:
         return _Window(axis, None, size, out, outer * kernel)
     spare = max((outer - 1) * stride + dilation * (kernel - 1) + 1 - inner, 0)
-    places = _places(outer, inner, kernel, (stride, dilation, _padding(attrs, index, spare)))
-    taps = max(int((places >= 0).sum()), 1)
+    places, taps = _places(outer, inner, kernel, (stride, dilation, _padding(attrs, index, spare)))
     return _Window(axis, _inverted(places, out) if transposed else places, size, out, taps)
 
 
 @lru_cache(maxsize=256)
-def _places(outer: int, inner: int, kernel: int, step: tuple[int, int, int]) -> NDArray[np.int64]:
-    """Where each tap lands at each position, -1 on padding; `step` is stride, dilation and padding."""
+def _places(outer: int, inner: int, kernel: int, step: tuple[int, int, int]) -> tuple[NDArray[np.int64], int]:
+    """Where each tap lands at each position, -1 on padding, and how many do not; `step` is stride, dilation and padding."""
     stride, dilation, padding = step
     found = stride * np.arange(outer)[:, None] + dilation * np.arange(kernel)[None, :] - padding
-    return np.where((found >= 0) & (found < inner), found, -1)
+    inside = (found >= 0) & (found < inner)
+    return np.where(inside, found, -1), max(int(inside.sum()), 1)
 
 
 def _inverted(writes: NDArray[np.int64], out: int) -> NDArray[np.int64]:
@@ -215,11 +216,9 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     chance = _chance(signal, layer)
     spread = fluctuation.of_square(signal.law_at(""), signal.sizes)
     level = signal.log_q + log10(gain) + fluctuation.shift(spread)
-    parts = [
-        Part(level, 0.0, shared, signal.variance + fluctuation.decades(spread), profile, chance=chance, near=_near(signal, layer))
-    ]
-    if axis == 1 and not layer.depthwise:
-        parts = [replace(parts[0], inside=layer.rows)]
+    inside = layer.rows if axis == 1 and not layer.depthwise else None
+    variance, near = signal.variance + fluctuation.decades(spread), _near(signal, layer)
+    parts = [Part(level, 0.0, shared, variance, profile, chance=chance, near=near, inside=inside)]
     aligned = (average * signal.mean) ** 2 * layer.fan * max(layer.fan - 1.0, 0.0)
     if aligned > 0.0:
         sign = math.copysign(1.0, average * signal.mean)
@@ -232,17 +231,17 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     share = 10.0 ** min(parts[0].log_q - behind.log_q, 0.0) if math.isfinite(behind.level) else 1.0  # that depends on the input
 
     def back(cotangent: Cotangent) -> Cotangent:
-        pulled = scaled(_pulled(cotangent, layer), _evened(cotangent, layer))
+        gain, alike, profile = _pulled(cotangent, layer)
         inputs, taps = signal.sizes[axis], math.prod(tap.lands for tap in layer.taps)
         spread, overlap = fluctuation.behind_layer(cotangent.overlap, inputs, inputs // layer.groups, taps)
-        energy = pulled.energy + fluctuation.shift(spread)
-        pulled = replace(pulled, energy=energy, variance=pulled.variance + fluctuation.decades(spread), overlap=overlap)
-        if average != 0.0 or layer.groups > 1:
-            return pulled
-        both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.alike, behind.shared, strict=True))
-        layout = axis, signal.sizes, both
-        factor, coherence = through_layer(cotangent.coherence, layout, signal.mean, share, layer.taps)
-        return replace(pulled, energy=pulled.energy + log10(factor), coherence=coherence)
+        factor, coherence = 1.0, None
+        if average == 0.0 and layer.groups == 1:
+            both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.alike, behind.shared, strict=True))
+            layout = axis, signal.sizes, both
+            factor, coherence = through_layer(cotangent.coherence, layout, signal.mean, share, layer.taps)
+        energy = cotangent.energy + log10(gain * _evened(cotangent, layer) * factor) + fluctuation.shift(spread)
+        variance = cotangent.variance + fluctuation.decades(spread)
+        return Cotangent(energy, alike, variance, profile, coherence=coherence, overlap=overlap)
 
     return Moved(behind, one(slot, behind, back), layer=layer.shape)
 
@@ -253,11 +252,12 @@ def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, 
     found = without(profile, () if layer.depthwise else (layer.axis,))
     common, shares = 1.0, dict[int, float]()
     for window in layer.windows:
-        seen, share = window.forward(profile)
-        common *= share  # positions that differ along several axes share what is left by all of them
+        if not window.still:
+            seen, share = window.forward(profile)
+            common *= share  # positions that differ along several axes share what is left by all of them
+            gain *= float(seen.mean())
+            found = replaced(found, window.axis, seen)
         shares[window.axis] = common
-        gain *= float(seen.mean())
-        found = replaced(found, window.axis, seen)
     if layer.rows is not None:
         gain *= mean_product(found, layer.axis, layer.rows)
         found = times(found, layer.axis, layer.rows)
@@ -303,8 +303,8 @@ def _chance(signal: Signal, layer: _Layer) -> Chance:
     return signal.chance.scaled(math.sqrt(kept)).plus(Chance(anew, anew * anew))
 
 
-def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
-    """A mean of the weight adds up what the cotangents of the units have in common; random weights do not."""
+def _pulled(cotangent: Cotangent, layer: _Layer) -> tuple[float, tuple[float, ...], Profile]:
+    """Squared gain, correlations and profile: a mean of the weight adds up what the cotangents of the units have in common."""
     average, square = mean_of(layer.weight) ** 2, mean_square(layer.weight)
     shared = max(layer.outs - 1.0, 0.0) * cotangent.alike[layer.axis]
     own = min(average * (1.0 + shared) / (square + shared * average), 1.0) if square > 0.0 else 0.0
@@ -316,13 +316,14 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> Cotangent:
     profile = without(profile, () if layer.depthwise else (layer.axis,))
     common, shares = 1.0, {layer.axis: 0.0}
     for window in layer.windows:
-        landed, share = window.backward(cotangent.profile)
-        common *= share
+        if not window.still:
+            landed, share = window.backward(cotangent.profile)
+            common *= share
+            gain *= float(landed.sum()) / window.out
+            profile = replaced(profile, window.axis, landed)
         shares[window.axis] = common
-        gain *= float(landed.sum()) / window.out
-        profile = replaced(profile, window.axis, landed)
     alike = tuple(own if index == layer.axis else value * shares.get(index, 1.0) for index, value in enumerate(cotangent.alike))
-    return scaled(cotangent, gain, alike, profile=profile)
+    return gain, alike, profile
 
 
 def embedding(call: Call, *, fed: bool) -> Moved | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -114,13 +114,24 @@ def _viewed(call: Call, slot: int, signal: Signal) -> Moved:
 
     def back(cotangent: Cotangent) -> Cotangent:
         alike = regrouped(call.sizes, cotangent.alike, groups, backwards=True)
+        profile, spent = moved(cotangent.profile, back_to.get), _before_view(cotangent.spent, groups)
         coherence = cotangent.coherence if call.sizes == signal.sizes else None
-        return replace(cotangent, alike=alike, profile=moved(cotangent.profile, back_to.get), coherence=coherence)
+        return replace(cotangent, alike=alike, profile=profile, spent=spent, coherence=coherence)
 
     return Moved(behind, one(slot, behind, back))
 
 
 Group = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _before_view(spent: Mapping[tuple[int, ...], float], groups: Sequence[Group]) -> dict[tuple[int, ...], float]:
+    """Shares by the axes behind a view as shares by those before it; of axes that it split, only where all parts are meant."""
+    found = {}
+    for axes, share in spent.items():
+        whole = [(old, new) for old, new in groups if set(new) <= set(axes)]
+        if {axis for _, new in whole for axis in new} == set(axes):
+            found[tuple(sorted(axis for old, _ in whole for axis in old))] = share
+    return found
 
 
 def groups_of(old: Sequence[int], new: Sequence[int]) -> list[Group]:

@@ -46,12 +46,12 @@ def mapped(call: Call) -> Moved | None:
     if function is None or not found:
         return None
     slot, signal = found[0]
-    result = _applied(function, signal, call.tensor(slot))
+    law = signal.law_at(call.tensor(slot))
+    result = _applied(function, law, steady=signal.mean > _STEADY)
     if result is None:
         return None
     value, bend = _degrees(function, signal, call) if signal.profile and call.node.op not in _RECTIFIERS else (1.0, 0.0)
-    behind = of_law(result.law, signal, power(signal.profile, value))
-    behind = replace(behind, variance=signal.variance * _degree(result, signal.law_at("")) ** 2)
+    behind = of_law(result.law, signal, power(signal.profile, value), _degree(result, law))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         for pull in pulls:
@@ -64,10 +64,9 @@ def mapped(call: Call) -> Moved | None:
     return Moved(behind, back)
 
 
-def _applied(function: Function, signal: Signal, node: str) -> Mapped | None:
-    """A function of a signal; of one that stays above zero also where the function is not defined below."""
-    law = signal.law_at(node)
-    for candidate in (law, positive(law)) if signal.mean > _STEADY else (law,):
+def _applied(function: Function, law: Law, *, steady: bool) -> Mapped | None:
+    """A function of a signal; of one that stays above zero (`steady`) also where the function is not defined below."""
+    for candidate in (law, positive(law)) if steady else (law,):
         result = apply(function, candidate)
         if result.law.finite and np.isfinite(result.slope).all():
             return result
@@ -76,7 +75,7 @@ def _applied(function: Function, signal: Signal, node: str) -> Mapped | None:
 
 def _degree(result: Mapped, law: Law) -> float:
     """The power of its input that a function follows as a whole: d log rms behind by d log rms before."""
-    second = expect(result.law.values * result.law.values)
+    second = result.law.second
     degree = expect(result.law.values * result.slope * law.values) / second if second > 0.0 else 1.0
     return float(min(max(degree, -3.0), 3.0))
 
@@ -178,11 +177,11 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
 
 def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Law] | None:
     """The laws of operands that are functions of one Gaussian tensor."""
+    bases = {call.tensor(slot) if signal.law is None else signal.law.base for slot, signal in found}
+    if len(bases) > 1 or any(signal.sizes != found[0][1].sizes for _, signal in found):
+        return None
     laws = [signal.law_at(call.tensor(slot)) for slot, signal in found]
-    first = laws[0]
-    sizes = found[0][1].sizes
-    same = all(law.base == first.base and law.shift == first.shift for law in laws) and all(s.sizes == sizes for _, s in found)
-    return laws if same else None
+    return laws if all(law.shift == laws[0].shift for law in laws) else None
 
 
 def _combined(call: Call, found: Sequence[tuple[int, Signal]], made: Law, slopes: Sequence[Array]) -> Moved | None:
@@ -328,6 +327,8 @@ def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
 
 def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, factor: float = 1.0) -> Cotangent:
     """The cotangent of an operand that was broadcast to `sizes`: what it shares along stretched axes adds up."""
+    if signal.sizes == sizes and factor == 1.0:
+        return cotangent
     rank = len(sizes)
     own = _aligned(signal.sizes, rank)
     stretched = [axis for axis in range(rank) if own[axis] == 1 and sizes[axis] > 1]

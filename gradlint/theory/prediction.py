@@ -200,7 +200,10 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
         own = [pull for pull in own if len(pull.cotangent.alike) == len(signal.sizes)]  # shapes may contradict one another
         if not own:
             continue
-        own = [replace(pull, whole=part_of_pull(pull, signal)) if pull.slope is not None else pull for pull in own]
+        own = [
+            Pull(pull.cotangent, pull.root or f"{node_id}#{index}", pull.slope, pull.values, part_of_pull(pull, signal))
+            for index, pull in enumerate(own)
+        ]
         cotangent = joined(own, signal)
         if math.isnan(cotangent.energy):  # nothing divided by nothing
             continue
@@ -208,9 +211,8 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
         moved = forward.pullbacks.get(node_id)
         if moved is None or operator(graph[node_id].op).cuts:
             continue
-        named = [pull if pull.root else replace(pull, root=f"{node_id}#{index}") for index, pull in enumerate(own)]
         try:
-            back = list(moved.pullback(named))
+            back = list(moved.pullback(own))
         except forward.lies:
             continue
         for slot, pull in back:

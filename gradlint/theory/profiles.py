@@ -54,10 +54,11 @@ def replaced(profile: Profile, axis: int, values: Array) -> Profile:
 
 def mean_product(profile: Profile, axis: int, values: Array | float) -> float:
     """Mean along an axis of values times the profile."""
+    if not isinstance(values, np.ndarray):
+        return values
     own = profile.get(axis)
-    if own is None or (isinstance(values, np.ndarray) and values.shape != own.shape):
-        return float(np.mean(values))
-    return float(np.mean(own * values))
+    product = own * values if own is not None and own.shape == values.shape else values
+    return float(product.sum()) / max(product.size, 1)
 
 
 def times(profile: Profile, axis: int, values: Array) -> Profile:
@@ -82,13 +83,14 @@ def moved(profile: Profile, to: Callable[[int], int | None]) -> Profile:
 
 def mixed(parts: Sequence[tuple[float, Profile]]) -> Profile:
     """The profile of a sum of independent tensors, each with its share of the second moment."""
-    axes = {axis for _, profile in parts for axis in profile}
+    if len(parts) == 1:
+        return parts[0][1]
     found: dict[int, Array] = {}
-    for axis in axes:
-        size = next(profile[axis].size for _, profile in parts if axis in profile)
-        if all(axis not in profile or profile[axis].size == size for _, profile in parts):
-            total = sum((share * profile.get(axis, np.ones(size)) for share, profile in parts), np.zeros(size))
-            found |= along(axis, total)
+    for axis in {axis for _, profile in parts for axis in profile}:
+        uneven = [share * profile[axis] for share, profile in parts if axis in profile]
+        even = sum(share for share, profile in parts if axis not in profile)
+        if all(values.size == uneven[0].size for values in uneven):
+            found |= along(axis, sum(uneven[1:], uneven[0] + even))
     return found
 
 

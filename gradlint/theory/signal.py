@@ -62,8 +62,9 @@ class Signal:
         settled = math.sqrt(min(max(self.fixed.values()), 1.0)) if self.fixed else 0.0
         if self.law is not None:
             return replace(self.law, settled=settled) if settled else self.law
-        law = gaussian(node, self.level, self.mean, self.shared)
-        return replace(law, settled=settled, chance=self.chance, near=self.near)
+        return gaussian(
+            node, self.level, self.mean, self.shared, chance=self.chance, near=self.near, settled=settled
+        )
 
     @property
     def size(self) -> int:
@@ -147,10 +148,20 @@ def log_sum(values: Iterable[float]) -> float:
     return top + math.log10(sum(10.0 ** (value - top) for value in known))
 
 
-def of_law(law: Law, like: Signal, profile: Profile = FLAT) -> Signal:
-    """The signal that a law describes, with the layout and the uncertainty of another one."""
-    behind = replace(like, level=law.level, mean=law.mean, shared=law.shared, law=law, profile=profile)
-    return replace(behind, fixed=NOTHING, chance=law.chance_left, near=law.near_left, inside=None, means=None)
+def of_law(law: Law, like: Signal, profile: Profile = FLAT, degree: float = 1.0) -> Signal:
+    """The signal that a law describes, in the layout of another one, the power `degree` of which it follows."""
+    return Signal(
+        law.level,
+        like.sizes,
+        law.shared,
+        law.mean,
+        like.channels,
+        law,
+        profile,
+        like.variance * degree**2,
+        chance=law.chance_left,
+        near=law.near_left,
+    )
 
 
 def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
