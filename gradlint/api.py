@@ -120,6 +120,8 @@ def check(
     batch, or on `batches`, pairs of inputs and target, and undone; no more of them are read than there are steps. The model is
     handed back as it came. Raises GradlintError when it cannot be read or run.
     """
+    if loss is not None and not callable(loss):
+        raise ConfigError(f"loss is a {type(loss).__name__}", hint="give a function, which is called as loss(output, target)")
     pairs = tuple(islice(batches, _BATCHES if rehearse is None else max(rehearse, 0)))
     if pairs and inputs is None and target is None:
         inputs, target = pairs[0]

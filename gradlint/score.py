@@ -44,7 +44,7 @@ def judge(
     """
     if broken_weight or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
-    if measurement is not None and (measurement.dead or any(cut.stops_all for cut in measurement.cuts)):
+    if measurement is not None and (measurement.dead or _is_flat(measurement) or any(c.stops_all for c in measurement.cuts)):
         return Verdict.VANISHES, 0
     rehearsed = measurement.rehearsal if measurement is not None else None
     decades = growth.decades if growth is not None else 0.0
@@ -64,6 +64,11 @@ def _is_not_finite(measurement: Measurement) -> bool:
     first = rehearsed.losses[:1] + rehearsed.gradient_norms[:1] if rehearsed is not None and not rehearsed.stands_in else ()
     seen = (loss.value, loss.gradient_norm, *first) if loss is not None else first
     return bool(measurement.nonfinite_forward or measurement.nonfinite_backward) or not all(map(math.isfinite, seen))
+
+
+def _is_flat(measurement: Measurement) -> bool:
+    """Whether the user's loss moves with no weight."""
+    return measurement.loss is not None and measurement.loss.is_flat
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

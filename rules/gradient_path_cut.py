@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Cut, Example, Finding, Idle, Needs, Rule, Severity, Sketch, Subject, listed
+from gradlint.rule import Confidence, Cut, Example, Finding, Idle, LossFacts, Needs, Rule, Severity, Sketch, Subject, listed
 
 BY_NATURE = "take it out of the path or use a straight-through estimator; freeze the weights if that is meant"
 SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
@@ -59,12 +59,14 @@ class GradientPathCut(Rule):
         ),
         Example(lambda: _rounded(Cut("round0", "no-grad region", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
         Example(_rounded),
+        Example(lambda: _rounded().measured(loss=LossFacts(0.8, 0.0, {"fc.weight": 0.0})), fires_on=("linear1",)),
         Example(lambda: _rounded().measured(idle=(Idle("linear1", "zero-initialised branch", ("a",)),)), fires_on=("linear1",)),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per cause."""
         yield from self._idle(subject)
+        yield from self._flat(subject)
         alike: dict[tuple[str, Severity], list[Cut]] = {}
         for cut in subject.measurement.cuts if subject.measurement else ():
             alike.setdefault((cut.cause, _severity(cut)), []).append(cut)
@@ -80,6 +82,18 @@ class GradientPathCut(Rule):
                 confidence=Confidence.MEASURED,
                 cause=cause,
                 starved=starved,
+            )
+
+    def _flat(self, subject: Subject) -> Iterator[Finding]:
+        loss = subject.measurement.loss if subject.measurement else None
+        if loss is not None and loss.is_flat:
+            yield self.finding(
+                subject,
+                subject.outputs,
+                f"the loss is {loss.value:.4g} and its gradient is exactly zero at every weight: nothing can learn",
+                remedy="leave comparisons, rounding and argmax out of the loss, or put something smooth in their place",
+                confidence=Confidence.MEASURED,
+                cause="flat loss",
             )
 
     def _idle(self, subject: Subject) -> Iterator[Finding]:

@@ -66,7 +66,7 @@ class HeadScale(Rule):
             subject,
             list(found.trunk),
             f"the initial loss is {loss.value:.3g}, that of {against} {loss.chance:.3g}{level}",
-            remedy="draw the weights of the last layer smaller, or start them at zero",
+            remedy="draw the weights of the last layer smaller, or scale down what it puts out",
             confidence=Confidence.MEASURED,
             loss=loss.value,
             chance=loss.chance,

@@ -45,7 +45,7 @@ from gradlint.rule import (
 LARGE, SMALL = 10.0, 0.01  # root mean square: the stable learning rate is off by its square
 OFFSET = 10.0  # mean over deviation
 COLUMN = 2.0  # decades between the largest column and the median one
-TARGET = 100.0  # of the output
+TARGET = 100.0  # of the output, which may start at zero: of 1 at least
 SAME = frozenset({Kind.SHAPE, Kind.DROPOUT, Kind.CONCAT})
 
 
@@ -105,7 +105,7 @@ class InputScale(Rule):
                     columns=facts.columns,
                 )
         loss = found.loss
-        if loss is not None and loss.target and loss.output is not None and loss.target > TARGET * max(loss.output, SMALL):
+        if loss is not None and loss.target and loss.output is not None and loss.target > TARGET * max(loss.output, 1.0):
             norm = f", and the first gradient has norm {loss.gradient_norm:.3g}" if loss.gradient_norm else ""
             yield self.finding(
                 subject,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_a_recipe_that_is_none_is_refused_before_any_work(run, text):
 
 def test_the_report_shows_recipe_loss_and_rehearsal(run):
     _, out, _ = run("check", f"{CLASSIFIER}:learning_rate_healthy", "--rehearse", "5")
-    for part in ("recipe: sgd lr=0.05 momentum=0.9; unstable from lr", "1.609 by chance", "rehearsal: 5 updates, loss 1.6"):
+    for part in ("recipe: sgd lr=0.05 momentum=0.9; at the start stable up to lr", "1.609 by chance", "rehearsal: 5 updates, loss 1.6"):
         assert part in out
 
 
@@ -152,3 +153,27 @@ def test_a_loss_with_a_state_is_handed_back_as_it_came():
     loss = Counting()
     gradlint.check(net(), batch()[0], target=batch()[1], loss=loss, recipe="sgd lr=0.1", rehearse=2)
     assert loss.calls == 0
+
+
+def test_what_the_loss_warns_of_is_told_once(capfd):
+    model = nn.Linear(6, 1)
+
+    def loss(output, target):
+        warnings.warn(f"sizes {len(output)} differ", UserWarning, stacklevel=1)
+        return (output - target).square().mean()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        report = gradlint.check(model, torch.randn(8, 6), target=torch.randn(8, 1), loss=loss, recipe="sgd lr=0.01", rehearse=3)
+    assert [note for note in report.result.notes if "warned" in note] == ["warned: sizes 8 differ"]
+    assert "differ" not in capfd.readouterr().err
+
+
+def test_a_loss_that_no_weight_moves_is_an_error():
+    def hard(output, target):
+        return ((output > 0.0).float() - target).square().mean() + 0.0 * output.sum()
+
+    x = torch.randn(8, 6)
+    report = gradlint.check(nn.Linear(6, 1), x, target=torch.ones(8, 1), loss=hard)
+    assert report.verdict == "vanishes"
+    assert [finding.message for finding in report.findings if finding.rule == "GL806" and "exactly zero" in finding.message]

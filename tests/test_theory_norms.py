@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradlint.frontends.inputs import InputSpec
 from gradlint.load import load
+from gradlint.sketch import Sketch
 from gradlint.structure import Structure
 from gradlint.theory.dispersion import Chance, Scatter, in_sum, scatter
 from gradlint.theory.law import gaussian, spherical

@@ -116,7 +116,7 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
         seeds=request.seeds,
         mode=request.mode,
         rules_dirs=request.rules,
-        task=Task(recipe=Recipe.parse(request.recipe) if request.recipe else None, rehearse=request.rehearse),
+        task=Task(recipe=None if request.recipe is None else Recipe.parse(request.recipe), rehearse=request.rehearse),
         limits=Limits(request.time_limit, request.memory_limit),
     )
 

@@ -45,6 +45,11 @@ class LossFacts:
     target: float | None = None
 
     @property
+    def is_flat(self) -> bool:
+        """Whether the loss, which is not zero, has a gradient of exactly zero at every weight."""
+        return bool(self.gradients) and self.gradient_norm == 0.0 and self.value != 0.0
+
+    @property
     def is_sum(self) -> bool:
         """Whether the loss adds up over the batch."""
         return self.repeated is not None and abs(self.repeated - 2.0) < 1e-3

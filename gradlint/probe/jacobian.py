@@ -29,6 +29,7 @@ from gradlint.probe.experiments import experiment
 from gradlint.probe.numerics import ranges_seen
 from gradlint.probe.recorder import Recorder, Seen, square_sum
 from gradlint.probe.timeaxis import OverTime
+from gradlint.probe.warned import heard
 from gradlint.probe.watchers import Reader, Watcher, summaries
 from gradlint.recipe import Task
 from gradlint.result import Gains, Growth, Measurement
@@ -38,6 +39,9 @@ Progress = Callable[[str], None]
 
 MOST_SEEDS = 9
 """Seeds that are drawn at most of a model whose growth lies near LIMIT."""
+
+WARNINGS = 3
+"""Warnings of the user's code that are repeated at most."""
 
 TYPICAL_SPREAD = 0.1
 """Decades between seeds of one model, where a single one was drawn."""
@@ -85,8 +89,9 @@ def measure(
     """
     say, task = progress or (lambda _: None), task or Task()
     own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have a state of its own
-    with model.untouched(), own, torch.enable_grad():
-        return experiment(model, task, observe(model, seeds=seeds, seed=seed, progress=say), seed=seed, progress=say)
+    with model.untouched(), own, torch.enable_grad(), heard() as warned:
+        found = experiment(model, task, observe(model, seeds=seeds, seed=seed, progress=say), seed=seed, progress=say)
+    return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS])))
 
 
 def observe(model: Runnable, *, seeds: int, seed: int, progress: Progress, most: int = MOST_SEEDS) -> Measurement:

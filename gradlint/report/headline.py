@@ -32,6 +32,8 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     rehearsed = report.observed.get("rehearsal")
     if rehearsed is not None and rehearsed.is_certain and abs(growth.decades) < LIMIT:
         return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
+    if report.verdict is Verdict.VANISHES and abs(growth.decades) < LIMIT:
+        return "no weight gets a gradient"
     if not math.isfinite(growth.decades):
         return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
     return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}"

@@ -37,11 +37,11 @@ def _time(time: TimeGrowth) -> str:
 
 
 def _limit(curvature: Curvature | None) -> str:
-    if curvature is None:
+    if curvature is None or not curvature.gradient_norm:
         return ""
     if not math.isfinite(curvature.limit):
         return "; the loss curves upwards nowhere"
-    return f"; unstable from lr {curvature.limit:.2g} on (sharpness {curvature.sharpness:.3g})"
+    return f"; at the start stable up to lr {curvature.limit:.2g} (sharpness {curvature.sharpness:.3g})"
 
 
 def _loss(loss: LossFacts) -> str:

@@ -24,7 +24,7 @@ _OTHER_NORM = "Doshi, He, Gromov 2021, arXiv 2111.12143"
 _RESIDUAL = "Zhang, Dauphin, Ma 2019, arXiv 1901.09321"
 _EPS = 1e-5
 _DEPENDENT = "what the factors have in common"
-_ALONG = "what the gradient has in common with the signal"
+_KNOWS = "the gradient is not independent of the signal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,23 @@ def layer(case: Case) -> Formulas | None:
     terms.append((number(mean_square(case.weight("bias"))),))
     because = "padding, and rows of W of unlike size" if len(weight.shape) > 2 else "rows of W of unlike size"
     forward = Equation(f"{formula} + E[b^2]", tuple(terms), because, typical=_typical(case, terms))
-    backward = Equation("n E[W^2]", ((number(fan), square),), f"{_ALONG}, {because}")
+    backward = Equation("n E[W^2]", ((number(fan), square),), _beside(case, weight))
     return Formulas(forward, (backward,), _HE, random=True)
+
+
+def _beside(case: Case, weight: Weight) -> str:
+    """What the gradient at a layer's input has besides n E[W^2], as far as it may be so here."""
+    cotangent, mean = case.cotangent, mean_of(weight)
+    if cotangent is None:
+        return ""
+    reasons = {
+        _KNOWS: mean == 0.0,
+        "what gradients of the units share meets the mean of W": mean != 0.0,
+        "padding": len(weight.shape) > 2,
+        "rows of W of unlike size": bool(cotangent.profile),
+        "the norm behind divides by the size of the rows": bool(cotangent.spent),
+    }
+    return ", ".join(reason for reason, holds in reasons.items() if holds)
 
 
 def _typical(case: Case, terms: Sequence[Term]) -> float:
@@ -165,7 +180,7 @@ def function(case: Case) -> Formulas | None:
     forward = Equation(
         f"q' = E {name}(z)^2, z {kind} with E z^2 = q, E z = m", ((Number(2.0 * moved.law.level),),), "units of unlike size"
     )
-    backward = Equation(f"E {name}'(z)^2", ((Number(slope),),), _ALONG)
+    backward = Equation(f"E {name}'(z)^2", ((Number(slope),),), _KNOWS)
     return Formulas(forward, (backward,), _MEAN_FIELD, random=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ from gradlint.theory.transfer import (
     mean_square,
     one,
     plain,
-    scaled,
     total,
 )
 
@@ -239,7 +238,7 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
             both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.alike, behind.shared, strict=True))
             layout = axis, signal.sizes, both
             factor, coherence = through_layer(cotangent.coherence, layout, signal.mean, share, layer.taps)
-        energy = cotangent.energy + log10(gain * _evened(cotangent, layer) * factor) + fluctuation.shift(spread)
+        energy = cotangent.energy + log10(gain) + log10(factor * _evened(cotangent, layer)) + fluctuation.shift(spread)
         variance = cotangent.variance + fluctuation.decades(spread)
         return Cotangent(energy, alike, variance, profile, coherence=coherence, overlap=overlap)
 

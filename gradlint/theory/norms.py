@@ -197,9 +197,7 @@ class _Units:
 
     def profile(self, before: Profile) -> Profile:
         """Profile behind the norm: axes that are normalised over keep theirs, the others get that of gamma."""
-        found = without(before, self._apart)
-        power = self._power(self._axis, slope=False)
-        return times(found, self._axis, power) if isinstance(power, np.ndarray) else found
+        return times(without(before, self._apart), self._axis, self._power(self._axis, slope=False))
 
     def pulled(self, profile: Profile) -> tuple[float, Profile]:
         """Mean slope under a cotangent of this profile, and the profile that it has before the norm."""
@@ -207,8 +205,7 @@ class _Units:
         for axis in self._axes():
             slope = self._power(axis, slope=True)
             gain *= mean_product(profile, axis, slope)
-            if isinstance(slope, np.ndarray):
-                profile = times(profile, axis, slope)
+            profile = times(profile, axis, slope)
         return gain, profile
 
 
@@ -260,7 +257,7 @@ def _squares(gamma: Weight | None, size: int) -> Array | None:
     """Squares of gamma for every unit along an axis of this length, None where all are equal or gamma is laid out otherwise."""
     if gamma is None or gamma.size != size or gamma.size > 1 << 16 or is_constant(gamma):
         return None
-    return np.square(_vector(gamma))
+    return np.square(_values(gamma))
 
 
 def _with_bias(call: Call, layout: Signal) -> Signal:
@@ -276,19 +273,17 @@ def _running(call: Call, slot: int, signal: Signal) -> Moved:
     """On running statistics a norm is a scale and a shift per channel."""
     node = call.node
     eps = float(node.attrs.get("eps", node.attrs.get("epsilon", _EPS)) or 0.0)
-    variance = np.maximum(_vector(node.weights["running_var"]) + eps, 1e-30)
-    gamma = _vector(node.weights["scale"]) if "scale" in node.weights else np.ones_like(variance)
-    factors = (
-        gamma * gamma / variance
-        if gamma.shape == variance.shape
-        else np.full_like(variance, mean_square(node.weights["scale"]) / variance.mean())
-    )
+    variance = np.maximum(_values(node.weights["running_var"]) + eps, 1e-30)
+    gamma = _values(node.weights["scale"]) if "scale" in node.weights else 1.0
+    fit = _fit(gamma, variance)
+    factors = gamma * gamma / variance if fit else mean_square(node.weights["scale"]) / float(np.mean(variance))
     axis = 1 if len(call.sizes) > 1 else 0
     factor = mean_product(signal.profile, axis, factors)
     scaled_down = plain(signal, level=signal.level + half_log(factor), profile=times(signal.profile, axis, factors))
     mean = node.weights.get("running_mean")
     if mean is not None and mean_square(mean) > 0.0:
-        offset = float(np.mean(_vector(mean) ** 2 * factors)) if _vector(mean).shape == factors.shape else 0.0
+        means = _values(mean)
+        offset = float(np.mean(means * means * factors)) if _fit(means, factors) else 0.0
         spans = [axis == 1 for axis in range(len(call.sizes))]
         scaled_down = total([part_of(scaled_down), constant_part(offset, 0.0, spans)], scaled_down)
     behind = _with_bias(call, scaled_down)
@@ -300,5 +295,11 @@ def _running(call: Call, slot: int, signal: Signal) -> Moved:
     return Moved(behind, one(slot, behind, back))
 
 
-def _vector(weight: Weight) -> Array:
-    return np.asarray(weight.vector, dtype=np.float64)
+def _values(weight: Weight) -> Array | float:
+    """The values of a small weight, one number where all are equal: such a weight is not read again."""
+    return weight.statistics.mean if is_constant(weight) else np.asarray(weight.vector, dtype=np.float64)
+
+
+def _fit(left: Array | float, right: Array | float) -> bool:
+    """Whether values per channel go together: as many of both, or one for all."""
+    return np.ndim(left) == 0 or np.ndim(right) == 0 or np.shape(left) == np.shape(right)

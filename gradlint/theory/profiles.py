@@ -61,8 +61,10 @@ def mean_product(profile: Profile, axis: int, values: Array | float) -> float:
     return float(product.sum()) / max(product.size, 1)
 
 
-def times(profile: Profile, axis: int, values: Array) -> Profile:
-    """The profile with one axis multiplied by values."""
+def times(profile: Profile, axis: int, values: Array | float) -> Profile:
+    """The profile with one axis multiplied by values; one number for all leaves it as it is."""
+    if not isinstance(values, np.ndarray):
+        return profile
     own = profile.get(axis)
     fits = own is not None and own.shape == values.shape
     return replaced(profile, axis, own * values if fits and own is not None else values)

@@ -62,9 +62,7 @@ class Signal:
         settled = math.sqrt(min(max(self.fixed.values()), 1.0)) if self.fixed else 0.0
         if self.law is not None:
             return replace(self.law, settled=settled) if settled else self.law
-        return gaussian(
-            node, self.level, self.mean, self.shared, chance=self.chance, near=self.near, settled=settled
-        )
+        return gaussian(node, self.level, self.mean, self.shared, chance=self.chance, near=self.near, settled=settled)
 
     @property
     def size(self) -> int:
@@ -227,6 +225,8 @@ def _by_root(pulls: Sequence[Pull]) -> dict[str, list[Pull]]:
 
 def merged(pulls: Sequence[Pull]) -> list[Pull]:
     """One pull per root."""
+    if len(pulls) == 1:
+        return list(pulls)
     found = []
     for items in _by_root(pulls).values():
         if len(items) == 1:
@@ -261,4 +261,4 @@ def part_of_pull(pull: Pull, signal: Signal) -> Cotangent:
         spread, overlap = fluctuation.behind_slope(overlap, pull.slope, law, (signal.channels, signal.sizes))
     energy = pull.cotangent.energy + math.log10(second) + fluctuation.shift(spread) if second > 0.0 else -math.inf
     variance = pull.cotangent.variance + fluctuation.decades(spread)
-    return replace(pull.cotangent, energy=energy, alike=alike, variance=variance, coherence=coherence, overlap=overlap)
+    return Cotangent(energy, alike, variance, pull.cotangent.profile, pull.cotangent.spent, coherence, overlap)

@@ -205,20 +205,22 @@ def total(parts: Sequence[Part], like: Signal) -> Signal:
     cross = sum(means) ** 2 - sum(mean * mean for mean in means)
     second = max(sum(sizes) + cross, 1e-30)
     shares = zip(*(part.shared for part in parts), strict=True)
-    return plain(
-        like,
-        level=0.5 * (top + math.log10(second)),
-        mean=min(max(sum(means) / math.sqrt(second), -1.0), 1.0),
-        shared=tuple(min(max((sum(map(_product, sizes, row)) + cross) / second, -1.0), 1.0) for row in shares),
+    pairs = list(zip(sizes, parts, strict=True))
+    return Signal(
+        0.5 * (top + math.log10(second)),
+        like.sizes,
+        tuple(min(max((sum(map(_product, sizes, row)) + cross) / second, -1.0), 1.0) for row in shares),
+        min(max(sum(means) / math.sqrt(second), -1.0), 1.0),
+        like.channels,
         variance=_deviation(sizes, means, parts) ** 2 / second**2,
-        profile=mixed([(size / sum(sizes), part.profile) for size, part in zip(sizes, parts, strict=True)]),
+        profile=mixed([(size / sum(sizes), part.profile) for size, part in pairs]),
         fixed={
-            axes: sum(size**2 * part.fixed.get(axes, 0.0) for size, part in zip(sizes, parts, strict=True)) / second**2
+            axes: sum(size**2 * part.fixed.get(axes, 0.0) for size, part in pairs) / second**2
             for axes in {axes for part in parts for axes in part.fixed}
         },
-        inside=_inside(list(zip(sizes, parts, strict=True)), like),
-        near=near_in(list(zip(sizes, parts, strict=True))),
-        chance=in_sum((size * max(1.0 - part.shared[0], 0.0), part.chance) for size, part in zip(sizes, parts, strict=True)),
+        inside=_inside(pairs, like),
+        near=near_in(pairs),
+        chance=in_sum((size * max(1.0 - part.shared[0], 0.0), part.chance) for size, part in pairs),
     )
 
 
