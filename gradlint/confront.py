@@ -9,6 +9,7 @@ from gradlint.growth import HEALTHY, LIMIT, along, signed
 from gradlint.result import Confidence, Effect, Finding, Measurement, Severity
 
 _SYMPTOMS = {  # what can make each: claims about growth, and rules that name a cause without one
+    "GL502": (frozenset[Effect](), frozenset({"GL501"})),
     "GL505": (frozenset[Effect](), frozenset({"GL501", "GL502"})),
     "GL506": (frozenset[Effect](), frozenset({"GL503", "GL504"})),
     "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset({"GL803"})),
@@ -84,9 +85,12 @@ def _cause_of(symptom: Finding, causes: Sequence[Finding]) -> Finding | None:
 
 
 def _fits(symptom: Finding, cause: Finding) -> bool:
-    """Whether a finding can be what makes a symptom; an operator that may break is only what breaks at the same place."""
+    """Whether a finding can be what makes a symptom; operators and activations explain only what happens at the same place."""
     effects, codes = _SYMPTOMS[symptom.rule]
     if cause.rule in _OPERATORS and cause.rule in codes:
         in_the_loss = not symptom.nodes and not cause.nodes
         return in_the_loss or not set(symptom.nodes).isdisjoint(cause.nodes)
+    if symptom.rule == "GL502":  # the same matrix, which only its activation lets grow
+        same = symptom.nodes == cause.nodes and cause.severity.rank <= symptom.severity.rank
+        return same and cause.rule in codes
     return cause.effect in effects or cause.rule in codes

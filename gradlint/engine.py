@@ -192,9 +192,9 @@ def _as_expected(subject: Subject, start: str, end: str) -> bool:
     if before is None or behind is None or bounds is None:
         return False
     first, last = (structure.spine_index.get(node, 0) for node in (start, end))
-    slack = _EACH * sum(is_weight_layer(structure.graph[node]) for node in structure.spine[first:last]) + (
-        measurement.growth.spread or 0.0
-    )
+    layers = sum(is_weight_layer(structure.graph[node]) for node in structure.spine[first:last])
+    spread = measurement.growth.spread or 0.0
+    slack = _EACH * layers + (spread if math.isfinite(spread) else 0.0)
     return bounds[0] - slack <= before - behind <= bounds[1] + slack
 
 

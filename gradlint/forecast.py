@@ -74,6 +74,8 @@ def _deviation(together: Sequence[Predicted]) -> float:
     if len(known) < 2:
         return known[0][1] if known else 0.0
     top = max(level for level, _ in known)
+    if top == math.inf:
+        return max(sd for level, sd in known if level == top)
     shares = [10.0 ** (2.0 * (level - top)) for level, _ in known]
     return math.sqrt(sum(share * sd**2 for share, (_, sd) in zip(shares, known, strict=True)) / sum(shares))
 

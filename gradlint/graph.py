@@ -182,6 +182,11 @@ class Node:
         return self.module or self.id
 
     @property
+    def called(self) -> str:
+        """What the front end calls the operator, where that says more than its row of the vocabulary; without a namespace."""
+        return str(self.attrs.get("name", self.op)).rpartition(":")[2]
+
+    @property
     def is_float(self) -> bool:
         """Whether output 0 can carry a gradient, as far as its dtype is known."""
         return self.dtype is None or self.dtype.startswith(("float", "bfloat", "double", "complex"))

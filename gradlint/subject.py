@@ -13,6 +13,7 @@ from gradlint.forecast import INTERVAL, Forecast, forecast
 from gradlint.graph import Graph
 from gradlint.growth import HEALTHY
 from gradlint.observed.numbers import Range
+from gradlint.observed.rehearsal import Rehearsal
 from gradlint.recipe import Task
 from gradlint.result import Measurement, Place, TimeGrowth
 from gradlint.structure import Structure
@@ -97,6 +98,12 @@ class Subject:
     def singularities(self) -> list[Singularity]:
         """Operators whose argument may come to a point where they break."""
         return singularities(self.graph)
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        """The rehearsal with the loss that the model will have; None where there was none."""
+        found = self.measurement.rehearsal if self.measurement is not None else None
+        return found if found is not None and not found.is_surrogate else None
 
     def seen(self, node: str) -> Range | None:
         """The smallest and the largest value that the probe saw of a node; None where nothing was probed."""

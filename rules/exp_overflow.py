@@ -4,7 +4,8 @@ What it finds:
     exp, and powers, sinh and cosh of its kind, in the model and in the loss that was given, of an argument that a weight layer
     can make as large as it likes: the log-variance of a variational autoencoder, a hand-written softmax without the shift by the
     maximum, a rate or a scale. Softmax and logsumexp shift by themselves; exp(-x^2), exp(x - max x), exp of a clamp are bounded.
-    An error where the probe saw the argument close to the limit, 88.7 in float32 and 11.1 in float16; else a warning.
+    An error where the probe saw the argument close to the limit, 88.7 in float32 and 11.1 in float16, or the rehearsal broke
+    there; a warning where it saw over a quarter of it, where the recipe is in fp16, or where the rehearsal diverged; else a note.
 
 Why it explodes:
     Beyond the limit the value is infinite; already before, the gradient is as large as the value, and one outlier in a batch
@@ -40,6 +41,8 @@ from gradlint.rule import (
 REMEDY = "clamp the argument from above, or take softplus"
 SOFTMAX = "take softmax or logsumexp, which subtract the maximum first"
 SUMS = frozenset({"sum", "div", "softmax", "log_softmax"})
+EXPONENTIALS = frozenset({"exp", "pow", "tan", "softmax"})
+CLOSE = 0.25  # of the largest exponent: a learned variance is far below it in a model that trains
 NEAR = 3  # operators behind an exponential among which a sum makes it a softmax
 
 
@@ -68,6 +71,7 @@ class ExpOverflow(Rule):
     examples = (
         Example(lambda: _chain("exp"), fires_on=("exp0",)),
         Example(lambda: _chain("exp", seen=(-3.0, 3.0)), fires_on=("exp0",)),
+        Example(lambda: _chain("exp", seen=(-3.0, 40.0)), fires_on=("exp0",)),
         Example(lambda: _chain("exp", seen=(-3.0, 86.0)), fires_on=("exp0",)),
         Example(lambda: _chain("clamp", "exp", dtype="float16", seen=(-10.0, 10.0)).measured()),
         Example(lambda: _chain("clamp", "exp")),
@@ -78,45 +82,68 @@ class ExpOverflow(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for each line."""
-        groups: dict[object, list[tuple[Singularity, bool]]] = {}
+        groups: dict[object, list[tuple[Singularity, bool, float]]] = {}
         for item in subject.singularities:
             seen = subject.seen(item.operand)
-            hit = item.overflows and seen is not None and item.hit(seen.low, seen.high)
+            near = item.nearness(seen.low, seen.high) if seen is not None and item.overflows else 0.0
+            hit = seen is not None and item.hit(seen.low, seen.high)
             if item.overflows and (hit or item.expected):
-                groups.setdefault(subject.graph[item.node].source or item.node, []).append((item, hit))
+                groups.setdefault(subject.graph[item.node].source or item.node, []).append((item, hit, near))
         for group in groups.values():
-            worst, hit = max(group, key=lambda pair: pair[1])
+            worst, hit, near = max(group, key=lambda found: found[1:])
             seen = subject.seen(worst.operand)
+            broke = any(_breaks(subject, item.node) for item, _, _ in group)
             yield self.finding(
                 subject,
-                [item.node for item, _ in group],
+                [item.node for item, _, _ in group],
                 _message(worst.function, (worst.interval.low, worst.interval.high), worst.high, seen),
-                severity=Severity.ERROR if hit else Severity.WARNING,
-                confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
+                severity=_severity(subject, near, hit=hit or broke),
+                confidence=Confidence.MEASURED if hit or broke else Confidence.PREDICTED,
                 remedy=SOFTMAX if _is_softmax(subject, worst.node) else REMEDY,
                 limit=worst.high,
                 interval=(worst.interval.low, worst.interval.high),
                 seen=(seen.low, seen.high) if seen else None,
             )
-        for suspect in subject.measurement.suspects if subject.measurement else ():
-            if suspect.overflows:
-                yield self._of_loss(subject, suspect)
+        yield from self._of_loss(subject)
 
-    def _of_loss(self, subject: Subject, item: Suspect) -> Finding:
-        """A finding about an operator of the loss function, which is no node."""
-        seen = Range(item.seen_low, item.seen_high)
-        return self.finding(
-            subject,
-            [],
-            f"in the loss: {_message(item.function, (item.low, item.high), item.points[-1], seen)}",
-            severity=Severity.ERROR if item.hit else Severity.WARNING,
-            confidence=Confidence.MEASURED if item.hit else Confidence.PREDICTED,
-            source=item.source,
-            remedy=REMEDY,
-            limit=item.points[-1],
-            interval=(item.low, item.high),
-            seen=(item.seen_low, item.seen_high),
-        )
+    def _of_loss(self, subject: Subject) -> Iterator[Finding]:
+        """Findings about operators of the loss function, which are no nodes."""
+        lines: dict[object, list[Suspect]] = {}
+        for index, item in enumerate(subject.measurement.suspects if subject.measurement else ()):
+            if item.overflows:
+                lines.setdefault(item.source or index, []).append(item)
+        for group in lines.values():
+            item = max(group, key=lambda item: (item.hit, item.nearness))
+            hit = item.hit or (bool(item.source) and _breaks(subject, item.source))
+            seen = Range(item.seen_low, item.seen_high)
+            yield self.finding(
+                subject,
+                [],
+                f"in the loss: {_message(item.function, (item.low, item.high), item.points[-1], seen)}",
+                severity=_severity(subject, item.nearness, hit=hit),
+                confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
+                source=item.source,
+                remedy=REMEDY,
+                limit=item.points[-1],
+                interval=(item.low, item.high),
+                seen=(item.seen_low, item.seen_high),
+            )
+
+
+def _severity(subject: Subject, near: float, *, hit: bool) -> Severity:
+    """A model with a learned variance trains well for all that could be: what counts is what was seen."""
+    if hit:
+        return Severity.ERROR
+    recipe, rehearsal = subject.task.recipe, subject.rehearsal
+    half = recipe is not None and recipe.precision in {"fp16", "fp8"}
+    fails = rehearsal is not None and rehearsal.diverged_at is not None
+    return Severity.WARNING if near >= CLOSE or half or fails else Severity.NOTE
+
+
+def _breaks(subject: Subject, place: str) -> bool:
+    """Whether an exponential at a node, or at a line of the loss, broke in the rehearsal with the loss that was given."""
+    breach = subject.rehearsal.breach if subject.rehearsal is not None else None
+    return breach is not None and place == (breach.node or breach.source) and breach.op in EXPONENTIALS
 
 
 def _message(function: str, interval: tuple[float, float], limit: float, seen: Range | None) -> str:

@@ -69,7 +69,7 @@ class HalfPrecisionHeadroom(Rule):
         Example(lambda: _step(activation=2e4), fires_on=("fc",)),
         Example(lambda: _step(activation=300.0, precision="fp8"), fires_on=("fc",)),
         Example(lambda: _step(gradient=8.0, scale=65536.0), fires_on=("fc",)),
-        Example(lambda: _step(activation=5e3)),
+        Example(lambda: _step(activation=1e4)),
         Example(lambda: _step(gradient=0.5, scale=65536.0)),
         Example(lambda: _step(lost=0.4, saved=0.01), fires_on=("fc",)),
         Example(lambda: _step(lost=0.05)),

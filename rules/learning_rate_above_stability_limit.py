@@ -105,7 +105,7 @@ class LearningRateAboveStabilityLimit(Rule):
         first = recipe.lr / max(recipe.warmup, 1)
         far = MOMENTUM if recipe.momentum else PLAIN
         if rehearsal is not None:
-            if first > curvature.limit and rehearsal.fails and rehearsal.cause not in OTHERS:
+            if first > curvature.limit and rehearsal.fails and not rehearsal.stalled and rehearsal.cause not in OTHERS:
                 yield self._report(subject, recipe, curvature, rehearsal)
         elif not recipe.adaptive and not curvature.is_surrogate and first > far * curvature.limit:
             yield self._report(subject, recipe, curvature, None)
@@ -115,7 +115,10 @@ class LearningRateAboveStabilityLimit(Rule):
         what = "the preconditioned sharpness" if curvature.preconditioned else "the sharpness"
         on = f" (on {curvature.stands_in})" if curvature.stands_in else ""
         seen = ", and the rehearsal failed" if failed else ""
-        lost = failed is not None and not failed.behind
+        cure = failed.cure if failed is not None else None
+        lower = cure is not None and cure.lr < recipe.lr
+        advice = f"{cure.lr:.2g}, with which it trains" if cure is not None and lower else f"{limit:.2g} or less"
+        lost = failed is not None and failed.is_certain
         first = recipe.lr / max(recipe.warmup, 1)
         rate = f"learning rate {recipe.lr:g}" if first == recipe.lr else f"learning rate {first:.2g} of the first step"
         return self.finding(
@@ -123,7 +126,7 @@ class LearningRateAboveStabilityLimit(Rule):
             subject.outputs,
             f"{rate} is {first / limit:.3g} times the stability limit {limit:.2g} for {what} {sharpness:.3g}{on}{seen}",
             severity=Severity.ERROR if lost and not curvature.is_surrogate else Severity.WARNING,
-            remedy=f"use a learning rate of {limit:.1g} or less, or let it rise over some hundred steps",
+            remedy=f"use a learning rate of {advice}, or let it rise over some hundred steps",
             confidence=Confidence.MEASURED,
             learning_rate=first,
             limit=limit,

@@ -55,7 +55,7 @@ class NonFiniteBackward(Rule):
         yield self.finding(
             subject,
             [found.node],
-            f"{subject.graph[found.node].op} makes {found.kind} in the backward pass{ranges(found)}",
+            f"{subject.graph[found.node].called} makes {found.kind} in the backward pass{ranges(found)}",
             remedy=REMEDY,
             confidence=Confidence.MEASURED,
             kind=found.kind,

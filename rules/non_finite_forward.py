@@ -55,7 +55,7 @@ class NonFiniteForward(Rule):
             [found.node],
             f"the input {node.label!r} holds {found.kind}"
             if given
-            else f"{node.op} makes {found.kind} in the forward pass{ranges(found)}",
+            else f"{node.called} makes {found.kind} in the forward pass{ranges(found)}",
             remedy="clean the data: a NaN or an infinity in one sample reaches every weight" if given else REMEDY,
             confidence=Confidence.MEASURED,
             kind=found.kind,

@@ -3,8 +3,8 @@
 What it finds:
     With a recipe, gradlint takes its first optimizer steps (40, or as many as asked for) on the given batches, or on drawn ones.
     It reports a loss or a gradient that is not finite; a loss that stays over ten times what it was on the same batches; a layer
-    of rectifiers whose units are all zero afterwards; and a loss that does not come down although the same steps bring it down
-    with a warm-up or a lower learning rate. The cause is found by trying: the operator that breaks is looked for in the step
+    of rectifiers whose units are all zero afterwards; a loss at chance that does not move; and one that does not come down, or
+    not below chance, although the same steps bring it down with a warm-up or a lower learning rate. The cause is found by trying: the operator that breaks is looked for in the step
     that broke, the other ones are told by the change that makes the model train. Where no loss was given, a surrogate stands in,
     and what is found is a warning.
 
@@ -46,13 +46,27 @@ from gradlint.rule import (
 )
 
 REMEDIES = {
-    Cause.OPERATOR: "guard it: clamp its operand, add eps, or use a function that does it in one step, such as log_softmax",
+    Cause.OPERATOR: "guard it: clamp its operand, or add eps to it",
     Cause.PRECISION: "use bf16, or keep this part in fp32",
     Cause.UNITS: "lower the learning rate, or use a rectifier with a slope below zero",
     Cause.WARMUP: "let the learning rate rise from zero, or put the norms into the residual branches",
-    Cause.GROWTH: "initialise or normalise so that the gradient does not grow with depth",
+    Cause.GROWTH: "initialise or normalise so that the gradient does not grow",
     Cause.RATE: "lower the learning rate",
     Cause.UNKNOWN: "check the scale of inputs, targets and loss",
+}
+EPS_INSIDE = "add eps inside the root, where its derivative is not finite at zero"
+GUARDS = {
+    **dict.fromkeys(("sqrt", "rsqrt", "norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "cdist"), EPS_INSIDE),
+    **dict.fromkeys(
+        ("exp", "expm1", "exp2", "pow"), "clamp the exponent, or what is raised to it, to a range that training needs"
+    ),
+    **dict.fromkeys(("div", "true_divide", "truediv", "reciprocal"), "add eps to the divisor, or clamp it away from zero"),
+    "ctc_loss": "use zero_infinity=True, and check that no target is longer than its input, repeated labels counted twice",
+}
+LOGS = {
+    "softmax": "use log_softmax, which takes softmax and log in one step",
+    "sigmoid": "use logsigmoid, or binary_cross_entropy_with_logits on what enters the sigmoid",
+    "": "clamp the operand of the log away from zero, or use log_softmax or binary_cross_entropy_with_logits on logits",
 }
 
 
@@ -89,10 +103,11 @@ class RehearsalDiverges(Rule):
                 loss=(2.3, float("nan")),
                 diverged_at=1,
                 cause=Cause.OPERATOR,
-                breach=Breach("", "log", "infinity", ((0.0, 1.0),), "loss.py:3"),
+                breach=Breach("relu0", "log", "infinity", ((0.0, 1.0),), "model.py:3"),
             ),
-            fires_on=("fc",),
+            fires_on=("relu0",),
         ),
+        Example(lambda: _sketch(loss=(2.3, 2.3), stalled=True, chance=2.3), fires_on=("fc",)),
         Example(lambda: _sketch(loss=(2.3, 22.0))),
         Example(lambda: _sketch(loss=(2.3, 1.1))),
     )
@@ -113,10 +128,11 @@ class RehearsalDiverges(Rule):
         yield self.finding(
             subject,
             _places(subject, found),
-            f"{_happened(found)}{_reason(subject, found, measured.growth.decades)}",
+            f"{_happened(found)}{_reason(subject, found)}",
             severity=_severity(subject, found),
             remedy=_remedy(found),
             confidence=Confidence.MEASURED,
+            source=found.breach.source if found.breach else "",
             recipe=subject.task.recipe.text if subject.task.recipe else "",
             steps=found.steps,
             diverged_at=found.diverged_at,
@@ -136,21 +152,31 @@ def _happened(found: Rehearsal) -> str:
         return f"the {_broken(found)}{whose} is not finite before the first update"
     if found.diverged_at is not None and not found.last < float("inf"):
         updates = found.diverged_at
-        went = f"s, in which the loss went from {found.losses[0]:.3g} to {found.losses[updates - 1]:.3g}" if updates > 1 else ""
-        return f"the {_broken(found)}{whose} is not finite after {updates} update{went}"
+        went = f", in which the loss went from {found.losses[0]:.3g} to {found.losses[updates - 1]:.3g}" if updates > 1 else ""
+        if found.raised:
+            return f"after {_updates(updates)}{went}, {found.raised}"
+        return f"the {_broken(found)}{whose} is not finite after {_updates(updates)}{went}"
     if found.diverged_at is not None:
         return (
             f"the loss{whose} rises from {found.first:.3g} to {found.last:.3g}, and stays over its tenfold from update "
             f"{found.diverged_at} on"
         )
-    return f"the loss{whose} goes from {found.first:.3g} to {found.last:.3g} in {found.steps} updates"
+    if found.stalled and not found.behind:
+        return f"the loss{whose} does not move: it goes from {found.first:.4g} to {found.last:.4g} in {_updates(found.steps)}"
+    known = found.chance is not None and found.last > found.chance
+    chance = f", that of chance is {found.chance:.3g}" if known else ""
+    return f"the loss{whose} goes from {found.first:.3g} to {found.last:.3g} in {_updates(found.steps)}{chance}"
+
+
+def _updates(number: int) -> str:
+    return f"{number} update" if number == 1 else f"{number} updates"
 
 
 def _broken(found: Rehearsal) -> str:
     return "loss" if not found.losses[-1] < float("inf") else "gradient"
 
 
-def _reason(subject: Subject, found: Rehearsal, decades: float) -> str:
+def _reason(subject: Subject, found: Rehearsal) -> str:
     """What is to blame, as the end of a sentence."""
     if found.cause is Cause.OPERATOR and found.breach is not None:
         at = f", {found.breach.source}" if found.breach.source else ""
@@ -164,13 +190,32 @@ def _reason(subject: Subject, found: Rehearsal, decades: float) -> str:
     return {
         Cause.PRECISION: ": half precision cannot hold its numbers",
         Cause.WARMUP: ": norms behind the residual sums, and no warm-up",
-        Cause.GROWTH: f": the gradient grows by {decades:.1f} decades at initialization already",
+        Cause.GROWTH: f": the gradient grows by {_growth(subject)} at initialization already",
         Cause.RATE: ": the learning rate is too high",
     }.get(found.cause or Cause.UNKNOWN, "") + steepest
 
 
+def _growth(subject: Subject) -> str:
+    """Over layers, or over time steps where it grows further along them."""
+    measured = subject.measurement
+    assert measured is not None
+    layers = measured.growth.decades
+    along = max(measured.time, key=lambda item: item.growth.decades, default=None)
+    if along is None or along.growth.decades <= layers:
+        return f"{layers:.1f} decades"
+    return f"{along.growth.decades:.1f} decades over {along.steps or len(along.backward)} time steps"
+
+
+def _guard(breach: Breach) -> str:
+    if breach.op in {"log", "log2", "log10", "xlogy"}:
+        return LOGS[breach.squashed]
+    return GUARDS.get(breach.op, REMEDIES[Cause.OPERATOR])
+
+
 def _remedy(found: Rehearsal) -> str:
     text = REMEDIES[found.cause or Cause.UNKNOWN]
+    if found.cause is Cause.OPERATOR and found.breach is not None:
+        text = _guard(found.breach)
     cure = found.cure
     return f"{text}; with {cure.change} the loss comes down from {cure.first:.3g} to {cure.last:.3g}" if cure else text
 
@@ -179,12 +224,14 @@ def _places(subject: Subject, found: Rehearsal) -> list[str]:
     """The operator that broke, the layer that died, or the layer whose gradient rose most."""
     named = [found.breach.node if found.breach else "", found.dead.node if found.dead else ""]
     certain = [node for node in named if node in subject.graph]
+    if found.cause is Cause.OPERATOR and found.breach is not None and found.breach.source and not certain:
+        return []  # the line of the loss is shown
     layers = [node.id for node in subject.graph if any(weight.name == found.steepest for weight in node.weights.values())]
     return (certain or layers or subject.outputs)[:1]
 
 
 def _severity(subject: Subject, found: Rehearsal) -> Severity:
-    """An error is a divergence of the user's own loss; statistics of BatchNorm that stay as they are make another model."""
+    """An error is a certain failure of the user's own loss; statistics of BatchNorm that stay as they are make another model."""
     frozen = any(
         node.op == "batch_norm" and not node.attrs.get("training", subject.graph.mode == "train") for node in subject.graph
     )

@@ -25,16 +25,20 @@ from collections.abc import Iterator
 from gradlint.rule import (
     HEALTHY,
     LIMIT,
+    RECTIFIERS,
     Confidence,
     Example,
     Finding,
     Growth,
+    Kind,
     Needs,
     Rule,
     Severity,
     Sketch,
     Subject,
     TimeGrowth,
+    is_weight_layer,
+    kind_of,
 )
 
 
@@ -43,6 +47,13 @@ def _scan(decades: float, steps: int = 40) -> Sketch:
     sketch.op("control", sketch.input(steps, 8, 16), weights={"MatMul.weight": sketch.weight(16, 16)}, shape=(steps, 8, 16))
     growth = Growth(decades, rise=max(decades, 0.0), fall=max(-decades, 0.0))
     return sketch.measured(time=(TimeGrowth("control0", (), growth, decades / steps, lyapunov=(0.2,), axis=0, steps=steps),))
+
+
+def _state_space(decades: float) -> Sketch:
+    sketch = Sketch()
+    h = sketch.op("mul", sketch.input(8, 16), sketch.input(8, 16), shape=(8, 16))
+    time = TimeGrowth(h, (), Growth(decades, rise=decades), decades / 40, axis=1, steps=40)
+    return sketch.measured(time=(time,))
 
 
 class StepGrowth(Rule):
@@ -55,6 +66,7 @@ class StepGrowth(Rule):
     examples = (
         Example(lambda: _scan(4.0), fires_on=("control0",)),
         Example(lambda: _scan(2.5), fires_on=("control0",)),
+        Example(lambda: _state_space(4.0), fires_on=("mul0",)),
         Example(lambda: _scan(2.1)),
         Example(lambda: _scan(-4.0)),
     )
@@ -65,13 +77,14 @@ class StepGrowth(Rule):
         for alike in subject.alike([item for item in found if item.growth.rise >= HEALTHY]):
             item = max(alike, key=lambda item: item.growth.rise)
             rise, slope, steps = item.growth.rise, item.slope or 0.0, item.steps or len(item.backward)
+            told, remedy = _advice(subject, item.node)
             yield self.finding(
                 subject,
                 list(dict.fromkeys(one.node for one in alike)),
-                f"the gradient grows 10^{rise:.1f} over {steps} steps of time, x{10**slope:.2f} a step",
+                f"the gradient grows 10^{rise:.1f} over {steps} steps of time, x{10**slope:.2f} a step{told}",
                 severity=self.severity if rise >= LIMIT else Severity.WARNING,
                 confidence=Confidence.MEASURED,
-                remedy="scale the recurrent weight down or nn.init.orthogonal_ it, and clip the gradient norm",
+                remedy=remedy,
                 decades=rise,
                 limit=HEALTHY,
                 steps=steps,
@@ -81,3 +94,17 @@ class StepGrowth(Rule):
                 axis=item.axis,
                 direction=item.direction,
             )
+
+
+def _advice(subject: Subject, node_id: str) -> tuple[str, str]:
+    """What else the graph tells of a loop, to end the message with, and how to mend it."""
+    node = subject.graph[node_id]
+    if not is_weight_layer(node) and kind_of(node) not in {Kind.RNN, Kind.CONTROL, Kind.UNKNOWN}:
+        return "", "keep the decay of the state below one, as in A = -exp(log_A), whatever the input"
+    loop = next((item.nodes for item in subject.structure.recurrences if node_id in item.nodes), ())
+    between = subject.structure.between(*loop[:2]) if len(loop) > 1 else []
+    unbounded = next((op for op in (subject.graph[inner].op for inner in between) if op in RECTIFIERS), None)
+    if unbounded is None:
+        return "", "scale the recurrent weight down or nn.init.orthogonal_ it, and clip the gradient norm"
+    remedy = f"use tanh in place of {unbounded}, or scale the recurrent weight down, and clip the gradient norm"
+    return f", through {unbounded}, which does not bound the state", remedy

@@ -5,7 +5,9 @@ What it finds:
     loss that was given, whose argument reaches the singular point by its range: sigmoid and softmax round to 0 and 1, units of a
     ReLU die together, two embeddings coincide, a variance by subtraction cancels, a weight layer gives any number. An eps, a
     clamp, a maximum, a shift by the largest element or a choice by where, made before the operator, moves the range away. An
-    error where the probe saw the argument at the point, a warning where its range says so.
+    error where the probe saw the argument at the point (in float32 under 1e-30, where only a few updates are left), or the
+    rehearsal broke there. Where the range alone says so: a note where what was seen is far off (over 3e-10) and the operator is
+    part of the model, or the rehearsal passed; else a warning.
 
 Why it matters:
     At the point the value or the derivative is infinite, and infinity times 0 is NaN, which the next update writes into every
@@ -24,7 +26,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from gradlint.rule import (
     Confidence,
@@ -57,6 +60,8 @@ REMEDIES = {
 }
 INSIDE = "clamp the argument strictly inside, -1 + eps to 1 - eps; or take atan2, which has no edge"
 ANGLES = frozenset({"acos", "asin", "atanh"})
+OVERFLOWS = frozenset({"exp", "softmax"})
+FAR = 0.25  # of the way to the point, in decades: under 3e-10 in float32
 
 
 def _chain(*ops: str, seen: tuple[float, float] | None = None, broken: str = "", eps: float = 0.0) -> Sketch:
@@ -83,6 +88,7 @@ class UnguardedSingularity(Rule):
     examples = (
         Example(lambda: _chain("sigmoid", "log"), fires_on=("log0",)),
         Example(lambda: _chain("sigmoid", "log", seen=(0.2, 0.8)), fires_on=("log0",)),
+        Example(lambda: _chain("sigmoid", "log", seen=(1e-33, 0.8)), fires_on=("log0",)),
         Example(lambda: _chain("abs", "sqrt", seen=(0.0, 3.0), broken="sqrt0"), fires_on=("sqrt0",)),
         Example(lambda: _chain("div"), fires_on=("div0",)),
         Example(lambda: _chain("tanh", "sqrt"), fires_on=("sqrt0",)),
@@ -94,23 +100,25 @@ class UnguardedSingularity(Rule):
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
-        """One finding for each function and line."""
-        groups: dict[tuple[str, object], list[tuple[Singularity, bool]]] = {}
+        """One finding for each line."""
+        groups: dict[object, list[tuple[Singularity, bool, float]]] = {}
         for item in subject.singularities:
-            if item.overflows:
-                continue
+            seen = subject.seen(item.operand)
             hit = _is_hit(subject, item)
-            if hit or item.expected:
-                groups.setdefault((item.function, subject.graph[item.node].source or item.node), []).append((item, hit))
+            if not item.overflows and (hit or item.expected):
+                near = item.nearness(seen.low, seen.high) if seen is not None else math.nan
+                groups.setdefault(subject.graph[item.node].source or item.node, []).append((item, hit, near))
         for group in groups.values():
-            worst, hit = max(group, key=lambda pair: pair[1])
+            worst, hit, near = max(group, key=_rank)
             seen = subject.seen(worst.operand)
             maker = subject.graph[worst.interval.maker or worst.operand]
+            place = f" ({maker.called} in {maker.module})" if maker.module else f" ({maker.called})"
+            certain = hit or worst.function.startswith("unbiased")
             yield self.finding(
                 subject,
-                [item.node for item, _ in group],
-                _message(worst, f" ({maker.op} at {maker.label})", seen, hit=hit),
-                severity=Severity.ERROR if hit or worst.function.startswith("unbiased") else Severity.WARNING,
+                [item.node for item, _, _ in group],
+                _message(worst, place, seen, hit=hit) + _others(worst, [item for item, _, _ in group]),
+                severity=Severity.ERROR if certain else Severity.NOTE if near < FAR and not _fails(subject) else Severity.WARNING,
                 confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
                 remedy=_remedy(worst.function, maker.op),
                 function=worst.function,
@@ -118,35 +126,65 @@ class UnguardedSingularity(Rule):
                 seen=(seen.low, seen.high) if seen else None,
                 points=worst.points,
             )
-        for suspect in subject.measurement.suspects if subject.measurement else ():
-            if not suspect.overflows:
-                yield self._of_loss(subject, suspect)
+        yield from self._of_loss(subject)
 
-    def _of_loss(self, subject: Subject, item: Suspect) -> Finding:
-        """A finding about an operator of the loss function, which is no node."""
-        return self.finding(
-            subject,
-            [],
-            f"in the loss: {_message(item, '', Range(item.seen_low, item.seen_high), hit=item.hit)}",
-            severity=Severity.ERROR if item.hit else Severity.WARNING,
-            confidence=Confidence.MEASURED if item.hit else Confidence.PREDICTED,
-            source=item.source,
-            remedy=_remedy(item.function, ""),
-            function=item.function,
-            interval=(item.low, item.high),
-            seen=(item.seen_low, item.seen_high),
-            points=item.points,
-        )
+    def _of_loss(self, subject: Subject) -> Iterator[Finding]:
+        """Findings about operators of the loss function, which are no nodes; a rehearsal has tried those that were far off."""
+        rehearsal = subject.rehearsal
+        passed = rehearsal is not None and not _fails(subject)
+        lines: dict[object, list[tuple[Suspect, bool, float]]] = {}
+        for index, item in enumerate(subject.measurement.suspects if subject.measurement else ()):
+            if not item.overflows:
+                hit = item.hit or (bool(item.source) and _breaks(subject, item.source))
+                lines.setdefault(item.source or index, []).append((item, hit, item.nearness))
+        for group in lines.values():
+            item, hit, near = max(group, key=_rank)
+            said = _message(item, "", Range(item.seen_low, item.seen_high), hit=hit)
+            yield self.finding(
+                subject,
+                [],
+                f"in the loss: {said}{_others(item, [other for other, _, _ in group])}",
+                severity=Severity.ERROR if hit else Severity.NOTE if near < FAR and passed else Severity.WARNING,
+                confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
+                source=item.source,
+                remedy=_remedy(item.function, ""),
+                function=item.function,
+                interval=(item.low, item.high),
+                seen=(item.seen_low, item.seen_high),
+                points=item.points,
+            )
+
+
+def _rank(item: tuple[Singularity | Suspect, bool, float]) -> tuple[bool, float]:
+    """What is worst: what broke, then what may be on both sides of its pole, then what came nearest."""
+    _, hit, near = item
+    return hit, 1.0 if math.isnan(near) else near
+
+
+def _others(item: Singularity | Suspect, group: Sequence[Singularity | Suspect]) -> str:
+    """The other operators of the line, whose argument may break too."""
+    names = dict.fromkeys(other.function for other in group if other.function != item.function)
+    return f"; {' and '.join(names)} on the same line may break too" if names else ""
 
 
 def _is_hit(subject: Subject, item: Singularity) -> bool:
-    """Whether the probe saw the argument at the point, or the operator break."""
+    """Whether the probe saw the argument at the point, or the operator break, at once or in the rehearsal."""
     measured = subject.measurement
     if measured is None:
         return False
     broken = [found.node for found in (measured.nonfinite_forward, measured.nonfinite_backward) if found is not None]
     seen = subject.seen(item.operand)
-    return item.node in broken or (seen is not None and item.hit(seen.low, seen.high))
+    return item.node in broken or _breaks(subject, item.node) or (seen is not None and item.hit(seen.low, seen.high))
+
+
+def _breaks(subject: Subject, place: str) -> bool:
+    """Whether an operator at a node, or at a line of the loss, broke in the rehearsal with the loss that was given."""
+    breach = subject.rehearsal.breach if subject.rehearsal is not None else None
+    return breach is not None and place == (breach.node or breach.source) and breach.op not in OVERFLOWS
+
+
+def _fails(subject: Subject) -> bool:
+    return subject.rehearsal is not None and subject.rehearsal.diverged_at is not None
 
 
 def _message(item: Singularity | Suspect, maker: str, seen: Range | None, *, hit: bool) -> str:

@@ -207,7 +207,7 @@ def test_levels_far_beyond_floats_are_printed_and_still_right():
         x = sketch.linear(x, gain=1.02e20)  # a little more than what finite width takes off
     structure = Structure(sketch.graph)
     found = account(structure, predict(structure), x)
-    assert found.forward.numbers.endswith("e+1160 + 0")
+    assert "e+1160 + 0)" in found.forward.numbers
     assert shown(found.forward.result).endswith("e+1200")
 
 
@@ -216,14 +216,14 @@ def test_levels_far_beyond_floats_are_printed_and_still_right():
 
 def test_a_narrow_layer_says_what_a_typical_draw_takes_off_the_mean_of_all():
     """Of a mean of n squares of normal numbers the log lies below that of the expectation by log(1 + 2/n) / 2 about."""
-    sketch = Sketch(width=8)
-    found = checked(sketch, sketch.linear(sketch.input(1, 8), gain=2.0))
+    sketch = Sketch(width=32)
+    found = checked(sketch, sketch.linear(sketch.input(1, 32), gain=2.0))
     rng = np.random.default_rng(0)
-    means = np.log10(np.mean(rng.normal(size=(100_000, 8)) ** 2, axis=1))
+    means = np.log10(np.mean(rng.normal(size=(100_000, 32)) ** 2, axis=1))
     assert found.forward.typical == pytest.approx(means.mean(), rel=0.1)
     ((factor, because),) = found.forward.beside
     assert (factor, "typical draw" in because) == (found.forward.typical, True)
-    assert found.forward.numbers == f"(8 x 0.5 x 1 + 0) x {shown(factor)}"
+    assert found.forward.numbers == f"(32 x 0.125 x 1 + 0) x {shown(factor)}"
 
 
 @given(st.floats(-8.0, 8.0), st.floats(-8.0, 8.0), st.floats(-8.0, 8.0))
@@ -317,7 +317,7 @@ def test_explain_shows_formula_numbers_source_and_what_was_measured(run, tmp_pat
     code, out, err = run("explain", _stack_file(tmp_path / "a.onnx"), "layers.5/MatMul")
     assert (code, err) == (0, "")
     assert "q' = n E[W^2] q + E[b^2]" in out
-    assert "= 32 x 0." in out
+    assert re.search(r"= \(32 x 0\.\d+ x 0\.\d+ \+ 0\) x 0\.999\d\n", out)
     assert "measured: from 10^" in out
     assert "He, Zhang, Ren, Sun 2015" in out
     assert "phase       chaotic, gain 2.49, critical 1.00" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,12 +16,13 @@ from hypothesis import strategies as st
 from singularity_cases import PAIRS, Model
 from torch import nn
 
-from gradlint import Severity, check
+from gradlint import Recipe, Severity, check
 from gradlint.frontends.torch_module import TorchRunnable
 from gradlint.probe.jacobian import measure
 from gradlint.result import Confidence
 from gradlint.theory.intervals import Interval, rounded
 from gradlint.theory.ranges import ranges_of
+from gradlint.theory.singularities import Singularity
 
 RULES = ("GL602", "GL603")
 SYMPTOMS = ("GL804", "GL805")
@@ -192,13 +194,110 @@ def test_what_the_probe_saw_at_the_point_is_an_error_and_explains_the_symptom():
     assert findings["GL805"].caused_by == "GL602"
 
 
-def test_a_reach_that_the_probe_did_not_see_is_a_warning():
+def test_a_reach_that_the_probe_saw_far_off_is_a_note():
     (finding,) = found(lambda h: h.sigmoid().log(), probe=True)
-    assert finding.severity is Severity.WARNING
+    assert finding.severity is Severity.NOTE
     assert finding.confidence is Confidence.PREDICTED
     assert finding.evidence["interval"] == (0.0, 1.0)
     low, high = finding.evidence["seen"]
     assert 0.0 < low < high < 1.0
+
+
+@pytest.mark.parametrize(
+    ("shift", "severity"), [(0, Severity.NOTE), (30, Severity.WARNING), (60, Severity.WARNING), (75, Severity.ERROR)]
+)
+def test_a_probability_is_an_error_where_float32_is_about_to_end(shift, severity):
+    """1e-26 has eleven decades left, and the derivative of its logarithm is finite; 1e-33 is some updates from zero."""
+    (finding,) = found(lambda h: (h - shift).sigmoid().log(), probe=True)
+    assert finding.severity is severity
+
+
+def test_a_pole_that_may_be_on_both_sides_stays_a_warning():
+    (finding,) = found(lambda h: h / h.roll(1, -1), probe=True)
+    assert finding.severity is Severity.WARNING
+
+
+def test_large_numbers_beside_small_ones_are_not_at_a_pole():
+    item = Singularity("div", "sum", "division", Interval(0.0, at_low=True), pole=True)
+    assert not item.hit(2.62e4, 4.05e21)
+    assert replace(item, cancels=True).hit(2.62e4, 4.05e21)
+    assert item.hit(0.0, 1.0)
+    assert not replace(item, slope=True).hit(1e-37, 1.0)
+
+
+@pytest.mark.parametrize(("shift", "severity"), [(0, Severity.NOTE), (40, Severity.WARNING), (80, Severity.ERROR)])
+def test_an_exponent_is_judged_by_what_was_seen(shift, severity):
+    (finding,) = found(lambda h: (h + shift).exp(), probe=True)
+    assert finding.severity is severity
+
+
+def test_an_exponent_in_half_precision_is_a_warning():
+    torch.manual_seed(0)
+    model, recipe = Model(lambda h: (0.5 * h).exp()), Recipe(precision="fp16")
+    (finding,) = check(model, torch.randn(6, 8), select=RULES, seeds=1, rehearse=0, recipe=recipe).findings
+    assert finding.severity is Severity.WARNING
+
+
+@pytest.mark.parametrize(("lr", "severity"), [(1e-3, Severity.NOTE), (1e3, Severity.ERROR)])
+def test_an_operator_of_the_loss_is_judged_by_the_rehearsal(lr, severity):
+    """Both logarithms of a cross-entropy by hand are one finding."""
+
+    def by_hand(logits, target):
+        p = logits.sigmoid()
+        return -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+
+    torch.manual_seed(0)
+    settings = {"loss": by_hand, "target": torch.eye(4)[torch.arange(6) % 4], "recipe": Recipe("sgd", lr=lr)}
+    (finding,) = check(nn.Linear(8, 4), torch.randn(6, 8), select=RULES, seeds=1, **settings).findings
+    assert finding.rule == "GL602"
+    assert finding.severity is severity
+
+
+class Attention(nn.Module):
+    """Softmax over the edges that end in one node, written by hand; without `shift` it overflows, on `relu` scores it is 0/0."""
+
+    def __init__(self, variant="shift"):
+        super().__init__()
+        self.layer, self.variant = nn.Linear(8, 1), variant
+
+    def forward(self, x, edges):
+        index = edges[1]
+        scores = self.layer(x)[edges[0]]
+        spread = index[:, None].expand_as(scores)
+        top = torch.full((6, 1), -1e9).scatter_reduce(0, spread, scores.detach(), "amax")
+        weights = {"shift": (scores - top[index]).exp, "none": scores.exp, "relu": scores.relu}[self.variant]()
+        sums = torch.zeros(6, 1).index_add(0, index, weights)
+        return weights / sums[index]
+
+
+@pytest.mark.parametrize(("variant", "rules"), [("shift", []), ("none", ["GL603"]), ("relu", ["GL602"])])
+def test_a_softmax_over_segments_needs_the_shift(variant, rules):
+    edges = torch.stack([torch.arange(12) % 6, torch.arange(12) // 2])
+    torch.manual_seed(0)
+    model, x = Attention(variant), torch.randn(6, 8)
+    assert not escapes(model, x, edges)
+    assert [finding.rule for finding in check(model, (x, edges), select=RULES, seeds=1).findings] == rules
+
+
+def test_a_sum_over_segments_is_zero_where_a_segment_is_empty():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 1)
+
+        def forward(self, x, index):
+            weights = self.layer(x).sigmoid()
+            return 1 / torch.zeros(9, 1).scatter_add(0, index[:, None], weights)
+
+    (finding,) = check(Mean(), (torch.randn(6, 8), torch.arange(6)), select=RULES, seeds=1).findings
+    assert finding.rule == "GL602"
+    assert finding.severity is Severity.ERROR
+    assert "scatter_add" in finding.message
+
+
+def test_a_symptom_names_the_operator_as_torch_does():
+    findings = found(lambda h: (0.0 * h + 1.0).acos(), probe=True, select=("GL805",))
+    assert [finding.message.partition(" makes")[0] for finding in findings] == ["acos"]
 
 
 def test_an_exponent_close_to_the_limit_is_an_error():

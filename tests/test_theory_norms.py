@@ -268,7 +268,7 @@ def test_a_norm_behind_a_view_takes_from_the_sum_before_it_what_it_would_without
         h = sketch.op("add", h, sketch.linear(h, name="fc"), name="sum")
         h = sketch.op("reshape", h, shape=(8, 16, 64)) if viewed else h
         sketch.linear(sketch.norm(h))
-        found = predict(Structure(sketch.graph()), strict=True).nodes
+        found = predict(Structure(sketch.graph), strict=True).nodes
         return found["sum"].backward, found["fc"].backward
 
     assert gains(viewed=True) == pytest.approx(gains(viewed=False), abs=1e-9)

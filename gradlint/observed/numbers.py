@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ class Range:
 class Suspect:
     """An operator of the loss function that may break: its argument lies in [low, high], and was seen in [seen_low, seen_high].
 
-    `points` are where it breaks; `slope` says that its derivative does, and not its value. `source` is the line that calls it.
+    `points` are where it breaks; `slope` says that its derivative does, and not its value. `source` is the line that calls it,
+    `nearness` the part of the way to the point that what was seen has gone (see `theory.singularities.Singularity.nearness`).
     """
 
     function: str
@@ -31,6 +33,7 @@ class Suspect:
     overflows: bool = False
     slope: bool = False
     hit: bool = False
+    nearness: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

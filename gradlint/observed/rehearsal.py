@@ -7,6 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+FLAT = 1e-3  # of the first loss
+RISEN = 0.1  # of the first loss: what ends higher than that has not trained
+ABOVE = 1.5  # times chance: what ends there knows less than nothing
+CLEARLY = 1.25  # times the progress of another run
+
 
 class Cause(StrEnum):
     """Why a rehearsal failed, as far as it could be told."""
@@ -25,7 +30,7 @@ class Breach:
     """The first operator that is not finite. `node` is empty where it is part of the loss function.
 
     `operands` are the smallest and the largest value of each float operand, `source` the line where it is called, `backward`
-    tells that its value is finite and its derivative is not.
+    tells that its value is finite and its derivative is not. `squashed` is the softmax or sigmoid whose result it takes, if any.
     """
 
     node: str
@@ -34,6 +39,7 @@ class Breach:
     operands: tuple[tuple[float, float], ...] = ()
     source: str = ""
     backward: bool = False
+    squashed: str = ""  # "softmax" or "sigmoid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,11 @@ class Trial:
     last: float
     trains: bool
     lr: float
+
+    @property
+    def falls(self) -> bool:
+        """Whether the loss came down at all."""
+        return self.last < self.first - FLAT * abs(self.first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +76,10 @@ class Rehearsal:
     all weights, before clipping, and `layers` those of the weights whose norm rose most. `changes` has the largest change of a
     weight tensor in each update, relative to its norm at first. `first` and `last` are the median losses on the batches of the
     last quarter, before and after the updates. `diverged_at` counts the updates after which the loss was not finite or stayed
-    over ten times the first one; `behind` tells that it came down only with one of the `trials`. `stalled` tells that it did not
-    move at all, `stopped` why not all steps were taken; `skipped` counts updates left out because gradients overflowed under a
-    loss scale.
+    over ten times the first one, or could not be computed, because of what `raised`. `behind` tells that it came down, or below
+    `chance`, only with one of the `trials`, `stalled` that a loss at or above chance did not move at all, and `stopped` why not all
+    steps were taken; `skipped` counts updates left out because gradients overflowed under a loss scale. `chance` is the loss of a
+    prediction that says nothing, where it is known.
     """
 
     asked: int
@@ -87,6 +99,8 @@ class Rehearsal:
     skipped: int = 0
     stands_in: str = ""
     stopped: str = ""
+    raised: str = ""
+    chance: float | None = None
 
     @property
     def steps(self) -> int:
@@ -96,7 +110,7 @@ class Rehearsal:
     @property
     def fails(self) -> bool:
         """Whether training would fail in this way."""
-        return self.diverged_at is not None or self.dead is not None or self.behind
+        return self.diverged_at is not None or self.dead is not None or self.behind or self.stalled
 
     @property
     def is_surrogate(self) -> bool:
@@ -105,8 +119,20 @@ class Rehearsal:
 
     @property
     def is_certain(self) -> bool:
-        """Whether training fails: the loss that it will have diverges, or a layer of rectifiers dies."""
-        return (self.diverged_at is not None or self.dead is not None) and not self.is_surrogate
+        """Whether training fails: the loss that it will have diverges, a layer of rectifiers dies, or other steps would train."""
+        return (
+            self.diverged_at is not None or self.dead is not None or (self.behind and self._is_lost)
+        ) and not self.is_surrogate
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether the loss ends clearly higher than it began, or than chance."""
+        return self.last > self.first + RISEN * abs(self.first) or (self.chance or math.inf) * ABOVE < self.last
+
+    @property
+    def floor(self) -> float:
+        """What a loss must fall below to have learned: chance, where a model starts above it."""
+        return self.first if self.chance is None else min(self.first, self.chance)
 
     @property
     def finite(self) -> bool:
@@ -121,8 +147,16 @@ class Rehearsal:
 
     @property
     def cure(self) -> Trial | None:
-        """The first change that made it train."""
-        return next((trial for trial in self.trials if trial.trains), None)
+        """The first change that made it train, or one behind it that clearly beats all before it."""
+        best = None
+        for trial in self.trials:
+            if best is None:
+                best = trial if trial.trains else None
+            elif self.floor - trial.last > CLEARLY * (self.floor - best.last):
+                best = trial
+            else:
+                break
+        return best
 
 
 def rise_of(norms: Sequence[float]) -> float:

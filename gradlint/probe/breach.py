@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from gradlint.errors import ForwardError, InputError
 from gradlint.frontends.user_code import calling_line
-from gradlint.graph import Graph
+from gradlint.graph import Graph, Node
 from gradlint.observed.rehearsal import Breach
 from gradlint.probe.causes import first_nonfinite_backward, first_nonfinite_forward
 from gradlint.probe.objective import Objective, at_outputs, raw_gradients
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _MASKING = frozenset({"get", "set", "setitem", "getitem", "masked_fill", "masked_fill_", "where", "full_like", "fill_"})
 """What puts an infinity somewhere on purpose, or computes nothing."""
 
+SQUASHING = ("softmax", "sigmoid")
+HOPS = 4  # operators between a softmax and its log that leave it as it is, or take it from one
+
 
 def breach_of(trainer: Trainer) -> Breach | None:
     """The first operator of the trainer's last step that is not finite; None where the weights themselves are not.
@@ -39,7 +43,10 @@ def breach_of(trainer: Trainer) -> Breach | None:
     arrays, target = batch_of(objective, trainer.index)
     with trainer.precision():
         torch.set_rng_state(trainer.state)
-        recorder, outputs = _watched(objective, arrays)
+        try:
+            recorder, outputs = _watched(objective, arrays)
+        except ForwardError:  # a model may look at its numbers too
+            return None
         graph = objective.model.graph
         found = first_nonfinite_forward(graph, recorder.seen)
         if found is not None:
@@ -48,7 +55,10 @@ def breach_of(trainer: Trainer) -> Breach | None:
         returned = objective.model.call(arrays)
         watch = _LossWatch()
         with watch:
-            loss = objective.of(returned, target)
+            try:
+                loss = objective.of(returned, target)
+            except InputError:  # what the loss says of numbers that are not finite, or out of its range
+                return watch.breach
     pairs = at_outputs(loss * trainer.scale, returned, outputs)
     if watch.breach is not None or not pairs:
         return watch.breach
@@ -67,7 +77,34 @@ def _watched(objective: Objective, arrays: Sequence[Any]) -> tuple[Recorder, Seq
 def _in_model(graph: Graph, found: NonFinite, *, backward: bool = False) -> Breach:
     node = graph[found.node]
     line = node.source or node.definition
-    return Breach(found.node, node.op, found.kind, found.operands, str(line) if line else "", backward=backward)
+    place = str(line) if line else ""
+    return Breach(found.node, node.op, found.kind, found.operands, place, backward=backward, squashed=_squashed(graph, node))
+
+
+def _squashed(graph: Graph, node: Node) -> str:
+    """The softmax or sigmoid that a node reads, itself or what it leaves of one."""
+    for _ in range(HOPS):
+        before = graph.parents(node.id)
+        if len(before) != 1:
+            return ""
+        node = before[0]
+        if node.op in SQUASHING:
+            return node.op
+    return ""
+
+
+def _squashed_tensor(tensor: Tensor) -> str:
+    """The same of a tensor in a loss, by what autograd remembers of it."""
+    grad_fn = tensor.grad_fn
+    for _ in range(HOPS):
+        if grad_fn is None:
+            return ""
+        name = grad_fn.name().lower()
+        found = next((kind for kind in SQUASHING if name.startswith(kind)), "")
+        if found:
+            return found
+        grad_fn = next((before for before, _ in grad_fn.next_functions if before is not None), None)
+    return ""
 
 
 class _LossWatch(TorchFunctionMode):
@@ -86,6 +123,11 @@ class _LossWatch(TorchFunctionMode):
             self._look(function, [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if _is_float(leaf)], outcome)
         return outcome
 
+    @staticmethod
+    def _breach(name: str, kind: str, operands: Sequence[Tensor], line: str, *, backward: bool = False) -> Breach:
+        squashed = next(filter(None, map(_squashed_tensor, operands)), "")
+        return Breach("", name, kind, _ranges(operands), line, backward=backward, squashed=squashed)
+
     def _look(self, function: Callable[..., Any], operands: Sequence[Tensor], outcome: Any) -> None:
         name = str(getattr(function, "__name__", function)).strip("_")
         if name in _MASKING:
@@ -95,7 +137,7 @@ class _LossWatch(TorchFunctionMode):
                 continue
             kind = _kind(out)
             if kind is not None and all(_kind(operand) is None for operand in operands):
-                self.breach = Breach("", name, kind, _ranges(operands), _line())
+                self.breach = self._breach(name, kind, operands, _line())
             elif kind is None and out.grad_fn is not None:
                 self._watch(out.grad_fn, name, operands)
 
@@ -105,7 +147,7 @@ class _LossWatch(TorchFunctionMode):
         def look(gradients: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
             kinds = [kind for gradient in gradients if gradient is not None and (kind := _kind(gradient)) is not None]
             if self.breach is None and kinds and all(part is None or _kind(part) is None for part in arriving):
-                self.breach = Breach("", name, kinds[0], _ranges(operands), line, backward=True)
+                self.breach = self._breach(name, kinds[0], operands, line, backward=True)
 
         grad_fn.register_hook(look)
 

@@ -104,6 +104,7 @@ def _suspect(item: Singularity, seen: Seen | None, node: Node) -> Suspect:
         overflows=item.overflows,
         slope=item.slope,
         hit=item.hit(low, high),
+        nearness=item.nearness(low, high),
     )
 
 

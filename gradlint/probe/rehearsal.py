@@ -17,7 +17,7 @@ from torch import Tensor
 from gradlint.errors import GradlintError
 from gradlint.flow import is_weight_layer
 from gradlint.growth import LIMIT
-from gradlint.observed.rehearsal import Breach, Cause, DeadUnits, Rehearsal, Trial, rise_of
+from gradlint.observed.rehearsal import FLAT, RISEN, Breach, Cause, DeadUnits, Rehearsal, Trial, rise_of
 from gradlint.observed.units import Units
 from gradlint.ops import operator
 from gradlint.probe.breach import breach_of
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 STEPS = 40
 SECONDS = 60.0  # for all steps together where the user named no number of them
 DIVERGED = 10.0  # times the first loss; 110 healthy runs of 40 steps end at 1.2 at most, and rise to 3.5 on the way
-RISEN = 0.1  # of the first loss: what ends higher than that has not trained
-NOISE = 0.5  # the same where every batch is another one
+NOISE = 0.5  # of the first loss, for RISEN where every batch is another one
 LEAST = 0.02  # of the first loss: what falls by less on a batch that it sees again and again may be stuck
-CURED = 0.1  # of the first loss: by how much a change must bring it down to have cured one that is stuck
-FLAT = 1e-3  # of the first loss
+CURED = 0.1  # of the first loss: by how much a change must bring it down to be a cure
+LEARNED = 0.03  # of the loss by chance: a cure ends by more below it
+MUCH = 0.25  # of the first loss: by how much shorter steps end lower where the others came down as well
+LONG = 10.0  # times the stability limit
+LOWEST = 1e-6, 1e-8  # learning rates that are tried: the part of the one asked for, and the lowest that anyone trains with
 FAR = 1e-2  # change of a weight tensor in one update, relative to its norm
 ORDINARY = 1e6  # operands beyond it overflow because they grew, whatever the operator
 DEAD = 0.99  # share of units
@@ -90,6 +92,9 @@ class _Stage:
         before = self._dead()
         trainer, run = self._run(self.recipe)
         breach = breach_of(trainer) if run.ended else None
+        if run.raised:
+            self.restore()
+            self._start(trainer.index)  # raises where that batch never had a loss
         dead = _died(before, self._dead()) if not run.ended and _faded(run) else None
         first, last = self._ends(run)
         size = max(abs(first), 1e-12)
@@ -108,19 +113,37 @@ class _Stage:
             last=last,
             diverged_at=diverged,
             behind=diverged is None and last > first + (NOISE if self.varies else RISEN) * size and not _returns(run.losses),
-            stalled=diverged is None and bool(run.norms) and run.norms[0] > 0.0 and abs(last - first) <= FLAT * size,
+            stalled=diverged is None and abs(last - first) <= FLAT * size and self._should_move(run, last),
             breach=breach,
             dead=dead,
             skipped=run.skipped,
             stands_in=self.objective.stands_in,
             stopped=run.stopped,
+            raised=run.raised,
+            chance=self.chance,
         )
-        return self._explained(found) if found.fails or self._may_lag(found) else found
+        return self._explained(found) if found.fails or self._may_lag(found) or self._is_long(found) else found
+
+    @property
+    def chance(self) -> float | None:
+        """The loss of a prediction that says nothing, where it is known."""
+        return self.setting.found.loss.chance if self.setting.found.loss is not None else None
+
+    def _should_move(self, run: Run, last: float) -> bool:
+        """Whether a loss has a gradient and something to learn, and the learning rate is no longer rising."""
+        learned = self.chance is None or last < (1.0 - LEARNED) * self.chance
+        return not learned and bool(run.norms) and run.norms[0] > 0.0 and self.recipe.warmup <= len(run.norms) // 2
 
     def _may_lag(self, found: Rehearsal) -> bool:
-        """Whether weights moved far on one batch and its loss did not come down: the steps may be too long."""
+        """Whether weights moved far on one batch and its loss did not come down, or not below chance: steps may be too long."""
         moved = bool(found.changes) and median(found.changes) >= FAR
-        return moved and not self.varies and found.last > found.first - LEAST * abs(found.first)
+        return moved and not self.varies and found.last > found.floor - LEAST * abs(found.floor)
+
+    def _is_long(self, found: Rehearsal) -> bool:
+        """Whether steps are far above the stability limit, and the loss of one batch came down by less than half."""
+        curvature = self.setting.found.curvature
+        long = curvature is not None and self.recipe.lr / max(self.recipe.warmup, 1) >= LONG * curvature.limit
+        return long and not self.varies and found.last > found.floor - 0.5 * abs(found.floor)
 
     def _run(self, recipe: Recipe) -> tuple[Trainer, Run]:
         self.restore()
@@ -154,15 +177,23 @@ class _Stage:
         """The rehearsal with what was tried, and the cause. One that only lags has failed where something cures it."""
         if found.diverged_at == 0:
             return replace(found, cause=Cause.OPERATOR if found.breach else Cause.UNKNOWN)
-        trials: list[Trial] = []
+        failed = found.fails or self._may_lag(found)
         for change, recipe in self._changes():
-            trials.append(self._tried(change, recipe, found))
-            if trials[-1].trains and not recipe.warmup:
+            trial = self._tried(change, recipe, found)
+            found = replace(found, trials=(*found.trials, trial))
+            cure = found.cure
+            if cure is not None and (cure is not trial or recipe.lr == self.recipe.lr):
+                break  # a lower rate is not clearly better
+            if not failed and not self._is_much_lower(trial, found):
                 break
-        found = replace(found, trials=tuple(trials))
         if found.diverged_at is None and found.dead is None:
-            found = replace(found, behind=found.cure is not None)
+            cure = found.cure
+            found = replace(found, behind=cure is not None and (failed or self._is_much_lower(cure, found)))
         return replace(found, cause=self._cause(found)) if found.fails else found
+
+    @staticmethod
+    def _is_much_lower(trial: Trial, found: Rehearsal) -> bool:
+        return trial.last < found.last - MUCH * abs(found.floor)
 
     def _changes(self) -> Iterator[tuple[str, Recipe]]:
         """What is tried, the likeliest first; lower learning rates last, that of the stability limit among them."""
@@ -172,22 +203,24 @@ class _Stage:
         if recipe.adaptive and not recipe.warmup and is_post_norm(self.setting):
             steps = self.steps // 2
             yield f"a warm-up of {steps} steps", replace(recipe, schedule=f"warmup:{steps}")
-        rates = [recipe.lr / 10.0, recipe.lr / 100.0]
         curvature = self.setting.found.curvature
-        if curvature is not None and curvature.limit < rates[-1]:
-            rates.append(curvature.limit / 2.0)
-        for rate in rates:
-            yield f"lr {rate:.2g}", replace(recipe, lr=rate)
+        rates = {recipe.lr / 10.0, recipe.lr / 100.0, recipe.lr / 1000.0}
+        if curvature is not None and curvature.limit / 2.0 < recipe.lr:
+            rates.add(curvature.limit / 2.0)
+        for rate in sorted(rates, reverse=True):
+            if rate >= max(LOWEST[0] * recipe.lr, LOWEST[1]):
+                yield f"lr {rate:.2g}", replace(recipe, lr=float(f"{rate:.2g}"))
 
     def _tried(self, change: str, recipe: Recipe, found: Rehearsal) -> Trial:
         self.setting.progress(f"rehearsing again with {change}")
         _, run = self._run(recipe)
         first, last = self._ends(run)
-        least = (FLAT if found.diverged_at is not None or found.dead is not None else CURED) * abs(first)
-        return Trial(change, first, last, trains=last < first - least, lr=recipe.lr)
+        below = found.floor - LEARNED * abs(found.floor)
+        return Trial(change, first, last, trains=last < min(below, first - CURED * abs(first)), lr=recipe.lr)
 
     def _cause(self, found: Rehearsal) -> Cause:
-        cure, measured = found.cure, self.setting.found
+        cure = found.cure or next((trial for trial in found.trials if trial.falls), None)
+        measured = self.setting.found
         if found.breach is not None and self._is_the_cause(found.breach):
             return Cause.OPERATOR
         if cure is not None and cure.change.startswith("precision"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from gradlint.graph import Graph, Node
 from gradlint.probe.lyapunov import exponents
-from gradlint.probe.time_steps import Line
+from gradlint.probe.time_steps import Fed, Line
 from gradlint.theory.cells_read import read_cells
 
-Fed = Mapping[str, Sequence[Tensor | None]]
 Array = NDArray[np.float64]
 
 _WIDEST = 1024  # units

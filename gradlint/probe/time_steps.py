@@ -22,9 +22,11 @@ from gradlint.graph import Node, Ref
 from gradlint.ops import Kind
 from gradlint.probe.tape import Site, pull
 from gradlint.probe.time_loops import Unrolled, unrolled
+from gradlint.probe.time_stacks import layers_apart
 from gradlint.structure import Structure
 
 Sites = Mapping[Ref, Site]
+Fed = Mapping[str, Sequence[Tensor | None]]
 Array = NDArray[np.float64]
 
 _FUSED = frozenset({"rnn", "lstm", "gru"})
@@ -50,15 +52,18 @@ class Line:
     nodes: tuple[str, ...] = ()
 
 
-def lines(structure: Structure, sites: Sites, seed: int) -> list[Line]:
-    """One line for each direction of each recurrence on the signal. Raises ForwardError when a backward pass does."""
+def lines(structure: Structure, sites: Sites, fed: Fed, seed: int) -> list[Line]:
+    """One line for each direction of each recurrence on the signal; `fed` is what recurrent nodes read.
+
+    Raises ForwardError when a backward pass does.
+    """
     generator = torch.Generator().manual_seed(seed)
     found: list[Line] = []
     opaque = 0
     for node_id in structure.signal:
         node = structure.graph[node_id]
         if node.op in _FUSED:
-            found.extend(_fused(node, sites, generator))
+            found.extend(_stacked(node, fed.get(node_id, ()), generator) or _fused(node, sites, generator))
         elif kind_of(node) is Kind.CONTROL or (kind_of(node) is Kind.UNKNOWN and opaque < _OPAQUE):
             opaque += 1
             found.extend(_control(node, sites, generator) if kind_of(node) is Kind.CONTROL else _hidden(node, sites, generator))
@@ -83,6 +88,23 @@ def _total(cotangent: Tensor) -> float:
 
 
 # operators that hold a recurrence ------------------------------------------------------------------------------------------
+
+
+def _stacked(node: Node, held: Sequence[Tensor | None], generator: torch.Generator) -> list[Line]:
+    """Both directions of a stack of bidirectional layers, each as in the layer whose gradient grows most or fades least."""
+    best: dict[str, tuple[float, Line]] = {}
+    for sequence, final in layers_apart(node, held):
+        for place, name in enumerate(("forward", "reverse")):
+            cotangent = final.zeros()
+            cotangent[place] = final.normal(generator, *final.shape[1:])
+            (gradient,) = pull([(final, cotangent)], [sequence])
+            if gradient is None or not (squares := _by_distance(node, gradient, range(final.shape[1]), turned=bool(place))).size:
+                continue
+            line = Line(node.id, tuple((squares / _total(cotangent)).tolist()), int(node.attrs.get("time_axis", 0)), name)
+            with np.errstate(all="ignore"):
+                rise = float(np.log(squares[0]) - np.log(squares[-1]))
+            best[name] = max(best.get(name, (-math.inf, line)), (rise, line), key=lambda pair: pair[0])
+    return [line for _, line in best.values()]
 
 
 def _fused(node: Node, sites: Sites, generator: torch.Generator) -> Iterator[Line]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from gradlint.errors import GradlintError
 from gradlint.growth import along, signed, summarise
-from gradlint.probe.time_cells import Fed, cell_exponents
-from gradlint.probe.time_steps import Line, Sites, lines
+from gradlint.probe.time_cells import cell_exponents
+from gradlint.probe.time_steps import Fed, Line, Sites, lines
 from gradlint.result import Gains, Growth, TimeGrowth
 from gradlint.structure import Structure
 
@@ -32,7 +32,7 @@ class OverTime:
     def of(cls, structure: Structure, sites: Sites, fed: Fed, seed: int) -> OverTime:
         """Measure after the forward pass; what fails is said in the notes."""
         try:
-            found = tuple(lines(structure, sites, seed))
+            found = tuple(lines(structure, sites, fed, seed))
             return cls(found, cell_exponents(structure.graph, found, fed))
         except (
             GradlintError,

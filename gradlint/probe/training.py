@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gradlint.errors import ConfigError, ForwardError, InputError
+from gradlint.errors import ConfigError, ForwardError, GradlintError, InputError
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.torch_lineage import to_numpy
 from gradlint.frontends.user_code import described
@@ -50,6 +50,7 @@ class Run:
     changes: list[float] = field(default_factory=list)
     skipped: int = 0
     ended: str = ""  # "loss", "gradient" or "scale": the gradient, whatever the loss was scaled by
+    raised: str = ""  # what loss or model raised after an update; a loss of NaN stands for it
     stopped: str = ""
 
 
@@ -71,11 +72,21 @@ class Trainer:
         self.state = torch.get_rng_state()
 
     def run(self, steps: int, until: float = math.inf) -> Run:
-        """Take so many steps; fewer where loss or gradient are not finite, the clock is past `until`, or no loss comes back."""
+        """Take so many steps; fewer where loss or gradient are not finite, the clock is past `until`, or no loss comes back.
+
+        What the loss or the model raises before any update is raised.
+        """
         run = Run(layers={name: [] for name in self.names})
         for self.index in range(steps + 1):
             self.state = torch.get_rng_state()
-            loss = self.loss(self.index)
+            try:
+                loss = self.loss(self.index)
+            except GradlintError as error:
+                if self.index == 0:
+                    raise
+                run.losses.append(math.nan)
+                run.ended, run.raised = "loss", str(error).splitlines()[0]
+                break
             run.losses.append(float(loss.detach()))
             if not math.isfinite(run.losses[-1]):
                 run.ended = "loss"

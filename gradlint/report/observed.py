@@ -33,7 +33,10 @@ def _time(time: TimeGrowth) -> str:
     back = " (backwards)" if time.direction == "reverse" else ""
     pace = f"{time.node}{back}: the gradient {'grows' if slope > 0.0 else 'fades'} x{10**slope:.3g} a step"
     what = "gains" if slope > 0.0 else "loses"
-    return f"{pace}, {what} three decades in {horizon:.0f} of {time.steps}" if math.isfinite(horizon) else pace
+    if horizon > time.steps:
+        change = abs(slope) * max(time.steps - 1, 0)
+        return f"{pace}, {what} {change:.1f} decades over all its {time.steps} steps" if math.isfinite(horizon) else pace
+    return f"{pace}, {what} three decades in {horizon:.0f} of {time.steps}"
 
 
 def _limit(curvature: Curvature | None) -> str:

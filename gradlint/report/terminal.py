@@ -146,7 +146,8 @@ class _Page:
         for time in report.time:
             if is_growing(time.growth) or any(time.node in finding.nodes for finding in shown(report, refuted=False)):
                 yield Text()
-                yield from self._chart(time_rows(time), f"time steps of {printable(time.node)}")
+                back = " backwards" if time.direction == "reverse" else ""
+                yield from self._chart(time_rows(time), f"time steps of {printable(time.node)}{back}")
 
     def _phase(self, report: TargetReport) -> Iterator[Text]:
         """The picture of a stack's phase, where growth is beyond what is healthy and the page is wide enough."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from gradlint.theory.signal import log_sum
 
-_EQUAL = 1e-3  # decades: a factor so near to 1 is not printed
-_TYPICAL = "a typical draw of the weights, where the formula is the mean over all (Hanin, Nica 2018)"
+_EQUAL = 2.5e-4  # decades: a factor so near to 1 is not printed, nor would four digits tell
+_TYPICAL = "a typical draw, not the mean of all (Hanin, Nica 2018)"
 
 
 @dataclass(frozen=True, slots=True)

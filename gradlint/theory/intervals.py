@@ -10,6 +10,7 @@ import numpy as np
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float64": 1.7976931348623157e308}
 _FLOAT32 = 3.4028234663852886e38
+_SMALLEST = {"float16": 2.0**-14, "float64": 2.0**-1022}
 _MARGIN = 1e-6  # functions that are not rounded correctly err by some units in the last place of float32
 
 
@@ -72,6 +73,11 @@ def constant(value: float) -> Interval:
 def largest_of(dtype: str | None) -> float:
     """The largest finite number of a type."""
     return _LARGEST.get(dtype or "", _FLOAT32)
+
+
+def smallest_of(dtype: str | None) -> float:
+    """The smallest positive number of a type that has all its digits."""
+    return _SMALLEST.get(dtype or "", 2.0**-126)
 
 
 def rounded(value: float, dtype: str | None) -> float:

@@ -31,8 +31,8 @@ NORMS = frozenset(
 
 
 def name_of(node: Node) -> str:
-    """What the front end calls the operator, where that says more than its row of the vocabulary; without a namespace."""
-    return str(node.attrs.get("name", node.op)).rpartition(":")[2]
+    """See `Node.called`."""
+    return node.called
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ import math
 from dataclasses import replace
 
 from gradlint.ops import Kind, operator
+from gradlint.theory import range_segments as segments
 from gradlint.theory.intervals import BITS, REALS, UNKNOWN, Interval, constant, hull, product, square, widened
 from gradlint.theory.range_case import NORMS, TURNS, Case, has_sign, name_of, of_weight, turned
 
 _STORES = frozenset(
     {"setitem", "copy", "masked_scatter", "scatter", "index_put", "index_copy", "slice_scatter", "select_scatter"}
 )
-_ACCUMULATES = frozenset({"scatter_add", "index_add", "scatter_reduce", "ScatterND", "ScatterElements", "put", "diff"})
 _FILLS = frozenset({"pad", "Pad", "constant_pad_nd", "tril", "triu", "Trilu", "diag", "diag_embed"})
 _RUNNING = frozenset({"cumsum", "CumSum", "logcumsumexp", "cumprod", "CumProd"})
 
@@ -291,14 +291,19 @@ def selected(case: Case) -> Interval:
     """Parts of a tensor, fills and stores."""
     name, x = case.name, case.x
     refs = [ref for ref in case.node.inputs if ref is not None and case.graph[ref.node].is_float]
-    if name in _ACCUMULATES:
-        return REALS if x.low < 0.0 else Interval(0.0, math.inf, at_low=x.at_low, at_high=x.at_high, null=x.null)
+    if name in segments.ACCUMULATES:
+        return segments.accumulated(case)
+    if name in {"put", "diff"}:
+        return replace(REALS, null=x.null)
     if name in _STORES:
         return hull([case.at(ref).plain for ref in refs]) if len(refs) > 1 else UNKNOWN
     if name in _FILLS:
         value = case.number("value", "constant_value") or 0.0
         mode = str(case.node.attrs.get("mode", "constant"))
         return hull([x.plain, constant(value)]) if mode == "constant" else x.plain
+    again = segments.gathered(case)
+    if again is not None:
+        return again
     return x.plain if len(case.node.inputs) > 1 else _along(case, x)  # an index may take an element twice
 
 

@@ -27,6 +27,7 @@ from gradlint.theory.intervals import (
     widened,
 )
 from gradlint.theory.range_case import Case, name_of
+from gradlint.theory.range_segments import is_shifted
 
 _GRID = np.linspace(-12.0, 12.0, 4801)  # on which the least value of an activation that bends is looked for
 _BENDING = frozenset({"gelu", "silu", "mish", "hardswish"})
@@ -90,7 +91,7 @@ def _related(case: Case, left: Ref | None, right: Ref | None) -> Interval | None
         axis = _axis_of(top, len(case.node.shape or ()))
         found = Interval(-math.inf, 0.0, at_low=low.at_low, at_high=True, null=True)
         return replace(found, peak=0.0, axis=axis) if whole and axis is not None else found
-    if _is_last(case, left, right):
+    if _is_last(case, left, right) or is_shifted(case, left, right):
         return Interval(-math.inf, 0.0, at_low=True, at_high=True, null=True)
     if case.averaged(right) is not None and case.same(case.averaged(right), left):
         spread = plus(case.at(left), minus(case.at(right)))

@@ -155,7 +155,8 @@ def _fused(graph: Graph, node: Node) -> Loop:
     source = next(iter(graph.parents(node.id)), None)
     axis = int(node.attrs.get("time_axis", 0))
     shape = source.shape if source is not None and source.shape is not None else ()
-    steps = shape[axis] if axis < len(shape) else None
+    sizes = node.attrs.get("batch_sizes")  # of a packed sequence, whose axis 0 holds the steps of every sample
+    steps = len(sizes) if sizes else shape[axis] if axis < len(shape) else None
     return Loop(node.id, (node.id,), _nonlinearity(node), _recurrent(node), steps, node)
 
 

@@ -14,18 +14,19 @@ _LATE = 0.5  # share of the cotangent on the last tenth of the steps from where 
 def recurrent(call: Call) -> Moved | None:
     """A fused RNN, LSTM or GRU: level of its output, and the gradient that comes back to its input."""
     found = call.signals
-    if not found or len(found[0][1].sizes) != 3:
+    packed = call.node.attrs.get("batch_sizes")
+    if not found or len(found[0][1].sizes) != (2 if packed else 3):
         return None
     slot, signal = found[0]
     time = int(call.node.attrs.get("time_axis", 0))
-    batch = 1 - time if time < 2 else 0
+    batch = 0 if packed or time > 1 else 1 - time
     response = respond(
         call.node,
         level=signal.level,
         mean=signal.mean,
         over_time=signal.shared[time],
         over_batch=signal.shared[batch],
-        steps=signal.sizes[time],
+        steps=len(packed) if packed else signal.sizes[time],
     )
     if response is None:
         return None
@@ -50,9 +51,10 @@ def _factor(response: CellResponse, cotangent: Cotangent, time: int) -> float:
 
 def _output(call: Call, signal: Signal, response: CellResponse, time: int) -> Signal:
     """The output sequence; final states, which are other outputs of the operator, are taken for it."""
-    sizes = call.sizes if len(call.sizes) == 3 else (*signal.sizes[:2], int(call.node.attrs.get("hidden_size", signal.sizes[2])))
-    batch = 1 - time if time < 2 else 0
-    own = {time: response.over_time, batch: response.over_batch}
-    shared = tuple(own.get(axis, response.mean**2) for axis in range(3))
+    last = len(signal.sizes) - 1
+    known = len(call.sizes) == last + 1
+    sizes = call.sizes if known else (*signal.sizes[:last], int(call.node.attrs.get("hidden_size", signal.sizes[last])))
+    own = {time: response.over_time, 1 - time if time < 2 else 0: response.over_batch} if last == 2 else {}
+    shared = tuple(own.get(axis, response.mean**2) for axis in range(last + 1))
     variance = signal.variance + response.level_sd**2
-    return plain(signal, level=response.level, mean=response.mean, sizes=sizes, shared=shared, variance=variance, channels=2)
+    return plain(signal, level=response.level, mean=response.mean, sizes=sizes, shared=shared, variance=variance, channels=last)

@@ -165,6 +165,7 @@ def of_law(law: Law, like: Signal, profile: Profile = FLAT, degree: float = 1.0)
 def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
     """The one cotangent that several pulls on a tensor make: pulls of one root add coherently, others as energies."""
     parts = [part_of_pull(pull, signal) for pull in merged(pulls)]
+    parts = [part for part in parts if not math.isnan(part.energy)] or parts[:1]  # without nothing divided by nothing
     if len(parts) == 1:
         return parts[0]
     energy = log_sum(part.energy for part in parts)

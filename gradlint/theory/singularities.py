@@ -9,12 +9,12 @@ from types import MappingProxyType
 
 from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import operator
-from gradlint.theory.intervals import Interval, largest_of
+from gradlint.theory.intervals import Interval, largest_of, smallest_of
 from gradlint.theory.range_case import Case, name_of
 from gradlint.theory.ranges import cases
 
 _NEAR = 1e-7  # of the size of an argument: nearer to a point float32 hardly tells the two apart
-_CLOSE = 0.8  # of the largest exponent: measured ones beyond it overflow after a few updates
+_CLOSE = 0.8  # of the exponents of a type: measured arguments beyond it overflow, or vanish, after a few updates
 _FAR = 6  # operators between a rectifier and a root
 _RECTIFIERS = frozenset({"relu", "relu6", "hardtanh", "hardsigmoid", "threshold"})
 _KEEPERS = frozenset({"reshape", "cast", "sum", "mean", "max", "avg_pool", "max_pool", "dropout", "abs"})
@@ -26,7 +26,8 @@ class Singularity:
 
     `operand`, if it is a node, made the argument, whose range is `interval`. At the point itself only the `slope` may be
     infinite, not the value. `expected` says that training plausibly brings the argument there; where it does not, the interval
-    merely does not exclude it.
+    merely does not exclude it. `tiny` is the smallest number of the argument's type; `cancels` says that the argument is a
+    difference, which has no digits left long before that.
     """
 
     node: str
@@ -38,6 +39,8 @@ class Singularity:
     pole: bool = False
     slope: bool = False
     expected: bool = False
+    tiny: float = 2.0**-126
+    cancels: bool = False
 
     @property
     def overflows(self) -> bool:
@@ -52,17 +55,35 @@ class Singularity:
         low = (self.low,) if math.isfinite(self.low) and self.interval.low <= self.low else ()
         return (*low, self.high) if math.isfinite(self.high) and self.interval.high >= self.high else low
 
+    def nearness(self, low: float, high: float) -> float:
+        """How much of the way to the point an argument has gone that was seen in [low, high]: 1 at the point, 0 at 1 or beyond.
+
+        The way is counted in decades, for what comes close to 0 is mostly an exponential of what training moves at a constant
+        pace: 1e-26 is two thirds of the way to where float32 ends. It is one to `_NEAR` where digits cancel. NaN for what may
+        be on both sides of a pole, or is NaN itself.
+        """
+        if math.isnan(low) or math.isnan(high) or (self.pole and low < 0.0 < high):
+            return math.nan
+        if self.overflows:
+            return max(high, 0.0) / self.high
+        largest = max(abs(low), abs(high))
+        if self.pole:
+            return self._gone(min(abs(low), abs(high)), 0.0, largest)
+        ways = [self._gone(low - self.low, self.low, largest)] if math.isfinite(self.low) else []
+        return max([*ways, self._gone(self.high - high, self.high, largest)] if math.isfinite(self.high) else ways, default=0.0)
+
+    def _gone(self, distance: float, point: float, largest: float) -> float:
+        if distance <= 0.0:
+            return 1.0
+        if point == 0.0 and not self.cancels:
+            share = math.log(distance) / math.log(self.tiny)
+        else:
+            share = _CLOSE * math.log(distance / max(abs(point), largest if self.cancels else 0.0)) / math.log(_NEAR)
+        return min(max(share, 0.0), 0.99)
+
     def hit(self, low: float, high: float) -> bool:
         """Whether an argument that was seen in [low, high] was at the point, or next to it."""
-        if math.isnan(low) or math.isnan(high):
-            return False
-        if self.overflows:
-            return high >= _CLOSE * self.high
-        near = 0.0 if self.slope else _NEAR
-        if self.pole:
-            return (low >= 0.0 or high <= 0.0) and min(abs(low), abs(high)) <= near * max(abs(low), abs(high))
-        scale = max(abs(high), abs(self.low)) if math.isfinite(high) else 0.0
-        return low <= self.low + near * scale or high >= self.high
+        return self.nearness(low, high) >= (1.0 if self.slope else _CLOSE)
 
 
 def singularities(graph: Graph, given: Mapping[str, Interval] = MappingProxyType({})) -> list[Singularity]:
@@ -115,8 +136,19 @@ def _is_masked(case: Case, operand: str) -> bool:
 def _of(case: Case) -> Iterator[Singularity]:
     find = _FINDERS.get(case.node.op)
     refs = [ref for ref in case.node.inputs if ref is not None]
-    if find is not None and refs and case.node.is_float and case.graph[refs[0].node].is_float:
-        yield from find(case, refs)
+    if find is None or not refs or not case.node.is_float or not case.graph[refs[0].node].is_float:
+        return
+    for item in find(case, refs):
+        operand = case.graph[item.operand] if item.operand else case.node
+        yield replace(item, tiny=smallest_of(operand.dtype), cancels=_cancels(case, item))
+
+
+def _cancels(case: Case, item: Singularity) -> bool:
+    """Whether an argument is a difference, whose zero is one of rounding."""
+    maker = item.interval.maker
+    return bool(maker and case.graph[maker].op == "sub") or (
+        bool(item.operand) and case.maker(Ref(item.operand), "sub") is not None
+    )
 
 
 def _edge(case: Case, ref: Ref, low: float, *, slope: bool = False, function: str = "") -> Iterator[Singularity]:
