@@ -2,11 +2,12 @@
 
 What it finds:
     With a recipe, gradlint takes its first optimizer steps (40, or as many as asked for) on the given batches, or on drawn ones.
-    It reports a loss or a gradient that is not finite; a loss that stays over ten times what it was on the same batches; a layer
-    of rectifiers whose units are all zero afterwards; a loss at chance that does not move; and one that does not come down, or
-    not below chance, although the same steps bring it down with a warm-up or a lower learning rate. The cause is found by trying: the operator that breaks is looked for in the step
-    that broke, the other ones are told by the change that makes the model train. Where no loss was given, a surrogate stands in,
-    and what is found is a warning.
+    It reports a loss or a gradient that is not finite, and a loss that raises on what the model has become; a loss that stays
+    over ten times what it was on the same batches; a layer of rectifiers whose units are all zero afterwards; a loss at chance
+    that does not move; and one that does not come down, or not below chance, although the same steps bring it down with a
+    warm-up or a lower learning rate. The cause is found by trying: the operator that breaks is looked for in the step that
+    broke, the other ones are told by the change that makes the model train. Where no loss was given, a surrogate stands in, and
+    what is found is a warning.
 
 Why it explodes:
     A step longer than 2 / sharpness overshoots, and the loss grows from step to step. One long step can push all units of a
@@ -57,9 +58,7 @@ REMEDIES = {
 EPS_INSIDE = "add eps inside the root, where its derivative is not finite at zero"
 GUARDS = {
     **dict.fromkeys(("sqrt", "rsqrt", "norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "cdist"), EPS_INSIDE),
-    **dict.fromkeys(
-        ("exp", "expm1", "exp2", "pow"), "clamp the exponent, or what is raised to it, to a range that training needs"
-    ),
+    **dict.fromkeys(("exp", "expm1", "exp2", "pow"), "clamp the exponent, or what is raised to a power"),
     **dict.fromkeys(("div", "true_divide", "truediv", "reciprocal"), "add eps to the divisor, or clamp it away from zero"),
     "ctc_loss": "use zero_infinity=True, and check that no target is longer than its input, repeated labels counted twice",
 }
@@ -186,7 +185,7 @@ def _reason(subject: Subject, found: Rehearsal) -> str:
     if found.dead is not None and found.cause is Cause.UNITS:
         where = subject.graph[found.dead.node].label if found.dead.node in subject.graph else found.dead.node
         return f": {found.dead.after:.0%} of the {found.dead.count} units of {where} have become zero for the whole batch"
-    steepest = f"; the gradient of {found.steepest} rises most" if found.steepest else ""
+    steepest = f"; the gradient of {found.steepest} rises most" if found.steepest and not found.stalled else ""
     return {
         Cause.PRECISION: ": half precision cannot hold its numbers",
         Cause.WARMUP: ": norms behind the residual sums, and no warm-up",

@@ -51,7 +51,8 @@ def _scan(decades: float, steps: int = 40) -> Sketch:
 
 def _state_space(decades: float) -> Sketch:
     sketch = Sketch()
-    h = sketch.op("mul", sketch.input(8, 16), sketch.input(8, 16), shape=(8, 16))
+    x = sketch.input(8, 16)
+    h = sketch.op("mul", x, x, shape=(8, 16))
     time = TimeGrowth(h, (), Growth(decades, rise=decades), decades / 40, axis=1, steps=40)
     return sketch.measured(time=(time,))
 

@@ -273,3 +273,101 @@ def test_a_loss_that_spikes_and_comes_back_is_no_divergence(monkeypatch: pytest.
     found = rehearsed(mlp(4, 4, 4), torch.randn(4, 4), "sgd lr=0.1", loss=loss)
     assert max(found.losses) > 10 * found.losses[0]
     assert found.diverged_at is None
+
+
+# what a first user met ----------------------------------------------------------------------------------------------------
+
+
+def report_of(model: nn.Module, x: Tensor, recipe: str, monkeypatch: pytest.MonkeyPatch, **task: object) -> gradlint.Report:
+    """A check without the experiments that the rehearsal does not read."""
+    wanted = [pair for pair in experiments.EXPERIMENTS if pair[0] in {"loss", "curvature", "rehearsal"}]
+    monkeypatch.setattr(experiments, "EXPERIMENTS", tuple(wanted))
+    return gradlint.check(model, x, recipe=recipe, seeds=1, **task)
+
+
+def of_rule(report: gradlint.Report, code: str) -> gradlint.Finding:
+    (finding,) = [finding for finding in report.findings if finding.rule == code]
+    return finding
+
+
+def picky(output: Tensor, target: Tensor) -> Tensor:
+    """A loss that refuses NaN, as binary cross-entropy and validated distributions do, and breaks the weights before."""
+    if not bool(torch.isfinite(output).all()):
+        raise ValueError("all elements should be between 0 and 1")
+    return (output - target.float()).square().sum() * 1e30
+
+
+def test_a_loss_that_raises_after_an_update_has_diverged_and_is_quoted(monkeypatch: pytest.MonkeyPatch):
+    report = report_of(mlp(16, 4, 1), blobs(), "sgd lr=1e12", monkeypatch, loss=picky, target=LABELS[:, None])
+    found = report.result.observed["rehearsal"]
+    assert found.diverged_at is not None
+    assert found.diverged_at > 0
+    assert math.isnan(found.last)
+    finding = of_rule(report, "GL807")
+    assert "the loss raised ValueError: all elements should be between 0 and 1" in finding.message
+    assert f"after {found.diverged_at} update" in finding.message
+    assert "1 updates" not in finding.message
+
+
+def test_the_rate_that_is_quoted_beats_the_others_that_were_tried_and_both_rules_name_it(monkeypatch: pytest.MonkeyPatch):
+    model, x = mlp(16, 32, 32, 4), 30.0 * blobs()
+    report = report_of(model, x, "sgd lr=1 momentum=0.9", monkeypatch, loss=ce, target=LABELS)
+    found = report.result.observed["rehearsal"]
+    assert found.cure is not None
+    assert found.cure.last < 0.97 * min(found.first, math.log(4))
+    assert found.cure.last < 0.9 * found.first
+    assert all(trial.last > found.cure.last or math.isnan(trial.last) for trial in found.trials if trial.lr > found.cure.lr)
+    for code in ("GL703", "GL807"):
+        assert f"{found.cure.lr:.2g}" in of_rule(report, code).remedy.summary
+
+
+def test_a_loss_above_its_start_that_a_lower_rate_brings_down_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4))
+    report = report_of(model, blobs(), "adam lr=5", monkeypatch, loss=ce, target=torch.randint(4, (32,)), rehearse=10)
+    found = report.result.observed["rehearsal"]
+    assert found.diverged_at is None
+    assert found.behind
+    assert found.last > 1.1 * found.first
+    assert of_rule(report, "GL807").severity is Severity.ERROR
+    assert report.score == 0
+
+
+def test_a_loss_at_chance_that_does_not_move_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    x = blobs()
+    target = 1e5 * x[:, :1] + 3e5
+    report = report_of(mlp(16, 32, 1), x, "adam lr=1e-4", monkeypatch, loss=mse, target=target)
+    finding = of_rule(report, "GL807")
+    assert finding.severity is Severity.WARNING
+    assert "the loss does not move" in finding.message
+    few = report_of(mlp(16, 32, 1), x, "adam lr=1e-4", monkeypatch, loss=mse, target=target, rehearse=2)
+    assert not [finding for finding in few.findings if finding.rule == "GL807"]
+    rising = report_of(mlp(16, 32, 1), x, "adam lr=1e-4 schedule=warmup:100", monkeypatch, loss=mse, target=target)
+    assert not [finding for finding in rising.findings if finding.rule == "GL807"]
+
+
+def test_a_breach_inside_the_loss_points_at_its_line_and_says_what_to_use_instead(monkeypatch: pytest.MonkeyPatch):
+    report = report_of(mlp(16, 32, 4), 3 * blobs(), "sgd lr=20", monkeypatch, loss=by_hand, target=LABELS)
+    finding = of_rule(report, "GL807")
+    assert finding.nodes == ()
+    assert finding.source is not None
+    assert finding.source.file.endswith("rehearsal_cases.py")
+    assert finding.source.line == by_hand.__code__.co_firstlineno + 1
+    assert finding.remedy.summary.startswith("use log_softmax")
+
+
+def test_growth_along_time_is_told_in_time_steps(monkeypatch: pytest.MonkeyPatch):
+    class Loud(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.RNN(8, 32, batch_first=True, nonlinearity="relu"), nn.Linear(32, 1)
+            nn.init.normal_(self.rnn.weight_hh_l0, std=3.0 / math.sqrt(32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0][:, -1])
+
+    report = report_of(Loud(), torch.randn(16, 30, 8), "sgd lr=0.1", monkeypatch, loss=mse, target=torch.zeros(16, 1))
+    finding = of_rule(report, "GL807")
+    assert finding.evidence["cause"] == Cause.GROWTH
+    assert "time steps at initialization" in finding.message
+    assert "grows by 0.0" not in finding.message
+    assert all(trial.lr >= 1e-8 for trial in report.result.observed["rehearsal"].trials)

@@ -99,7 +99,7 @@ def test_a_packed_recurrence_that_explodes_gets_the_rules_that_a_padded_one_gets
     assert clipping.evidence["steps"] == 60
     page = render([report.result], version="0")
     assert "time steps of rnn:rnn  " in page
-    assert "time steps of rnn:rnn backwards  " in page
+    assert "time steps of rnn:rnn backwards " in page
 
 
 def test_the_gradient_before_a_packed_recurrence_is_predicted():

@@ -77,9 +77,9 @@ class Rehearsal:
     weight tensor in each update, relative to its norm at first. `first` and `last` are the median losses on the batches of the
     last quarter, before and after the updates. `diverged_at` counts the updates after which the loss was not finite or stayed
     over ten times the first one, or could not be computed, because of what `raised`. `behind` tells that it came down, or below
-    `chance`, only with one of the `trials`, `stalled` that a loss at or above chance did not move at all, and `stopped` why not all
-    steps were taken; `skipped` counts updates left out because gradients overflowed under a loss scale. `chance` is the loss of a
-    prediction that says nothing, where it is known.
+    `chance`, only with one of the `trials`, `stalled` that a loss at or above chance did not move at all, and `stopped` why not
+    all steps were taken; `skipped` counts updates left out because gradients overflowed under a loss scale. `chance` is the loss
+    of a prediction that says nothing, where it is known.
     """
 
     asked: int

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gradlint.probe.experiments import Setting
 
 STEPS = 40
+ENOUGH = 20  # steps in which a loss should move
 SECONDS = 60.0  # for all steps together where the user named no number of them
 DIVERGED = 10.0  # times the first loss; 110 healthy runs of 40 steps end at 1.2 at most, and rise to 3.5 on the way
 NOISE = 0.5  # of the first loss, for RISEN where every batch is another one
@@ -132,7 +133,8 @@ class _Stage:
     def _should_move(self, run: Run, last: float) -> bool:
         """Whether a loss has a gradient and something to learn, and the learning rate is no longer rising."""
         learned = self.chance is None or last < (1.0 - LEARNED) * self.chance
-        return not learned and bool(run.norms) and run.norms[0] > 0.0 and self.recipe.warmup <= len(run.norms) // 2
+        steps = len(run.norms)
+        return not learned and steps >= ENOUGH and run.norms[0] > 0.0 and self.recipe.warmup <= steps // 2
 
     def _may_lag(self, found: Rehearsal) -> bool:
         """Whether weights moved far on one batch and its loss did not come down, or not below chance: steps may be too long."""
@@ -143,7 +145,7 @@ class _Stage:
         """Whether steps are far above the stability limit, and the loss of one batch came down by less than half."""
         curvature = self.setting.found.curvature
         long = curvature is not None and self.recipe.lr / max(self.recipe.warmup, 1) >= LONG * curvature.limit
-        return long and not self.varies and found.last > found.floor - 0.5 * abs(found.floor)
+        return long and not self.varies and found.steps >= ENOUGH and found.last > found.floor - 0.5 * abs(found.floor)
 
     def _run(self, recipe: Recipe) -> tuple[Trainer, Run]:
         self.restore()

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _RECTIFIERS = frozenset({"relu", "leaky_relu", "prelu", "abs", "neg"})  # follow the size of a signal exactly
 _STEADY = 0.7  # mean over rms of a signal that stays on one side of zero: half of its second moment is its mean
+_SKEWED = 0.3  # mean over rms of a summand, from which on the sum with another is far from normal (a ReLU makes 0.56)
+_UNLIKE_NORMAL = 1.8e-3  # decades^2 that each such sum adds, which counts as normal: 0.33 decades are off over 16 of ResNet-50
 _UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
 
 
@@ -117,9 +119,11 @@ def add(call: Call) -> Moved | None:
     parts = [_spread(call, signal, sign) for (_, signal), sign in zip(found, signs, strict=True)]
     widest = max((signal for _, signal in found), key=lambda signal: signal.size)
     behind = total(parts, plain(widest, sizes=call.sizes, shared=parts[0].shared))
+    skewed = any(signal.law is not None and abs(signal.mean) > _SKEWED for _, signal in found)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
+        cotangent = replace(cotangent, variance=cotangent.variance + _UNLIKE_NORMAL) if skewed else cotangent
         views = _views(call, cotangent, behind, parts, signs)
         for (slot, signal), sign, part, view in zip(found, signs, parts, views, strict=True):
             spent = {axes: share * _angle(part, behind, call.sizes, axes) for axes, share in cotangent.spent.items()}

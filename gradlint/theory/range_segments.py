@@ -33,7 +33,7 @@ def accumulated(case: Case) -> Interval:
     if start.low < 0.0 or added.low < 0.0 or (case.number("alpha") or 1.0) < 0.0:
         return REALS
     at_low = start.low == 0.0 and start.at_low
-    return Interval(0.0, math.inf, at_low=at_low, at_high=added.at_high, null=start.null, maker=added.maker)
+    return Interval(0.0, math.inf, at_low=at_low, at_high=added.at_high, null=start.null, maker=node.id)
 
 
 def gathered(case: Case) -> Interval | None:
@@ -48,9 +48,8 @@ def gathered(case: Case) -> Interval | None:
     exponential = case.maker(sums.inputs[2], "exp")
     shift = case.maker(exponential.inputs[0], "sub") if exponential is not None else None
     shifted = shift is not None and len(shift.inputs) > 1 and is_shifted(case, shift.inputs[0], shift.inputs[1])
-    return replace(
-        case.found[sums.id], low=max(added.low, 0.0), at_low=added.null and not shifted, null=added.null and not shifted
-    )
+    null = added.null and not shifted
+    return replace(case.found[sums.id], low=max(added.low, 0.0), at_low=null, null=null, maker=added.maker)
 
 
 def is_shifted(case: Case, left: Ref | None, right: Ref | None) -> bool:
