@@ -50,8 +50,10 @@ accuracy: $(READY)  ## Compare what theory predicts with what the probe measures
 	$(BIN)/python benchmarks/theory_trained.py
 	$(BIN)/python benchmarks/theory_recurrent.py
 
-sweep: $(READY)  ## Run the slow tests
+sweep: $(READY)  ## Run the slow tests, and look for false alarms and for models that a probe cannot run on
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	$(BIN)/python benchmarks/architectures.py
+	$(BIN)/python benchmarks/probes.py
 
 clean:  ## Remove what make made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

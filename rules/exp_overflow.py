@@ -43,6 +43,7 @@ SOFTMAX = "take softmax or logsumexp, which subtract the maximum first"
 SUMS = frozenset({"sum", "div", "softmax", "log_softmax"})
 EXPONENTIALS = frozenset({"exp", "pow", "tan", "softmax"})
 CLOSE = 0.25  # of the largest exponent: a learned variance is far below it in a model that trains
+BROKE = ", and it overflowed in the rehearsal"
 NEAR = 3  # operators behind an exponential among which a sum makes it a softmax
 
 
@@ -96,7 +97,7 @@ class ExpOverflow(Rule):
             yield self.finding(
                 subject,
                 [item.node for item, _, _ in group],
-                _message(worst.function, (worst.interval.low, worst.interval.high), worst.high, seen),
+                _message(worst.function, (worst.interval.low, worst.interval.high), worst.high, seen) + BROKE * broke,
                 severity=_severity(subject, near, hit=hit or broke),
                 confidence=Confidence.MEASURED if hit or broke else Confidence.PREDICTED,
                 remedy=SOFTMAX if _is_softmax(subject, worst.node) else REMEDY,
@@ -114,12 +115,13 @@ class ExpOverflow(Rule):
                 lines.setdefault(item.source or index, []).append(item)
         for group in lines.values():
             item = max(group, key=lambda item: (item.hit, item.nearness))
-            hit = item.hit or (bool(item.source) and _breaks(subject, item.source))
+            broke = bool(item.source) and _breaks(subject, item.source)
+            hit = item.hit or broke
             seen = Range(item.seen_low, item.seen_high)
             yield self.finding(
                 subject,
                 [],
-                f"in the loss: {_message(item.function, (item.low, item.high), item.points[-1], seen)}",
+                f"in the loss: {_message(item.function, (item.low, item.high), item.points[-1], seen)}{BROKE * broke}",
                 severity=_severity(subject, item.nearness, hit=hit),
                 confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
                 source=item.source,

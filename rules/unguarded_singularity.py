@@ -61,6 +61,7 @@ REMEDIES = {
 INSIDE = "clamp the argument strictly inside, -1 + eps to 1 - eps; or take atan2, which has no edge"
 ANGLES = frozenset({"acos", "asin", "atanh"})
 OVERFLOWS = frozenset({"exp", "softmax"})
+BROKE = ", and it broke in the rehearsal"
 FAR = 0.25  # of the way to the point, in decades: under 3e-10 in float32
 
 
@@ -139,7 +140,7 @@ class UnguardedSingularity(Rule):
                 lines.setdefault(item.source or index, []).append((item, hit, item.nearness))
         for group in lines.values():
             item, hit, near = max(group, key=_rank)
-            said = _message(item, "", Range(item.seen_low, item.seen_high), hit=hit)
+            said = _message(item, "", Range(item.seen_low, item.seen_high), hit=hit) + BROKE * (hit and not item.hit)
             yield self.finding(
                 subject,
                 [],
