@@ -27,7 +27,7 @@ from gradlint.theory.transfer import Call, Moved, Pulls, Transfer, plain
 _UNKNOWN = (8, 64)  # lengths of a batch and of any other axis that the graph does not know
 _MOST_AXES = 16  # of a tensor that any rule speaks of
 _SAMPLED = 0.02**2  # decades^2 between one batch of inputs and cotangents and the next (benchmarks/theory_random.py)
-_NEGLECTED = 0.023**2  # decades^2 between theory and the mean of four draws of the weights, robustly (benchmarks/theory_random.py)
+_NEGLECTED = 0.023**2  # decades^2 of theory against the mean of four draws, robustly (benchmarks/theory_random.py)
 _NO_RULE = 1.0  # decades^2: an operator without a rule may grow or shrink a gradient tenfold
 
 _BY_KIND: dict[Kind, Transfer] = {
