@@ -12,6 +12,7 @@ _SYMPTOMS = {  # what can make each: claims about growth, and rules that name a 
     "GL502": (frozenset[Effect](), frozenset({"GL501"})),
     "GL505": (frozenset[Effect](), frozenset({"GL501", "GL502"})),
     "GL506": (frozenset[Effect](), frozenset({"GL503", "GL504"})),
+    "GL403": (frozenset[Effect](), frozenset({"GL104"})),
     "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset({"GL803"})),
     "GL803": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset[str]()),
     "GL802": (frozenset({Effect.VANISHES, Effect.EITHER}), frozenset({"GL104", "GL806"})),

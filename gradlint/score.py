@@ -49,7 +49,7 @@ def judge(
     rehearsed = measurement.rehearsal if measurement is not None else None
     decades = growth.decades if growth is not None else 0.0
     if rehearsed is not None and rehearsed.is_certain and abs(decades) < LIMIT:
-        return (Verdict.VANISHES if rehearsed.diverged_at is None else Verdict.EXPLODES), 0
+        return (Verdict.VANISHES if rehearsed.dead and rehearsed.diverged_at is None else Verdict.EXPLODES), 0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
     if abs(decades) >= LIMIT and (conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score

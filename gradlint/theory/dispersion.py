@@ -54,7 +54,7 @@ class Chance:
 
         The directions keep the share E p u / (p u + 1 - p) = 1 - (1 - p) E 1/v, for u = chi^2_k / k.
         """
-        if not 0.0 < self.share < 1.0:
+        if not 0.0 < self.share < 1.0 - 1e-9:
             return self
         return self.scaled(max(1.0 - (1.0 - self.share) * max(inverse, 1.0), 0.0) / self.share)
 

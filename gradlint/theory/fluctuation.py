@@ -119,7 +119,7 @@ def behind_layer(before: Overlap | None, count: int, group: int, taps: float) ->
     """Relative variance that W^T adds to the square of a cotangent, 2 / (r n) over r directions, and the overlap behind it.
 
     `count` are the inputs of the layer, `group` those that one output sees, `taps` the outputs that one input reaches along other
-    axes: different taps have independent weights.
+    axes: different taps have independent weights. Orthogonal weights are taken for Gaussian ones, which is a little too much.
     """
     before, group = before or even(count), max(group, 1)
     own, mean = (_mixed(value / max(taps, 1.0), group) for value in (before.own, before.mean))

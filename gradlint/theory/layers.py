@@ -62,6 +62,11 @@ class _Layer:
         self.taps = [Taps(w.axis, w.taps / w.out, w.taps / w.size, w.size) for w in windows]
 
     @property
+    def is_orthogonal(self) -> bool:
+        """Whether all rows have one length, as those of orthogonal matrices have; of random ones the squares vary by 2/fan_in."""
+        return self.rows is not None and float(np.var(self.rows)) < 0.1 * 2.0 / self.weight.fan_in
+
+    @property
     def gain(self) -> float:
         """Squared gain, fan x E[W^2]."""
         return self.fan * mean_square(self.weight)
@@ -295,8 +300,8 @@ def _chance(signal: Signal, layer: _Layer) -> Chance:
     channels = max(signal.sizes[layer.axis], 1.0)
     kept = 1.0 if alone == 1.0 else 0.5 + 0.5 * alone
     anew = alone / channels
-    if layer.rows is not None and float(np.var(layer.rows)) < 0.1 * 2.0 / layer.weight.fan_in:
-        law = signal.law_at("")  # rows of one length: orthogonal layers keep what was linear as it was
+    if layer.is_orthogonal:
+        law = signal.law_at("")  # such layers keep what was linear as it was
         before = law.chance.square
         anew *= max(1.0 - law.chance_left.square / before, 0.0) if before > 0.0 else 1.0
     return signal.chance.scaled(math.sqrt(kept)).plus(Chance(anew, anew * anew))

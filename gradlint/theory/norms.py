@@ -114,7 +114,7 @@ def _normalised(call: Call, slot: int, signal: Signal, over: Over) -> Moved:
     limited = found.uneven(units.unlike(signal.chance.scaled(min(max(1.0 - signal.shared[0], 0.0) / (1.0 - lost), 1.0))))
     chance = signal.chance
     if units.whole:
-        few = chance.share < 1.0 and 2.0 * chance.directions < found.degrees
+        few = chance.share < 1.0 - 1e-9 and 2.0 * chance.directions < found.degrees
         inverse = Scatter((chance.directions,), (chance.share,), 1.0 - chance.share).inverse_mean() if few else 1.0
         chance = chance.evened(inverse) if few else chance.scaled(found.degrees / (found.degrees + 2.0))
     behind = replace(behind, chance=chance)

@@ -146,7 +146,7 @@ def _of(case: Case) -> Iterator[Singularity]:
 def _cancels(case: Case, item: Singularity) -> bool:
     """Whether an argument is a difference, whose zero is one of rounding."""
     maker = item.interval.maker
-    return bool(maker and case.graph[maker].op == "sub") or (
+    return (maker in case.graph and case.graph[maker].op == "sub") or (
         bool(item.operand) and case.maker(Ref(item.operand), "sub") is not None
     )
 
