@@ -114,7 +114,8 @@ def test_a_recipe_that_is_none_is_refused_before_any_work(run, text):
 
 def test_the_report_shows_recipe_loss_and_rehearsal(run):
     _, out, _ = run("check", f"{CLASSIFIER}:learning_rate_healthy", "--rehearse", "5")
-    for part in ("recipe: sgd lr=0.05 momentum=0.9; at the start stable up to lr", "1.609 by chance", "rehearsal: 5 updates, loss 1.6"):
+    recipe = "recipe: sgd lr=0.05 momentum=0.9; at the start stable up to lr"
+    for part in (recipe, "1.609 by chance", "rehearsal: 5 updates, loss 1.6"):
         assert part in out
 
 
