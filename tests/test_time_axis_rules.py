@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from recurrent_samples import Scan
 from torch import nn
 
 import gradlint
@@ -20,22 +21,6 @@ class Outputs(nn.Module):
 
     def forward(self, x, *state):
         return self.rnn(x, *state)[0]
-
-
-class Scan(nn.Module):
-    """A diagonal state-space model, h' = a h + x, written as a loop."""
-
-    def __init__(self, width, decay):
-        super().__init__()
-        self.decay = nn.Parameter(torch.full((width,), decay))
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x):
-        h, ys = torch.zeros_like(x[:, 0]), []
-        for t in range(x.shape[1]):
-            h = self.decay * h + x[:, t]
-            ys.append(h)
-        return self.out(torch.stack(ys, 1))
 
 
 class LastStep(Outputs):

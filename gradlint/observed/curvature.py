@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
+from gradlint.observed import is_surrogate
+
 
 @dataclass(frozen=True, slots=True)
 class Curvature:
@@ -39,4 +41,4 @@ class Curvature:
     @property
     def is_surrogate(self) -> bool:
         """Whether the loss was made up, for want of one."""
-        return self.stands_in.startswith("a surrogate")
+        return is_surrogate(self.stands_in)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gradlint.observed import is_surrogate
+
 FLAT = 1e-3  # of the first loss
 RISEN = 0.1  # of the first loss: what ends higher than that has not trained
 ABOVE = 1.5  # times chance: what ends there knows less than nothing
@@ -115,7 +117,7 @@ class Rehearsal:
     @property
     def is_surrogate(self) -> bool:
         """Whether the loss was one that nobody asked for."""
-        return self.stands_in.startswith("a surrogate")
+        return is_surrogate(self.stands_in)
 
     @property
     def is_certain(self) -> bool:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from gradlint.errors import GradlintError
 from gradlint.flow import FINAL
+from gradlint.observed import is_surrogate
 from gradlint.observed.loss import InputFacts, LossFacts
 from gradlint.probe.objective import Objective, fresh, raw_gradients
 from gradlint.probe.training import norm_of
@@ -61,7 +62,7 @@ def loss(setting: Setting) -> Mapping[str, Any]:
     objective = setting.objective
     output = objective.model.call(objective.batch())
     value = objective.of(output)
-    if setting.task.loss is None and objective.stands_in.startswith("a surrogate"):
+    if setting.task.loss is None and is_surrogate(objective.stands_in):
         return {}
     norms = {
         name: norm_of(gradient)

@@ -19,6 +19,7 @@ from gradlint.flow import FINAL
 from gradlint.frontends.base import Runnable
 from gradlint.frontends.torch_state import same
 from gradlint.frontends.user_code import described, raising_line
+from gradlint.observed import SURROGATE
 from gradlint.recipe import Task
 
 
@@ -94,7 +95,7 @@ class Objective:
             else:
                 goal = torch.randn(tensor.shape, generator=generator).to(tensor.device)
                 terms.append(0.5 * (tensor.float() - goal).square().mean())
-            self.stands_in = f"a surrogate: {'cross-entropy with random classes' if logits else 'distance to random numbers'}"
+            self.stands_in = f"{SURROGATE}: {'cross-entropy with random classes' if logits else 'distance to random numbers'}"
         return torch.stack(terms).sum()
 
     def _tokens(self) -> set[int | None]:
