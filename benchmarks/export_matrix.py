@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gradlint
-from gradlint.frontends.onnx_file import OnnxFile, read_onnx
+from gradlint.frontends.onnx.file import OnnxFile, read_onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "sample_models"))
 

@@ -29,15 +29,16 @@ from transformers_architectures import TRANSFORMERS
 from gradlint.errors import GradlintError, InputError
 from gradlint.frontends.base import PartialRun, Runnable
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.onnx_file import read_onnx
+from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.targets import Target
 from gradlint.load import load
 from gradlint.onnx_torch import OnnxRunnable
-from gradlint.probe.chaos import can_redraw, redraw
-from gradlint.probe.experiments import EXPERIMENTS, Setting
+from gradlint.probe.experiments.catalog import EXPERIMENTS
+from gradlint.probe.experiments.objective import preserved
+from gradlint.probe.experiments.reinitialization import can_redraw, redraw
+from gradlint.probe.experiments.segments import segment
+from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.jacobian import observe
-from gradlint.probe.objective import preserved
-from gradlint.probe.segments import segment
 from gradlint.recipe import Recipe, Task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -40,8 +40,8 @@ from theory_common import (
 from torch import Tensor, nn
 
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.torch_module import TorchRunnable
-from gradlint.probe.jacobian import measure
+from gradlint.frontends.torch.module import TorchRunnable
+from gradlint.probe.measure import measure
 from gradlint.result import Measurement
 from gradlint.theory.prediction import Predicted
 

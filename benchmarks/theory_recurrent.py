@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from gradlint.frontends.targets import Target
 from gradlint.load import load
 from gradlint.structure import Structure
-from gradlint.theory.cells import CellResponse, respond
-from gradlint.theory.recurrence import Loop, loops
+from gradlint.theory.recurrence.cells import CellResponse, respond
+from gradlint.theory.recurrence.loops import Loop, loops
 
 BATCH = 8
 SEEDS = 3

@@ -12,31 +12,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gradlint.catalog import load_rules, select
-from gradlint.confront import confront, relate
 from gradlint.errors import ConfigError, InputError
-from gradlint.flow import is_weight_layer, kind_of
-from gradlint.forecast import Forecast
 from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph
 from gradlint.growth import JUMP, place
 from gradlint.load import Loaded, load
 from gradlint.ops import Kind
-from gradlint.probe.isolated import Limits
+from gradlint.predicted_growth import Forecast
+from gradlint.probe.process.isolated import Limits
 from gradlint.recipe import Task
-from gradlint.result import (
-    Confidence,
-    Coverage,
-    Finding,
-    Growth,
-    Measurement,
-    Skipped,
-    SpinePoint,
-    TargetReport,
-)
+from gradlint.result import Confidence, Coverage, Finding, Growth, Measurement, Skipped, SpinePoint, TargetReport
 from gradlint.rule import Needs, Rule, Subject
 from gradlint.score import judge, predicted_growth, worst_growth
-from gradlint.theory.attribution import Attribution, attribute, interval
-from gradlint.theory.stacks import Stack, stack
+from gradlint.signal_path import is_weight_layer, kind_of
+from gradlint.theory.reading.attribution import Attribution, attribute, interval
+from gradlint.theory.reading.stacks import Stack, stack
+from gradlint.verify import confront, relate
 
 Progress = Callable[[str], None]
 

@@ -10,15 +10,15 @@ import networkx as nx
 
 from gradlint.engine import Options, Progress, look, repeated
 from gradlint.errors import TargetError
-from gradlint.flow import is_weight_layer
 from gradlint.graph import Graph, Node
 from gradlint.result import Gains
 from gradlint.rule import Subject
-from gradlint.theory.account import Account, account
+from gradlint.signal_path import is_weight_layer
+from gradlint.theory.arithmetic.derivation import Account, account
 from gradlint.theory.prediction import Predicted
-from gradlint.theory.recurrence import Loop
-from gradlint.theory.signal import Signal
-from gradlint.theory.stacks import Stack
+from gradlint.theory.reading.stacks import Stack
+from gradlint.theory.recurrence.loops import Loop
+from gradlint.theory.transfer.signal import Signal
 
 _CLOSE = 3  # names to offer for one that is not there
 _LISTED = 5  # names to list where one is not enough

@@ -9,7 +9,7 @@ from typing import Any
 
 from gradlint.graph import Graph
 from gradlint.result import Gains, Growth, Jump, Measurement, Place
-from gradlint.theory.sustained import Run, largest_run
+from gradlint.theory.reading.sustained import Run, largest_run
 
 HEALTHY = 2.2
 """Decades of sustained growth under which 90 % of 134 standard architectures stay at default initialization."""

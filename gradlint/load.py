@@ -14,7 +14,7 @@ from gradlint.errors import ConfigError, ForwardError, InputError, TargetError, 
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import is_python_target, load_target
 from gradlint.graph import Graph
-from gradlint.probe.isolated import Limits, worker
+from gradlint.probe.process.isolated import Limits, worker
 from gradlint.recipe import Task
 from gradlint.result import InputInfo, Measurement
 
@@ -110,7 +110,7 @@ def _onnx(
     probe: bool,
     limits: Limits | None = None,
 ) -> Loaded:
-    from gradlint.frontends.onnx_file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
+    from gradlint.frontends.onnx.file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
 
     train = mode == "train"
     file = read_onnx(source, train=train)
@@ -121,7 +121,7 @@ def _onnx(
     def run(specs: tuple[InputSpec, ...], *, seeds: int, seed: int, progress: Progress) -> Measurement:
         if limits is not None and isinstance(source, Path):
             return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, train=train, progress=progress, task=task)
-        from gradlint.probe.files import measure_file  # noqa: PLC0415 - torch
+        from gradlint.probe.process.files import measure_file  # noqa: PLC0415 - torch
 
         return measure_file(file, specs, seeds=seeds, seed=seed, progress=progress, task=task)
 
@@ -144,14 +144,14 @@ def _onnx(
 
 
 def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progress) -> Measurement:
-    from gradlint.probe.jacobian import measure  # noqa: PLC0415 - torch
+    from gradlint.probe.measure import measure  # noqa: PLC0415 - torch
 
     return measure(model, seeds=seeds, seed=seed, progress=progress, task=task)
 
 
 def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool) -> Loaded:
-    from gradlint.frontends.torch_module import TorchRunnable, resolve  # noqa: PLC0415 - torch
-    from gradlint.frontends.torch_source import recorded_construction  # noqa: PLC0415
+    from gradlint.frontends.torch.module import TorchRunnable, resolve  # noqa: PLC0415 - torch
+    from gradlint.frontends.torch.source import recorded_construction  # noqa: PLC0415
 
     name = target if isinstance(target, str) else type(target).__name__
     text = next((spec.name or "input" for spec in inputs if spec.dtype == "string"), None)

@@ -8,18 +8,18 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from gradlint.graph import Source
-from gradlint.observed.chaos import Redraws
-from gradlint.observed.curvature import Curvature
-from gradlint.observed.loss import InputFacts, LossFacts
-from gradlint.observed.numbers import Headroom, Range, Suspect
-from gradlint.observed.rehearsal import Rehearsal
-from gradlint.observed.segments import Segment
-from gradlint.observed.units import Idle, Units
+from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.loss import InputFacts, LossFacts
+from gradlint.measurements.numbers import Headroom, Range, Suspect
+from gradlint.measurements.rehearsal import Rehearsal
+from gradlint.measurements.reinitialization import Redraws
+from gradlint.measurements.segments import Segment
+from gradlint.measurements.units import Idle, Units
 from gradlint.recipe import Recipe
 
 if TYPE_CHECKING:
-    from gradlint.theory.attribution import Attribution
-    from gradlint.theory.stacks import Stack
+    from gradlint.theory.reading.attribution import Attribution
+    from gradlint.theory.reading.stacks import Stack
 
 
 class Verdict(StrEnum):

@@ -15,43 +15,31 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from gradlint.flow import is_weight_layer, kind_of
-from gradlint.forecast import INTERVAL
 from gradlint.graph import Graph, Node, Ref, Source, Weight
+from gradlint.graph_builder import Sketch
 from gradlint.growth import HEALTHY, JUMP, LIMIT, about, nearness
-from gradlint.observed.curvature import Curvature
-from gradlint.observed.loss import InputFacts, LossFacts
-from gradlint.observed.numbers import Headroom, Levels, Range, Suspect
-from gradlint.observed.rehearsal import Breach, Cause, DeadUnits, Rehearsal, Trial
-from gradlint.observed.units import Idle, Units
+from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.loss import InputFacts, LossFacts
+from gradlint.measurements.numbers import Headroom, Levels, Range, Suspect
+from gradlint.measurements.rehearsal import Breach, Cause, DeadUnits, Rehearsal, Trial
+from gradlint.measurements.units import Idle, Units
 from gradlint.ops import Kind, operator
+from gradlint.predicted_growth import INTERVAL
+from gradlint.ranges.intervals import bounds
+from gradlint.ranges.singularities import Singularity
 from gradlint.recipe import Recipe, Task
-from gradlint.result import (
-    Confidence,
-    Cut,
-    Effect,
-    Finding,
-    Gains,
-    Growth,
-    Measurement,
-    NonFinite,
-    Remedy,
-    Severity,
-    TimeGrowth,
-)
-from gradlint.sketch import Sketch
+from gradlint.result import Confidence, Cut, Effect, Finding, Gains, Growth, Measurement, NonFinite, Remedy, Severity, TimeGrowth
+from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 from gradlint.subject import Subject
 from gradlint.theory.branches import has_norm, hides_norm, normalises, on_skip, starts_at_zero
-from gradlint.theory.gaussian import chi
-from gradlint.theory.initialised import is_constant, is_torch_default, looks_initialised
-from gradlint.theory.intervals import bounds
-from gradlint.theory.logits import Logits, logits_of
+from gradlint.theory.gaussian.integrals import chi
+from gradlint.theory.initialization import is_constant, is_torch_default, looks_initialised
 from gradlint.theory.prediction import predict
-from gradlint.theory.propagation import Step, main_weight, propagate, squared_gain
-from gradlint.theory.recurrence import Loop
-from gradlint.theory.singularities import Singularity
-from gradlint.theory.trends import RECTIFIERS, Layer, Trend, fall, imbalance, is_plain, layers, rise
+from gradlint.theory.reading.logits import Logits, logits_of
+from gradlint.theory.reading.steps import Step, main_weight, propagate, squared_gain
+from gradlint.theory.reading.trends import RECTIFIERS, Layer, Trend, fall, imbalance, is_plain, layers, rise
+from gradlint.theory.recurrence.loops import Loop
 
 __all__ = [
     "HEALTHY",

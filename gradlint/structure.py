@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from gradlint.flow import Flow, is_weight_layer
 from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import operator
+from gradlint.signal_path import Flow, is_weight_layer
 
 _BLOCK = 4  # weight layers: so many may lie between two nodes of any spine
 _LONGEST_BLOCK = 2000  # nodes looked at in search of the fork of one sum: longer ones are U-Nets, not blocks

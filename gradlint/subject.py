@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from gradlint.flow import is_weight_layer
-from gradlint.forecast import INTERVAL, Forecast, forecast
 from gradlint.graph import Graph
 from gradlint.growth import HEALTHY
-from gradlint.observed.numbers import Range
-from gradlint.observed.rehearsal import Rehearsal
+from gradlint.measurements.numbers import Range
+from gradlint.measurements.rehearsal import Rehearsal
+from gradlint.predicted_growth import INTERVAL, Forecast, forecast
+from gradlint.ranges.singularities import Singularity, singularities
 from gradlint.recipe import Task
 from gradlint.result import Measurement, Place, TimeGrowth
+from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
 from gradlint.theory.branches import are_unsettled, hides_norm, normalises
-from gradlint.theory.initialised import looks_initialised
+from gradlint.theory.initialization import looks_initialised
 from gradlint.theory.prediction import Prediction, predict
-from gradlint.theory.propagation import Step, propagate
-from gradlint.theory.recurrence import Loop, Pace, loops
-from gradlint.theory.singularities import Singularity, singularities
-from gradlint.theory.trends import Trend, is_plain
+from gradlint.theory.reading.steps import Step, propagate
+from gradlint.theory.reading.trends import Trend, is_plain
+from gradlint.theory.recurrence.loops import Loop, Pace, loops
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    Confidence,
-    Curvature,
-    Example,
-    Finding,
-    Needs,
-    Recipe,
-    Rule,
-    Severity,
-    Sketch,
-    Subject,
-)
+from gradlint.rule import Confidence, Curvature, Example, Finding, Needs, Recipe, Rule, Severity, Sketch, Subject
 
 LONG = 32  # steps; recurrent language models are unrolled over 35 (Zaremba 2014) and clip
 TAIL = 5.0  # largest gradient norm over the median; at most 2.3 over four drawn batches on 85 transformers architectures

@@ -26,21 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from gradlint.rule import (
-    Effect,
-    Example,
-    Finding,
-    Rule,
-    Severity,
-    Sketch,
-    Step,
-    Subject,
-    Trend,
-    fall,
-    normalises,
-    on_skip,
-    rise,
-)
+from gradlint.rule import Effect, Example, Finding, Rule, Severity, Sketch, Step, Subject, Trend, fall, normalises, on_skip, rise
 
 EXPLAINED = 0.5  # of the predicted trend: blocks that explain less are not the cause
 SHARE = 0.5  # of the residual sums; the one norm behind the last sum of a pre-norm stack makes no post-norm stack

@@ -24,19 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    Confidence,
-    Example,
-    Finding,
-    Range,
-    Rule,
-    Severity,
-    Singularity,
-    Sketch,
-    Subject,
-    Suspect,
-    bounds,
-)
+from gradlint.rule import Confidence, Example, Finding, Range, Rule, Severity, Singularity, Sketch, Subject, Suspect, bounds
 
 REMEDY = "clamp the argument from above, or take softplus"
 SOFTMAX = "take softmax or logsumexp, which subtract the maximum first"

@@ -22,20 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    LIMIT,
-    Confidence,
-    Example,
-    Finding,
-    Growth,
-    Needs,
-    Rule,
-    Severity,
-    Sketch,
-    Subject,
-    about,
-    nearness,
-)
+from gradlint.rule import LIMIT, Confidence, Example, Finding, Growth, Needs, Rule, Severity, Sketch, Subject, about, nearness
 
 REMEDY = "lower the weight gain, add normalisation or skip connections here; clip the gradient norm meanwhile"
 RESCALE = "only the scale is wrong, for the relative gain stays flat: lower the weight gain or add normalisation here"

@@ -23,19 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    Effect,
-    Example,
-    Finding,
-    Kind,
-    Rule,
-    Severity,
-    Sketch,
-    Subject,
-    is_weight_layer,
-    kind_of,
-    rise,
-)
+from gradlint.rule import Effect, Example, Finding, Kind, Rule, Severity, Sketch, Subject, is_weight_layer, kind_of, rise
 
 SHARE = 0.5  # norms per weight layer; with fewer the weights decide
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from gradlint import cli
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for the modules of samples that lie beside the tests
 hypothesis.settings.register_profile("gradlint", deadline=None)  # no test depends on the speed of the machine
 hypothesis.settings.load_profile("gradlint")
 

@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import gradlint
-from gradlint.confront import confront, relate
 from gradlint.errors import ForwardError, TargetError
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.result import Confidence, Effect, Finding, Gains, Growth, Measurement, Severity
 from gradlint.score import judge
+from gradlint.verify import confront, relate
 
 INF = math.inf
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gradlint.graph import Graph, Node, Ref
 from gradlint.rule import Sketch, Structure
 from gradlint.structure import ResidualSum, block_name
-from gradlint.theory.sustained import largest_run
+from gradlint.theory.reading.sustained import largest_run
 
 # spine ------------------------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
     from gradlint.engine import Options
     from gradlint.engine import check as check_target
     from gradlint.frontends.inputs import parse_inputs
-    from gradlint.probe.isolated import Limits
+    from gradlint.probe.process.isolated import Limits
     from gradlint.recipe import Recipe, Task
 
     select(load_rules(request.rules), request.select, request.ignore)  # an unknown code is said once, before any work

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlint.errors import InputError
-from gradlint.frontends.onnx_file import OnnxFile, read_onnx
+from gradlint.frontends.onnx.file import OnnxFile, read_onnx
 from gradlint.graph import Graph
 from gradlint.onnx_torch.dtypes import from_numpy
 from gradlint.onnx_torch.engine import Engine, Observer, Values

@@ -11,7 +11,7 @@ import onnx
 from onnx import AttributeProto
 
 from gradlint.errors import GradlintError, TargetError
-from gradlint.frontends.onnx_names import assign_ids, subgraph_scope
+from gradlint.frontends.onnx.names import assign_ids, subgraph_scope
 from gradlint.frontends.user_code import described
 from gradlint.onnx_torch.dtypes import Load, from_proto, from_sparse
 from gradlint.onnx_torch.registry import KERNELS, Value

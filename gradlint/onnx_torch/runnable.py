@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gradlint.frontends.base import Edit, PartialRun, Tap, Tensors
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.onnx_file import OnnxFile
-from gradlint.frontends.onnx_names import input_id
+from gradlint.frontends.onnx.file import OnnxFile
+from gradlint.frontends.onnx.names import input_id
 from gradlint.graph import Graph, Ref
 from gradlint.onnx_torch.dtypes import from_numpy, is_float8
 from gradlint.onnx_torch.module import OnnxModule, derived, steps_of

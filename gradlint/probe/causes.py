@@ -6,13 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
-from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Graph, Node
 from gradlint.growth import UNDERFLOW
-from gradlint.observed.units import Idle
+from gradlint.measurements.units import Idle
 from gradlint.ops import Kind, operator
 from gradlint.probe.recorder import Seen
 from gradlint.result import Cut, NonFinite
+from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 
 _SINGULAR = frozenset({"sqrt", "rsqrt", "log", "pow", "div", "reciprocal", "sum", "l2_normalize", "var", "tan", "abs", "exp"})

@@ -7,41 +7,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 import torch
-from torch import nn
 
 from gradlint.chains import chain_of
 from gradlint.errors import ForwardError
-from gradlint.flow import FINAL
 from gradlint.frontends.base import PartialRun, Runnable
-from gradlint.frontends.torch_state import untouched
 from gradlint.frontends.user_code import described
 from gradlint.graph import Graph, Ref
 from gradlint.growth import LIMIT, summarise
 from gradlint.ops import Kind, Operator, operator
 from gradlint.probe.causes import find_cuts, find_idle, first_nonfinite_backward, first_nonfinite_forward, is_dead
-from gradlint.probe.experiments import experiment
-from gradlint.probe.numerics import ranges_seen
-from gradlint.probe.recorder import Recorder, Seen, square_sum
-from gradlint.probe.timeaxis import OverTime
-from gradlint.probe.warned import heard
-from gradlint.probe.watchers import Reader, Watcher, summaries
-from gradlint.recipe import Task
+from gradlint.probe.observers import Reader, Watcher, summaries
+from gradlint.probe.recorder import Recorder, Seen, ranges_seen, square_sum
+from gradlint.probe.time.growth import OverTime
 from gradlint.result import Gains, Growth, Measurement
+from gradlint.signal_path import FINAL
 from gradlint.structure import Structure
 
 Progress = Callable[[str], None]
 
 MOST_SEEDS = 9
 """Seeds that are drawn at most of a model whose growth lies near LIMIT."""
-
-WARNINGS = 3
-"""Warnings of the user's code that are repeated at most."""
 
 TYPICAL_SPREAD = 0.1
 """Decades between seeds of one model, where a single one was drawn."""
@@ -77,21 +67,6 @@ def _decades(square: float, reference: float) -> float:
     if not math.isfinite(square) or reference == 0.0:
         return square if reference else math.nan
     return 0.5 * (math.log10(square) - math.log10(reference))
-
-
-def measure(
-    model: Runnable, *, seeds: int = 3, seed: int = 0, progress: Progress | None = None, task: Task | None = None
-) -> Measurement:
-    """Probe a model with `seeds` random inputs and cotangents, and hand it back untouched.
-
-    With a `task`, what its loss and its recipe do is measured too. Raises ForwardError when the model's forward or backward
-    pass raises.
-    """
-    say, task = progress or (lambda _: None), task or Task()
-    own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have a state of its own
-    with model.untouched(), own, torch.enable_grad(), heard() as warned:
-        found = experiment(model, task, observe(model, seeds=seeds, seed=seed, progress=say), seed=seed, progress=say)
-    return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS])))
 
 
 def observe(model: Runnable, *, seeds: int, seed: int, progress: Progress, most: int = MOST_SEEDS) -> Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,8 +12,9 @@ import torch
 
 from gradlint.frontends.base import Tensors
 from gradlint.graph import Ref
-from gradlint.probe.tape import Site
-from gradlint.probe.watchers import WATCHERS, Watcher
+from gradlint.measurements.numbers import Range
+from gradlint.probe.observers import WATCHERS, Watcher
+from gradlint.probe.vjp_points import Site
 
 _KEPT_FINALS = 32  # inputs of the last softmax-like operators, one of which may turn out to be the trunk output
 _LARGE = 1e15  # squares beyond it overflow float32
@@ -38,6 +39,22 @@ class Seen:
         if math.isnan(self.low) or math.isnan(self.high):
             return "NaN"
         return "infinity" if self.size and (math.isinf(self.low) or math.isinf(self.high)) else None
+
+
+def ranges_seen(passes: Iterable[Mapping[str, Seen]]) -> Mapping[str, Range]:
+    """The range of every node that ran and has float outputs, over all passes."""
+    found: dict[str, Range] = {}
+    for seen in passes:
+        for node, one in seen.items():
+            if one.size:
+                before = found.get(node, Range(math.inf, -math.inf))
+                found[node] = Range(_least(before.low, one.low), -_least(-before.high, -one.high))
+    return found
+
+
+def _least(one: float, other: float) -> float:
+    """The smaller of two, NaN where either is."""
+    return math.nan if math.isnan(one) or math.isnan(other) else min(one, other)
 
 
 def real(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from gradlint.report.wording import decimal
 from gradlint.result import SpinePoint, TimeGrowth
 
 if TYPE_CHECKING:
-    from gradlint.theory.phase import Phase
+    from gradlint.theory.reading.phase import Phase
 
 MAX_LINES = 16
 _WHOLE = 9  # rows that are never folded

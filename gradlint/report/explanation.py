@@ -7,18 +7,18 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gradlint.forecast import INTERVAL
+from gradlint.predicted_growth import INTERVAL
 from gradlint.report import printable
 from gradlint.report.chart import picture
 from gradlint.report.wording import decimal, short_path
-from gradlint.theory.equations import Equation, shown
+from gradlint.theory.arithmetic.equations import Equation, shown
 
 if TYPE_CHECKING:
     from gradlint.explain import Explanation
     from gradlint.graph import Node
-    from gradlint.theory.account import Back
-    from gradlint.theory.recurrence import Loop
-from gradlint.theory.signal import Signal
+    from gradlint.theory.arithmetic.derivation import Back
+    from gradlint.theory.recurrence.loops import Loop
+from gradlint.theory.transfer.signal import Signal
 
 _NO_MEAN = 1e-6  # of the root of q: a mean that is rounding
 _LEAD = 12  # columns of the words on the left

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradlint.observed.curvature import Curvature
-from gradlint.observed.loss import LossFacts
-from gradlint.observed.rehearsal import Rehearsal
+from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.loss import LossFacts
+from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.report.wording import count
 from gradlint.result import TargetReport, TimeGrowth
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from gradlint.flow import is_weight_layer, kind_of
 from gradlint.graph import Graph, Node
 from gradlint.ops import Kind
+from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import ResidualSum, Structure
 
 _ON_THE_WAY = frozenset({"sqrt", "rsqrt", "reciprocal", "pow", "add", "mul", "div", "clamp", "maximum", "reshape", "cast"})

@@ -7,22 +7,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gradlint.flow import kind_of
 from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import Kind, operator
+from gradlint.signal_path import kind_of
 from gradlint.structure import Structure
-from gradlint.theory.attention import attention, matmul, multi_head, softmax
-from gradlint.theory.channel_rules import refined
-from gradlint.theory.fluctuation import Overlap
-from gradlint.theory.joins import concat, dropout
-from gradlint.theory.layers import conv, embedding, linear
-from gradlint.theory.moves import reshape, select
-from gradlint.theory.norms import norm
-from gradlint.theory.pointwise import add, glu, mapped, multiply
-from gradlint.theory.pools import pool, reduce
-from gradlint.theory.recurrent import recurrent
-from gradlint.theory.signal import Cotangent, Pull, Signal, joined, merged, part_of_pull
-from gradlint.theory.transfer import Call, Moved, Pulls, Transfer, plain
+from gradlint.theory.transfer.attention import attention, matmul, multi_head, softmax
+from gradlint.theory.transfer.channel_rules import refined
+from gradlint.theory.transfer.fluctuation import Overlap
+from gradlint.theory.transfer.fused_recurrence import recurrent
+from gradlint.theory.transfer.joins import concat, dropout
+from gradlint.theory.transfer.layers import conv, embedding, linear
+from gradlint.theory.transfer.norms import norm
+from gradlint.theory.transfer.pointwise import add, glu, mapped, multiply
+from gradlint.theory.transfer.pools import pool, reduce
+from gradlint.theory.transfer.reshaping import reshape, select
+from gradlint.theory.transfer.rule import Call, Moved, Pulls, Transfer, plain
+from gradlint.theory.transfer.signal import Cotangent, Pull, Signal, joined, merged, part_of_pull
 
 _UNKNOWN = (8, 64)  # lengths of a batch and of any other axis that the graph does not know
 _MOST_AXES = 16  # of a tensor that any rule speaks of

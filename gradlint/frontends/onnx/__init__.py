@@ -1,0 +1,1 @@
+"""The static ONNX front end, on onnx and numpy alone."""

@@ -1,0 +1,130 @@
+"""The static ONNX front end: a file becomes a graph, without torch and without reading the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import inliner
+
+from gradlint.errors import TargetError
+from gradlint.frontends.inputs import InputSpec, merge_given
+from gradlint.frontends.onnx.folded import folding_notes
+from gradlint.frontends.onnx.graph import build_graph
+from gradlint.frontends.onnx.inputs import infer_inputs, other_batches
+from gradlint.frontends.onnx.limits import DEFAULT, Limits
+from gradlint.frontends.onnx.metadata import state_kinds
+from gradlint.frontends.onnx.shapes import free_inputs
+from gradlint.frontends.onnx.skeleton import Skeleton, load_skeleton
+from gradlint.frontends.onnx.walk import graphs_of
+from gradlint.graph import Graph
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxFile:
+    """A model as its file describes it.
+
+    `proto` is the model without its large weights and with its local functions inlined; `graph` has the same nodes, under
+    the ids of `onnx_names.assign_ids`. `notes` are sentences for the report.
+    """
+
+    skeleton: Skeleton
+    graph: Graph
+    notes: tuple[str, ...]
+    frontend: str = "onnx"
+
+    @property
+    def path(self) -> Path | None:
+        """The file, None for a model in memory."""
+        return self.skeleton.path
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The model, whose large tensors are references."""
+        return self.skeleton.proto
+
+    @property
+    def mode(self) -> str:
+        """Either "train", when a BatchNorm or dropout of the file is in training mode, or "eval"."""
+        return self.graph.mode
+
+    def array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
+        """The values of a tensor of `proto`, memory-mapped where they are large; raises TargetError when they are damaged."""
+        return self.skeleton.array(tensor)
+
+    @cached_property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What to feed; raises InputError for an input that cannot be inferred."""
+        return self.inputs_with(())
+
+    def inputs_with(self, given: tuple[InputSpec, ...], batch: int | None = None) -> tuple[InputSpec, ...]:
+        """What to feed when `given` is set by the user, by name or by position; only the other inputs are inferred.
+
+        `batch` sets the size of their batch. Raises InputError when a given one does not exist, or another one cannot be
+        inferred.
+        """
+        values = free_inputs(self.proto.graph)
+        placed = {value.name: spec for value, spec in zip(values, given, strict=False) if spec.name is None}
+        named = {spec.name: spec for spec in given if spec.name is not None}
+        return merge_given(infer_inputs(values, self.graph, placed | named, batch), given)
+
+    def other_inputs(self, given: tuple[InputSpec, ...]) -> Iterator[tuple[int, tuple[InputSpec, ...]]]:
+        """`inputs_with` for other batches than the one that is inferred, and these batches; the likeliest comes first."""
+        seen = {_texts(self.inputs_with(given))}
+        for batch in other_batches(free_inputs(self.proto.graph)):
+            specs = self.inputs_with(given, batch)
+            if _texts(specs) not in seen:
+                seen.add(_texts(specs))
+                yield batch, specs
+
+
+def _texts(specs: tuple[InputSpec, ...]) -> tuple[str, ...]:
+    return tuple(spec.text for spec in specs)
+
+
+def read_onnx(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT, *, train: bool = False) -> OnnxFile:
+    """Read a model from a file, the bytes of one, or memory; with `train`, its BatchNorms take the statistics of the batch.
+
+    Raises TargetError when it cannot be read, is no valid graph or asks for more than `limits` allow, UnsafeFileError when it
+    reaches outside its folder.
+    """
+    skeleton = load_skeleton(source, limits)
+    skeleton = replace(skeleton, proto=_inlined(skeleton))
+    if train:
+        skeleton = _on_batch_statistics(skeleton)
+    graph, reason = build_graph(skeleton)
+    notes = list(folding_notes(list(graph), state_kinds(skeleton.proto.graph), training=graph.mode == "train"))
+    if train and graph.mode != "train":
+        notes.append("train mode changes nothing: the file has no BatchNorm (lint the torch module where it was folded)")
+    if reason is not None:
+        notes.append(f"shapes are unknown: {reason}")
+    return OnnxFile(skeleton, graph, tuple(notes))
+
+
+def _on_batch_statistics(skeleton: Skeleton) -> Skeleton:
+    """The model with its BatchNorms in training mode."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(skeleton.proto)
+    for graph in graphs_of(proto.graph):
+        for node in graph.node:
+            if node.op_type == "BatchNormalization":
+                kept = [attribute for attribute in node.attribute if attribute.name != "training_mode"]
+                del node.attribute[:]
+                node.attribute.extend([*kept, onnx.helper.make_attribute("training_mode", 1)])
+    return replace(skeleton, proto=proto)
+
+
+def _inlined(skeleton: Skeleton) -> onnx.ModelProto:
+    """The model with the calls of its local functions replaced by their bodies."""
+    proto = skeleton.proto
+    if not proto.functions:
+        return proto
+    try:
+        return inliner.inline_local_functions(proto)
+    except Exception as error:  # onnx raises bare RuntimeError
+        raise TargetError(f"{skeleton.label}: its local functions cannot be inlined: {error}") from error

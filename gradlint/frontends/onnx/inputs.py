@@ -1,0 +1,311 @@
+"""Inputs of an ONNX model: what the file says of them, and sensible sizes where it says nothing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+import onnx
+
+from gradlint.errors import InputError
+from gradlint.frontends.inputs import ARRAYS, DTYPES, InputSpec
+from gradlint.frontends.onnx.names import input_id
+from gradlint.frontends.onnx.shapes import tensor_type
+from gradlint.graph import Graph, Node
+from gradlint.ops import Kind, operator
+
+_BATCH = 8
+_RANKS = {Kind.LINEAR: 2, Kind.RNN: 3, Kind.CONV: 0}  # axes of the input of a layer; as many as the weight of a convolution
+_PIXELS = 64
+_STEPS = 16
+_CHANNELS = 3
+_SAMPLE_RATE = 16000
+_LARGEST = 1 << 30  # elements
+_ELEMENTS = 1 << 18
+"""Elements that the inputs of a batch may have together: one pass was measured to cost 1 to 50 microseconds for each, on one
+thread and over 25 models (sound, images, text), so that three seeds take 40 s at most."""
+_LARGEST_BATCH, _TRIED = 64, 3  # what a fixed size may mean as a batch, and how many of these are tried
+_THROUGH = {Kind.SHAPE, Kind.CONCAT, Kind.ADD, Kind.MUL, Kind.NORM}  # what an input may pass on its way to a layer
+_LENGTHS_SLOT, _STATE_SLOTS = 4, (5, 6)  # sequence_lens, initial_h and initial_c of RNN, GRU and LSTM
+_STATE_RANK = 3
+_STATE_NAME = re.compile(r"(h|c|hn|cn|h_?0|c_?0|h_?in|c_?in|(rnn_|lstm_|gru_)?(state|hidden|cell)s?)", re.IGNORECASE)
+_RATE_NAME = re.compile(r"sr|(sample|sampling)_?rate", re.IGNORECASE)
+_LENGTH_NAME = re.compile(r"(.*_)?(lens?|lengths?|seq_?lens?)", re.IGNORECASE)
+_MASK_NAME = re.compile(r"(.*_)?mask", re.IGNORECASE)
+_PADDING_NAME = re.compile(r"pad", re.IGNORECASE)
+_COLOURS = (1, 3, 4)
+_STEPS_NAME = re.compile(r"seq|time|len|frame|step|token", re.IGNORECASE)
+
+
+def infer_inputs(
+    values: Sequence[onnx.ValueInfoProto],
+    graph: Graph,
+    given: Mapping[str, InputSpec] = MappingProxyType({}),
+    batch: int | None = None,
+) -> tuple[InputSpec, ...]:
+    """What to feed to each graph input; a dimension that the file leaves open gets a size from its layer or its place.
+
+    An open first axis is the batch: that of the given inputs, or of the recurrent states where these are fixed, else 8, or
+    fewer where the inputs are large. `batch` sets it. Image sides are 64, sequences have 16 steps, integers stay below the
+    size of the embedding that they index, lengths are full, masks hide nothing, recurrent states are zero, text is a word.
+    Inputs in `given` are not inferred: their specification is what the file declares of them.
+    Raises InputError for an input that is no tensor of numbers or text, or whose rank is unknown.
+    """
+    sizes = _Sizes(batch or _BATCH)
+    for value in values:
+        if value.name in given:
+            _Reader(value, graph, sizes).learn(given[value.name].shape)
+    holder = None if batch or sizes.given else _state_of_fixed_batch(graph)
+    if holder is not None:
+        sizes.batch = holder[1]
+    specs = _inferred(values, graph, given, sizes)
+    if not (batch or sizes.given or holder or graph.mode == "train"):  # batch statistics need their batch
+        most = _affordable(specs, sizes)
+        return specs if most == sizes.batch else infer_inputs(values, graph, given, most)
+    if holder is None:
+        return specs
+    note = f"fed a batch of {holder[1]}, for which the recurrent state {holder[0]!r} is made"
+    return tuple(replace(spec, note=note) if spec.name in sizes.batched else spec for spec in specs)
+
+
+def _inferred(
+    values: Sequence[onnx.ValueInfoProto], graph: Graph, given: Mapping[str, InputSpec], sizes: _Sizes
+) -> tuple[InputSpec, ...]:
+    return tuple(
+        _declared(value, given[value.name]) if value.name in given else _Reader(value, graph, sizes).spec() for value in values
+    )
+
+
+def _declared(value: onnx.ValueInfoProto, given: InputSpec) -> InputSpec:
+    """What the file says of an input that the user gives, with 1 for an open size; the given one itself where it says nothing."""
+    kind = tensor_type(value.type)
+    if kind is None or kind[0] not in ARRAYS:
+        return replace(given, name=value.name)
+    return InputSpec(value.name, kind[0], tuple(size or 1 for size in kind[1] or ()))
+
+
+def other_batches(values: Sequence[onnx.ValueInfoProto]) -> list[int]:
+    """Batches to try on a model that does not run on the inferred one: 1, then the fixed sizes of leading axes.
+
+    Exporters trace with one sample, and operators then may keep its number.
+    """
+    dims = (dim.dim_value for value in values for dim in value.type.tensor_type.shape.dim[:2])
+    return [1, *sorted({int(size) for size in dims if 1 < size <= _LARGEST_BATCH})[:_TRIED]]
+
+
+def _state_of_fixed_batch(graph: Graph) -> tuple[str, int] | None:
+    """The first graph input of fixed sizes that is the state of a recurrent layer, and the size of its batch axis."""
+    for node in graph:
+        if operator(node.op).kind is Kind.RNN:
+            for ref in node.inputs[_STATE_SLOTS[0] :]:
+                state = graph[ref.node] if ref is not None else None
+                if state is not None and state.op == "input" and state.shape is not None and len(state.shape) == _STATE_RANK:
+                    size = state.shape[0 if node.attrs.get("batch_first") else 1]
+                    if size is not None and size > 0:
+                        return state.id.removeprefix(input_id("")), size
+    return None
+
+
+def _affordable(specs: Sequence[InputSpec], sizes: _Sizes) -> int:
+    """The largest batch, up to the inferred one, for which all inputs that have it hold at most _ELEMENTS elements."""
+    elements = sum(math.prod(spec.shape) for spec in specs if spec.name in sizes.batched)
+    return min(sizes.batch, max(1, _ELEMENTS * sizes.batch // max(elements, 1)))
+
+
+@dataclass
+class _Sizes:
+    """What the inputs of a model have in common: the batch, and the sizes of named dimensions that are known by now.
+
+    `batched` are the inputs with an axis of that batch; `given` says that the batch is that of an input of the user.
+    """
+
+    batch: int
+    named: dict[str, int] = field(default_factory=dict)
+    batched: set[str] = field(default_factory=set)
+    given: bool = False
+
+
+class _Reader:
+    """One graph input; `sizes` are shared with the other ones."""
+
+    def __init__(self, value: onnx.ValueInfoProto, graph: Graph, sizes: _Sizes) -> None:
+        self._value = value
+        self._name = value.name
+        self._sizes = sizes
+        self._graph = graph
+        self._readers = list(_readers(graph, input_id(value.name)))
+
+    def learn(self, shape: tuple[int, ...]) -> None:
+        """Take the batch and the named sizes from the shape that the user gives for this input."""
+        dims = self._value.type.tensor_type.shape.dim
+        for axis, (dim, size) in enumerate(zip(dims, shape, strict=False)):
+            if dim.dim_param:
+                self._sizes.named.setdefault(dim.dim_param, size)
+            if dim.dim_value <= 0 and not self._sizes.given and self._is_batch(axis, len(dims)):
+                self._sizes.batch, self._sizes.given = size, True
+
+    def spec(self) -> InputSpec:
+        """The specification; see `infer_inputs` for what it raises."""
+        kind = tensor_type(self._value.type)
+        if kind is None or kind[0] not in ARRAYS:
+            raise InputError(
+                f"input {self._name!r} holds {kind[0] if kind else 'no tensor'}, which cannot be drawn",
+                hint="lint the part of the model behind it, or leave the probe out with --no-probe",
+            )
+        dtype, dims = kind[0], kind[1] if kind[1] is not None else self._unranked()
+        if dims is None:
+            known = dtype if dtype in DTYPES else "float32"
+            example = (
+                "int64[1,16]<1000" if dtype.startswith("int") else "string[1]" if dtype == "string" else f"{known}[1,3,64,64]"
+            )
+            raise InputError(
+                f"input {self._name!r} has an unknown number of dimensions", hint=f"give it with --input {self._name}={example}"
+            )
+        shape = tuple(self._size(axis, len(dims)) for axis in range(len(dims)))
+        if math.prod(shape) > _LARGEST:
+            raise InputError(
+                f"input {self._name!r} of shape {list(shape)} is too large to be drawn",
+                hint=f"give a smaller one with --input {self._name}={dtype}[{','.join('1' for _ in shape)}]",
+            )
+        if dtype.startswith(("int", "uint")):
+            if math.prod(shape) == 1 and _RATE_NAME.fullmatch(self._name) and np.iinfo(dtype).max >= _SAMPLE_RATE:
+                return InputSpec(self._name, dtype, shape, value=np.full(shape, _SAMPLE_RATE, dtype))
+            below = self._below(dtype)
+            number = None if below is not None else self._steps_given if self._is_length else 1 if self._is_mask else None
+            value = None if number is None else np.full(shape, min(number, np.iinfo(dtype).max), dtype)
+            return InputSpec(self._name, dtype, shape, 256 if dtype == "uint8" and below is None else below or 2, value=value)
+        if dtype == "string":
+            return InputSpec(self._name, dtype, shape)
+        if dtype == "bool":
+            value = np.full(shape, not _PADDING_NAME.search(self._name)) if self._is_mask else None
+            return InputSpec(self._name, dtype, shape, value=value)
+        zeros = np.zeros(shape, "float32" if dtype == "bfloat16" else dtype)
+        return InputSpec(self._name, dtype, shape, value=zeros if self._is_state else None)
+
+    def _unranked(self) -> tuple[None, ...] | None:
+        """As many open dimensions as the first layer asks for, None where no layer says."""
+        for node, slot, moved in self._readers:
+            weight = node.weights.get("weight")
+            if weight is not None and slot == 0 and not moved and (kind := operator(node.op).kind) in _RANKS:
+                return (None,) * (_RANKS[kind] or len(weight.shape))
+        return None
+
+    @property
+    def _is_length(self) -> bool:
+        """Whether these are the lengths of the sequences of the batch."""
+        fed = any(slot == _LENGTHS_SLOT and operator(node.op).kind is Kind.RNN for node, slot, _ in self._readers)
+        return fed or _LENGTH_NAME.fullmatch(self._name) is not None
+
+    @property
+    def _is_mask(self) -> bool:
+        return _MASK_NAME.fullmatch(self._name) is not None
+
+    @property
+    def _steps_given(self) -> int:
+        """The length of the sequences, as far as the file states it."""
+        for node, slot, _ in self._readers:
+            data = node.inputs[0] if slot == _LENGTHS_SLOT else None
+            shape = self._graph[data.node].shape if data is not None else None
+            if shape is not None and len(shape) == 3:
+                return shape[int(node.attrs.get("time_axis", 0))] or _STEPS
+        return _STEPS
+
+    @property
+    def _is_state(self) -> bool:
+        fed = any(slot in _STATE_SLOTS and operator(node.op).kind is Kind.RNN for node, slot, _ in self._readers)
+        return fed or _STATE_NAME.fullmatch(self._name) is not None
+
+    @property
+    def _time_axis(self) -> int | None:
+        """The axis of time when a recurrent layer reads the input as it is."""
+        layers = (node for node, slot, moved in self._readers if slot == 0 and not moved and operator(node.op).kind is Kind.RNN)
+        return next((int(node.attrs["time_axis"]) for node in layers if "time_axis" in node.attrs), None)
+
+    def _dim(self, axis: int) -> onnx.TensorShapeProto.Dimension:
+        dims = self._value.type.tensor_type.shape.dim
+        return dims[axis] if dims else onnx.TensorShapeProto.Dimension()
+
+    def _size(self, axis: int, rank: int) -> int:
+        dim = self._dim(axis)
+        if dim.dim_value > 0:
+            return int(dim.dim_value)
+        if self._is_batch(axis, rank):
+            self._sizes.batched.add(self._name)
+        size = self._sizes.named.get(dim.dim_param) or self._guess(axis, rank)
+        if dim.dim_param:
+            self._sizes.named[dim.dim_param] = size
+        return size
+
+    def _is_batch(self, axis: int, rank: int) -> bool:
+        """Whether an open axis counts samples."""
+        name = self._dim(axis).dim_param
+        time = self._time_axis
+        if _STEPS_NAME.search(name):
+            return False
+        if rank == 3 and time is not None and axis < 2:
+            return axis != time
+        return axis == 0 or self._is_state or "batch" in name.lower()
+
+    def _guess(self, axis: int, rank: int) -> int:
+        dims = self._value.type.tensor_type.shape.dim
+        if self._is_batch(axis, rank):
+            return self._sizes.batch
+        if axis == self._time_axis and rank == 3:
+            return _STEPS
+        if _STEPS_NAME.search(self._dim(axis).dim_param):
+            return self._steps(axis, rank)
+        if rank == 4 and dims and dims[3].dim_value in _COLOURS and not dims[1].dim_value:  # the channels come last
+            return _PIXELS
+        return self._features(axis, rank) or (
+            _CHANNELS if rank >= 4 and axis == 1 else _PIXELS if rank == 4 else self._steps(axis, rank)
+        )
+
+    def _features(self, axis: int, rank: int) -> int | None:
+        """The number of channels or features that the first layer asks for in this axis."""
+        for node, slot, moved in self._readers:
+            weight = node.weights.get("weight")
+            if weight is None or slot != 0:
+                continue
+            kind = operator(node.op).kind
+            if kind is Kind.CONV and len(weight.shape) == rank and axis == 1:
+                return weight.shape[0] if node.op == "conv_transpose" else weight.shape[1] * int(node.attrs.get("group", 1))
+            if kind in {Kind.LINEAR, Kind.RNN} and axis == rank - 1 and not moved:
+                return weight.fan_in
+        return None
+
+    def _steps(self, axis: int, rank: int) -> int:
+        """16 steps; along the last axis, where samples of a waveform lie, at least two windows of the first convolution."""
+        if axis != rank - 1:
+            return _STEPS
+        kernels = [max(node.weights["weight"].shape[2:], default=1) for node, _, _ in self._readers if _slides(node)]
+        return max(_STEPS, 2 * kernels[0] if kernels else 0)
+
+    def _below(self, dtype: str) -> int | None:
+        """The bound of an integer input: the smallest table that it indexes, None where it indexes none."""
+        tables = [node.weights["weight"].shape[0] for node, slot, _ in self._readers if node.op == "embedding" and slot == 1]
+        classes = [int(node.attrs["classes"]) for node, _, _ in self._readers if "classes" in node.attrs]
+        return max(1, min([*tables, *classes, int(np.iinfo(dtype).max)])) if tables or classes else None
+
+
+def _slides(node: Node) -> bool:
+    return node.op == "conv" and "weight" in node.weights
+
+
+def _readers(graph: Graph, start: str) -> Iterator[tuple[Node, int, bool]]:
+    """Nodes that an input reaches through moves, casts and sums, nearest first; slot, and whether axes moved on the way."""
+    queue, seen = deque([(start, False)]), {start}
+    while queue:
+        node_id, moved = queue.popleft()
+        for child in graph.children(node_id):
+            for slot, ref in enumerate(child.inputs):
+                if ref is not None and ref.node == node_id:
+                    yield child, slot, moved
+            passes = operator(child.op).kind in _THROUGH or child.op == "control"
+            if passes and child.id not in seen:
+                seen.add(child.id)
+                queue.append((child.id, moved or child.op == "reshape"))

@@ -1,0 +1,96 @@
+"""What an ONNX file may ask for. It is not trusted, so every size is compared with a limit before memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from gradlint.errors import TargetError
+from gradlint.frontends.onnx.walk import subgraphs
+
+Key = tuple[str, str]  # domain and name of a local function
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Budgets of `read_onnx`. The defaults are far above what published models need, and safe on a machine with 2 GB."""
+
+    nodes: int = 1_000_000
+    """Nodes of the model, its subgraphs, and its functions wherever they are called."""
+
+    rank: int = 64
+    """Axes of a tensor: numpy has no more."""
+
+    skeleton: int = 1 << 28
+    """Bytes of the file without the weights that stay on the disk."""
+
+    elements: int = 1 << 28
+    """Elements of a constant that is computed from others."""
+
+    grown: int = 1 << 22
+    """Elements of a constant that is larger than all that it is computed from."""
+
+    steps: int = 64
+    """Operators computed for one look at a large constant."""
+
+    vector: int = 1 << 20
+    """Elements of a vector that shape inference follows, an object for each."""
+
+
+DEFAULT = Limits()
+
+
+def too_large(label: str, what: str) -> TargetError:
+    """The error for a file that asks for more than its limit: `what` says how much of what."""
+    return TargetError(
+        f"{label}: {what}", hint="if the file is sound, raise the limit: read_onnx(path, limits=Limits(...)) from Python"
+    )
+
+
+def check_size(label: str, proto: onnx.ModelProto, limits: Limits) -> None:
+    """Raise TargetError for functions that call one another in a circle, and for more nodes than the limit."""
+    sizes = _function_sizes(label, proto)
+    total = _size(proto.graph.node, sizes)
+    if total > limits.nodes:
+        raise too_large(label, f"has {total} nodes, more than {limits.nodes}")
+
+
+def _function_sizes(label: str, proto: onnx.ModelProto) -> Mapping[Key, int]:
+    """Nodes of each local function when the functions that it calls are put in their places."""
+    waiting = {(function.domain, function.name): function.node for function in proto.functions}
+    calls = {key: set(_called(nodes)) & waiting.keys() for key, nodes in waiting.items()}
+    readers: dict[Key, list[Key]] = {key: [] for key in waiting}
+    for key, called in calls.items():
+        for other in called:
+            readers[other].append(key)
+    sizes: dict[Key, int] = {}
+    ready = [key for key, called in calls.items() if not called]
+    while ready:
+        key = ready.pop()
+        sizes[key] = _size(waiting[key], sizes)
+        for reader in readers[key]:
+            calls[reader].discard(key)
+            if not calls[reader]:
+                ready.append(reader)
+    circle = sorted(name for domain, name in waiting.keys() - sizes.keys())
+    if circle:
+        raise TargetError(f"{label}: the local functions {circle} call one another in a circle")
+    return sizes
+
+
+def _called(nodes: Iterable[onnx.NodeProto]) -> Iterable[Key]:
+    for node in nodes:
+        yield node.domain, node.op_type
+        for graph in subgraphs(node):
+            yield from _called(graph.node)
+
+
+def _size(nodes: Iterable[onnx.NodeProto], sizes: Mapping[Key, int]) -> int:
+    total = 0
+    for node in nodes:
+        total += sizes.get((node.domain, node.op_type), 1)
+        for graph in subgraphs(node):
+            total += _size(graph.node, sizes)
+    return total

@@ -1,0 +1,132 @@
+"""Upper bounds of ranks and of the lengths of shape vectors, so that onnx is never asked to infer a shape of absurd rank.
+
+onnx holds an object for every axis that it infers. A few nodes can ask for any number of axes: a Gather whose two operands have
+rank r makes rank 2r - 1, a ConstantOfShape whose operand is a vector of n elements makes rank n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import onnx
+
+from gradlint.frontends.onnx.limits import Limits
+from gradlint.frontends.onnx.walk import subgraphs
+
+_UNKNOWN = math.inf
+_FROM_VECTOR = {"ConstantOfShape": 0, "Reshape": 1, "Expand": 1, "AffineGrid": 1, "CenterCropPad": 1}  # the shape's slot
+_NEW_SHAPE = {"ConstantOfShape", "Reshape", "AffineGrid"}  # the shape alone makes the rank
+_SAME_LENGTH = (
+    "Abs Add Cast CastLike Ceil Div Equal Floor Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg Not Pow "
+    "Reshape Round ScatterElements ScatterND Slice Split Sqrt Squeeze Sub Unsqueeze Where"
+)
+_ONE_MORE = ("OneHot", "ConcatFromSequence", "Loop", "Scan", "SequenceMap", "SplitToSequence", "STFT")
+
+
+class Bound(NamedTuple):
+    """At most so many axes, and, for a vector, at most so many elements; `exact` when that is their number."""
+
+    rank: float = 0
+    length: float = _UNKNOWN
+    exact: bool = False
+
+
+Bounds = ChainMap[str, Bound]
+
+
+def largest_rank(graph: onnx.GraphProto) -> float:
+    """An upper bound of the axes of any tensor of a graph and its subgraphs, as far as onnx would infer them."""
+    return _walk(graph, ChainMap())
+
+
+def declared_rank(graph: onnx.GraphProto) -> int:
+    """The most axes that the graph itself states for a tensor."""
+    return max((_rank(value.type) for value in (*graph.input, *graph.output, *graph.value_info)), default=0)
+
+
+def too_many_axes(graph: onnx.GraphProto, limits: Limits) -> str | None:
+    """Why shapes cannot be inferred, None when they can."""
+    rank = max(largest_rank(graph), declared_rank(graph))
+    if rank <= limits.rank:
+        return None
+    return f"a tensor could have more than {limits.rank} axes"
+
+
+def _rank(kind: onnx.TypeProto) -> int:
+    """Axes that a type states, also inside a sequence, a map or an optional."""
+    while (which := kind.WhichOneof("value")) in {"sequence_type", "optional_type", "map_type"}:
+        kind = kind.map_type.value_type if which == "map_type" else getattr(kind, str(which)).elem_type
+    return len(getattr(kind, which).shape.dim) if which in {"tensor_type", "sparse_tensor_type"} else 0
+
+
+def _walk(graph: onnx.GraphProto, bounds: Bounds) -> float:
+    for value in (*graph.value_info, *graph.input):
+        dims = list(value.type.tensor_type.shape.dim)
+        length = dims[0].dim_value if len(dims) == 1 and dims[0].HasField("dim_value") else _UNKNOWN
+        bounds[value.name] = Bound(_rank(value.type), length)
+    for tensor in graph.initializer:
+        bounds[tensor.name] = _of_tensor(tensor)
+    largest = max((bound.rank for bound in bounds.values()), default=0)
+    for node in graph.node:
+        inner = [_walk(sub, bounds.new_child()) for sub in subgraphs(node)]
+        made = _made(node, [bounds.get(name, Bound()) for name in node.input], max(inner, default=0))
+        largest = max(largest, made.rank)
+        for name in node.output:
+            stated = bounds.get(name, Bound())
+            bounds[name] = made._replace(rank=max(made.rank, stated.rank), length=min(made.length, stated.length))
+    return largest
+
+
+def _of_tensor(tensor: onnx.TensorProto) -> Bound:
+    length = tensor.dims[0] if len(tensor.dims) == 1 else _UNKNOWN if tensor.dims else 1
+    return Bound(len(tensor.dims), length, exact=len(tensor.dims) < 2)
+
+
+def _made(node: onnx.NodeProto, given: list[Bound], inner: float) -> Bound:
+    """The bound of every output of a node."""
+    ranks, lengths = [bound.rank for bound in given], [bound.length for bound in given]
+    rank = max([inner, *ranks, *_listed(node)], default=0)
+    kind = node.op_type
+    if kind == "Constant":
+        return next((_of_tensor(a.t) for a in node.attribute if a.HasField("t")), Bound(1, rank, exact=True))
+    if kind in _FROM_VECTOR and len(given) > _FROM_VECTOR[kind]:
+        length = lengths[_FROM_VECTOR[kind]]
+        known = length < _UNKNOWN or kind == "ConstantOfShape"  # others are inferred only where onnx follows the vector
+        rank = max(0 if kind in _NEW_SHAPE else rank, length if known else 0)
+    elif kind in {"Gather", "GatherND"}:
+        rank = max(0, sum(ranks) - 1)
+    elif kind == "Unsqueeze":
+        axes = [bound.length for bound in given[1:2] if bound.exact]  # of others onnx infers nothing
+        rank = (ranks or [0])[0] + max([*axes, *_listed(node)], default=0)
+    elif kind == "Squeeze" or (kind.startswith("Reduce") and any(a.name == "keepdims" and not a.i for a in node.attribute)):
+        fewer = max([*(bound.length for bound in given[1:2] if bound.exact), *_listed(node)], default=0)
+        rank = max(0, (ranks or [0])[0] - fewer)
+    elif kind in _ONE_MORE:
+        rank += 1
+    elif kind == "Einsum":
+        rank = max([rank, *(len(a.s) for a in node.attribute if a.name == "equation")])
+    return Bound(rank, _length(node, given))
+
+
+def _length(node: onnx.NodeProto, given: list[Bound]) -> float:
+    """An upper bound of the elements of the result when it is a vector."""
+    kind, lengths = node.op_type, [bound.length for bound in given]
+    if kind == "Shape":
+        return max(bound.rank for bound in given) if given else 0
+    if kind == "Size":
+        return 1
+    if kind == "Concat":
+        return sum(lengths)
+    if kind == "Gather":
+        return max(lengths[1:2], default=_UNKNOWN)
+    if kind in _SAME_LENGTH.split():
+        return max(lengths, default=_UNKNOWN)
+    return _UNKNOWN
+
+
+def _listed(node: onnx.NodeProto) -> Iterable[int]:
+    """Lengths of the lists of numbers among the attributes."""
+    return (len(a.ints) for a in node.attribute if a.ints)

@@ -1,0 +1,238 @@
+"""ONNX files read without their weights: large tensors stay on disk and are mapped one at a time."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from gradlint.errors import TargetError, UnsafeFileError
+from gradlint.frontends.onnx.limits import DEFAULT, Limits, check_size, too_large
+from gradlint.frontends.onnx.walk import has_garbled_names, sparse_tensors, tensors
+from gradlint.frontends.onnx.wire import BrokenError, slim
+
+_SCALAR_NAMES = {"float": "float32", "double": "float64"}
+
+
+def dtype_name(elem_type: int) -> str:
+    """What torch calls an ONNX element type: "float32", "bfloat16", "int64"; "unknown" for a number ONNX does not have."""
+    try:
+        name = str(onnx.TensorProto.DataType.Name(elem_type)).lower()
+    except ValueError:
+        return "unknown"
+    return _SCALAR_NAMES.get(name, name)
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """A model whose large weights are still where they came from.
+
+    `origin` is the file, or the bytes for a model that was in memory; `location` is the external location that stands for
+    `origin` itself. `label` names the model in messages.
+    """
+
+    proto: onnx.ModelProto
+    origin: Path | bytes
+    location: str
+    label: str
+    limits: Limits = DEFAULT
+
+    @property
+    def path(self) -> Path | None:
+        """The file, None for a model in memory."""
+        return self.origin if isinstance(self.origin, Path) else None
+
+    def array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
+        """The values of a tensor of this model, of the shape `tensor.dims`: a read-only memory map where they are large.
+
+        Raises TargetError when the bytes do not fit the shape, UnsafeFileError when they would lie outside the folder.
+        """
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return self._decode(tensor)
+        source, offset, length = self._place(tensor)
+        dtype, shape = _numpy_dtype(tensor), tuple(tensor.dims)
+        if length and dtype is not None:
+            if isinstance(source, bytes):
+                return np.frombuffer(source, dtype, math.prod(shape), offset).reshape(shape)
+            return np.memmap(source, dtype, "r", offset, (math.prod(shape),)).reshape(shape)
+        with _opened(source) as data:
+            raw = data[offset : offset + length]
+        return self._decode(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=shape, raw_data=raw))
+
+    def dense(self, sparse: onnx.SparseTensorProto) -> NDArray[Any]:
+        """The values of a sparse tensor with its zeros; raises TargetError when its indices do not fit its shape."""
+        values, indices, shape = self.array(sparse.values), self.array(sparse.indices), tuple(sparse.dims)
+        found = np.zeros(shape, values.dtype)
+        try:
+            found[np.unravel_index(indices, shape) if indices.ndim == 1 else tuple(indices.T)] = values
+        except (IndexError, ValueError, TypeError) as error:
+            raise TargetError(f"{self.label}: sparse weight {sparse.values.name!r} cannot be decoded: {error}") from error
+        return found
+
+    def check(self, tensor: onnx.TensorProto) -> None:
+        """Raise what `array` would raise, without reading large values."""
+        if len(tensor.dims) > self.limits.rank:
+            raise too_large(self.label, f"weight {tensor.name!r} has {len(tensor.dims)} axes, more than {self.limits.rank}")
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            self._place(tensor)
+        elif tensor.HasField("raw_data"):
+            self._expect(tensor, len(tensor.raw_data))
+
+    def _decode(self, tensor: onnx.TensorProto) -> NDArray[Any]:
+        try:
+            return np.asarray(numpy_helper.to_array(tensor))
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise TargetError(f"{self.label}: weight {tensor.name!r} cannot be decoded: {error}") from error
+
+    def _expect(self, tensor: onnx.TensorProto, available: int) -> int:
+        """The number of bytes that the values of `tensor` take; raises TargetError when fewer are there."""
+        bits = re.search(r"\d+", dtype_name(tensor.data_type).replace("bool", "8"))
+        if bits is None or any(size < 0 for size in tensor.dims):
+            raise TargetError(f"{self.label}: weight {tensor.name!r} has no valid type and shape")
+        needed = int(-(-math.prod(tensor.dims) * int(bits[0]) // 8))
+        if needed > available:
+            raise TargetError(
+                f"{self.label}: weight {tensor.name!r} has {available} bytes where its shape {list(tensor.dims)} needs {needed}",
+                hint="the file is damaged or incomplete; export or download it again",
+            )
+        return needed
+
+    def _place(self, tensor: onnx.TensorProto) -> tuple[Path | bytes, int, int]:
+        """Where the values of an external tensor lie: file or bytes, offset, and length in bytes."""
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        if not isinstance(location, str):
+            raise UnsafeFileError(f"{self.label}: weight {tensor.name!r} lies in a file whose name is not UTF-8 text")
+        try:
+            offset, length = int(entries.get("offset") or 0), int(entries.get("length") or -1)
+        except ValueError:
+            offset = length = -1
+        if offset < 0:
+            raise TargetError(f"{self.label}: weight {tensor.name!r} has an external reference that is not a number")
+        source = self.origin if location == self.location else self._external(tensor.name, location)
+        total = len(source) if isinstance(source, bytes) else source.stat().st_size
+        rest = max(total - offset, 0)
+        return source, offset, self._expect(tensor, rest if length < 0 else min(length, rest))
+
+    def _external(self, name: str, location: str) -> Path:
+        """The file that holds external data; raises UnsafeFileError unless it lies in the model's folder."""
+        if self.path is None:
+            raise TargetError(
+                f"{self.label}: weight {name!r} is kept in the separate file {location!r}, which has no folder here",
+                hint="give the path of the .onnx file, or load the model with its external data",
+            )
+        folder = self.path.parent.resolve()
+        try:
+            target = (folder / location).resolve()
+            inside = bool(location) and not Path(location).is_absolute() and ".." not in Path(location).parts
+            if not (inside and target.is_relative_to(folder)):
+                raise UnsafeFileError(
+                    f"{self.label}: weight {name!r} points at {location!r}, outside the model's folder",
+                    hint="external data must be a file in or below the folder of the model, and no link out of it",
+                )
+            found = target.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            found = False
+        if not found:
+            raise TargetError(
+                f"{self.label}: the external data file {location!r} of weight {name!r} is missing",
+                hint=f"put it beside the model, in {self.path.parent}",
+            )
+        return target
+
+
+def _numpy_dtype(tensor: onnx.TensorProto) -> np.dtype[Any] | None:
+    """The dtype whose memory layout is that of the raw bytes, None where numpy has none (packed or big-endian)."""
+    bits = re.search(r"\d+", dtype_name(tensor.data_type).replace("bool", "8"))
+    try:
+        dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except (KeyError, TypeError, ValueError):
+        return None
+    same = bits is not None and int(bits[0]) == 8 * dtype.itemsize and sys.byteorder == "little"
+    return dtype if same else None
+
+
+class _opened:  # noqa: N801 - reads as a function
+    """The bytes of a file or of a buffer, for slicing."""
+
+    def __init__(self, source: Path | bytes) -> None:
+        self._source = source
+
+    def __enter__(self) -> Any:
+        if isinstance(self._source, bytes):
+            return self._source
+        with self._source.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def __exit__(self, *exc: object) -> None:
+        if not isinstance(self._source, bytes):
+            self._map.close()
+
+
+def load_skeleton(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT) -> Skeleton:
+    """Read a file, the bytes of one, or a model in memory, and check where every weight lies.
+
+    Raises TargetError when it is missing, not ONNX, cut short, without nodes or beyond `limits`, UnsafeFileError when it
+    reaches outside its folder.
+    """
+    origin: Path | bytes
+    if isinstance(source, onnx.ModelProto):
+        origin, location, label = _serialized(source), "", "the ONNX model"
+    elif isinstance(source, bytes):
+        origin, location, label = source, "", "standard input"
+    else:
+        origin = Path(source)
+        location, label = origin.name.encode("utf-8", "replace").decode(), str(source)
+    skeleton = Skeleton(_parse(origin, location, label, limits), origin, location, label, limits)
+    check_size(label, skeleton.proto, limits)
+    for tensor in tensors(skeleton.proto):
+        skeleton.check(tensor)
+    for sparse in sparse_tensors(skeleton.proto):
+        if any(size < 0 for size in sparse.dims) or math.prod(sparse.dims) > limits.grown:
+            raise too_large(label, f"the sparse weight {sparse.values.name!r} of shape {list(sparse.dims)} is too large")
+    return skeleton
+
+
+def _serialized(proto: onnx.ModelProto) -> bytes:
+    try:
+        return bytes(proto.SerializeToString())
+    except (ValueError, EncodeError) as error:  # over 2 GiB
+        raise TargetError(
+            f"the ONNX model in memory cannot be serialized: {error}",
+            hint="save it to a file with external data, and give the path",
+        ) from error
+
+
+def _parse(origin: Path | bytes, location: str, label: str, limits: Limits) -> onnx.ModelProto:
+    damaged = "the file is empty, cut short or of another kind; export or download it again"
+    try:
+        if not (len(origin) if isinstance(origin, bytes) else origin.stat().st_size):
+            raise TargetError(f"{label}: the file is empty", hint="export or download it again")
+        with _opened(origin) as data:
+            if data[:23] == b"version https://git-lfs":
+                raise TargetError(f"{label}: this is a Git LFS pointer, not the model", hint="fetch the file with `git lfs pull`")
+            small = slim(data, (0, len(data)), "model", location)
+            size = len(data) if small is None else len(small)
+            if size > limits.skeleton:
+                raise too_large(label, f"has {size} bytes beside its weights, more than {limits.skeleton}")
+            proto = onnx.ModelProto.FromString(data[:] if small is None else small)
+    except OSError as error:
+        raise TargetError(f"{label}: cannot be read: {error.strerror or error}") from error
+    except (BrokenError, DecodeError) as error:
+        raise TargetError(f"{label}: not an ONNX file, or cut short", hint=damaged) from error
+    if has_garbled_names(proto):
+        raise TargetError(f"{label}: a name in the file is not UTF-8 text", hint=damaged)
+    if not proto.HasField("graph") or not proto.graph.node:
+        raise TargetError(f"{label}: holds no ONNX graph with nodes", hint=damaged)
+    return proto

@@ -1,0 +1,201 @@
+"""Watches a run of a torch module: function calls, operators beneath them, module calls, custom functions, checkpoints."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradlint.frontends.torch.ops import function_name
+from gradlint.frontends.torch.record import Recorder, Whole
+
+_jit: Any = torch.jit  # in part untyped
+_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})  # those that make a tensor of the tensor's values
+_QUESTIONS = (  # they ask about a tensor, or leave the world of tensors
+    "size dim ndimension stride storage_offset numel nelement element_size is_contiguous is_floating_point is_complex is_signed "
+    "data_ptr untyped_storage storage register_hook register_post_accumulate_grad_hook retain_grad requires_grad_ backward "
+    "get_device is_same_size has_names is_inference is_nonzero is_pinned is_shared share_memory_ __set__ __len__ __repr__ "
+    "__format__ __hash__ __bool__ __int__ __float__ __index__ __contains__ __delete__ item tolist numpy __array__ __reduce_ex__ "
+    "__deepcopy__ _set_grad_enabled set_grad_enabled result_type can_cast is_tensor is_storage set_ resize_ resize_as_"
+)
+_SILENT = frozenset(_QUESTIONS.split())
+_BOOKKEEPING = frozenset({"detach", "alias", "lift_fresh", "lift_fresh_copy"})  # what autograd itself does beneath a call
+
+
+class FunctionTracer(TorchFunctionMode):
+    """Records every torch function that the user's code or a torch module calls."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` and record it, unless it stands inside a recorded call or only asks a question."""
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        if recorder.depth or recorder.failure is not None:
+            return func(*args, **kwargs)
+        if _is_silent(func):
+            return None if _asks_for_grad(func, args) else func(*args, **kwargs)
+        name = function_name(func)
+        if recorder.writes_view(name, args, kwargs):
+            return recorder.write(name, func, args, kwargs)
+        return recorder.call(name, func, args, kwargs, lambda: func(*args, **kwargs))
+
+
+class GapTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the operators that no function call accounts for: those of TorchScript and of other compiled code."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the aten operator `func` and record it where nothing above it is being recorded."""
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        if recorder.depth or recorder.failure is not None:
+            return func(*args, **kwargs)
+        name = function_name(func)
+        if name in _BOOKKEEPING:
+            with recorder.silent():
+                return func(*args, **kwargs)
+        return recorder.call(name, func, args, kwargs, lambda: func(*args, **kwargs), gap=True)
+
+
+def _is_silent(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return (func.__self__.__name__ not in _PROPERTIES) if name == "__get__" else name in _SILENT
+
+
+def _asks_for_grad(func: Any, args: Any) -> bool:
+    """Whether this is `x.requires_grad = ...`, legal for an input of the user's, on an input that is fed as no leaf."""
+    return getattr(func, "__name__", "") == "__set__" and func.__self__.__name__ == "requires_grad" and not args[0].is_leaf
+
+
+@contextmanager
+def watched(recorder: Recorder, *, functions: bool = True, gaps: bool = True) -> Iterator[None]:
+    """Record the body: modules always, function calls and the gaps beneath them on request.
+
+    Without `functions` every module that has no children is one node.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(eager(recorder))
+        stack.enter_context(_custom_functions(recorder) if functions else nullcontext())
+        stack.enter_context(_module_hooks(recorder, leaves=not functions))
+        if gaps:
+            stack.enter_context(GapTracer(recorder))
+        if functions:
+            stack.enter_context(FunctionTracer(recorder))
+        yield
+
+
+@contextmanager
+def _module_hooks(recorder: Recorder, *, leaves: bool) -> Iterator[None]:
+    def before(module: nn.Module, _args: Any) -> None:
+        recorder.enter(module)
+
+    def after(module: nn.Module, args: Any, outcome: Any) -> Any:
+        changed = recorder.module(module, args, outcome) if leaves and not any(module.children()) else None
+        recorder.leave(module, args, outcome)
+        return changed
+
+    handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def eager(recorder: Recorder | None = None) -> Iterator[None]:
+    """Run compiled code as plain Python, checkpointed code once, and TorchScript without rewriting it; mute warnings."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_jit.optimized_execution(False))
+        stack.enter_context(_checkpoints(recorder))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+@contextmanager
+def _checkpoints(recorder: Recorder | None) -> Iterator[None]:
+    """Keep activations instead of running a region again in backward, where nobody would watch or edit it.
+
+    The gradient is the same.
+    """
+
+    def once(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+        with _checkpointed(recorder):
+            yield
+
+    name = "_checkpoint_without_reentrant_generator"  # private: without it the region is only run again
+    with _replaced(checkpoint, name, once) if hasattr(checkpoint, name) else nullcontext():
+        yield
+
+
+@contextmanager
+def _checkpointed(recorder: Recorder | None) -> Iterator[None]:
+    if recorder is not None:
+        recorder.checkpoints += 1
+    try:
+        yield
+    finally:
+        if recorder is not None:
+            recorder.checkpoints -= 1
+
+
+@contextmanager
+def _custom_functions(recorder: Recorder) -> Iterator[None]:
+    """Make each call of an `autograd.Function` one node: what it does inside is not what its backward differentiates."""
+    base = getattr(torch.autograd.function, "_SingleLevelFunction", None)  # where `Function.apply` looks for its `super()`
+    if base is None or "apply" in vars(base):
+        yield
+        return
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        def run() -> Any:
+            return super(base, cls).apply(*args, **kwargs)
+
+        if recorder.depth or recorder.failure is not None:
+            return run()
+        if cls is checkpoint.CheckpointFunction:
+            return _reentrant(recorder, *args)
+        named = (None, *args) if cls.forward.__code__.co_argcount == len(args) + 1 else args  # the context comes first
+        note = f"custom-function:{cls.__name__}"
+        return recorder.call(cls.__name__, cls.forward, named, kwargs, run, whole=Whole("unknown"), note=note)
+
+    with _replaced(base, "apply", classmethod(apply)):
+        yield
+
+
+def _reentrant(recorder: Recorder, function: Callable[..., Any], _preserve_rng: bool, *args: Any) -> Any:
+    """A reentrant checkpoint passes no gradient at all when no argument requires one."""
+    alive = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    with _checkpointed(recorder), nullcontext() if alive else torch.no_grad():
+        return function(*args)

@@ -1,0 +1,1 @@
+"""What is measured beyond the passes of the probe: loss, numbers, curvature, rehearsal."""

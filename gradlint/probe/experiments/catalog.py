@@ -1,0 +1,55 @@
+"""What is measured beyond the passes of the probe, where the graph or the task asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from textwrap import shorten
+from typing import Any
+
+from gradlint.errors import GradlintError, InputError
+from gradlint.frontends.base import PartialRun, Runnable
+from gradlint.probe.experiments.curvature import curvature
+from gradlint.probe.experiments.loss import inputs, loss
+from gradlint.probe.experiments.numerics import headroom, suspects
+from gradlint.probe.experiments.rehearsal import rehearsal
+from gradlint.probe.experiments.reinitialization import redraws
+from gradlint.probe.experiments.segments import segments
+from gradlint.probe.experiments.setting import Setting
+from gradlint.recipe import Task
+from gradlint.result import Measurement
+
+_LONGEST = 200  # characters of a note; torch lists its backends where it lacks an operator
+
+Experiment = Callable[[Setting], Mapping[str, Any]]
+"""Returns the fields of Measurement that it fills; none where there is nothing to measure."""
+
+EXPERIMENTS: tuple[tuple[str, Experiment], ...] = (
+    ("inputs", inputs),
+    ("loss", loss),
+    ("operators of the loss", suspects),
+    ("headroom", headroom),
+    ("segments", segments),
+    ("redraws", redraws),
+    ("curvature", curvature),
+    ("rehearsal", rehearsal),
+)
+
+
+def experiment(model: Runnable, task: Task, found: Measurement, *, seed: int, progress: Callable[[str], None]) -> Measurement:
+    """Run every experiment that has something to measure; what fails is said in the notes, and harms nothing else.
+
+    Raises InputError when the user's own loss fails.
+    """
+    if found.stopped_at is not None:
+        return found
+    setting = Setting(model, task, found, seed, progress)
+    for name, run in EXPERIMENTS:
+        try:
+            setting.found = replace(setting.found, **run(setting))
+        except (GradlintError, PartialRun, RuntimeError) as error:  # torch names shapes, types and layouts that it will not take
+            if isinstance(error, InputError) and task.loss is not None:
+                raise
+            note = f"{name}: not measured, {shorten(str(error).splitlines()[0], _LONGEST)}"
+            setting.found = replace(setting.found, notes=(*setting.found.notes, note))
+    return setting.found

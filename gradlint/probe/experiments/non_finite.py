@@ -1,0 +1,174 @@
+"""Where a training step stops being finite: the operator of the model, or of the loss function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from gradlint.errors import ForwardError, InputError
+from gradlint.frontends.user_code import calling_line
+from gradlint.graph import Graph, Node
+from gradlint.measurements.rehearsal import Breach
+from gradlint.probe.causes import first_nonfinite_backward, first_nonfinite_forward
+from gradlint.probe.experiments.objective import Objective, at_outputs, raw_gradients
+from gradlint.probe.experiments.training import Trainer, batch_of
+from gradlint.probe.recorder import Recorder, square_sum
+from gradlint.result import NonFinite
+from gradlint.structure import Structure
+
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node as GradientNode
+
+_MASKING = frozenset({"get", "set", "setitem", "getitem", "masked_fill", "masked_fill_", "where", "full_like", "fill_"})
+"""What puts an infinity somewhere on purpose, or computes nothing."""
+
+SQUASHING = ("softmax", "sigmoid")
+HOPS = 4  # operators between a softmax and its log that leave it as it is, or take it from one
+
+
+def breach_of(trainer: Trainer) -> Breach | None:
+    """The first operator of the trainer's last step that is not finite; None where the weights themselves are not.
+
+    The step is run again, from the same random state, with all operators watched.
+    """
+    if not all(bool(torch.isfinite(weight).all()) for weight in trainer.weights):
+        return None
+    objective = trainer.objective
+    arrays, target = batch_of(objective, trainer.index)
+    with trainer.precision():
+        torch.set_rng_state(trainer.state)
+        try:
+            recorder, outputs = _watched(objective, arrays)
+        except ForwardError:  # a model may look at its numbers too
+            return None
+        graph = objective.model.graph
+        found = first_nonfinite_forward(graph, recorder.seen)
+        if found is not None:
+            return _in_model(graph, found)
+        torch.set_rng_state(trainer.state)
+        returned = objective.model.call(arrays)
+        watch = _LossWatch()
+        with watch:
+            try:
+                loss = objective.of(returned, target)
+            except InputError:  # what the loss says of numbers that are not finite, or out of its range
+                return watch.breach
+    pairs = at_outputs(loss * trainer.scale, returned, outputs)
+    if watch.breach is not None or not pairs:
+        return watch.breach
+    tensors, vectors = zip(*pairs, strict=True)
+    raw_gradients(tensors, recorder.sources, vectors)
+    structure = Structure(graph, live={node for node, seen in recorder.seen.items() if seen.differentiable})
+    late = first_nonfinite_backward(structure, recorder.seen)
+    return _in_model(graph, late, backward=True) if late is not None else None
+
+
+def _watched(objective: Objective, arrays: Sequence[Any]) -> tuple[Recorder, Sequence[Tensor]]:
+    recorder = Recorder(lambda _: False, lambda _: False)
+    return recorder, objective.model.forward(arrays, tap=recorder)
+
+
+def _in_model(graph: Graph, found: NonFinite, *, backward: bool = False) -> Breach:
+    node = graph[found.node]
+    line = node.source or node.definition
+    place = str(line) if line else ""
+    return Breach(found.node, node.op, found.kind, found.operands, place, backward=backward, squashed=_squashed(graph, node))
+
+
+def _squashed(graph: Graph, node: Node) -> str:
+    """The softmax or sigmoid that a node reads, itself or what it leaves of one."""
+    for _ in range(HOPS):
+        before = graph.parents(node.id)
+        if len(before) != 1:
+            return ""
+        node = before[0]
+        if node.op in SQUASHING:
+            return node.op
+    return ""
+
+
+def _squashed_tensor(tensor: Tensor) -> str:
+    """The same of a tensor in a loss, by what autograd remembers of it."""
+    grad_fn = tensor.grad_fn
+    for _ in range(HOPS):
+        if grad_fn is None:
+            return ""
+        name = grad_fn.name().lower()
+        found = next((kind for kind in SQUASHING if name.startswith(kind)), "")
+        if found:
+            return found
+        grad_fn = next((before for before, _ in grad_fn.next_functions if before is not None), None)
+    return ""
+
+
+class _LossWatch(TorchFunctionMode):
+    """Looks at every operator of a loss function; `breach` is the first one that is not finite, forward or backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breach: Breach | None = None
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        outcome = function(*args, **(kwargs or {}))
+        if self.breach is None:
+            self._look(function, [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if _is_float(leaf)], outcome)
+        return outcome
+
+    @staticmethod
+    def _breach(name: str, kind: str, operands: Sequence[Tensor], line: str, *, backward: bool = False) -> Breach:
+        squashed = next(filter(None, map(_squashed_tensor, operands)), "")
+        return Breach("", name, kind, _ranges(operands), line, backward=backward, squashed=squashed)
+
+    def _look(self, function: Callable[..., Any], operands: Sequence[Tensor], outcome: Any) -> None:
+        name = str(getattr(function, "__name__", function)).strip("_")
+        if name in _MASKING:
+            return
+        for out in pytree.tree_leaves(outcome):
+            if not _is_float(out) or any(out is operand for operand in operands):
+                continue
+            kind = _kind(out)
+            if kind is not None and all(_kind(operand) is None for operand in operands):
+                self.breach = self._breach(name, kind, operands, _line())
+            elif kind is None and out.grad_fn is not None:
+                self._watch(out.grad_fn, name, operands)
+
+    def _watch(self, grad_fn: GradientNode, name: str, operands: Sequence[Tensor]) -> None:
+        line = _line()
+
+        def look(gradients: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
+            kinds = [kind for gradient in gradients if gradient is not None and (kind := _kind(gradient)) is not None]
+            if self.breach is None and kinds and all(part is None or _kind(part) is None for part in arriving):
+                self.breach = self._breach(name, kinds[0], operands, line, backward=True)
+
+        grad_fn.register_hook(look)
+
+
+def _ranges(tensors: Sequence[Tensor]) -> tuple[tuple[float, float], ...]:
+    return tuple(square_sum(tensor.detach())[1:] for tensor in tensors)
+
+
+def _line() -> str:
+    """The user's line that is running."""
+    line = calling_line(0)
+    return str(line) if line else ""
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _kind(tensor: Tensor) -> str | None:
+    """What a tensor holds that is not finite: "NaN" or "infinity"."""
+    _, low, high = square_sum(tensor.detach())
+    if math.isnan(low) or math.isnan(high):
+        return "NaN"
+    return "infinity" if math.isinf(low) or math.isinf(high) else None

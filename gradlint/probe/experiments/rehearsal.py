@@ -1,0 +1,307 @@
+"""The rehearsal: a few dozen optimizer steps on the running model, taken back afterwards, and why they failed if they did."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlint.errors import GradlintError
+from gradlint.growth import LIMIT
+from gradlint.measurements.rehearsal import FLAT, RISEN, Breach, Cause, DeadUnits, Rehearsal, Trial, rise_of
+from gradlint.measurements.units import Units
+from gradlint.ops import operator
+from gradlint.probe.dead_units import UnitWatcher
+from gradlint.probe.experiments.non_finite import breach_of
+from gradlint.probe.experiments.objective import preserved
+from gradlint.probe.experiments.setting import Setting
+from gradlint.probe.experiments.training import Run, Trainer, batch_of, copies_of
+from gradlint.recipe import Recipe
+from gradlint.signal_path import is_weight_layer
+
+STEPS = 40
+ENOUGH = 20  # steps in which a loss should move
+SECONDS = 60.0  # for all steps together where the user named no number of them
+DIVERGED = 10.0  # times the first loss; 110 healthy runs of 40 steps end at 1.2 at most, and rise to 3.5 on the way
+NOISE = 0.5  # of the first loss, for RISEN where every batch is another one
+LEAST = 0.02  # of the first loss: what falls by less on a batch that it sees again and again may be stuck
+CURED = 0.1  # of the first loss: by how much a change must bring it down to be a cure
+LEARNED = 0.03  # of the loss by chance: a cure ends by more below it
+MUCH = 0.25  # of the first loss: by how much shorter steps end lower where the others came down as well
+LONG = 10.0  # times the stability limit
+LOWEST = 1e-6, 1e-8  # learning rates that are tried: the part of the one asked for, and the lowest that anyone trains with
+FAR = 1e-2  # change of a weight tensor in one update, relative to its norm
+ORDINARY = 1e6  # operands beyond it overflow because they grew, whatever the operator
+DEAD = 0.99  # share of units
+RECTIFIERS = frozenset({"relu", "relu6"})  # zero, with slope zero, for whatever is negative
+SHOWN = 16  # layers
+MEMORY = 0.6  # of what the machine has
+
+
+def rehearsal(setting: Setting) -> Mapping[str, Any]:
+    """The field `rehearsal` of a Measurement, where a recipe was given and the model can be trained at all.
+
+    Costs a forward and a backward pass for each step; if training fails, as much again for each change that is tried.
+    """
+    task = setting.task
+    if task.recipe is None or task.rehearse == 0 or setting.found.nonfinite_forward is not None:
+        return {}
+    if task.recipe.precision == "fp8":
+        raise GradlintError("steps in fp8 are not rehearsed")
+    if not setting.objective.parameters:
+        raise GradlintError("the model has no weights to train")
+    if not all(np.size(array) for array in batch_of(setting.objective, 0)[0]):
+        raise GradlintError("the batch is empty")
+    _refuse_what_does_not_fit(task.recipe, [*setting.objective.parameters.values()])
+    with preserved(setting.objective.parameters) as restore:
+        stage = _Stage(setting, task.recipe, restore)
+        try:
+            found = stage.rehearsed()
+        finally:
+            setting.objective.restart()
+    notes = (f"rehearsal: {found.stopped}",) if found.stopped else ()
+    return {"rehearsal": found, "notes": (*setting.found.notes, *notes)}
+
+
+class _Stage:
+    """One model, put back to where it started before every run."""
+
+    def __init__(self, setting: Setting, recipe: Recipe, restore: Callable[[], None]) -> None:
+        self.setting = setting
+        self.recipe = recipe
+        self.objective = setting.objective
+        self.restore = restore
+        self.steps = setting.task.rehearse or STEPS
+        self.until = time.monotonic() + (SECONDS if setting.task.rehearse is None else math.inf)
+        specs = self.objective.model.inputs
+        self.varies = len(setting.task.batches) != 1 and (bool(setting.task.batches) or any(spec.value is None for spec in specs))
+        self._started: dict[int, float] = {}
+
+    def rehearsed(self) -> Rehearsal:
+        """Take the steps, judge them, and look for the cause where they failed."""
+        self.setting.progress(f"rehearsing {self.steps} steps of {self.recipe.text}")
+        before = self._dead()
+        trainer, run = self._run(self.recipe)
+        breach = breach_of(trainer) if run.ended else None
+        if run.raised:
+            self.restore()
+            self._start(trainer.index)  # raises where that batch never had a loss
+        dead = _died(before, self._dead()) if not run.ended and _faded(run) else None
+        first, last = self._ends(run)
+        size = max(abs(first), 1e-12)
+        diverged = None
+        if run.ended:
+            diverged = len(run.losses) - 1
+        elif last > first + (DIVERGED - 1.0) * size:
+            diverged = _since(run.losses, first + (DIVERGED - 1.0) * size)
+        found = Rehearsal(
+            asked=self.steps,
+            losses=tuple(run.losses),
+            gradient_norms=tuple(run.norms),
+            layers=_shown(run.layers),
+            changes=tuple(run.changes),
+            first=first,
+            last=last,
+            diverged_at=diverged,
+            behind=diverged is None and last > first + (NOISE if self.varies else RISEN) * size and not _returns(run.losses),
+            stalled=diverged is None and abs(last - first) <= FLAT * size and self._should_move(run, last),
+            breach=breach,
+            dead=dead,
+            skipped=run.skipped,
+            stands_in=self.objective.stands_in,
+            stopped=run.stopped,
+            raised=run.raised,
+            chance=self.chance,
+        )
+        return self._explained(found) if found.fails or self._may_lag(found) or self._is_long(found) else found
+
+    @property
+    def chance(self) -> float | None:
+        """The loss of a prediction that says nothing, where it is known."""
+        return self.setting.found.loss.chance if self.setting.found.loss is not None else None
+
+    def _should_move(self, run: Run, last: float) -> bool:
+        """Whether a loss has a gradient and something to learn, and the learning rate is no longer rising."""
+        learned = self.chance is None or last < (1.0 - LEARNED) * self.chance
+        steps = len(run.norms)
+        return not learned and steps >= ENOUGH and run.norms[0] > 0.0 and self.recipe.warmup <= steps // 2
+
+    def _may_lag(self, found: Rehearsal) -> bool:
+        """Whether weights moved far on one batch and its loss did not come down, or not below chance: steps may be too long."""
+        moved = bool(found.changes) and median(found.changes) >= FAR
+        return moved and not self.varies and found.last > found.floor - LEAST * abs(found.floor)
+
+    def _is_long(self, found: Rehearsal) -> bool:
+        """Whether steps are far above the stability limit, and the loss of one batch came down by less than half."""
+        curvature = self.setting.found.curvature
+        long = curvature is not None and self.recipe.lr / max(self.recipe.warmup, 1) >= LONG * curvature.limit
+        return long and not self.varies and found.steps >= ENOUGH and found.last > found.floor - 0.5 * abs(found.floor)
+
+    def _run(self, recipe: Recipe) -> tuple[Trainer, Run]:
+        self.restore()
+        self.objective.restart()
+        trainer = Trainer(self.objective, recipe)
+        run = trainer.run(self.steps, self.until)
+        self._started.setdefault(0, run.losses[0])
+        return trainer, run
+
+    def _ends(self, run: Run) -> tuple[float, float]:
+        """Median losses on the batches of the last quarter of a run, at the start and then; NaN for what is not finite."""
+        count = max(len(run.losses) // 4, 1)
+        last = median(run.losses[-count:]) if not run.ended else math.nan
+        if not self.varies or last <= run.losses[0]:
+            return run.losses[0], last
+        self.restore()
+        return median(self._start(index) for index in range(len(run.losses) - count, len(run.losses))), last
+
+    def _start(self, index: int) -> float:
+        """The loss of a batch at the start; weights have been restored."""
+        batches = len(self.setting.task.batches)
+        key = index % batches if batches else index
+        if key not in self._started:
+            self.objective.restart(key)
+            self._started[key] = float(Trainer(self.objective, self.recipe).loss(key).detach())
+        return self._started[key]
+
+    # causes -----------------------------------------------------------------------------------------------------------
+
+    def _explained(self, found: Rehearsal) -> Rehearsal:
+        """The rehearsal with what was tried, and the cause. One that only lags has failed where something cures it."""
+        if found.diverged_at == 0:
+            return replace(found, cause=Cause.OPERATOR if found.breach else Cause.UNKNOWN)
+        failed = found.fails or self._may_lag(found)
+        for change, recipe in self._changes():
+            trial = self._tried(change, recipe, found)
+            found = replace(found, trials=(*found.trials, trial))
+            cure = found.cure
+            if cure is not None and (cure is not trial or recipe.lr == self.recipe.lr):
+                break  # a lower rate is not clearly better
+            if not failed and not self._is_much_lower(trial, found):
+                break
+        if found.diverged_at is None and found.dead is None:
+            cure = found.cure
+            found = replace(found, behind=cure is not None and (failed or self._is_much_lower(cure, found)))
+        return replace(found, cause=self._cause(found)) if found.fails else found
+
+    @staticmethod
+    def _is_much_lower(trial: Trial, found: Rehearsal) -> bool:
+        return trial.last < found.last - MUCH * abs(found.floor)
+
+    def _changes(self) -> Iterator[tuple[str, Recipe]]:
+        """What is tried, the likeliest first; lower learning rates last, that of the stability limit among them."""
+        recipe = self.recipe
+        if recipe.precision != "fp32":
+            yield "precision fp32", replace(recipe, precision="fp32")
+        if recipe.adaptive and not recipe.warmup and is_post_norm(self.setting):
+            steps = self.steps // 2
+            yield f"a warm-up of {steps} steps", replace(recipe, schedule=f"warmup:{steps}")
+        curvature = self.setting.found.curvature
+        rates = {recipe.lr / 10.0, recipe.lr / 100.0, recipe.lr / 1000.0}
+        if curvature is not None and curvature.limit / 2.0 < recipe.lr:
+            rates.add(curvature.limit / 2.0)
+        for rate in sorted(rates, reverse=True):
+            if rate >= max(LOWEST[0] * recipe.lr, LOWEST[1]):
+                yield f"lr {rate:.2g}", replace(recipe, lr=float(f"{rate:.2g}"))
+
+    def _tried(self, change: str, recipe: Recipe, found: Rehearsal) -> Trial:
+        self.setting.progress(f"rehearsing again with {change}")
+        _, run = self._run(recipe)
+        first, last = self._ends(run)
+        below = found.floor - LEARNED * abs(found.floor)
+        return Trial(change, first, last, trains=last < min(below, first - CURED * abs(first)), lr=recipe.lr)
+
+    def _cause(self, found: Rehearsal) -> Cause:
+        cure = found.cure or next((trial for trial in found.trials if trial.falls), None)
+        measured = self.setting.found
+        if found.breach is not None and self._is_the_cause(found.breach):
+            return Cause.OPERATOR
+        if cure is not None and cure.change.startswith("precision"):
+            return Cause.PRECISION
+        if found.dead is not None and found.diverged_at is None:
+            return Cause.UNITS
+        if cure is not None and cure.change.startswith("a warm-up"):
+            return Cause.WARMUP
+        if max(measured.growth.decades, *(item.growth.decades for item in measured.time), 0.0) >= LIMIT:
+            return Cause.GROWTH
+        if cure is not None:
+            return Cause.RATE
+        half = any(weight.dtype is torch.float16 for weight in self.objective.parameters.values())
+        return Cause.PRECISION if half else Cause.UNKNOWN
+
+    def _is_the_cause(self, breach: Breach) -> bool:
+        """Whether an operator fails on ordinary numbers; a layer of weights fails because these, or its input, grew."""
+        graph = self.setting.graph
+        layer = breach.node in graph and is_weight_layer(graph[breach.node])
+        return not layer and all(max(abs(low), abs(high)) < ORDINARY for low, high in breach.operands)
+
+    def _dead(self) -> dict[str, Units]:
+        """Units of each hidden rectifier that are zero for the whole first batch. An output may be meant to be."""
+        graph = self.setting.graph
+        last = max((graph.position[node.id] for node in graph if is_weight_layer(node)), default=0)
+        nodes = {node.id for node in graph if node.op in RECTIFIERS and graph.position[node.id] < last}
+        if not nodes:
+            return {}
+        watcher = UnitWatcher()
+        watcher.operators = lambda node: [operator(graph[node].op)]
+        arrays, _ = batch_of(self.objective, 0)
+        self.objective.model.forward(arrays, tap=watcher.forward)
+        return {units.node: units for units in UnitWatcher.summary([watcher], self.setting.structure) if units.node in nodes}
+
+
+def is_post_norm(setting: Setting) -> bool:
+    """Whether most residual sums are read by a norm alone."""
+    graph, sums = setting.graph, setting.structure.residual_sums
+    readers = [list(graph.children(total.node)) for total in sums]
+    norms = sum(len(nodes) == 1 and nodes[0].op in {"layer_norm", "rms_norm"} for nodes in readers)
+    return norms > len(sums) / 2
+
+
+def _refuse_what_does_not_fit(recipe: Recipe, weights: Sequence[Tensor]) -> None:
+    """Raise GradlintError where the copies that training holds would not fit into memory."""
+    needed = copies_of(recipe) * sum(weight.numel() * weight.element_size() for weight in weights)
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return
+    if needed > MEMORY * there:
+        raise GradlintError(f"training takes {needed / 2**30:.0f} GB beside the model, which this machine has not")
+
+
+def _returns(losses: Sequence[float]) -> bool:
+    """Whether a loss that rose is on its way down: lower in the last quarter than in the one before, by a tenth."""
+    count = len(losses) // 4
+    return count > 1 and median(losses[-count:]) < 0.9 * median(losses[-2 * count : -count])
+
+
+def _since(losses: Sequence[float], limit: float) -> int:
+    """The number of updates after which the loss is over the limit for good."""
+    below = [index for index, loss in enumerate(losses[:-1]) if loss <= limit]
+    return min(below[-1] + 1 if below else 1, len(losses) - 1)
+
+
+def _faded(run: Run) -> bool:
+    """Whether a weight whose gradient was not zero ends with one that is."""
+    return any(norms and norms[0] > 0.0 and norms[-1] == 0.0 for norms in run.layers.values())
+
+
+def _died(before: Mapping[str, Units], after: Mapping[str, Units]) -> DeadUnits | None:
+    """The first layer of rectifiers that died."""
+    for node, units in after.items():
+        if units.dead >= DEAD and node in before and before[node].dead < 0.5:
+            return DeadUnits(node, units.count, before[node].dead, units.dead)
+    return None
+
+
+def _shown(layers: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
+    """The layers whose gradient norm rose most, in the order of the model."""
+    rise = {name: rise_of(norms) for name, norms in layers.items() if norms}
+    kept = sorted(rise, key=rise.__getitem__, reverse=True)[:SHOWN]
+    return {name: tuple(norms) for name, norms in layers.items() if name in kept}

@@ -1,0 +1,1 @@
+"""Probing model files in a child process with limits on time and memory."""

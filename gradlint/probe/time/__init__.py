@@ -1,0 +1,1 @@
+"""Growth of the gradient along the time axis of recurrences."""

@@ -1,0 +1,224 @@
+"""Recurrences that a graph spells out step by step, and the axis of the tensor that feeds them: found, not guessed."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gradlint.graph import Graph, Node, Ref
+from gradlint.ops import Kind
+from gradlint.signal_path import is_weight_layer, kind_of
+from gradlint.structure import Structure
+
+_SPLITS = frozenset({"unbind", "chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "Split"})
+_UPDATES = ("add", "sub", "mul", "where", "maximum")  # what a state without weights is updated by, the likeliest first
+_FEWEST = 4  # steps of a loop without weights
+_REACH = 400  # nodes looked at in one step of a loop
+_SHORT = 60  # the same for a loop without weights
+_BEFOREHAND = 4  # operators between a piece of a sequence and the loop
+
+
+@dataclass(frozen=True, slots=True)
+class Unrolled:
+    """One node for each step, first step first, and the axis of `source` that the steps walk along.
+
+    Both are None where no sequence feeds them. `indices` are the places of the steps on the axis, from the second step on, empty
+    where the graph does not tell; `end` is the node that makes the last state. `weightless` where the state is multiplied by
+    no weight layer.
+    """
+
+    nodes: tuple[str, ...]
+    end: str
+    source: str | None = None
+    axis: int | None = None
+    indices: tuple[int, ...] = ()
+    weightless: bool = False
+
+    @property
+    def backwards(self) -> bool:
+        """Whether the steps walk from the end of the sequence to its start."""
+        return bool(self.indices) and self.indices[0] > self.indices[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """A step's piece of a sequence; None for an index or an axis that the graph does not tell."""
+
+    source: str
+    axis: int | None
+    index: int | None
+    piece: Ref
+
+
+def unrolled(structure: Structure) -> list[Unrolled]:
+    """Loops over weights that are applied to their own result, then loops of elementwise operators (state-space models)."""
+    found = [_walked(structure, item.nodes) for item in structure.recurrences]
+    position = structure.graph.position
+    taken = [(position[loop.nodes[0]], position[loop.nodes[-1]]) for loop in found]
+    for nodes in _updates(structure):
+        first, last = position[nodes[0]], position[nodes[-1]]
+        if not any(first <= high and low <= last for low, high in taken):
+            loop = _walked(structure, nodes)
+            if loop.axis is not None:
+                found.append(replace(loop, end=nodes[-1], weightless=True))
+                taken.append((first, last))
+    return found
+
+
+def _walked(structure: Structure, nodes: Sequence[str]) -> Unrolled:
+    """The loop with the sequence that it walks along: one of which every step, but for the first, takes another piece."""
+    feeds = [_step(structure, node, before, _REACH)[0] for before, node in itertools.pairwise(nodes)]
+    counts = Counter((feed.source, feed.axis) for step in feeds for feed in {(f.source, f.axis): f for f in step}.values())
+    for (source, axis), count in counts.most_common():
+        if count < max(len(feeds) - 1, 1):
+            break
+        taken = [next((f for f in step if (f.source, f.axis) == (source, axis)), None) for step in feeds]
+        pieces = [feed for feed in taken if feed is not None]
+        indices = [feed.index for feed in pieces if feed.index is not None]
+        own = axis if axis is not None else _axis_of_size(structure.graph[source], len(nodes))
+        if own is None or len({feed.piece for feed in pieces}) < len(pieces) or (indices and len(set(indices)) < len(pieces)):
+            continue
+        unprojected = _before_projection(structure, source, own, structure.graph[nodes[0]])
+        return Unrolled(tuple(nodes), _last_state(structure, nodes), unprojected, own, tuple(indices))
+    return Unrolled(tuple(nodes), nodes[-1])
+
+
+def _before_projection(structure: Structure, source: str, axis: int, step: Node) -> str:
+    """What the cell reads, where its product with the input weight is taken of all steps at once, before the loop."""
+    while True:
+        node, parents = structure.graph[source], structure.signal_parents(source)
+        projects = kind_of(node) is Kind.LINEAR or (node.op == "add" and "bias" in node.weights)
+        if not projects or node.module != step.module or len(parents) != 1 or axis >= len(node.shape or ()) - 1:
+            return source
+        source = parents[0]
+
+
+def _last_state(structure: Structure, nodes: Sequence[str]) -> str:
+    """The node after the last application that stands where, one step before, the state stood that the last one reads.
+
+    Loops repeat their body node by node, so that it lies as far behind. The last application itself where there is none.
+    """
+    graph, position = structure.graph, structure.graph.position
+    before, last = nodes[-2:]
+    order = list(position)
+    here = last
+    while here != before:
+        here = max(
+            (parent for parent in structure.signal_parents(here) if position[parent] >= position[before]),
+            default=before,
+            key=lambda parent: (structure.is_ancestor(before, parent), position[parent]),
+        )
+        place = position[here] + position[last] - position[before]
+        twin = graph[order[place]] if place < len(order) else None
+        known = twin is not None and twin.id in structure.signal_set and (twin.id == last or structure.is_ancestor(last, twin.id))
+        if (
+            twin is not None
+            and known
+            and (twin.op, twin.shape, twin.module) == (graph[here].op, graph[here].shape, graph[here].module)
+        ):
+            return twin.id
+    return last
+
+
+def _axis_of_size(source: Node, steps: int) -> int | None:
+    """The one axis that has a place for each step, of which the first may have left no trace."""
+    fitting = [axis for axis, size in enumerate(source.shape or ()) if size in {steps, steps + 1}]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _step(structure: Structure, node: str, before: str, reach: int) -> tuple[list[_Feed], bool]:
+    """The pieces of sequences that enter between two applications, and whether the later one reads the earlier one.
+
+    What was made before the loop is followed a few operators up: pieces are often cut, squeezed and projected beforehand.
+    Within a short `reach`, no weight layer is passed: those of a cascade of layers would make it a loop.
+    """
+    graph, start = structure.graph, structure.graph.position[before]
+    feeds: list[_Feed] = []
+    linked, seen, queue = False, {node}, [(node, _BEFOREHAND)]
+    for here, slack in queue:
+        for ref in graph[here].inputs:
+            if ref is None or ref.node not in structure.signal_set:
+                continue
+            linked = linked or ref.node == before
+            left = slack - (graph.position[ref.node] <= start)
+            if (feed := _piece(graph, ref)) is not None:
+                feeds.append(feed)
+            elif ref.node in seen or ref.node == before or left < 0 or len(seen) >= reach:
+                continue
+            elif reach > _SHORT or not is_weight_layer(graph[ref.node]):
+                seen.add(ref.node)
+                queue.append((ref.node, left))
+    return feeds, linked
+
+
+def _piece(graph: Graph, piece: Ref) -> _Feed | None:
+    node = graph[piece.node]
+    name = str(node.attrs.get("name", ""))
+    source = next((ref.node for ref in node.inputs if ref is not None), None)
+    if source is None:
+        return None
+    if name in _SPLITS:
+        axis = node.attrs.get("dim", node.attrs.get("axis", 0))
+        return _Feed(source, _counted(graph[source], axis), piece.port, piece)
+    if node.op != "slice":
+        return None
+    if name == "getitem":
+        index = tuple(node.attrs.get("index", ()))
+        places = [place for place, item in enumerate(index) if _single(item)]
+        if not places:
+            return None
+        place = places[-1]
+        item = index[place]
+        axis = _counted(graph[source], place - len(index) if "..." in index[:place] else place)
+        shape = graph[source].shape or ()
+        if axis is not None and 0 <= axis < len(shape) and shape[axis] == 1:  # a piece already, whose axis is taken off
+            return None
+        return _Feed(source, axis, item if isinstance(item, int) else item[0], piece)
+    if name in {"select", "narrow", "Gather", "index_select"}:
+        axis = node.attrs.get("dim", node.attrs.get("axis", 0))
+        index = node.attrs.get("index", node.attrs.get("start"))
+        return _Feed(source, _counted(graph[source], axis), index if isinstance(index, int) else None, piece)
+    return _Feed(source, None, None, piece) if name == "Slice" else None
+
+
+def _single(item: object) -> bool:
+    """Whether an index takes one place of an axis: t, or t:t+1."""
+    if isinstance(item, tuple) and len(item) == 3:
+        return item[0] is not None and item[1] == item[0] + 1
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _counted(source: Node, axis: object) -> int | None:
+    if not isinstance(axis, int):
+        return None
+    return axis + len(source.shape) if axis < 0 and source.shape is not None else axis
+
+
+def _updates(structure: Structure) -> list[tuple[str, ...]]:
+    """Chains of one elementwise operator of one line of code, each step reading the one before and a piece of a sequence."""
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for node_id in structure.signal:
+        node = structure.graph[node_id]
+        if node.op in _UPDATES and kind_of(node) is not Kind.SHAPE:
+            groups[node.module, node.op, node.source].append(node_id)
+    chains = []
+    for (_, op, _), nodes in groups.items():
+        if len(nodes) >= _FEWEST and (chain := _chained(structure, nodes)):
+            chains.append((_UPDATES.index(str(op)), structure.graph.position[chain[0]], chain))
+    return [chain for _, _, chain in sorted(chains)]
+
+
+def _chained(structure: Structure, nodes: Sequence[str]) -> tuple[str, ...]:
+    """The longest stretch in which every node reads the one before it and something new; empty where it is short."""
+    best: list[str] = []
+    here = [nodes[0]]
+    for before, node in itertools.pairwise(nodes):
+        feeds, linked = _step(structure, node, before, _SHORT)
+        if linked and feeds:
+            here.append(node)
+        else:
+            best, here = max(best, here, key=len), [node]
+    best = max(best, here, key=len)
+    return tuple(best) if len(best) >= _FEWEST else ()

@@ -1,0 +1,225 @@
+"""One operator whose range is asked for, and what its operands have to do with one another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gradlint.graph import Graph, Node, Ref, Weight
+from gradlint.ops import Kind, operator
+from gradlint.ranges.intervals import REALS, UNKNOWN, Interval, constant, rounded
+
+MOVES = frozenset({"reshape", "cast", "detach"})
+_SHUFFLES = frozenset(
+    {"flip", "fliplr", "flipud", "roll", "rot90", "channel_shuffle", "unfold", "ReverseSequence", "fold", "col2im"}
+)
+_SPREADS = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "Expand", "Tile"})
+TURNS = frozenset({"permute", "transpose", "t", "T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "Transpose"})
+_PARTS = frozenset({"chunk", "split", "unbind", "tensor_split", "Split", "split_with_sizes", "hsplit", "vsplit", "dsplit"})
+_SMALL = 1 << 20  # elements of a weight whose values are looked at
+_DRAWN = frozenset({Kind.DROPOUT, Kind.CONTROL, Kind.UNKNOWN, Kind.RNN})  # their results differ from call to call
+_PORTS = {"max": 0, "var": 0, "lstm": 1, "lstm_cell": 0, "max_pool": 0}  # the last output that the range of a node is about
+_NEAR = 6  # operators between a tensor and its norm, its maximum, its mean
+_GUARDS = frozenset({"add", "clamp", "maximum", "slice"})  # none of them makes a norm smaller
+_EUCLIDEAN = (2, 2.0, "fro", None)
+NORMS = frozenset(
+    {"norm", "linalg_norm", "linalg_vector_norm", "frobenius_norm", "linalg_matrix_norm", "dist", "ReduceL2", "ReduceL1"}
+)
+
+
+def name_of(node: Node) -> str:
+    """See `Node.called`."""
+    return node.called
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A node, and the ranges of the nodes before it."""
+
+    graph: Graph
+    node: Node
+    found: Mapping[str, Interval]
+    first: Mapping[str, str]  # for each node the first one that computes the same
+
+    @property
+    def name(self) -> str:
+        """See `name_of`."""
+        return name_of(self.node)
+
+    @property
+    def x(self) -> Interval:
+        """The range of the first operand that was fed."""
+        return next((self.at(ref) for ref in self.node.inputs if ref is not None), UNKNOWN)
+
+    def at(self, ref: Ref | None) -> Interval:
+        """The range of a tensor; of the indices of a maximum, of the cells of a recurrence and the like nothing is known."""
+        if ref is None or ref.port > _PORTS.get(self.graph[ref.node].op, ref.port):
+            return UNKNOWN
+        return self.found.get(ref.node, UNKNOWN)
+
+    def operands(self) -> list[Interval]:
+        """The ranges of the two operands of a binary operator; where one is no tensor, of the number or the weight that it is."""
+        slots = list(self.node.inputs[:2])
+        if len(slots) < 2:
+            slots.append(None)
+        return [self.other() if ref is None else self.at(ref) for ref in slots]
+
+    def other(self) -> Interval:
+        """The range of the operand that was not fed: a number, or a weight."""
+        value = self.node.attrs.get("constant")
+        if isinstance(value, (int, float)):
+            return constant(rounded(float(value), self.node.dtype))
+        weight = next(iter(self.node.weights.values()), None)
+        return UNKNOWN if weight is None else of_weight(weight)
+
+    def number(self, *names: str) -> float | None:
+        """The first of these attributes that is a number."""
+        values = (self.node.attrs.get(name) for name in names)
+        return next((float(value) for value in values if isinstance(value, (int, float))), None)
+
+    def sizes(self) -> tuple[int | None, ...] | None:
+        """The shape of the first operand that was fed."""
+        return next((self.graph[ref.node].shape for ref in self.node.inputs if ref is not None), None)
+
+    def axes(self) -> tuple[int, ...] | None:
+        """The axes of a reduction, counted from 0; None for all of them or where they are not known."""
+        given = next((self.node.attrs[key] for key in ("dim", "axis", "axes", "dims") if key in self.node.attrs), None)
+        rank = len(self.sizes() or ())
+        values = (given,) if isinstance(given, int) else given
+        if not isinstance(values, Sequence) or not rank or not all(isinstance(value, int) for value in values):
+            return None
+        return tuple(sorted(value % rank for value in values))
+
+    def count(self) -> int | None:
+        """How many elements a reduction takes together."""
+        before, after = self.sizes(), self.node.shape
+        if before is None or None in before:
+            return None
+        axes = self.axes()
+        if axes is not None:
+            return math.prod(size or 0 for axis, size in enumerate(before) if axis in axes)
+        if after is None or None in after:
+            return None
+        return math.prod(size or 0 for size in before) // max(math.prod(size or 0 for size in after), 1)
+
+    def maker(self, ref: Ref | None, *ops: str) -> Node | None:
+        """The node that made a tensor, behind what moves it, if it has one of these operators."""
+        for _ in range(_NEAR):
+            node = None if ref is None else self.graph[ref.node]
+            if node is None or (node.op in ops and node.op not in MOVES):
+                return node
+            if node.op not in MOVES or name_of(node) in _SHUFFLES:
+                return None
+            ref = _first(node)
+        return None
+
+    def source(self, ref: Ref | None) -> Ref | None:
+        """The tensor behind what leaves all elements and their order."""
+        for _ in range(_NEAR):
+            node = None if ref is None else self.graph[ref.node]
+            if node is None or node.op not in MOVES or name_of(node) in _SHUFFLES | _SPREADS | TURNS | _PARTS:
+                break
+            ref = _first(node)
+        return None if ref is None else Ref(self.first[ref.node], ref.port)
+
+    def same(self, one: Ref | None, other: Ref | None) -> bool:
+        """Whether two tensors hold the same elements at the same places."""
+        if one is None or other is None or self.source(one) != self.source(other):
+            return False
+        return (one.port == other.port == 0 and self.graph[one.node].shape == self.graph[other.node].shape) or one == other
+
+    def squared(self, ref: Ref | None) -> Ref | None:
+        """The tensor of which another is the square."""
+        node = self.maker(ref, "pow", "mul")
+        if node is None:
+            return None
+        refs = [item for item in node.inputs if item is not None]
+        if node.op == "pow":
+            return refs[0] if node.attrs.get("constant") == 2.0 and node.inputs[0] is not None else None
+        return refs[0] if len(refs) == 2 and self.same(refs[0], refs[1]) else None
+
+    def averaged(self, ref: Ref | None) -> Ref | None:
+        """The tensor of which another is a mean, or a sum over a number of elements."""
+        node = self.maker(ref, "mean", "div", "mul")
+        if node is not None and node.op != "mean":
+            node = self.maker(_first(node), "sum") if "constant" in node.attrs else None
+        return None if node is None or (node.op == "sum" and name_of(node) not in {"sum", "ReduceSum"}) else _first(node)
+
+    def norm_axes(self, ref: Ref | None, of: Ref | None) -> tuple[int, ...] | None:
+        """The axes of which a tensor is the norm of another, behind guards; () where they are not known, None for no norm."""
+        roots = 0
+        for _ in range(2 * _NEAR):
+            node = None if ref is None else self.graph[ref.node]
+            if node is None:
+                return None
+            if node.op == "sum":
+                euclidean = name_of(node) in NORMS and node.attrs.get("p", node.attrs.get("ord", 2)) in _EUCLIDEAN
+                inner = _first(node) if euclidean else self.squared(_first(node))
+                known = roots == (0 if euclidean else 1) and self.same(inner, of)
+                return (replace(self, node=node).axes() or ()) if known else None
+            root = node.op == "sqrt" or (node.op == "pow" and node.attrs.get("constant") == 0.5)
+            guard = node.op in _GUARDS and (replace(self, node=node).number("constant") or 0.0) >= 0.0
+            if not root and not guard and node.op not in MOVES:
+                return None
+            roots += root
+            ref = _first(node)
+        return None
+
+
+def first_alike(graph: Graph) -> Mapping[str, str]:
+    """For each node the first one that does the same to the same tensors: people write an expression twice."""
+    known: dict[object, str] = {}
+    found: dict[str, str] = {}
+    for node in graph:
+        refs = tuple(None if ref is None else (found[ref.node], ref.port) for ref in node.inputs)
+        unseen = None in node.inputs and not node.weights and "constant" not in node.attrs  # a constant, who knows which
+        own = node.op == "input" or unseen or operator(node.op).kind in _DRAWN
+        weights = tuple(sorted((role, weight.name) for role, weight in node.weights.items()))
+        found[node.id] = node.id if own else known.setdefault((node.op, refs, weights, repr(node.attrs)), node.id)
+    return found
+
+
+def _first(node: Node) -> Ref | None:
+    return next((ref for ref in node.inputs if ref is not None), None)
+
+
+def turned(node: Node, axis: int) -> int | None:
+    """Where an axis is after what permutes axes; None where that is not known."""
+    rank, name = len(node.shape or ()), name_of(node)
+    order = list(range(rank))
+    given = node.attrs.get("dims", node.attrs.get("perm"))
+    ends = [node.attrs.get(key) for key in ("dim0", "dim1")]
+    if isinstance(given, tuple) and len(given) == rank:
+        order = [int(item) % rank for item in given]
+    elif name in {"T", "t", "mT"} and rank > 1:
+        order = order[::-1] if name == "T" else [*order[:-2], order[-1], order[-2]]
+    elif all(isinstance(end, int) for end in ends) and rank:
+        first, second = (end % rank for end in ends if isinstance(end, int))
+        order[first], order[second] = order[second], order[first]
+    else:
+        return None
+    return order.index(axis) if axis in order else None
+
+
+def has_sign(weight: Weight) -> bool:
+    """Whether no element of a weight matrix is negative, and not all are zero."""
+    return weight.size <= _SMALL and float(np.real(weight.array()).min(initial=0.0)) >= 0.0 and weight.statistics.max_abs > 0.0
+
+
+def of_weight(weight: Weight, *, kept: bool = False) -> Interval:
+    """The range of a weight: its present values where they all have one sign, which training then seldom changes, else any.
+
+    With `kept` it is that of the present values in any case.
+    """
+    if weight.size > _SMALL:
+        return REALS
+    values = np.real(weight.array())
+    low, high = float(values.min(initial=math.inf)), float(values.max(initial=-math.inf))
+    if weight.trainable and not kept and not (low > 0.0 or high < 0.0):
+        return REALS
+    if not low <= high:  # empty, or NaN
+        return UNKNOWN
+    return Interval(low, high, at_low=True, at_high=True, null=low <= 0.0 <= high)

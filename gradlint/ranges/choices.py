@@ -1,0 +1,110 @@
+"""Ranges of bounds and choices: clamp, the larger of two, and `where`, which lets through what a condition says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from gradlint.graph import Node, Ref
+from gradlint.ranges.case import Case, name_of
+from gradlint.ranges.intervals import UNKNOWN, Interval, constant, hull, minus
+
+_ORDERS = frozenset({"gt", "greater", "ge", "greaterorequal", "greater_equal", "lt", "less", "le", "lessorequal", "less_equal"})
+
+
+def clamped(case: Case) -> Interval:
+    """clamp, with numbers or tensors as bounds, and nan_to_num."""
+    x = case.x
+    if case.name == "nan_to_num":
+        return hull([x.plain, constant(case.number("nan") or 0.0)])
+    low, high = case.number("min", "min_val"), case.number("max", "max_val")
+    if low is None and high is None:  # tensors: what is fed is known, what is not is some bound
+        return UNKNOWN if len(case.node.inputs) < 2 else Interval(x.low, x.high)
+    return clipped(x, -math.inf if low is None else low, math.inf if high is None else high)
+
+
+def clipped(x: Interval, low: float, high: float) -> Interval:
+    """X between two numbers."""
+    ends = min(max(x.low, low), high), max(min(x.high, high), low)
+    return replace(
+        x,
+        low=ends[0],
+        high=ends[1],
+        at_low=x.at_low if x.low > low else x.low < low or x.at_low,
+        at_high=x.at_high if x.high < high else True,
+        null=ends[0] <= 0.0 <= ends[1] and (x.null or low == 0.0),
+        peak=None if x.peak is None else min(max(x.peak, low), high),
+    )
+
+
+def larger(case: Case) -> Interval:
+    """The larger or the smaller of two; of what is not known nothing but that it is no guard that fails."""
+    one, other = case.operands()
+    if "min" in case.name.lower():
+        return minus(_larger(minus(one), minus(other)))
+    return _larger(one, other)
+
+
+def _larger(a: Interval, b: Interval) -> Interval:
+    low, high = max(a.low, b.low), max(a.high, b.high)
+    at_low = all(one.at_low or -math.inf < one.low < low for one in (a, b))  # what is not known may be a guard
+    at_high = any(one.at_high for one in (a, b) if one.high == high)
+    return Interval(low, high, at_low=at_low, at_high=at_high, null=a.null and b.null, maker=a.maker or b.maker)
+
+
+def chosen(case: Case) -> Interval:
+    """`where` and `masked_fill`: one of two tensors, each as far as the condition lets it come."""
+    node = case.node
+    is_where = case.name.lower() == "where"
+    refs = list(node.inputs)
+    condition = refs[0] if is_where else next(iter(refs[1:]), None)
+    if is_where:
+        branches = [*refs[1:3], *[None] * (3 - len(refs))]
+        numbers = [case.number("self", "X", "input"), case.number("other", "Y")]
+        if len(refs) == 2:  # one of the two is a number, which has no slot
+            branches = [None, refs[1]] if numbers[0] is not None else [refs[1], None]
+    else:
+        branches, numbers = [None, refs[0]], [case.number("value"), None]
+        if len(refs) > 2 and refs[2] is not None:
+            branches[0] = refs[2]
+    parts = []
+    for taken, ref, number in zip((True, False), branches, numbers, strict=True):
+        if ref is not None:
+            parts.append(_where(case, condition, ref, taken=taken))
+        else:
+            parts.append(UNKNOWN if number is None else constant(number))
+    return hull(parts)
+
+
+def _where(case: Case, condition: Ref | None, ref: Ref, *, taken: bool) -> Interval:
+    """The range of a tensor where a condition holds, or does not."""
+    x = case.at(ref).plain
+    test = case.maker(condition, "compare")
+    if test is None:
+        return x
+    tested = next((item for item in test.inputs if item is not None), None)
+    limit = test.attrs.get("other", test.attrs.get("B"))
+    name = name_of(test).lower()
+    if case.same(tested, ref) and isinstance(limit, (int, float)) and name in _ORDERS and test.inputs[0] is not None:
+        above = name.startswith("g") == taken
+        closed = name.endswith(("e", "equal")) == taken
+        at = float(limit)
+        if above:
+            return replace(
+                x, low=max(x.low, at), at_low=x.at_low and (closed or x.low > at), null=x.null and closed and at == 0.0
+            )
+        return replace(x, high=min(x.high, at), at_high=x.at_high and (closed or x.high < at), null=x.null and closed)
+    if _looks_at(case, test, ref):  # somebody guards this, in a way that intervals do not see
+        return replace(x, at_low=False, at_high=False, null=False)
+    return x
+
+
+def _looks_at(case: Case, test: Node, ref: Ref) -> bool:
+    """Whether a condition is made of a tensor, by a few operators."""
+    level, goal = [test], case.source(ref)
+    for _ in range(4):
+        refs = [item for node in level for item in node.inputs if item is not None]
+        if any(case.source(item) == goal for item in refs):
+            return True
+        level = [case.graph[item.node] for item in refs]
+    return False

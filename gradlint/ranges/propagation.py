@@ -1,0 +1,101 @@
+"""Ranges of all tensors of a graph: interval arithmetic on the way forward (Moore 1966), where weight layers give any number.
+
+Guards against singular points (an eps, a clamp, a maximum, a shift by the largest element, a choice by `where`) need no
+recognition: they are what keeps an interval off the point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from gradlint.graph import Graph
+from gradlint.ops import Kind, operator
+from gradlint.ranges import choices as choices
+from gradlint.ranges import layers as layers
+from gradlint.ranges import pointwise as rules
+from gradlint.ranges.case import Case, first_alike
+from gradlint.ranges.intervals import UNKNOWN, Interval, monotone, within
+
+_INPUT = replace(UNKNOWN, null=True)  # padding, silence, black
+_WHOLE = frozenset({"round", "Round", "floor", "Floor", "ceil", "Ceil", "trunc", "fix"})
+
+_KINDS: dict[Kind, Callable[[Case], Interval]] = {
+    Kind.LINEAR: layers.layer,
+    Kind.CONV: layers.layer,
+    Kind.MATMUL: layers.matmul,
+    Kind.NORM: layers.normed,
+    Kind.ACTIVATION: rules.activated,
+    Kind.SOFTMAX: layers.softmax,
+    Kind.ATTENTION: layers.attention,
+    Kind.RNN: layers.recurrent,
+    Kind.DROPOUT: layers.dropout,
+    Kind.ADD: rules.added,
+    Kind.EMBEDDING: layers.embedding,
+    Kind.CONCAT: layers.concatenated,
+    Kind.POOL: layers.pooled,
+}
+_OPERATORS: dict[str, Callable[[Case], Interval]] = {
+    "input": lambda case: _INPUT if case.node.is_float else UNKNOWN,
+    "mul": rules.multiplied,
+    "div": rules.divided,
+    "neg": rules.negated,
+    "exp": rules.exponential,
+    "log": rules.logarithm,
+    **dict.fromkeys(("sqrt", "rsqrt", "reciprocal", "pow"), rules.raised),
+    "abs": rules.absolute,
+    "clamp": choices.clamped,
+    "maximum": choices.larger,
+    "sin": rules.waves,
+    "tan": rules.angled,
+    "mean": layers.averaged,
+    "sum": layers.summed,
+    "var": layers.varied,
+    "max": layers.extreme,
+    "reshape": layers.moved,
+    "cast": layers.cast,
+    "detach": layers.cast,
+    "compare": rules.bits,
+    "glu": lambda case: replace(case.x.plain, low=min(case.x.low, 0.0), high=max(case.x.high, 0.0)),
+}
+_CHOICES = frozenset({"where", "Where", "masked_fill"})
+
+
+def ranges_of(graph: Graph) -> Mapping[str, Interval]:
+    """The interval of the outputs of every node, by its id."""
+    return {case.node.id: case.found[case.node.id] for case in cases(graph)}
+
+
+def cases(graph: Graph, given: Mapping[str, Interval] = MappingProxyType({})) -> Iterator[Case]:
+    """Every node with the ranges up to its own; `given` are those of inputs, by node."""
+    found: dict[str, Interval] = {}
+    first = first_alike(graph)
+    for node in graph:
+        case = Case(graph, node, found, first)
+        found[node.id] = given.get(node.id) or within(_sound(_rule(case)), node.dtype)
+        yield case
+
+
+def _rule(case: Case) -> Interval:
+    node = case.node
+    if node.op == "slice":
+        return choices.chosen(case) if case.name in _CHOICES else layers.selected(case)
+    if node.op == "round" and case.name in _WHOLE:
+        return _rounded(case)
+    rule = _OPERATORS.get(node.op) or _KINDS.get(operator(node.op).kind, layers.unclear)
+    return rule(case)
+
+
+def _rounded(case: Case) -> Interval:
+    functions: dict[str, Callable[[float], int]] = {"f": math.floor, "c": math.ceil, "r": round}
+    function = functions.get(case.name[0].lower(), math.trunc)
+    return monotone(lambda x: float(function(x)) if math.isfinite(x) else x, case.x)
+
+
+def _sound(found: Interval) -> Interval:
+    """The interval without NaN for an end, which infinities of both signs leave."""
+    low = -math.inf if math.isnan(found.low) else found.low
+    high = math.inf if math.isnan(found.high) else found.high
+    return replace(found, low=low, high=high) if (low, high) != (found.low, found.high) else found

@@ -1,0 +1,109 @@
+"""The arithmetic of one operator: its signal and its gradient as equations whose results are those of the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gradlint.ops import Kind
+from gradlint.signal_path import kind_of
+from gradlint.structure import Structure
+from gradlint.theory.arithmetic.equations import Equation, Number, number
+from gradlint.theory.arithmetic.formulas import Case, Formulas, add, dropout, function, layer, multiply, norm
+from gradlint.theory.arithmetic.mixing import attend, concat, pool, product, reduce, softmax
+from gradlint.theory.prediction import Prediction
+from gradlint.theory.transfer import fluctuation
+from gradlint.theory.transfer.rule import Call, mean_square
+
+_RECURRENT = "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063"
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """What an operator hands to one operand: the squared gradient factor, and the share of that operand's gradient it makes."""
+
+    operand: str
+    factor: Equation
+    share: float | None = None  # None where nothing else reads the operand
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The second moment of a signal and the squared gradient factors, as equations; None where there is no formula."""
+
+    forward: Equation | None
+    backward: tuple[Back, ...] = ()
+    source: str = ""
+
+
+def account(structure: Structure, prediction: Prediction, node_id: str) -> Account:
+    """What theory says of a node, as arithmetic whose results are those of the prediction."""
+    node, behind = structure.graph[node_id], prediction.signals.get(node_id)
+    if behind is None:
+        return Account(None)
+    operands = tuple(prediction.signals.get(ref.node) if ref is not None else None for ref in node.inputs)
+    case = Case(Call(node, operands, behind.sizes, structure.graph.mode == "train"), behind, prediction.cotangents.get(node_id))
+    if node.op == "input":
+        return Account(Equation("q' = 1, as inputs are standardised", ((number(1.0),),)).equal_to(behind.log_q))
+    found = _formulas(case)
+    back: dict[str, Back] = {}
+    equations = found.backward if len(found.backward) > 1 else found.backward * len(case.call.signals)
+    for (slot, _), equation in zip(case.call.signals, equations, strict=False):
+        operand = case.call.ref(slot).node
+        if operand not in back and node_id in structure.signal_set and operand in structure.signal_set:
+            back[operand] = _back(structure, prediction, (node_id, operand), equation, random=found.random)
+    return Account(found.forward.equal_to(behind.log_q), tuple(back.values()), found.source)
+
+
+def _back(structure: Structure, prediction: Prediction, ends: tuple[str, str], equation: Equation, *, random: bool) -> Back:
+    node, operand = ends
+    behind, before = prediction.cotangents.get(node), prediction.cotangents.get(operand)
+    if behind is None or before is None:
+        return Back(operand, equation)
+    ratio = before.energy - behind.energy
+    readers = [child for child in structure.graph.children(operand) if child.id in prediction.cotangents]
+    if len(readers) == 1 and all(ref.node != operand for ref in structure.trunk):
+        drawn = replace(equation, typical=fluctuation.shift_of(before.variance - behind.variance)) if random else equation
+        return Back(operand, drawn.equal_to(ratio))
+    return Back(operand, equation, min(10.0 ** min(equation.result - ratio, 0.0), 1.0))
+
+
+def _formulas(case: Case) -> Formulas:
+    kind = kind_of(case.node)
+    if kind is Kind.EMBEDDING:
+        second = number(mean_square(case.weight("weight")))
+        return Formulas(Equation("q' = E[W^2] of the rows", ((second,),)))
+    if not case.call.signals:
+        return Formulas(Equation("q', no operand of it is a signal", ((Number(case.behind.log_q),),)))
+    made = _BY_OP.get(case.node.op) or _BY_KIND.get(kind)
+    found = made(case) if made is not None else None
+    return found if found is not None else _other(case)
+
+
+def _other(case: Case) -> Formulas:
+    """An operator whose rule is no closed formula: what it multiplies by, as predicted."""
+    recurs, moves = (kind_of(case.node) is kind for kind in (Kind.RNN, Kind.SHAPE))
+    what = "the cell, run over time" if recurs else "the elements that it keeps" if moves else "what its transfer rule says"
+    widest = max((signal for _, signal in case.call.signals), key=lambda signal: signal.size)
+    forward, backward = Equation("q' = q", ((Number(widest.log_q),),), what), Equation("1", ((number(1.0),),), what)
+    return Formulas(forward, (backward,), _RECURRENT if recurs else "")
+
+
+_Maker = Callable[[Case], Formulas | None]
+_BY_KIND: dict[Kind, _Maker] = {
+    Kind.LINEAR: layer,
+    Kind.CONV: layer,
+    Kind.NORM: norm,
+    Kind.ACTIVATION: function,
+    Kind.MATH: function,
+    Kind.ADD: add,
+    Kind.MUL: multiply,
+    Kind.DROPOUT: dropout,
+    Kind.SOFTMAX: softmax,
+    Kind.ATTENTION: attend,
+    Kind.MATMUL: product,
+    Kind.CONCAT: concat,
+    Kind.POOL: pool,
+    Kind.REDUCE: reduce,
+}
+_BY_OP: dict[str, _Maker] = {"neg": function, "glu": lambda _: None, "multi_head_attention": lambda _: None}

@@ -1,0 +1,1 @@
+"""Integrals over Gaussian variables: what activations, and functions of arithmetic, do to moments."""

@@ -1,0 +1,160 @@
+"""Which operators a growth is made of: predicted steps of the spine grouped by what they are."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradlint.graph import Node
+from gradlint.ops import Kind
+from gradlint.signal_path import is_weight_layer, kind_of
+from gradlint.structure import Structure, block_name
+from gradlint.theory.prediction import Prediction
+from gradlint.theory.reading.steps import Step
+
+_INTERVAL = 1.645  # standard deviations that hold 90 % of a normal distribution
+_SAMPLING = 0.05  # decades: the spread of a measurement of the same weights
+_JUMP = 1.0  # decades of a single step that may be a one-off
+_OUTLIER = 2.0  # a one-off is so many times the next largest step
+_NAMED = 4  # operators in one line
+_SMALL = 0.05  # of the largest share: one that is not worth a word
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One kind of step: `factor` is what each of its `count` steps multiplies the gradient by, their geometric mean."""
+
+    op: str
+    factor: float
+    count: int
+
+    @property
+    def decades(self) -> float:
+        """Growth that all of its steps make."""
+        return self.count * math.log10(self.factor) if self.factor > 0.0 else -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Predicted growth of a stretch of the spine by kind of step, in the order of the model; the shares multiply to all of it.
+
+    `layers` counts the layers or blocks (`unit`) that the stretch repeats. A one-off step is left out, as in sustained growth.
+    """
+
+    shares: tuple[Share, ...]
+    layers: int
+    unit: str = "layer"
+
+    @property
+    def decades(self) -> float:
+        """Growth over the whole stretch."""
+        return sum(share.decades for share in self.shares)
+
+    @property
+    def per_layer(self) -> float:
+        """Decades a layer."""
+        return self.decades / self.layers
+
+    def document(self) -> list[dict[str, str | float | int]]:
+        """The shares as plain data."""
+        return [{"op": share.op, "factor": share.factor, "count": share.count} for share in self.shares]
+
+    def __str__(self) -> str:
+        least = _SMALL * max(abs(share.decades) for share in self.shares)
+        named = [share for share in self.shares if abs(share.decades) >= least]
+        largest = sorted(named, key=lambda share: -abs(share.decades))[:_NAMED]
+        parts = [_words(share, self.layers, self.unit) for share in named if share in largest]
+        rest = sum(share.decades for share in self.shares if share not in largest) / self.layers
+        parts += [f"the rest x{_shown(10.0**rest)}"] if abs(rest) * self.layers >= least else []
+        each = f"{self.per_layer:+.{2 if abs(self.per_layer) >= 0.095 else 3}f} decades a {self.unit}"
+        return f"{', '.join(parts)}: {each}, {self.layers} {self.unit}s"
+
+
+def _words(share: Share, layers: int, unit: str) -> str:
+    text = f"{share.op} x{_shown(share.factor)}"
+    often, rest = divmod(share.count, layers)
+    if often > 1 and rest <= 1:
+        return f"{text} ({often} a {unit})"
+    return text if abs(share.count - layers) <= 1 else f"{text} ({share.count} in all)"
+
+
+def _shown(factor: float) -> str:
+    return f"{factor:.2f}" if 0.1 <= factor < 100.0 else f"{factor:.2g}"
+
+
+def attribute(structure: Structure, steps: Sequence[Step], start: str, end: str) -> Attribution | None:
+    """The growth between two nodes of the spine by operator; None where theory does not follow each step, or none repeats.
+
+    `steps` are those of the whole spine, in order. What lies beside the spine is part of the step that joins it: a residual
+    block is a "residual sum", or "residual attention" where it holds one.
+    """
+    index = structure.spine_index
+    if start not in index or end not in index or index[end] - index[start] < 2:
+        return None
+    within = [*steps[index[start] : index[end]]]
+    if any(step.decades is None for step in within):
+        return None
+    skipped = _one_off(within)
+    members = [_members(structure, step) for step in within]
+    layers, unit = _units(structure, within, members)
+    found: dict[str, list[float]] = {}
+    for position, (step, inside) in enumerate(zip(within, members, strict=True)):
+        if position != skipped:
+            found.setdefault(_name(structure, step, inside), []).append(step.decades or 0.0)
+    if layers < 2:
+        return None
+    return Attribution(
+        tuple(Share(op, 10.0 ** (sum(decades) / len(decades)), len(decades)) for op, decades in found.items()), layers, unit
+    )
+
+
+def interval(prediction: Prediction, start: str, end: str) -> tuple[float, float] | None:
+    """What holds the growth between two nodes with 90 % probability, in decades; None where theory does not follow both."""
+    before, behind = prediction.nodes.get(start), prediction.nodes.get(end)
+    if before is None or behind is None or before.backward is None or behind.backward is None:
+        return None
+    expected = before.backward - behind.backward
+    spread = _INTERVAL * math.sqrt(max(before.backward_sd**2 - behind.backward_sd**2, 0.0)) + _SAMPLING
+    return expected - spread, expected + spread
+
+
+def _one_off(steps: Sequence[Step]) -> int | None:
+    """Index of the step that sustained growth leaves out, where it is unlike all others; None where there is no such step."""
+    sign = math.copysign(1.0, sum(step.decades or 0.0 for step in steps))
+    signed = [sign * (step.decades or 0.0) for step in steps]
+    order = sorted(range(len(signed)), key=lambda index: -signed[index])
+    largest, second = signed[order[0]], signed[order[1]]
+    return order[0] if largest > _JUMP and largest > _OUTLIER * max(second, 0.0) else None
+
+
+def _members(structure: Structure, step: Step) -> list[Node]:
+    """The nodes of the signal between a spine node and the one before it, the latter not included."""
+    graph, signal, spine = structure.graph, structure.signal, structure.spine
+    before = spine[structure.spine_index[step.node] - 1]
+    first, last = (bisect_right(signal, graph.position[end], key=graph.position.__getitem__) for end in (before, step.node))
+    return [graph[node] for node in signal[first:last]]
+
+
+def _name(structure: Structure, step: Step, inside: Sequence[Node]) -> str:
+    kinds = {kind_of(node) for node in inside}
+    attends = not kinds.isdisjoint({Kind.ATTENTION, Kind.SOFTMAX})
+    if step.residual is not None:
+        return "residual attention" if attends else "residual sum"
+    op = str(structure.graph[step.node].attrs.get("name", step.node)) if Kind.UNKNOWN in kinds else structure.graph[step.node].op
+    if len(inside) == 1:
+        return op
+    return "attention" if attends else f"branches into {op}"
+
+
+def _units(structure: Structure, steps: Sequence[Step], members: Sequence[Sequence[Node]]) -> tuple[int, str]:
+    """How often the stretch repeats itself, and what to call one of it: modules with a number, residual sums, weight layers."""
+    layers = [node for inside in members for node in inside if is_weight_layer(node)]
+    names = [block_name(node.module) for node in layers]
+    blocks = len({name for name in names if name in structure.blocks})
+    covered = sum(name in structure.blocks for name in names)
+    sums = sum(step.residual is not None for step in steps)
+    if blocks < 2 or 2 * covered < len(layers) or sums > 2 * blocks:
+        return (sums, "block") if sums > 1 else (len(layers), "layer")
+    return blocks, "layer" if len(layers) <= blocks + 1 else "block"

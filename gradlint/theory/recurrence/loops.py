@@ -1,0 +1,233 @@
+"""Loops over time: which weight they apply, through which activation, and how fast that multiplies a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gradlint.graph import Graph, Node, Weight
+from gradlint.ops import Kind
+from gradlint.signal_path import is_weight_layer, kind_of
+from gradlint.structure import Structure
+from gradlint.theory.branches import normalises
+from gradlint.theory.recurrence.cells import STEPS, CellResponse, Drive, simulate
+from gradlint.theory.recurrence.read import Cells, read_cells
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_FUSED = frozenset({"rnn", "lstm", "gru"})
+_GATED = {4: "lstm", 3: "gru"}  # by the rows of a recurrent weight per unit
+_WHOLE = 512  # units; of a wider cell with weights as drawn, some are simulated
+_WIDEST = 1024  # units: eigenvalues of a wider matrix take seconds
+_LONGEST = 400  # steps simulated; growth is linear in time long before
+_EFFORT = 4.0  # times what a node of a graph is worth: loops are few
+_HORIZON = 3.0  # decades
+_STILL = 1e-4  # decades per step: slower is no growth that a simulation can tell from none
+
+
+class Pace(NamedTuple):
+    """What a recurrence does to the gradient of its last step on the way to the first.
+
+    `slope` is in decades per step, negative where it fades, `horizon` the steps that take three decades, `steps` those there are.
+    """
+
+    slope: float
+    horizon: float
+    steps: int
+    measured: bool
+
+    @classmethod
+    def predicted(cls, slope: float, steps: int) -> Pace:
+        """What theory says of a slope."""
+        return cls(slope, _HORIZON / abs(slope) if abs(slope) > _STILL else math.inf, steps, measured=False)
+
+    @property
+    def horizons(self) -> float:
+        """How many times over the gradient fades by three decades, 0 where it does not."""
+        return self.steps / self.horizon if self.slope < 0.0 and self.horizon > 0.0 else 0.0
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One recurrence: `node` is where the probe files its growth over time, `nodes` all its applications.
+
+    `activation` is None for a linear loop, "lstm" or "gru" for a gated one. `weights` are the recurrent matrices, `steps` is None
+    where the length is not known, `cell` the operator that is simulated. `final` where nothing but its last state is read, which
+    all that is known of early steps then has to reach.
+    """
+
+    node: str
+    nodes: tuple[str, ...]
+    activation: str | None
+    weights: tuple[Weight, ...]
+    steps: int | None
+    cell: Node
+    final: bool = False
+
+    @cached_property
+    def radius(self) -> float | None:
+        """Largest spectral radius of the recurrent matrices, of each gate on its own; None for one too wide to look at."""
+        return max((float(np.abs(np.linalg.eigvals(block)).max()) for block in self._blocks), default=None)
+
+    @cached_property
+    def norm(self) -> float | None:
+        """Largest singular value of the recurrent matrices, of each gate on its own; None for one too wide to look at."""
+        return max((float(np.linalg.norm(block, 2)) for block in self._blocks), default=None)
+
+    def response(self, steps: int, level: float = 0.0) -> CellResponse | None:
+        """The loop run for `steps` under white noise of 1/2 log10 q = `level`; None where its cell cannot be simulated."""
+        key = (max(min(steps, _LONGEST), 1), level)
+        if self._cells is not None and key not in self._responses:
+            try:
+                self._responses[key] = simulate(self._cells, Drive(level), key[0], effort=_EFFORT)
+            except ValueError:  # a file may state weights of any shape
+                self._responses[key] = None
+        return self._responses.get(key)
+
+    def exponent(self, steps: int, level: float = 0.0) -> float | None:
+        """Predicted decades of gradient growth per step, as a probe of so many steps sees it.
+
+        The slope over time of the exact gradient of the real cell, run from rest under white noise. Deterministic.
+        """
+        found = self.response(steps, level)
+        return None if found is None else found.step
+
+    def lyapunov(self, level: float = 0.0) -> float | None:
+        """Largest Lyapunov exponent, in nats per step: the growth of the gradient once the run is steady (Engelken 2020)."""
+        found = self.response(max(self.steps or STEPS, STEPS), level)
+        return None if found is None else found.drift * math.log(10.0)
+
+    def horizon(self, level: float = 0.0) -> float | None:
+        """Steps until the gradient has gained or lost three decades; infinite where it keeps its size."""
+        found = self.exponent(self.steps or STEPS, level)
+        return None if found is None else Pace.predicted(found, self.steps or STEPS).horizon
+
+    @cached_property
+    def forget_bias(self) -> float | None:
+        """Mean bias of the forget gates of an LSTM, the sum of both biases; the lowest of its layers. None for another cell."""
+        cells = self._cells
+        if self.activation != "lstm" or cells is None:
+            return None
+        gates = [cell for layer in cells.layers for cell in layer if cell.weight is not None]  # one that is spelled out has none
+        return min((float(cell.bias[2 * cell.hidden : 3 * cell.hidden].mean()) for cell in gates), default=None)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the state passes an activation at every step and no gate."""
+        return self.activation not in {None, "lstm", "gru", "linear"}
+
+    @cached_property
+    def _cells(self) -> Cells | None:
+        return read_cells(self.cell, wide=_WHOLE)
+
+    @cached_property
+    def _responses(self) -> dict[tuple[int, float], CellResponse | None]:
+        return {}
+
+    @cached_property
+    def _blocks(self) -> tuple[NDArray[np.float64], ...]:
+        """The finite square matrices that the recurrent weights stack: gates, directions."""
+        found: list[NDArray[np.float64]] = []
+        for weight in self.weights:
+            width = weight.shape[-1]
+            if 0 < width <= _WIDEST and weight.size % (width * width) == 0:
+                blocks = np.asarray(weight.array(), dtype=np.float64).reshape(-1, width, width)
+                found.extend(block for block in blocks if np.isfinite(block).all())
+        return tuple(found)
+
+
+def loops(structure: Structure) -> list[Loop]:
+    """Every recurrence on the signal that applies square matrices to its own state: fused ones, then unrolled ones."""
+    graph = structure.graph
+    found = [_fused(graph, graph[node]) for node in structure.signal if graph[node].op in _FUSED]
+    unrolled = (_unrolled(structure, item.nodes) for item in structure.recurrences)
+    known = [loop for loop in (*found, *unrolled) if loop is not None and loop.weights]
+    return [replace(loop, final=_is_read_last(structure, loop)) for loop in known]
+
+
+def _fused(graph: Graph, node: Node) -> Loop:
+    source = next(iter(graph.parents(node.id)), None)
+    axis = int(node.attrs.get("time_axis", 0))
+    shape = source.shape if source is not None and source.shape is not None else ()
+    sizes = node.attrs.get("batch_sizes")  # of a packed sequence, whose axis 0 holds the steps of every sample
+    steps = len(sizes) if sizes else shape[axis] if axis < len(shape) else None
+    return Loop(node.id, (node.id,), _nonlinearity(node), _recurrent(node), steps, node)
+
+
+def _is_read_last(structure: Structure, loop: Loop) -> bool:
+    """Whether a step is read by the next one alone, or the output of a fused operator only where one step is picked."""
+    graph = structure.graph
+    given = {ref.node for ref in graph.outputs if ref.port == 0 or ref.node != loop.node}
+    if len(loop.nodes) > 1:
+        own = {*structure.between(*loop.nodes[:2]), *loop.nodes[:2]}
+        steps = own - {loop.nodes[1]}
+        read = (child.id for step in steps for child in graph.children(step) if child.id in structure.signal_set)
+        return given.isdisjoint(steps) and own.issuperset(read)
+    queue = [loop.node]
+    for node_id in queue:
+        if node_id in given:
+            return False
+        for child in graph.children(node_id):
+            ports = {ref.port for ref in child.inputs if ref is not None and ref.node == node_id}
+            if child.id not in structure.signal_set or (node_id == loop.node and 0 not in ports):
+                continue
+            picked = child.op == "slice" and len(child.shape or ()) < len(graph[node_id].shape or ())
+            if not picked and kind_of(child) is not Kind.SHAPE:
+                return False
+            if not picked:
+                queue.append(child.id)
+    return loop.node in structure.signal_set
+
+
+def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
+    """A loop in Python: one cell, or one layer from the state to the state or its gates, with pointwise work between uses."""
+    graph, first = structure.graph, structure.graph[nodes[0]]
+    if kind_of(first) is Kind.RNN:
+        return Loop(nodes[0], nodes, _nonlinearity(first), _recurrent(first), len(nodes), first)
+    weight = first.weights.get("weight")
+    if kind_of(first) is not Kind.LINEAR or weight is None:
+        return None
+    ends = {nodes[0], nodes[1]}
+    if any(is_weight_layer(graph[node]) for node in structure.spine_between(nodes[0], nodes[1]) if node not in ends):
+        return None
+    between = [graph[node] for node in structure.between(nodes[0], nodes[1])]
+    if any(is_weight_layer(node) or normalises(graph, node) for node in between):
+        return None
+    acts = [node for node in between if kind_of(node) is Kind.ACTIVATION]
+    gated = _GATED.get(weight.fan_out // weight.fan_in) if {"sigmoid", "tanh"} <= {act.op for act in acts} else None
+    if gated is not None and weight.fan_out % weight.fan_in == 0:
+        return Loop(nodes[0], nodes, gated, (weight,), len(nodes), _spelled(first, weight, gated, {}))
+    if weight.fan_in != weight.fan_out or _skips(structure, first, between):
+        return None
+    attrs = {**acts[0].attrs, "nonlinearity": acts[0].op} if acts else {"nonlinearity": "linear"}
+    cell = _spelled(first, weight, "rnn", attrs)
+    return Loop(nodes[0], nodes, acts[0].op if acts else None, (weight,), len(nodes), cell)
+
+
+def _skips(structure: Structure, first: Node, between: Sequence[Node]) -> bool:
+    """Whether the state is added to itself between two uses; an input that every step adds is no such thing."""
+    inside = {node.id for node in between} | set(structure.signal_parents(first.id))
+    sums = (structure.residual_sum(node.id) for node in between)
+    return any(found.fork in inside for found in sums if found is not None)
+
+
+def _spelled(node: Node, weight: Weight, kind: str, attrs: Mapping[str, Any]) -> Node:
+    """A cell that is written out: its state is multiplied by `weight`, white noise of the pre-activation stands for its input."""
+    rows = weight if weight.out_axis == 0 else Weight(weight.name, weight.shape[::-1], weight.dtype, weight.matrix)
+    bias = {"bias": node.weights["bias"]} if "bias" in node.weights else {}
+    return Node(node.id, f"{kind}_cell", weights={"recurrent": rows, **bias}, attrs=attrs)
+
+
+def _nonlinearity(node: Node) -> str:
+    return str(node.attrs.get("nonlinearity", "tanh")) if node.op.startswith("rnn") else node.op.removesuffix("_cell")
+
+
+def _recurrent(node: Node) -> tuple[Weight, ...]:
+    found = {weight.name: weight for role, weight in node.weights.items() if role.startswith("recurrent") and "bias" not in role}
+    return tuple(weight for weight in found.values() if len(weight.shape) >= 2)

@@ -1,0 +1,1 @@
+"""Transfer rules: what each family of operators does to a signal, and to the cotangent that comes back."""

@@ -1,0 +1,373 @@
+"""Transfer rules of products of two signals, softmax and attention.
+
+E sum A^2 of a softmax over T logits is 1/T where attention is uniform and 1 where it is peaked (theory/sharpness.py); the tokens
+that it averages are as alike as the state says (THEORY section 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradlint.graph import Node
+from gradlint.theory.gaussian.sharpness import Sharpness, sharpness
+from gradlint.theory.transfer.profiles import both, moved, without
+from gradlint.theory.transfer.rule import Call, Moved, Pulls, half_log, log10, mean_square, one, plain, scaled
+from gradlint.theory.transfer.signal import Cotangent, Pull, Signal, averaged, gathered, joined
+
+if TYPE_CHECKING:
+    from gradlint.theory.transfer.profiles import Profile
+
+
+_LOGITS = 0.03  # decades^2 of the gradient that goes through logits: causal masks and alike keys change it
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A sum over labelled axes of a product of two tensors, as in einsum: one letter per axis."""
+
+    left: str
+    right: str
+    out: str
+
+    @property
+    def summed(self) -> list[str]:
+        """Letters that both factors have and the result has not."""
+        return [letter for letter in self.left if letter in self.right and letter not in self.out]
+
+
+def matmul(call: Call) -> Moved | None:
+    """A product of two signals."""
+    found = call.signals
+    if len(found) == 1:
+        return _with_constant(call, *found[0])
+    if len(found) != 2:
+        return None
+    (i, left), (j, right) = found
+    product = _letters(call.node, left, right, call.sizes)
+    if product is None:
+        return None
+    behind = contracted(product, left, right, call.sizes)
+    scale = _scale_of(call.node)
+    behind = replace(behind, level=behind.level + log10(scale))
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind)
+        cotangent = replace(cotangent, energy=cotangent.energy + 2.0 * log10(scale))
+        yield i, Pull(pulled_left(product, cotangent, left, right, call.sizes))
+        yield j, Pull(pulled_left(Product(product.right, product.left, product.out), cotangent, right, left, call.sizes))
+
+    return Moved(behind, back)
+
+
+def _scale_of(node: Node) -> float:
+    alpha = node.attrs.get("alpha")
+    return abs(float(alpha)) if isinstance(alpha, (int, float)) and alpha else 1.0
+
+
+def _with_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
+    """A product with a weight that is no layer, or with a constant tensor."""
+    weight = next(iter(call.node.weights.values()), None)
+    if weight is None or len(signal.sizes) != len(call.sizes):
+        return None
+    changed = [axis for axis, (old, new) in enumerate(zip(signal.sizes, call.sizes, strict=True)) if old != new]
+    axis = changed[0] if len(changed) == 1 else len(call.sizes) - 1
+    fan = signal.sizes[axis]
+    gain = fan * mean_square(weight)
+    shared = tuple(0.0 if a == axis else share for a, share in enumerate(signal.shared))
+    behind = plain(signal, level=signal.level + half_log(gain), sizes=call.sizes, shared=shared, mean=0.0, channels=axis)
+
+    def back(cotangent: Cotangent) -> Cotangent:
+        return scaled(cotangent, gain, tuple(0.0 if a == axis else value for a, value in enumerate(cotangent.alike)))
+
+    return Moved(behind, one(slot, behind, back))
+
+
+def _letters(node: Node, left: Signal, right: Signal, sizes: tuple[int, ...]) -> Product | None:
+    """The axes of both factors and the result by letter."""
+    equation = str(node.attrs.get("equation", "")).replace(" ", "")
+    inputs, arrow, out = equation.partition("->")
+    if arrow and "." not in inputs and inputs.count(",") == 1:
+        a, b = inputs.split(",")
+        fits = len(a) == len(left.sizes) and len(b) == len(right.sizes) and len(out) == len(sizes)
+        return Product(a, b, out) if fits else None
+    if equation or len(left.sizes) < 2 or len(right.sizes) < 2:
+        return None
+    batch = "abcdefgh"[: len(sizes) - 2]  # of more axes no factor fits
+    a, b = batch[len(batch) - len(left.sizes) + 2 :] + "ik", batch[len(batch) - len(right.sizes) + 2 :] + "kj"
+    fits = len(sizes) >= 2 and left.sizes[-1] == right.sizes[-2]
+    return Product(a, b, batch + "ij") if fits else None
+
+
+def _share(letters: str, signal: Signal, letter: str) -> float:
+    """Share along a letter; a tensor without it, or of length 1 along it, is the same all along."""
+    if letter not in letters:
+        return 1.0
+    axis = letters.index(letter)
+    return signal.shared[axis] if signal.sizes[axis] > 1 else 1.0
+
+
+def _lengths(product: Product, left: Signal, right: Signal, sizes: Sequence[int]) -> dict[str, int]:
+    lengths: dict[str, int] = {}
+    for letters, own in ((product.left, left.sizes), (product.right, right.sizes), (product.out, sizes)):
+        for letter, size in zip(letters, own, strict=True):
+            lengths[letter] = max(size, lengths.get(letter, 1))
+    return lengths
+
+
+def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, ...]) -> Signal:
+    """Second moment q_a q_b n [1 + (n-1) rho_a rho_b] for n terms that share rho_a and rho_b."""
+    lengths = _lengths(product, left, right, sizes)
+    summed = product.summed
+    counts = [lengths[letter] for letter in summed]
+    ours = [_share(product.left, left, letter) for letter in summed]
+    theirs = [_share(product.right, right, letter) for letter in summed]
+    both = [a * b for a, b in zip(ours, theirs, strict=True)]
+    sums = gathered(counts, both, range(len(counts)))
+    shared = []
+    for letter in product.out:
+        a, b = _share(product.left, left, letter), _share(product.right, right, letter)
+        limited = [min(a, x) * min(b, y) for x, y in zip(ours, theirs, strict=True)]
+        common = averaged(counts, limited, range(len(counts)), same=a * b)
+        shared.append(min(max(common * math.prod(counts) / sums, -1.0), 1.0))
+    number = math.prod(counts)
+    mean = left.mean * right.mean * math.sqrt(number / sums) if sums > 0.0 else 0.0
+    return Signal(
+        left.level + right.level + half_log(sums * number),
+        sizes,
+        tuple(shared),
+        min(max(mean, -1.0), 1.0),
+        len(sizes) - 1,
+        variance=left.variance + right.variance,
+        profile=_outer(product, left.profile, right.profile),
+    )
+
+
+def _outer(product: Product, left: Profile, right: Profile) -> Profile:
+    """The profile of a product along the axes of the result."""
+    out = product.out
+    first = moved(left, lambda axis: out.index(product.left[axis]) if product.left[axis] in out else None)
+    return both(first, moved(right, lambda axis: out.index(product.right[axis]) if product.right[axis] in out else None))
+
+
+def pulled_left(product: Product, cotangent: Cotangent, left: Signal, right: Signal, sizes: Sequence[int]) -> Cotangent:
+    """The cotangent of the left factor: that of the result, summed against the right one over the axes that the left has not."""
+    lengths = _lengths(product, left, right, sizes)
+    alike = dict(zip(product.out, cotangent.alike, strict=True))
+    gone = [
+        letter for letter in product.out if letter not in product.left or left.sizes[product.left.index(letter)] < lengths[letter]
+    ]
+    together = gathered(
+        [lengths[letter] for letter in gone],
+        [alike[letter] * _share(product.right, right, letter) for letter in gone],
+        range(len(gone)),
+    )
+    factor = math.prod(lengths[letter] for letter in product.summed) * together
+    own = tuple(
+        (alike.get(letter, 1.0) if letter not in gone else 1.0) * _share(product.right, right, letter) for letter in product.left
+    )
+    result, axes = Product(product.out, product.right, product.left), without(cotangent.profile, _places(product.out, gone))
+    profile = _outer(result, axes, right.profile)
+    return Cotangent(cotangent.energy + log10(factor) + right.log_q, own, cotangent.variance + right.variance, profile)
+
+
+def _places(letters: str, chosen: Sequence[str]) -> list[int]:
+    return [index for index, letter in enumerate(letters) if letter in chosen]
+
+
+def softmax(call: Call) -> Moved | None:
+    """A softmax over the axis `dim`."""
+    found = call.signals
+    if not found or not call.sizes:
+        return None
+    slot, logits = found[0]
+    axis = call.node.attrs.get("dim", call.node.attrs.get("axis", -1))
+    axis = (int(axis) if isinstance(axis, int) else -1) % len(call.sizes)
+    behind = weights_of(logits, axis)
+    if call.node.op == "log_softmax":
+        return _log_softmax(slot, logits, axis)
+
+    def back(cotangent: Cotangent) -> Cotangent:
+        return pulled_logits(cotangent, logits, behind, axis)
+
+    return Moved(behind, one(slot, behind, back))
+
+
+def _private(logits: Signal, axis: int) -> float:
+    """Variance of logits along an axis."""
+    return float(10.0 ** min(logits.log_q, 60.0)) * max(1.0 - logits.shared[axis], 0.0)
+
+
+def concentration(logits: Signal, axis: int, *, causal: bool = False) -> float:
+    """E sum A^2 over the axis."""
+    return over_rows(logits, axis, causal=causal).squares
+
+
+def over_rows(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
+    """How sharp the softmax over an axis is; where attention is causal, the mean over rows of 1, 2, ... T entries."""
+    count, variance = max(logits.sizes[axis], 1), _private(logits, axis)
+    if not causal:
+        return sharpness(variance, count)
+    lengths = np.unique(np.geomspace(1, count, min(count, 24)).astype(np.int64))  # rows between two of these are interpolated
+    found = [sharpness(variance, int(length)) for length in lengths]
+    rows = np.arange(1, count + 1)
+    squares, passed = (np.interp(rows, lengths, values) for values in zip(*found, strict=True))
+    return Sharpness(float(squares.mean()), float((passed * rows).mean()) / count)
+
+
+def weights_of(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
+    """Attention weights as a signal: mean 1/T, sum of squares `concentration`."""
+    peak, count = concentration(logits, axis, causal=causal), max(logits.sizes[axis], 1)
+    along = max((1.0 / peak - 1.0) / max(count - 1, 1), 0.0)
+    private = max(1.0 - logits.shared[axis], 1e-12)
+    shared = []
+    for other, share in enumerate(logits.shared):
+        common = min(max((share - min(share, logits.shared[axis])) / private, 0.0), 1.0)
+        together = sharpness(_private(logits, axis) * common, count).squares / peak
+        shared.append(min(together, 1.0) if other != axis else min(along, 1.0))
+    level = half_log(peak / count)
+    mean = min(1.0 / math.sqrt(count * peak), 1.0)
+    return plain(logits, level=level, mean=mean, shared=tuple(shared), variance=0.0, channels=None)
+
+
+def pulled_logits(cotangent: Cotangent, logits: Signal, weights: Signal, axis: int, *, causal: bool = False) -> Cotangent:
+    """A (g - sum A g): what cotangents share along the softmax falls out."""
+    factor = over_rows(logits, axis, causal=causal).passed * max(1.0 - cotangent.alike[axis], 0.0)
+    alike = tuple(
+        0.0 if other == axis else a * s for other, (a, s) in enumerate(zip(cotangent.alike, weights.shared, strict=True))
+    )
+    return scaled(cotangent, factor, alike, profile=without(cotangent.profile, (axis,)))
+
+
+def _log_softmax(slot: int, logits: Signal, axis: int) -> Moved:
+    count = logits.sizes[axis]
+    offset = math.log(max(count, 1)) ** 2
+    level = half_log(10.0 ** min(logits.log_q, 300.0) * (1.0 - logits.shared[axis]) + offset)
+    behind = plain(logits, level=level, mean=0.0)
+
+    def back(cotangent: Cotangent) -> Cotangent:
+        return scaled(cotangent, 1.0 + cotangent.alike[axis] * count)
+
+    return Moved(behind, one(slot, behind, back))
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """Queries, keys and values of one attention, (..., T, d) each, with slot numbers."""
+
+    query: Signal
+    key: Signal
+    value: Signal
+
+
+def attention(call: Call) -> Moved | None:
+    """Scaled dot-product attention as one operator."""
+    found = dict(call.signals)
+    if not {0, 1, 2} <= set(found):
+        return None
+    query, key, value = found[0], found[1], found[2]
+    rank = len(query.sizes)
+    if not 2 <= rank <= 8 or len(key.sizes) != rank or len(value.sizes) != rank or len(call.sizes) != rank:
+        return None
+    scale = attention_scale(call.node, query)
+    causal = bool(call.node.attrs.get("is_causal", False))
+    drop = float(call.node.attrs.get("dropout_p", 0.0) or 0.0) if call.training else 0.0
+    return attend(_Heads(query, key, value), call.sizes, scale, causal=causal, drop=drop)
+
+
+def attention_scale(node: Node, query: Signal) -> float:
+    """What a fused attention multiplies its logits by: 1/sqrt(d) where it does not say."""
+    given = node.attrs.get("scale")
+    return abs(float(given)) if isinstance(given, (int, float)) and given else 1.0 / math.sqrt(max(query.sizes[-1], 1))
+
+
+def scores(sizes: Sequence[int]) -> Product:
+    """The product of queries and keys whose batch axes are those of a tensor of these sizes."""
+    batch = "abcdefgh"[: len(sizes) - 2]
+    return Product(batch + "ik", batch + "jk", batch + "ij")
+
+
+def scaled_logits(query: Signal, key: Signal, sizes: Sequence[int], scale: float) -> Signal:
+    """The logits of an attention whose output has these sizes."""
+    logits = contracted(scores(sizes), query, key, (*sizes[:-1], key.sizes[-2]))
+    return replace(logits, level=logits.level + log10(scale))
+
+
+def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool, drop: float) -> Moved:
+    """Logits, softmax, average of the values; gradients through the values and through the logits."""
+    query, key, value = heads.query, heads.key, heads.value
+    pairs = scores(sizes)
+    mixing = Product(pairs.out, pairs.out[:-2] + "jv", pairs.out[:-1] + "v")
+    logits = scaled_logits(query, key, sizes, scale)
+    square = logits.sizes
+    weights = weights_of(logits, len(square) - 1, causal=causal)
+    keep = 1.0 - min(max(drop, 0.0), 0.99)
+    dropped = replace(
+        weights,
+        level=weights.level + half_log(1.0 / keep),
+        shared=tuple(s * keep for s in weights.shared),
+        mean=weights.mean * math.sqrt(keep),
+    )
+    behind = contracted(mixing, dropped, value, sizes)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind)
+        yield 2, Pull(pulled_left(Product(mixing.right, mixing.left, mixing.out), cotangent, value, dropped, sizes))
+        on_weights = pulled_left(mixing, cotangent, dropped, value, sizes)
+        on_logits = pulled_logits(on_weights, logits, weights, len(square) - 1, causal=causal)
+        on_logits = replace(on_logits, energy=on_logits.energy + 2.0 * log10(scale), variance=on_logits.variance + _LOGITS)
+        yield 0, Pull(_centred(pulled_left(pairs, on_logits, query, key, square), key))
+        yield 1, Pull(pulled_left(Product(pairs.right, pairs.left, pairs.out), on_logits, key, query, square))
+
+    return Moved(behind, back)
+
+
+def _centred(cotangent: Cotangent, key: Signal) -> Cotangent:
+    """The cotangents of a softmax sum to zero over the keys, so that what all keys share does not reach the queries."""
+    return replace(cotangent, energy=cotangent.energy + log10(max(1.0 - key.shared[-2], 1e-12)))
+
+
+def multi_head(call: Call) -> Moved | None:
+    """Projections, attention and projection as one operator: torch's fused multi-head attention, batch axis second."""
+    found, weights = call.signals, call.node.weights
+    entry = weights.get("in_proj") or weights.get("q_proj")
+    out = weights.get("out_proj")
+    if not found or entry is None or out is None or len(found[0][1].sizes) != 3 or len(call.sizes) != 3:
+        return None
+    heads = max(int(call.node.attrs.get("num_heads", 1)), 1)
+    slots = [slot for slot, _ in found[:3]]
+    signals = [signal for _, signal in found[:3]]
+    slots, signals = (slots * 3)[:3], (signals * 3)[:3]
+    gain = entry.fan_in * mean_square(entry)
+    inner = [_per_head(signal, gain, heads) for signal in signals]
+    sizes = (call.sizes[1], heads, call.sizes[0], max(signals[2].sizes[2] // heads, 1))
+    drop = float(call.node.attrs.get("dropout_p", 0.0) or 0.0) if call.node.attrs.get("training", call.training) else 0.0
+    causal = bool(call.node.attrs.get("is_causal", False))
+    inside = attend(_Heads(*inner), sizes, 1.0 / math.sqrt(max(sizes[3], 1)), causal=causal, drop=drop)
+    last = out.fan_in * mean_square(out)
+    mixed = inside.signal
+    shared = (mixed.shared[2], mixed.shared[0], 0.0)
+    behind = plain(
+        signals[0], level=mixed.level + half_log(last), mean=0.0, sizes=call.sizes, shared=shared, variance=mixed.variance
+    )
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind)
+        inner_cotangent = scaled(cotangent, last, (cotangent.alike[1], 0.0, cotangent.alike[0], 0.0))
+        for place, pull in inside.pullback([Pull(inner_cotangent)]):
+            alike = pull.cotangent.alike
+            yield slots[place], Pull(scaled(pull.cotangent, gain, (alike[2], alike[0], 0.0)))
+
+    return Moved(behind, back)
+
+
+def _per_head(signal: Signal, gain: float, heads: int) -> Signal:
+    """A (time, batch, width) signal behind a projection, as (batch, heads, time, width per head)."""
+    steps, batch, width = signal.sizes
+    sizes = (batch, heads, steps, max(width // heads, 1))
+    shared = (signal.shared[1], 0.0, signal.shared[0], 0.0)
+    return plain(signal, level=signal.level + half_log(gain), mean=0.0, sizes=sizes, shared=shared, channels=3)

@@ -1,0 +1,84 @@
+"""Moments of every channel: trained weights make channels unlike, so that their means and sizes are followed one by one.
+
+A diagonal Gaussian: channel i is N(m_i, v_i), channels are independent of one another. A layer needs two products with its
+weight, W m and W^2 v, and one on the way back.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradlint.ops.activations import derivative
+from gradlint.theory.initialization import looks_drawn
+
+if TYPE_CHECKING:
+    from gradlint.graph import Weight
+    from gradlint.ops.activations import Function
+    from gradlint.theory.gaussian.pointwise_of_gaussian import Array
+
+_LARGEST = 1 << 23  # elements of a weight that is multiplied out
+_TAIL = 1e-3  # chance that so many normal draws lie so far out (theory/initialised.py)
+_POINTS = 64  # per channel; deviations from the kinks of activations average out over channels
+
+
+@cache
+def _grid() -> tuple[Array, Array]:
+    z = np.linspace(-5.0, 5.0, 2 * _POINTS + 1)[1::2]
+    weights = np.exp(-0.5 * z * z)
+    return z, weights / weights.sum()
+
+
+def is_trained(weight: Weight) -> bool:
+    """Whether a weight is worth multiplying out: not drawn at random, be it around a mean, and not too large."""
+    found = weight.statistics
+    if weight.size > _LARGEST or not found.finite or found.std == 0.0 or looks_drawn(weight):
+        return False
+    farthest = (found.max_abs - abs(found.mean)) / found.std
+    return weight.size * math.erfc(farthest / math.sqrt(2.0)) < _TAIL
+
+
+class Rows:
+    """A weight as sums over its kernel: `means[o, i]` of its elements, `squares[o, i]` of their squares, group after group."""
+
+    def __init__(self, weight: Weight, groups: int) -> None:
+        values = np.asarray(weight.array(), dtype=np.float32)
+        values = np.moveaxis(values, weight.out_axis, 0) if groups == 1 or weight.out_axis == 0 else values
+        flat = values.reshape(values.shape[0], values.shape[1], -1)
+        self.groups = groups
+        self.means = flat.sum(axis=2).astype(np.float64)
+        self.squares = np.einsum("oik,oik->oi", flat, flat).astype(np.float64)
+
+    def forward(self, matrix: Array, values: Array) -> Array:
+        """Sums over the inputs of each output."""
+        if self.groups == 1:
+            return np.asarray(matrix @ values)
+        parts = values.reshape(self.groups, -1)
+        blocks = matrix.reshape(self.groups, -1, matrix.shape[1])
+        return np.asarray(np.einsum("goi,gi->go", blocks, parts).reshape(-1))
+
+    def backward(self, values: Array) -> Array:
+        """Sums of squares over the outputs of each input."""
+        if self.groups == 1:
+            return np.asarray(values @ self.squares)
+        blocks = self.squares.reshape(self.groups, -1, self.squares.shape[1])
+        return np.asarray(np.einsum("goi,go->gi", blocks, values.reshape(self.groups, -1)).reshape(-1))
+
+    @property
+    def inputs(self) -> int:
+        """Number of input channels."""
+        return int(self.squares.shape[1]) * self.groups
+
+
+def mapped(function: Function, means: Array, variances: Array) -> tuple[Array, Array, Array] | None:
+    """Means, second moments and squared slopes of a function of each channel; None where it is not finite."""
+    z, weights = _grid()
+    points = means[:, None] + np.sqrt(np.maximum(variances, 0.0))[:, None] * z[None, :]
+    with np.errstate(all="ignore"):
+        values = np.asarray(function(points.reshape(-1))).reshape(points.shape)
+        slopes = np.asarray(derivative(function)(points.reshape(-1))).reshape(points.shape)
+        found = values @ weights, np.square(values) @ weights, np.square(slopes) @ weights
+    return found if all(np.isfinite(item).all() for item in found) else None

@@ -1,0 +1,263 @@
+"""What a cotangent has in common with the tensor that it belongs to.
+
+The weights of active units point along their input x, so that W^T sends what a cotangent has along phi(W x) back along x. Where
+nothing takes it off, as in sums x + phi(W x) without a norm, it adds up coherently over layers and outgrows all else: no layer of
+independent weights would do that. Two functionals close the recursion: a cotangent's product with the tensor, and with the ones
+(Stein's lemma makes every other one of these). Their second moments are followed here, at one place of the tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradlint.theory.gaussian.pointwise_of_gaussian import expect, products
+
+if TYPE_CHECKING:
+    from gradlint.theory.gaussian.pointwise_of_gaussian import Array
+
+_FEWEST = 4  # channels for which "two directions out of all" makes sense
+_RANK = 1e-6  # of the Gram matrix of tensor and ones: a tensor that is nearly constant has one direction
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The tensor at which paths part: `moments` of the functionals (1, each summand) of its cotangent there."""
+
+    name: str
+    moments: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Coherence:
+    """Second moments of s = (g.1, g.h / rms h) / sqrt(n E g^2) for a cotangent g of a tensor h, summed over n channels.
+
+    [[1, m], [m, 1]] for a cotangent that knows nothing of a tensor of mean m. `alike` is the correlation of s at two places that
+    differ along each axis. `source` and `rows` say which part of s is a linear image of the functionals at a tensor farther on:
+    two paths from there add their parts before they are squared.
+    """
+
+    moments: Array
+    axis: int
+    alike: tuple[float, ...]
+    source: Source | None = None
+    rows: Array = field(default_factory=lambda: np.zeros((2, 0)))
+
+
+def gram(mean: float) -> Array:
+    """Moments of a cotangent that knows nothing of a tensor of this mean over rms."""
+    return np.array([[1.0, mean], [mean, 1.0]])
+
+
+def _independent(basis: Array) -> bool:
+    return bool(abs(basis[0, 1]) < 1.0 - _RANK)
+
+
+def _inverse(basis: Array) -> Array:
+    """The (pseudo-)inverse of a Gram matrix of two unit vectors."""
+    cosine = float(basis[0, 1])
+    if not _independent(basis):
+        return 0.25 * np.array([[1.0, math.copysign(1.0, cosine)], [math.copysign(1.0, cosine), 1.0]])
+    return np.array([[1.0, -cosine], [-cosine, 1.0]]) / (1.0 - cosine * cosine)
+
+
+def _parts(moments: Array, basis: Array, count: int) -> tuple[Array, float]:
+    """A cotangent as c0 + c1 h + rest: n times the moments of c, and E rest^2, both over E g^2."""
+    inverse = _inverse(basis)
+    rank = 2.0 if _independent(basis) else 1.0
+    rest = (1.0 - float(np.trace(inverse @ moments)) / count) / (1.0 - rank / count)
+    rest = min(max(rest, 0.0), 1.0 / (1.0 - rank / count))  # above 1 where it has less along them than by chance
+    return inverse @ (moments - rest * basis) @ inverse, rest
+
+
+def through_slope(
+    own: Coherence | None, slope: Array, values: tuple[Array | None, Array], layout: tuple[int, Sequence[int], Sequence[float]]
+) -> tuple[float, Coherence | None]:
+    """E (slope g)^2 / E g^2, and the coherence of slope g, for a function of a Gaussian tensor.
+
+    `values` are those of the function behind which `own` is known (None where it is not) and of the tensor before it; `layout` is
+    the axis of the channels, the lengths of all axes and the correlations of the cotangent along them.
+    """
+    behind, before = values
+    axis, sizes, alike = layout
+    second, power = expect(slope * slope), expect(before * before)
+    if not (second > 0.0 and power > 0.0) or sizes[axis] < _FEWEST:
+        return second, None
+    functions = [slope, slope * (before / math.sqrt(power))]
+    known = own is not None and own.axis == axis and behind is not None and (scale := expect(behind * behind)) > 0.0
+    if not known or own is None or behind is None:
+        return second, Coherence(products(functions) / second, axis, tuple(alike))
+    tensor = behind / math.sqrt(scale)
+    found = products([*functions, np.ones_like(tensor), tensor, slope * tensor])
+    whole, first, bent = found[:2, :2], found[2:4, 2:4], found[::4, ::4]  # bent: the basis (1, tensor) times the slope
+    along, rest = _parts(own.moments, first, sizes[axis])
+    factor = max(rest * second + float((along * bent).sum()) / sizes[axis], second / sizes[axis])
+    images = _inverse(first) @ found[2:4, :2]  # of the wanted functions in the basis
+    moments = images.T @ own.moments @ images + whole - images.T @ first @ images
+    return factor, Coherence(moments / factor, axis, own.alike, own.source, images.T @ own.rows / math.sqrt(factor))
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """What a kernel visits along one axis: `reads` inputs for each output, `lands` outputs from each input of `size`."""
+
+    axis: int
+    reads: float
+    lands: float
+    size: int
+
+
+def through_layer(
+    own: Coherence | None,
+    layout: tuple[int, Sequence[int], Sequence[float]],
+    mean: float,
+    share: float,
+    taps: Sequence[Taps],
+) -> tuple[float, Coherence | None]:
+    """What a layer of random weights W makes of g: |W^T g|^2 over what independent weights would, and the coherence with x.
+
+    `share` of the variance of z = W x + b is that of W x, which is what z tells of it; `mean` is that of x over rms. (W^T g).x is
+    g.(W x), and all of W^T g that is not along x comes from weights that neither z nor g knows. `layout` is the axis that W sums
+    over, the lengths of the axes of x, and what two places have in common along each of the cotangent and of x together.
+    """
+    axis, sizes, both = layout
+    if sizes[axis] < _FEWEST:
+        return 1.0, None
+    if own is not None and own.axis != axis:
+        own = None
+    reads, lands = math.prod(tap.reads for tap in taps), math.prod(tap.lands for tap in taps)
+    before = own.moments[1, 1] if own is not None else 1.0
+    alike = own.alike if own is not None else both
+    along = float(share * before * _together(alike, taps) / reads)
+    total = along + max(1.0 - share * _together(both, taps) / reads, 0.0)
+    factor = max(1.0 + (total - 1.0) / sizes[axis], 1.0 / sizes[axis])
+    weight = along / total if total > 0.0 else 0.0
+    mixed = [weight * a + (1.0 - weight) * b for a, b in zip(alike, both, strict=True)]
+    if taps and total > 0.0:
+        kept = share * before * lands / reads * _even(alike, taps) + (1.0 - share) * _even(both, taps)
+        for tap, value in _evened(alike, taps, kept / total):
+            mixed[tap.axis] = value
+    direction = np.array([mean, 1.0])
+    moments = total * np.outer(direction, direction)
+    moments[0, 0] += 1.0 - mean * mean
+    if own is None:
+        return factor, Coherence(moments / factor, axis, tuple(mixed))
+    image = math.sqrt(max(share, 0.0) / (reads * lands)) * _together(alike, taps) / math.sqrt(factor) * own.rows[1]
+    return factor, Coherence(moments / factor, axis, tuple(mixed), own.source, np.outer(direction, image))
+
+
+def _together(alike: Sequence[float], taps: Sequence[Taps]) -> float:
+    """E (sum over the outputs that one input reaches)^2 / E (one)^2."""
+    return math.prod(1.0 + (tap.lands - 1.0) * alike[tap.axis] for tap in taps)
+
+
+def _even(alike: Sequence[float], taps: Sequence[Taps]) -> float:
+    """The share of the outputs' squares that is even over all of them: a kernel passes it on whole, and its noise has none."""
+    counts = [tap.size * tap.lands / tap.reads for tap in taps]
+    return math.prod((1.0 + (count - 1.0) * alike[tap.axis]) / count for tap, count in zip(taps, counts, strict=True))
+
+
+def _evened(alike: Sequence[float], taps: Sequence[Taps], kept: float) -> Iterator[tuple[Taps, float]]:
+    """Correlations along each axis of the inputs of which this share is even: all axes become more even, or less, alike."""
+    shares = [(1.0 + (tap.size - 1.0) * alike[tap.axis]) / tap.size for tap in taps]
+    change = (kept / math.prod(shares)) ** (1.0 / len(taps))
+    for tap, share in zip(taps, shares, strict=True):
+        yield tap, min(max((share * change * tap.size - 1.0) / (tap.size - 1.0), 0.0), 1.0) if tap.size > 1 else alike[tap.axis]
+
+
+@dataclass(frozen=True, slots=True)
+class Summand:
+    """A summand: its rms over that of the sum, its mean over its rms as it enters the sum, and the sign that it enters with."""
+
+    size: float
+    mean: float
+    sign: float
+
+
+def at_sum(
+    own: Coherence | None, name: str, layout: tuple[int, Sequence[int], Sequence[float]], mean: float, summands: Sequence[Summand]
+) -> list[Coherence | None]:
+    """Coherence of the cotangent of a sum with each summand; these have nothing in common but their means."""
+    axis, sizes, alike = layout
+    if sizes[axis] < _FEWEST or any(abs(item.mean) > 1.0 for item in summands):
+        return [None] * len(summands)
+    moments = own.moments if own is not None and own.axis == axis else gram(mean)
+    along, rest = _parts(moments, gram(mean), sizes[axis])
+    total = sum(item.size * item.mean for item in summands)
+    views = [[1.0, mean]]  # mean products of (1, each summand) with (1, the sum)
+    views += [[item.mean, item.size + item.mean * (total - item.size * item.mean)] for item in summands]
+    ones = np.array([1.0, *(item.mean for item in summands)])
+    among = np.outer(ones, ones)
+    np.fill_diagonal(among, 1.0)
+    seen = np.array(views)
+    source = Source(name, seen @ along @ seen.T + rest * among)
+    found: list[Coherence | None] = []
+    for index, item in enumerate(summands):
+        rows = np.zeros((2, len(summands) + 1))
+        rows[0, 0], rows[1, index + 1] = item.sign, 1.0
+        found.append(
+            Coherence(rows @ source.moments @ rows.T, axis, own.alike if own is not None else tuple(alike), source, rows)
+        )
+    return found
+
+
+def added(
+    parts: Sequence[tuple[float, Coherence | None]], mean: float, layout: tuple[int, Sequence[int]]
+) -> tuple[float, Coherence | None]:
+    """Coherence of a sum of cotangents of one tensor, each with its share of the energies; first, its energy over their sum.
+
+    `layout` is the axis of the channels and the lengths of all axes.
+    """
+    channels, sizes = layout
+    count = sizes[channels]
+    known = [(share, own) for share, own in parts if own is not None]
+    if not known or count < _FEWEST:
+        return 1.0, None
+    axis = known[0][1].axis
+    if any(own.axis != axis for _, own in known):
+        return 1.0, None
+    basis = gram(mean)
+    unknown = 1.0 - sum(share for share, _ in known)
+    moments = unknown * basis + sum(share * own.moments for share, own in known)
+    crossed = np.zeros((2, 2))
+    heard = [(max(share * float(own.moments[1, 1]), 1e-300), own.alike) for share, own in known]
+    source = known[0][1].source
+    rows = np.zeros((2, source.moments.shape[0])) if source is not None else np.zeros((2, 0))
+    for index, (share, own) in enumerate(known):
+        if _same(source, own.source):
+            rows = rows + math.sqrt(share) * own.rows
+        for other, second in known[index + 1 :]:
+            if own.source is not None and _same(own.source, second.source):
+                half = math.sqrt(share * other) * own.rows @ own.source.moments @ second.rows.T
+                crossed += half + half.T
+                even = math.sqrt(heard[index][0] * other * float(second.moments[1, 1])) / max(float(half[1, 1]), 1e-300)
+                heard.append((max(2.0 * float(half[1, 1]), 0.0), _crossed(own, second, even, sizes)))
+    factor = max(1.0 + float(np.trace(_inverse(basis) @ crossed)) / count, 1e-6)
+    whole = sum(weight for weight, _ in heard)
+    columns = zip(*(alike for _, alike in heard), strict=True)
+    alike = tuple(sum(weight * a for (weight, _), a in zip(heard, column, strict=True)) / whole for column in columns)
+    return factor, Coherence((moments + crossed) / factor, axis, alike, source, rows / math.sqrt(factor))
+
+
+def _crossed(left: Coherence, right: Coherence, ratio: float, sizes: Sequence[int]) -> tuple[float, ...]:
+    """Correlations of the product of two fields from one source, `ratio` times smaller than the product of their deviations.
+
+    What is even over all places is so in both, and multiplies: less of the product is left to be uneven than of each.
+    """
+    alike = [max(a, b) for a, b in zip(left.alike, right.alike, strict=True)]
+    axes = [index for index, value in enumerate(alike) if value > 0.0 and index != left.axis and sizes[index] > 1]
+    shares = [[(1.0 + (sizes[index] - 1.0) * own[index]) / sizes[index] for index in axes] for own in (left.alike, right.alike)]
+    highest = [max(pair) for pair in zip(*shares, strict=True)]
+    even = min(ratio * math.sqrt(math.prod(shares[0]) * math.prod(shares[1])), 1.0)
+    change = max(even / math.prod(highest), 1.0) ** (1.0 / max(len(axes), 1))
+    for index, share in zip(axes, highest, strict=True):
+        alike[index] = min((share * change * sizes[index] - 1.0) / (sizes[index] - 1.0), 1.0)
+    return tuple(alike)
+
+
+def _same(left: Source | None, right: Source | None) -> bool:
+    return left is not None and right is not None and left.name == right.name

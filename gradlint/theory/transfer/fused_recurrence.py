@@ -1,0 +1,60 @@
+"""Transfer rule of fused recurrent layers: the real cells are run on a white input (theory/cells.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradlint.theory.recurrence.cells import CellResponse, respond
+from gradlint.theory.transfer.rule import Call, Moved, Pulls, plain
+from gradlint.theory.transfer.signal import Cotangent, Pull, Signal, joined
+
+_LATE = 0.5  # share of the cotangent on the last tenth of the steps from where on it counts as sitting on the last step
+
+
+def recurrent(call: Call) -> Moved | None:
+    """A fused RNN, LSTM or GRU: level of its output, and the gradient that comes back to its input."""
+    found = call.signals
+    packed = call.node.attrs.get("batch_sizes")
+    if not found or len(found[0][1].sizes) != (2 if packed else 3):
+        return None
+    slot, signal = found[0]
+    time = int(call.node.attrs.get("time_axis", 0))
+    batch = 0 if packed or time > 1 else 1 - time
+    response = respond(
+        call.node,
+        level=signal.level,
+        mean=signal.mean,
+        over_time=signal.shared[time],
+        over_batch=signal.shared[batch],
+        steps=len(packed) if packed else signal.sizes[time],
+    )
+    if response is None:
+        return None
+    behind = _output(call, signal, response, time)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind)
+        factor = _factor(response, cotangent, time)
+        alike = tuple(0.0 for _ in signal.sizes)
+        yield slot, Pull(Cotangent(cotangent.energy + factor, alike, cotangent.variance + response.sd**2))
+
+    return Moved(behind, back)
+
+
+def _factor(response: CellResponse, cotangent: Cotangent, time: int) -> float:
+    """log10 of the squared factor for a cotangent that sits where its profile says."""
+    profile = cotangent.profile.get(time)
+    if profile is not None and profile[-max(profile.size // 10, 1) :].sum() > _LATE * profile.size:
+        return response.last
+    return response.factor_for(cotangent.alike[time])
+
+
+def _output(call: Call, signal: Signal, response: CellResponse, time: int) -> Signal:
+    """The output sequence; final states, which are other outputs of the operator, are taken for it."""
+    last = len(signal.sizes) - 1
+    known = len(call.sizes) == last + 1
+    sizes = call.sizes if known else (*signal.sizes[:last], int(call.node.attrs.get("hidden_size", signal.sizes[last])))
+    own = {time: response.over_time, 1 - time if time < 2 else 0: response.over_batch} if last == 2 else {}
+    shared = tuple(own.get(axis, response.mean**2) for axis in range(last + 1))
+    variance = signal.variance + response.level_sd**2
+    return plain(signal, level=response.level, mean=response.mean, sizes=sizes, shared=shared, variance=variance, channels=last)

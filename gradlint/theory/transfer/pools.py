@@ -1,0 +1,273 @@
+"""Transfer rules of pooling, resampling and reductions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradlint.graph import Node
+from gradlint.theory.gaussian.pointwise_of_gaussian import largest_of
+from gradlint.theory.transfer.profiles import FLAT, moved, replaced
+from gradlint.theory.transfer.rule import Call, Moved, Pulls, half_log, log10, one, plain, scaled
+from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, averaged, averaged_apart, joined
+
+if TYPE_CHECKING:
+    from gradlint.theory.transfer.profiles import Profile
+
+_OTHER = frozenset(  # reductions that neither add nor average
+    ("cumsum", "prod", "cumprod", "logcumsumexp", "trace", "segment_reduce", "logsumexp", "reducelogsumexp", "reduceprod")
+)
+_NOISE = 1e-3  # decades^2 that each maximum adds: windows that overlap share winners
+_NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "reducel2", "frobenius_norm"})
+
+
+def pool(call: Call) -> Moved | None:
+    """Average, maximum and resampling windows over the last axes."""
+    found = call.signals
+    if not found or len(found[0][1].sizes) != len(call.sizes):
+        return None
+    slot, signal = found[0]
+    if call.node.op == "upsample":
+        return _resampled(call, slot, signal)
+    window = window_of(call.node, signal.sizes, call.sizes)
+    if call.node.op == "max_pool":
+        return _largest(call, slot, signal, window)
+    return _averaged(call, slot, signal, window)
+
+
+def window_of(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:
+    """Length of the window along each axis: the kernel, or what an adaptive or global pool needs."""
+    kernel = node.attrs.get("kernel_size", node.attrs.get("kernel_shape"))
+    if isinstance(kernel, int):
+        kernel = (kernel,) * (len(sizes) - 2)
+    if not isinstance(kernel, (tuple, list)) or not kernel or not all(isinstance(item, int) for item in kernel):
+        return tuple(max(math.ceil(size / new), 1) if size != new else 1 for size, new in zip(sizes, out, strict=True))
+    lead = len(sizes) - len(kernel)
+    return tuple(1 if axis < lead else min(kernel[axis - lead], sizes[axis]) for axis in range(len(sizes)))
+
+
+def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> Moved:
+    axes = [axis for axis, size in enumerate(window) if size > 1 or signal.sizes[axis] != call.sizes[axis]]
+    share = averaged(window, signal.shared, axes) + _neighbours(signal, window, axes)
+    shared = tuple(min(averaged_apart(window, signal.shared, axes, axis) / share, 1.0) for axis in range(len(window)))
+    behind = plain(
+        signal,
+        level=signal.level + half_log(share),
+        sizes=call.sizes,
+        shared=shared,
+        mean=min(max(signal.mean / math.sqrt(share), -1.0), 1.0),
+        profile=_pooled(signal.profile, call.sizes),
+        near=_overlap(signal, window, call.sizes),
+    )
+
+    def back(cotangent: Cotangent) -> Cotangent:
+        # each element lies in window x out / in windows, and gets 1/window of the cotangent of each
+        overlap = [max(window[axis] * call.sizes[axis] / signal.sizes[axis], 1.0) for axis in axes]
+        coherent = math.prod(1.0 + (count - 1.0) * cotangent.alike[axis] for count, axis in zip(overlap, axes, strict=True))
+        alike = tuple(
+            _spread(value, window[axis], signal.sizes[axis]) if axis in axes else value
+            for axis, value in enumerate(cotangent.alike)
+        )
+        profile = _pooled(cotangent.profile, signal.sizes)
+        return scaled(cotangent, coherent / math.prod(window[axis] for axis in axes), alike, profile=profile)
+
+    return Moved(behind, one(slot, behind, back))
+
+
+def _neighbours(signal: Signal, window: Sequence[int], axes: Sequence[int]) -> float:
+    """What the mean over a window keeps of what only neighbours share."""
+    if signal.near == 0.0 or not axes:
+        return 0.0
+    private = 1.0 - max(signal.shared[axis] for axis in axes)
+    close = math.prod(_mean_power(signal.near, window[axis], 0) for axis in axes)
+    return max(private, 0.0) * (close - math.prod(1.0 / window[axis] for axis in axes))
+
+
+def _overlap(signal: Signal, window: Sequence[int], out: Sequence[int]) -> float:
+    """Correlation of what two neighbouring windows hold, in what windows far apart do not share."""
+    axis = len(window) - 1
+    if window[axis] < 2 or out[axis] < 2:
+        return signal.near if out[axis] > 1 else 0.0
+    stride = max(round(signal.sizes[axis] / out[axis]), 1)
+    return _mean_power(signal.near, window[axis], stride) / _mean_power(signal.near, window[axis], 0)
+
+
+def _mean_power(near: float, length: int, shift: int) -> float:
+    """Mean of near^|i - j + shift| over two windows of a length."""
+    steps = np.abs(np.arange(length)[:, None] - np.arange(length)[None, :] + shift)
+    return float(np.power(near, steps).mean())
+
+
+def _pooled(profile: Profile, out: Sequence[int]) -> Profile:
+    """A profile at another resolution: an element of the new axis takes the mean of what it covers."""
+    found: Profile = FLAT
+    for axis, values in profile.items():
+        edges = np.linspace(0, values.size, out[axis] + 1)
+        heights = np.interp(edges, np.arange(values.size + 1), np.concatenate([[0.0], np.cumsum(values)]))
+        found = replaced(found, axis, np.diff(heights))
+    return found
+
+
+def _spread(alike: float, window: int, size: int) -> float:
+    """Correlation of the cotangents of two elements along an axis: within one window they are equal."""
+    same = min((window - 1.0) / max(size - 1.0, 1.0), 1.0)
+    return same + (1.0 - same) * alike
+
+
+def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> Moved:
+    """The winner of a window gets its whole cotangent; a rectifier before it lets nearly all winners through."""
+    axes = [axis for axis, size in enumerate(window) if size > 1]
+    law = signal.law_at(call.ref(slot).node)
+    alike = min((law.alike[axis] for axis in axes), default=1.0)
+    largest, density = largest_of(law, math.prod(window), alike)
+    behind = replace(
+        signal, level=largest.level, mean=largest.mean, shared=largest.shared, law=largest, sizes=call.sizes, fixed=NOTHING
+    )
+    near = _overlap(signal, window, call.sizes)
+    behind = replace(behind, profile=_pooled(signal.profile, call.sizes), chance=signal.chance, near=near)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        total = joined(pulls, behind)
+        sparse = tuple(
+            value / window[axis] if axis in axes else value for axis, value in enumerate(total.alike)
+        )  # two windows agree, but not on where in them the winner is
+        profile = _pooled(total.profile, signal.sizes)
+        spread = replace(total, alike=sparse, profile=profile, variance=total.variance + _NOISE, coherence=None)
+        yield slot, Pull(spread, f"{call.node.id}|max", density)
+
+    return Moved(behind, back)
+
+
+def _resampled(call: Call, slot: int, signal: Signal) -> Moved:
+    """Nearest neighbour copies; linear and cubic interpolation also average neighbours."""
+    mode = str(call.node.attrs.get("mode", "nearest")).lower()
+    axes = [axis for axis, (old, new) in enumerate(zip(signal.sizes, call.sizes, strict=True)) if old != new]
+    weight = 1.0 if "nearest" in mode else 2.0 / 3.0  # E (1-t)^2 + t^2 for t uniform: what is left of independent neighbours
+    level, coherent = 1.0, []
+    for axis in axes:
+        level *= signal.shared[axis] + (1.0 - signal.shared[axis]) * weight
+        coherent.append((axis, call.sizes[axis] / signal.sizes[axis]))
+    behind = plain(
+        signal,
+        level=signal.level + half_log(level),
+        sizes=call.sizes,
+        shared=tuple(min(s / level, 1.0) for s in signal.shared),
+        mean=signal.mean / math.sqrt(level),
+        profile=_pooled(signal.profile, call.sizes),
+    )
+
+    def back(cotangent: Cotangent) -> Cotangent:
+        factor = math.prod(weight + max(count - weight, 0.0) * cotangent.alike[axis] for axis, count in coherent)
+        return scaled(cotangent, factor, profile=_pooled(cotangent.profile, signal.sizes))
+
+    return Moved(behind, one(slot, behind, back))
+
+
+def reduce(call: Call) -> Moved | None:
+    """Means, sums, norms and extremes over axes."""
+    found = call.signals
+    if not found:
+        return None
+    slot, signal = found[0]
+    axes = reduced_axes(call.node, signal.sizes, call.sizes)
+    name = str(call.node.attrs.get("name", call.node.op)).lower()
+    count = math.prod(signal.sizes[axis] for axis in axes)
+    kept = matched_after(signal.sizes, axes, call.sizes)
+    if kept is None:
+        return None
+    if call.node.op == "max":
+        return _extreme(call, slot, signal, axes, kept)
+    if name in _NORMS:
+        return _norm(call, slot, signal, count, kept)
+    if call.node.op not in {"mean", "sum"} or name in _OTHER:
+        return None
+    share = averaged(signal.sizes, signal.shared, axes)
+    apart = [None if axis is None else averaged_apart(signal.sizes, signal.shared, axes, axis) for axis in kept]
+    scale = float(count) if call.node.op == "sum" else 1.0
+    shared = tuple(1.0 if value is None else min(value / share, 1.0) for value in apart)
+    behind = plain(
+        signal,
+        level=signal.level + half_log(share) + log10(scale),
+        sizes=call.sizes,
+        shared=shared,
+        channels=None,
+        mean=min(max(signal.mean / math.sqrt(share), -1.0), 1.0),
+        profile=moved(signal.profile, lambda axis: kept.index(axis) if axis in kept else None),
+    )
+
+    def back(cotangent: Cotangent) -> Cotangent:
+        profile = moved(cotangent.profile, kept.__getitem__)
+        return scaled(cotangent, scale * scale / count, _widened(cotangent, signal, kept), profile=profile)
+
+    return Moved(behind, one(slot, behind, back))
+
+
+def _widened(cotangent: Cotangent, signal: Signal, kept: Sequence[int | None]) -> tuple[float, ...]:
+    """Correlations before a reduction: all elements that were averaged get the same."""
+    alike = [1.0] * len(signal.sizes)
+    for value, axis in zip(cotangent.alike, kept, strict=True):
+        if axis is not None:
+            alike[axis] = value
+    return tuple(alike)
+
+
+def reduced_axes(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:
+    """The axes that a reduction runs over: as its attributes say, else those whose length is gone."""
+    given = next((node.attrs[key] for key in ("dim", "axes", "axis") if key in node.attrs), None)
+    rank = len(sizes)
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = (given,)
+    if isinstance(given, (tuple, list)) and given and all(isinstance(axis, int) for axis in given):
+        return tuple(axis % rank for axis in given) if rank else ()
+    if len(out) == rank:
+        return tuple(axis for axis in range(rank) if out[axis] != sizes[axis])
+    left = list(out)
+    axes = []
+    for axis, size in enumerate(sizes):
+        if left and left[0] == size:
+            left.pop(0)
+        else:
+            axes.append(axis)
+    return tuple(axes) if not left else tuple(range(rank))
+
+
+def matched_after(sizes: Sequence[int], axes: Sequence[int], out: Sequence[int]) -> list[int | None] | None:
+    """For each axis of a reduction's result the axis of its input, None for one of length 1 that was kept."""
+    rest = [axis for axis in range(len(sizes)) if axis not in axes]
+    if len(out) == len(sizes):
+        return [None if axis in axes else axis for axis in range(len(sizes))]
+    return [*rest] if len(out) == len(rest) else None
+
+
+def _extreme(call: Call, slot: int, signal: Signal, axes: Sequence[int], kept: Sequence[int | None]) -> Moved:
+    count = math.prod(signal.sizes[axis] for axis in axes)
+    law = signal.law_at(call.ref(slot).node)
+    largest, density = largest_of(law, count, min((law.alike[axis] for axis in axes), default=1.0))
+    shared = tuple(1.0 if axis is None else largest.shared[axis] for axis in kept)
+    behind = plain(signal, level=largest.level, mean=largest.mean, sizes=call.sizes, shared=shared, channels=None)
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        cotangent = joined(pulls, behind)
+        alike = tuple(0.0 if a in axes else value for a, value in enumerate(_widened(cotangent, signal, kept)))
+        yield slot, Pull(replace(cotangent, alike=alike, profile=FLAT, coherence=None), f"{call.node.id}|max", density)
+
+    return Moved(behind, back)
+
+
+def _norm(call: Call, slot: int, signal: Signal, count: int, kept: Sequence[int | None]) -> Moved:
+    """A Euclidean norm: nearly constant over many elements, its gradient a unit vector."""
+    shared = tuple(1.0 for _ in kept)
+    steady = math.sqrt(max(1.0 - 0.5 / count, 0.0))
+    behind = plain(
+        signal, level=signal.level + half_log(float(count)), mean=steady, sizes=call.sizes, shared=shared, channels=None
+    )
+
+    def back(cotangent: Cotangent) -> Cotangent:
+        alike = tuple(a * s for a, s in zip(_widened(cotangent, signal, kept), signal.shared, strict=True))
+        return scaled(cotangent, 1.0, alike)
+
+    return Moved(behind, one(slot, behind, back))

@@ -1,0 +1,228 @@
+"""What a transfer rule is: an operator's effect on a signal, and on the cotangent that comes back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradlint.graph import Node, Ref, Weight
+from gradlint.theory.gaussian.dispersion import NO_CHANCE, Chance, in_sum
+from gradlint.theory.transfer.profiles import FLAT, flat, mixed, values_along
+from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, joined, varying
+
+if TYPE_CHECKING:
+    from gradlint.theory.gaussian.pointwise_of_gaussian import Array
+    from gradlint.theory.transfer.profiles import Profile
+    from gradlint.theory.transfer.signal import Fixed
+
+Pulls = Iterable[tuple[int, Pull]]
+Pullback = Callable[[Sequence[Pull]], Pulls]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator application: `operands` holds the signal of each input slot, None for constants and weights."""
+
+    node: Node
+    operands: tuple[Signal | None, ...]
+    sizes: tuple[int, ...]
+    training: bool
+
+    @property
+    def signals(self) -> list[tuple[int, Signal]]:
+        """Slots that carry a signal, with it."""
+        return [(slot, signal) for slot, signal in enumerate(self.operands) if signal is not None]
+
+    def tensor(self, slot: int) -> str:
+        """A name for the tensor at a slot, unlike those of other outputs of its node."""
+        ref = self.ref(slot)
+        return f"{ref.node}#{ref.port}" if ref.port else ref.node
+
+    def ref(self, slot: int) -> Ref:
+        """The tensor at a slot that carries a signal."""
+        found = self.node.inputs[slot]
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """How a weight layer connects: `full` inputs per output without a rim, of which `seen` fall on the signal on average."""
+
+    axis: int
+    groups: int
+    full: float
+    seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The signal behind an operator, and how pulls on it reach the operands."""
+
+    signal: Signal
+    pullback: Pullback
+    because: tuple[str, ...] = field(default=())  # what theory does not know here
+    layer: LayerShape | None = None
+
+
+Transfer = Callable[[Call], Moved | None]
+
+
+def one(slot: int, law_of: Signal, pull: Callable[[Cotangent], Cotangent]) -> Pullback:
+    """A pullback to one operand that looks at the total cotangent; `law_of` is the signal behind the operator."""
+
+    def back(pulls: Sequence[Pull]) -> Pulls:
+        yield slot, Pull(pull(joined(pulls, law_of)))
+
+    return back
+
+
+def scaled(
+    cotangent: Cotangent,
+    factor: float,
+    alike: tuple[float, ...] | None = None,
+    *,
+    variance: float = 0.0,
+    profile: Profile | None = None,
+) -> Cotangent:
+    """A cotangent times a squared gradient factor; it keeps its profile unless it gets another layout or another profile."""
+    kept = cotangent.profile if alike is None else FLAT
+    return Cotangent(
+        cotangent.energy + log10(factor),
+        cotangent.alike if alike is None else alike,
+        cotangent.variance + variance,
+        kept if profile is None else profile,
+        overlap=cotangent.overlap,
+    )
+
+
+def log10(value: float) -> float:
+    """log10 that takes 0 to -inf and no number below it to anything else."""
+    if value <= 0.0:
+        return -math.inf
+    return math.log10(value) if value < math.inf else math.inf
+
+
+def half_log(value: float) -> float:
+    """1/2 log10: decades of an amplitude given by its square."""
+    return 0.5 * log10(value)
+
+
+def mean_square(weight: Weight | None, default: float = 0.0) -> float:
+    """Mean square of a weight, `default` where there is none."""
+    return weight.statistics.mean_square if weight is not None else default
+
+
+def mean_of(weight: Weight | None) -> float:
+    """Mean of a weight, 0 where it is not told from that of a random draw or where there is no weight."""
+    if weight is None:
+        return 0.0
+    found = weight.statistics
+    drawn = abs(found.mean) * math.sqrt(weight.size) <= 4.0 * found.std
+    return 0.0 if drawn and found.std > 0.0 else found.mean
+
+
+def plain(signal: Signal, **changes: object) -> Signal:
+    """A signal with some fields changed that is Gaussian anew, and even unless a profile is given."""
+    return replace(signal, **{"law": None, "profile": FLAT, "fixed": NOTHING, "inside": None, "means": None, **changes})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A summand: log10 of its second moment, and the rest as in Signal."""
+
+    log_q: float
+    mean: float
+    shared: tuple[float, ...]
+    variance: float = 0.0
+    profile: Profile = field(default_factory=flat)
+    fixed: Fixed = field(default_factory=lambda: NOTHING)
+    chance: Chance = NO_CHANCE
+    near: float = 0.0
+    inside: Array | None = None
+
+
+def part_of(signal: Signal) -> Part:
+    """A signal as a summand."""
+    return Part(
+        signal.log_q,
+        signal.mean,
+        signal.shared,
+        signal.variance,
+        signal.profile,
+        signal.fixed,
+        signal.chance,
+        signal.near,
+        signal.inside,
+    )
+
+
+def constant_part(second: float, mean: float, spans: Sequence[bool]) -> Part:
+    """A constant tensor as a summand: equal over inputs, and along every axis that it does not span."""
+    own = mean * mean / second if second > 0.0 else 1.0
+    return Part(log10(second), math.copysign(math.sqrt(min(own, 1.0)), mean), tuple(min(own, 1.0) if s else 1.0 for s in spans))
+
+
+def _deviation(sizes: Sequence[float], means: Sequence[float], parts: Sequence[Part]) -> float:
+    """Deviation of a sum's second moment: summands made from one another, as in a residual, err together."""
+    whole = sum(means)
+    weights = [abs(size + mean * (whole - mean)) for size, mean in zip(sizes, means, strict=True)]
+    return sum(weight * math.sqrt(part.variance) for weight, part in zip(weights, parts, strict=True))
+
+
+def _inside(parts: Sequence[tuple[float, Part]], like: Signal) -> Array | None:
+    """Variances of channels in a sum: those of its parts add."""
+    if len(like.sizes) < 2 or all(part.inside is None for _, part in parts):
+        return None
+    others, found = [axis for axis in range(len(like.sizes)) if axis != 1], np.zeros(like.sizes[1])
+    for size, part in parts:
+        own = part.inside if part.inside is not None else values_along(part.profile, 1, like.sizes[1])
+        if own.size != found.size or len(part.shared) != len(like.sizes):
+            return None
+        found = found + size * varying(like.sizes, part.shared, others) * own
+    mean = float(found.mean())
+    return found / mean if 0.0 < mean < math.inf else None
+
+
+def near_in(parts: Sequence[tuple[float, Part]]) -> float:
+    """Correlation of neighbours in a sum: a mean over what positions do not share of each part."""
+    weights = [size * max(1.0 - part.shared[-1], 0.0) for size, part in parts]
+    whole = sum(weights)
+    return sum(weight * part.near for weight, (_, part) in zip(weights, parts, strict=True)) / whole if whole > 0.0 else 0.0
+
+
+def total(parts: Sequence[Part], like: Signal) -> Signal:
+    """The sum of parts that have nothing in common but their means, in the layout of `like`."""
+    top = max(part.log_q for part in parts)
+    if not math.isfinite(top):
+        return plain(like, level=0.5 * top)
+    sizes = [10.0 ** (part.log_q - top) for part in parts]
+    means = [math.sqrt(size) * part.mean for size, part in zip(sizes, parts, strict=True)]
+    cross = sum(means) ** 2 - sum(mean * mean for mean in means)
+    second = max(sum(sizes) + cross, 1e-30)
+    shares = zip(*(part.shared for part in parts), strict=True)
+    pairs = list(zip(sizes, parts, strict=True))
+    return Signal(
+        0.5 * (top + math.log10(second)),
+        like.sizes,
+        tuple(min(max((sum(map(_product, sizes, row)) + cross) / second, -1.0), 1.0) for row in shares),
+        min(max(sum(means) / math.sqrt(second), -1.0), 1.0),
+        like.channels,
+        variance=_deviation(sizes, means, parts) ** 2 / second**2,
+        profile=mixed([(size / sum(sizes), part.profile) for size, part in pairs]),
+        fixed={
+            axes: sum(size**2 * part.fixed.get(axes, 0.0) for size, part in pairs) / second**2
+            for axes in {axes for part in parts for axes in part.fixed}
+        },
+        inside=_inside(pairs, like),
+        near=near_in(pairs),
+        chance=in_sum((size * max(1.0 - part.shared[0], 0.0), part.chance) for size, part in pairs),
+    )
+
+
+def _product(a: float, b: float) -> float:
+    return a * b

@@ -1,0 +1,265 @@
+"""What the theory carries along an edge: a signal forward, a cotangent backward (THEORY section 1)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradlint.theory.gaussian.dispersion import NO_CHANCE, Chance
+from gradlint.theory.gaussian.pointwise_of_gaussian import Law, expect, gaussian
+from gradlint.theory.transfer import fluctuation
+from gradlint.theory.transfer.coherence import Coherence, added, through_slope
+from gradlint.theory.transfer.profiles import FLAT, flat, mixed
+
+if TYPE_CHECKING:
+    from gradlint.theory.gaussian.pointwise_of_gaussian import Array
+    from gradlint.theory.transfer.fluctuation import Overlap
+    from gradlint.theory.transfer.profiles import Profile
+
+
+Fixed = Mapping[tuple[int, ...], float]
+NOTHING: Fixed = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A tensor as theory sees it.
+
+    `level` is 1/2 log10 q with q = E h^2, `mean` is E h / sqrt(q). `shared` has one entry per axis: the share of q that two
+    elements have in common which differ along it, so that 1 - shared[0] is what distinguishes samples and shared[channels] is
+    mean^2/q. `sizes` are the lengths of the axes, `channels` the one that weights act on. `law` is the function of a Gaussian
+    tensor that it is, where known, `profile` how q spreads along axes. `variance` is that of `level`, in decades^2. `fixed` is,
+    for the axes that a norm has just run over, the squared share of q whose variance along them it has set: that part does not
+    scatter from one set of values to the next.
+    `chance` is what samples and positions have in common by chance, in units of q (1 - shared[0]).
+    `near` is the correlation of neighbours along the axes behind the channels, in what positions far apart do not share.
+    `inside` holds the variance of each channel over samples and positions over the mean of these, where it is not as `profile`.
+    `means` holds E h of each channel over rms, where weights are trained (theory/channels.py).
+    """
+
+    level: float
+    sizes: tuple[int, ...]
+    shared: tuple[float, ...]
+    mean: float = 0.0
+    channels: int | None = None
+    law: Law | None = None
+    profile: Profile = field(default_factory=flat)
+    variance: float = 0.0
+    fixed: Fixed = field(default_factory=lambda: NOTHING)
+    chance: Chance = NO_CHANCE
+    near: float = 0.0
+    inside: Array | None = None
+    means: Array | None = None
+
+    def law_at(self, node: str) -> Law:
+        """The law of this signal, at `node`: a Gaussian one where nothing else is known."""
+        settled = math.sqrt(min(max(self.fixed.values()), 1.0)) if self.fixed else 0.0
+        if self.law is not None:
+            return replace(self.law, settled=settled) if settled else self.law
+        return gaussian(node, self.level, self.mean, self.shared, chance=self.chance, near=self.near, settled=settled)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.sizes)
+
+    @property
+    def log_q(self) -> float:
+        """log10 of the second moment."""
+        return 2.0 * self.level
+
+
+@dataclass(frozen=True, slots=True)
+class Cotangent:
+    """The gradient at a tensor: `energy` is log10 E |g|^2 over all elements, `alike` the correlation of two along each axis.
+
+    `spent` is, for the axes that a norm behind it has run over, the share of the component along the tensor itself that it has
+    taken off, unit by unit. `coherence` is that component over all channels, None for a cotangent that knows nothing of its
+    tensor. `overlap` says how many directions it has, None for all.
+    """
+
+    energy: float
+    alike: tuple[float, ...]
+    variance: float = 0.0
+    profile: Profile = field(default_factory=flat)
+    spent: Fixed = field(default_factory=lambda: NOTHING)
+    coherence: Coherence | None = None
+    overlap: Overlap | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """What one operator hands to one operand: a cotangent, times `slope` on the grid of the operand's law where it has one.
+
+    Pulls of one `root` are the same random cotangent times different functions of one Gaussian tensor: they add before they are
+    squared. `values` are those of the tensor at the root on that grid, `whole` is what the pull comes to, once that is known.
+    """
+
+    cotangent: Cotangent
+    root: str = ""
+    slope: Array | None = None
+    values: Array | None = None
+    whole: Cotangent | None = None
+
+
+def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], same: float = 1.0) -> float:
+    """E (mean over axes)^2 / E h^2 for elements that share `shared` along each axis, and `same` with themselves.
+
+    Two elements have in common what the least alike of the axes along which they differ lets them: axes are taken from the most
+    alike to the least.
+    """
+    value = same
+    for axis in sorted(axes, key=lambda axis: -shared[axis]):
+        value = value / sizes[axis] + (1.0 - 1.0 / sizes[axis]) * shared[axis]
+    return value
+
+
+def averaged_apart(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], apart: int) -> float:
+    """The same for two means that lie apart along another axis: they have in common what elements there share at most."""
+    limit = shared[apart]
+    return averaged(sizes, [min(value, limit) for value in shared], axes, same=limit)
+
+
+def varying(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int]) -> float:
+    """Share of E h^2 that varies along axes: the variance around a mean over them."""
+    return max(1.0 - averaged(sizes, shared, axes), 0.0)
+
+
+def gathered(sizes: Sequence[int], alike: Sequence[float], axes: Iterable[int]) -> float:
+    """E |sum over axes|^2 / E |.|^2 summed over elements: 1 for independent elements, their number for equal ones."""
+    chosen = list(axes)
+    return math.prod(sizes[axis] for axis in chosen) * averaged(sizes, alike, chosen)
+
+
+def log_sum(values: Iterable[float]) -> float:
+    """log10 of a sum of numbers given by their log10."""
+    known = [value for value in values if value > -math.inf]
+    top = max(known, default=-math.inf)
+    if not math.isfinite(top):
+        return top
+    return top + math.log10(sum(10.0 ** (value - top) for value in known))
+
+
+def of_law(law: Law, like: Signal, profile: Profile = FLAT, degree: float = 1.0) -> Signal:
+    """The signal that a law describes, in the layout of another one, the power `degree` of which it follows."""
+    return Signal(
+        law.level,
+        like.sizes,
+        law.shared,
+        law.mean,
+        like.channels,
+        law,
+        profile,
+        like.variance * degree**2,
+        chance=law.chance_left,
+        near=law.near_left,
+    )
+
+
+def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
+    """The one cotangent that several pulls on a tensor make: pulls of one root add coherently, others as energies."""
+    parts = [part_of_pull(pull, signal) for pull in merged(pulls)]
+    parts = [part for part in parts if not math.isnan(part.energy)] or parts[:1]  # without nothing divided by nothing
+    if len(parts) == 1:
+        return parts[0]
+    energy = log_sum(part.energy for part in parts)
+    if not math.isfinite(energy):
+        return replace(parts[0], energy=energy)
+    shares = [10.0 ** (part.energy - energy) for part in parts]
+    alike = tuple(
+        sum(s * a for s, a in zip(shares, column, strict=True)) for column in zip(*(p.alike for p in parts), strict=True)
+    )
+    variance = sum(share * part.variance for share, part in zip(shares, parts, strict=True))
+    profile = mixed([(share, part.profile) for share, part in zip(shares, parts, strict=True)])
+    spent = {
+        axes: sum(share * part.spent.get(axes, 0.0) for share, part in zip(shares, parts, strict=True))
+        for axes in {axes for part in parts for axes in part.spent}
+    }
+    together, coherence, overlap = 1.0, None, None
+    if signal.channels is not None:
+        known = [(share, part.coherence) for share, part in zip(shares, parts, strict=True)]
+        together, coherence = added(known, signal.mean, (signal.channels, signal.sizes))
+        overlap = fluctuation.joined(
+            [(share, part.overlap) for share, part in zip(shares, parts, strict=True)], signal.sizes[signal.channels]
+        )
+        if coherence is not None:
+            along = float(coherence.moments[1, 1]) / signal.sizes[signal.channels]
+            overlap = overlap.raised(along * along, min(signal.shared, default=1.0))
+    return Cotangent(energy + math.log10(together), alike, variance, profile, spent, coherence, overlap)
+
+
+def along_signal(pulls: Sequence[Pull], signal: Signal) -> tuple[float, tuple[float, ...]]:
+    """What g h is like for a cotangent g and a signal h around its mean: E (g h)^2 / E g^2 E h^2, and correlation along axes."""
+    law = signal.law_at("")
+    values = law.values - expect(law.values)
+    second = expect(values * values)
+    found = []
+    for items in _by_root(pulls).values():
+        (pull,) = merged(items)
+        slope = pull.slope if pull.slope is not None else 1.0
+        square = expect(np.broadcast_to(slope * slope, values.shape))
+        together = slope * values
+        size = expect(together * together)
+        common = law.in_common(together)
+        weight = 10.0 ** min(pull.cotangent.energy, 300.0) * square
+        alike = tuple(a * b for a, b in zip(pull.cotangent.alike, common, strict=True))
+        found.append((weight, size / (square * second) if square * second > 0.0 else 1.0, alike))
+    total = sum(weight for weight, _, _ in found) or 1.0
+    ratio = sum(weight * size for weight, size, _ in found) / total
+    columns = zip(*(alike for _, _, alike in found), strict=True)
+    shares = [weight / total for weight, _, _ in found]
+    return ratio, tuple(sum(s * a for s, a in zip(shares, column, strict=True)) for column in columns)
+
+
+def _by_root(pulls: Sequence[Pull]) -> dict[str, list[Pull]]:
+    roots: dict[str, list[Pull]] = defaultdict(list)
+    for index, pull in enumerate(pulls):
+        roots[pull.root or f"#{index}"].append(pull)
+    return roots
+
+
+def merged(pulls: Sequence[Pull]) -> list[Pull]:
+    """One pull per root."""
+    if len(pulls) == 1:
+        return list(pulls)
+    found = []
+    for items in _by_root(pulls).values():
+        if len(items) == 1:
+            found.append(items[0])
+            continue
+        slopes = [item.slope for item in items if item.slope is not None]
+        slope = sum(slopes[1:], slopes[0]) + (len(items) - len(slopes)) if slopes else None
+        if slope is None:
+            first = items[0].cotangent
+            grown = replace(first, energy=first.energy + 2.0 * math.log10(len(items)))
+            found.append(replace(items[0], cotangent=grown, whole=None))
+        else:
+            values = next((item.values for item in items if item.values is not None), None)
+            found.append(replace(items[0], slope=slope, values=values, whole=None))
+    return found
+
+
+def part_of_pull(pull: Pull, signal: Signal) -> Cotangent:
+    """The cotangent that one pull alone makes."""
+    if pull.slope is None or pull.whole is not None:
+        return pull.whole or pull.cotangent
+    law, coherence = signal.law_at(""), None
+    seen = law.in_common(pull.slope)
+    alike = tuple(a * b for a, b in zip(pull.cotangent.alike, seen, strict=True))
+    overlap, spread = pull.cotangent.overlap, 0.0
+    if signal.channels is None:
+        second = expect(pull.slope * pull.slope)
+    else:
+        along = law.in_common(pull.slope * law.values)
+        layout = signal.channels, signal.sizes, [a * b for a, b in zip(pull.cotangent.alike, along, strict=True)]
+        second, coherence = through_slope(pull.cotangent.coherence, pull.slope, (pull.values, law.values), layout)
+        spread, overlap = fluctuation.behind_slope(overlap, pull.slope, law, (signal.channels, signal.sizes))
+    energy = pull.cotangent.energy + math.log10(second) + fluctuation.shift(spread) if second > 0.0 else -math.inf
+    variance = pull.cotangent.variance + fluctuation.decades(spread)
+    return Cotangent(energy, alike, variance, pull.cotangent.profile, pull.cotangent.spent, coherence, overlap)

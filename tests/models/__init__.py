@@ -1,0 +1,1 @@
+"""Models, cases and reports that more than one test looks at."""
