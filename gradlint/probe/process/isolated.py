@@ -134,7 +134,7 @@ class Worker:
             self.stop()
         if self._process is None:
             passed = {name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith(_PREFIXES)}
-            home = str(Path(__file__).resolve().parents[2])
+            home = str(Path(errors.__file__).resolve().parents[1])
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "gradlint.probe.process.worker"],  # -P: nothing is imported from the working folder
                 stdin=subprocess.PIPE,
