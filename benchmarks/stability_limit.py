@@ -140,7 +140,9 @@ class Setup:
         """What gradlint reports."""
         model, x, y, loss = self.made()
         task = Task(loss=loss, target=y, recipe=recipe, rehearse=0)
-        measurement = engine.look(model, engine.Options(inputs=(from_array(None, x.numpy()),), seeds=1, task=task))[1].measurement
+        measurement = engine.examine(model, engine.Options(inputs=(from_array(None, x.numpy()),), seeds=1, task=task))[
+            1
+        ].measurement
         if measurement is None or measurement.curvature is None:
             raise gradlint.GradlintError(f"{self.name}: the curvature was not measured")
         return measurement.curvature.limit

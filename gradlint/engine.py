@@ -18,16 +18,16 @@ from gradlint.graph import Graph
 from gradlint.growth import JUMP, place
 from gradlint.load import Loaded, load
 from gradlint.ops import Kind
-from gradlint.predicted_growth import Forecast
+from gradlint.predicted_growth import PredictedGrowth
 from gradlint.probe.process.isolated import Limits
 from gradlint.recipe import Task
 from gradlint.result import Confidence, Coverage, Finding, Growth, Measurement, Skipped, SpinePoint, TargetReport
 from gradlint.rule import Needs, Rule, Subject
-from gradlint.score import judge, predicted_growth, worst_growth
+from gradlint.score import growth_with_claims, judge, worst_growth
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.theory.reading.attribution import Attribution, attribute, interval
 from gradlint.theory.reading.stacks import Stack, stack
-from gradlint.verify import confront, relate
+from gradlint.verify import relate, verify
 
 Progress = Callable[[str], None]
 
@@ -79,16 +79,16 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     say = progress or (lambda _: None)
     clock = _Clock()
     rules = select(load_rules(options.rules_dirs), options.select, options.ignore)
-    loaded, subject = look(target, options, say, clock)
+    loaded, subject = examine(target, options, say, clock)
     graph, measurement = subject.graph, subject.measurement
     say("applying rules")
     with clock("theory"):
-        expected = subject.forecast
+        expected = subject.predicted_growth
         measured = measurement is not None and any(gains.backward is not None for gains in measurement.gains.values())
         conclusive = expected.conclusive if measurement is None else measured and _ran_all_layers(graph, measurement)
     with clock("rules"):
         findings, skipped = _run_rules(rules, subject)
-    growth = predicted_growth(expected.growth, findings) if measurement is None else worst_growth(measurement)
+    growth = growth_with_claims(expected.growth, findings) if measurement is None else worst_growth(measurement)
     conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims it
     growth = growth if measurement is None or measured else None
     attribution = _attribution(subject, growth)
@@ -120,7 +120,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     )
 
 
-def look(
+def examine(
     target: object, options: Options, progress: Progress | None = None, clock: _Clock | None = None
 ) -> tuple[Loaded, Subject]:
     """Read a target, and probe it where the options say so. Raises GradlintError when it cannot be read, imported or run."""
@@ -214,7 +214,7 @@ def _attributed(finding: Finding, attribution: Attribution | None) -> Finding:
     return replace(finding, evidence={**finding.evidence, "attribution": attribution.document()})
 
 
-def _spine_points(subject: Subject, expected: Forecast) -> tuple[SpinePoint, ...]:
+def _spine_points(subject: Subject, expected: PredictedGrowth) -> tuple[SpinePoint, ...]:
     """The chart's rows: what was measured and what theory expects, node by node."""
     graph, measurement = subject.graph, subject.measurement
     measured = measurement.gains if measurement is not None else {}
@@ -246,7 +246,7 @@ def _run_rules(rules: Sequence[type[Rule]], subject: Subject) -> tuple[tuple[Fin
         if reason is not None:
             skipped.append(Skipped(rule.code, reason))
             continue
-        findings.extend(confront(finding, subject.measurement, places) for finding in rule.check(subject))
+        findings.extend(verify(finding, subject.measurement, places) for finding in rule.check(subject))
     findings = [replace(finding, fingerprint=_fingerprint(finding)) for finding in relate(findings)]
     findings.sort(key=_order)
     return tuple(findings), tuple(skipped)

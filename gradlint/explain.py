@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from gradlint.engine import Options, Progress, look, repeated
+from gradlint.engine import Options, Progress, examine, repeated
 from gradlint.errors import TargetError
 from gradlint.graph import Graph, Node
 from gradlint.result import Gains
 from gradlint.rule import Subject
 from gradlint.signal_path import is_weight_layer
-from gradlint.theory.arithmetic.derivation import Account, account
+from gradlint.theory.arithmetic.derivation import Derivation, derive
 from gradlint.theory.prediction import Predicted
 from gradlint.theory.reading.stacks import Stack
 from gradlint.theory.recurrence.loops import Loop
@@ -29,7 +29,7 @@ class Explanation:
     """All there is to say of one operator. `gains` holds what was measured, by node, of it and its operands."""
 
     node: Node
-    account: Account
+    derivation: Derivation
     predicted: Predicted | None
     before: tuple[tuple[str, Signal], ...]
     behind: Signal | None
@@ -45,7 +45,7 @@ def explain(target: object, name: str, options: Options, *, progress: Progress |
 
     Raises TargetError for a name that is not there or is not unique, GradlintError when the target cannot be read or run.
     """
-    _, subject = look(target, options, progress)
+    _, subject = examine(target, options, progress)
     stack = repeated(subject)
     return [_explained(subject, node, stack) for node in find(subject.graph, name)]
 
@@ -80,7 +80,7 @@ def _explained(subject: Subject, node: Node, stack: Stack | None) -> Explanation
     inside = stack is not None and node.id in places and places[stack.start] <= places[node.id] <= places[stack.end]
     return Explanation(
         node,
-        account(structure, prediction, node.id),
+        derive(structure, prediction, node.id),
         prediction.nodes.get(node.id),
         tuple((operand, prediction.signals[operand]) for operand in operands),
         prediction.signals.get(node.id),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Sketch:
+class GraphBuilder:
     """Nodes are added one by one; each method returns the id of the node it added.
 
     A node is called `name`, or its operator with a running number. `module` gives its module path. `batch` and `width` are those
@@ -134,31 +134,31 @@ class Sketch:
             x = self.op("add", x, h, shape=(self.batch, self.width), module=f"blocks.{index}")
         return x
 
-    def output(self, *nodes: str) -> Sketch:
+    def output(self, *nodes: str) -> GraphBuilder:
         """Name the outputs; the last node is the output when this is never called."""
         self._outputs.extend(Ref(node) for node in nodes)
         return self
 
     # measurement ----------------------------------------------------------------------------------------------------
 
-    def gains(self, node: str, backward: float, forward: float = 0.0, relative: float | None = None) -> Sketch:
+    def gains(self, node: str, backward: float, forward: float = 0.0, relative: float | None = None) -> GraphBuilder:
         """Pretend that the probe measured these decades at a node."""
         self._gains[node] = Gains(backward, forward, backward if relative is None else relative)
         return self.measured()
 
-    def ramp(self, decades: float) -> Sketch:
+    def ramp(self, decades: float) -> GraphBuilder:
         """Pretend that the backward gain falls evenly by this much from the first spine node to the last."""
         spine = Structure(self.graph).spine
         for index, node in enumerate(spine):
             self.gains(node, decades * (1.0 - index / max(len(spine) - 1, 1)))
         return self.measured()
 
-    def measured(self, **fields: Any) -> Sketch:
+    def measured(self, **fields: Any) -> GraphBuilder:
         """Pretend that the probe ran, with these fields of Measurement set."""
         self._measured = {**(self._measured or {}), **fields}
         return self
 
-    def trained(self, recipe: Recipe) -> Sketch:
+    def trained(self, recipe: Recipe) -> GraphBuilder:
         """Say how the model will be trained."""
         self.task = Task(recipe=recipe)
         return self

@@ -23,7 +23,7 @@ _TRAINED = 1.4  # decades: root mean square error of the growth of 17 trained mo
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class PredictedGrowth:
     """What theory expects of a model: growth along `chain` (None where it follows nothing there) and gains by node.
 
     `deviations` are the standard deviations of the backward gains along the chain, in decades. `conclusive` says whether the
@@ -37,9 +37,9 @@ class Forecast:
     deviations: Mapping[str, float]
 
 
-def forecast(
+def predict_growth(
     structure: Structure, prediction: Prediction, measured: Mapping[str, Gains] | None = None, *, drawn: bool = True
-) -> Forecast:
+) -> PredictedGrowth:
     """Growth as the probe would sum it up, from predictions; cuts by depth are named as in `measured`.
 
     `drawn` says whether the weights are as an initialiser drew them; what training does to them theory does not know.
@@ -51,14 +51,14 @@ def forecast(
     deviations = {name: _deviation([prediction.nodes[node] for node in nodes if node in found]) for name, nodes in parts.items()}
     known = [node for node in chain if node in gains and gains[node].backward is not None]
     if len(known) < 2:
-        return Forecast(tuple(chain), gains, None, conclusive=False, deviations=deviations)
+        return PredictedGrowth(tuple(chain), gains, None, conclusive=False, deviations=deviations)
     growth = summarise(structure.graph, chain, gains)
     missed = _missed(structure, found)
     spread = INTERVAL * math.hypot(_spread(growth, deviations, known), 0.0 if drawn else _TRAINED)
     upper = spread + _BLIND * len({structure.depths[node] for node in missed})
     growth = replace(growth, interval=(growth.decades - spread, growth.decades + upper))
     conclusive = _is_whole(structure, gains, chain, missed) and _is_settled(growth)
-    return Forecast(tuple(chain), gains, growth, conclusive, deviations)
+    return PredictedGrowth(tuple(chain), gains, growth, conclusive, deviations)
 
 
 def _followed(predicted: Predicted) -> float | None:

@@ -14,7 +14,7 @@ from gradlint.measurements.numbers import Headroom, Range, Suspect
 from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
-from gradlint.measurements.units import Idle, Units
+from gradlint.measurements.units import Units, ZeroGradient
 from gradlint.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Measurement:
     by_cuts: bool = False  # growth was read from cuts by depth, for want of a spine
     notes: tuple[str, ...] = ()
     units: tuple[Units, ...] = ()
-    idle: tuple[Idle, ...] = ()
+    idle: tuple[ZeroGradient, ...] = ()
     segments: tuple[Segment, ...] = ()
     redraws: Redraws | None = None
     inputs: tuple[InputFacts, ...] = ()
@@ -194,7 +194,7 @@ class Measurement:
 
     @property
     def observed(self) -> Mapping[str, Any]:
-        """What watchers and experiments found, by field; without what found nothing."""
+        """What observers and experiments found, by field; without what found nothing."""
         return {name: value for name in _OBSERVED if (value := getattr(self, name))}
 
     def backward(self, node: str) -> float | None:

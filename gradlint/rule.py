@@ -16,13 +16,13 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from gradlint.graph import Graph, Node, Ref, Source, Weight
-from gradlint.graph_builder import Sketch
+from gradlint.graph_builder import GraphBuilder
 from gradlint.growth import HEALTHY, JUMP, LIMIT, about, nearness
 from gradlint.measurements.curvature import Curvature
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.measurements.numbers import Headroom, Levels, Range, Suspect
-from gradlint.measurements.rehearsal import Breach, Cause, DeadUnits, Rehearsal, Trial
-from gradlint.measurements.units import Idle, Units
+from gradlint.measurements.rehearsal import Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial
+from gradlint.measurements.units import Units, ZeroGradient
 from gradlint.ops import Kind, operator
 from gradlint.predicted_growth import INTERVAL
 from gradlint.ranges.intervals import bounds
@@ -47,7 +47,6 @@ __all__ = [
     "JUMP",
     "LIMIT",
     "RECTIFIERS",
-    "Breach",
     "Cause",
     "Confidence",
     "Curvature",
@@ -58,9 +57,9 @@ __all__ = [
     "Finding",
     "Gains",
     "Graph",
+    "GraphBuilder",
     "Growth",
     "Headroom",
-    "Idle",
     "InputFacts",
     "Kind",
     "Layer",
@@ -72,6 +71,7 @@ __all__ = [
     "Needs",
     "Node",
     "NonFinite",
+    "NonFiniteUpdate",
     "Range",
     "Recipe",
     "Ref",
@@ -79,7 +79,6 @@ __all__ = [
     "Rule",
     "Severity",
     "Singularity",
-    "Sketch",
     "Source",
     "Step",
     "Structure",
@@ -91,6 +90,7 @@ __all__ = [
     "Trial",
     "Units",
     "Weight",
+    "ZeroGradient",
     "about",
     "bounds",
     "chi",
@@ -135,7 +135,7 @@ class Needs(StrEnum):
 class Example:
     """A small model, and the nodes that the rule must report in it (none: it must stay silent)."""
 
-    build: Callable[[], Sketch]
+    build: Callable[[], GraphBuilder]
     fires_on: tuple[str, ...] = ()
 
 

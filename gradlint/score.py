@@ -24,7 +24,7 @@ def worst_growth(measurement: Measurement) -> Growth:
     return measurement.growth
 
 
-def predicted_growth(followed: Growth | None, findings: Sequence[Finding]) -> Growth | None:
+def growth_with_claims(followed: Growth | None, findings: Sequence[Finding]) -> Growth | None:
     """Growth without a measurement: what theory followed along the spine, or what an error claims where that is more."""
     signs = {Effect.EXPLODES: 1.0, Effect.VANISHES: -1.0}
     errors = [finding for finding in findings if failing(finding, Severity.ERROR) and finding.effect in signs]

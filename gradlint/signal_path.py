@@ -25,7 +25,7 @@ def is_weight_layer(node: Node) -> bool:
     return kind_of(node) in _LAYERS and bool(node.weights)
 
 
-class Flow:
+class SignalPath:
     """Sources and trunk outputs of a graph. `live`, when given, are the nodes that really ran and carried a gradient."""
 
     def __init__(self, graph: Graph, *, live: Collection[str] | None = None) -> None:

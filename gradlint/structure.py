@@ -12,7 +12,7 @@ from functools import cached_property
 
 from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import operator
-from gradlint.signal_path import Flow, is_weight_layer
+from gradlint.signal_path import SignalPath, is_weight_layer
 
 _BLOCK = 4  # weight layers: so many may lie between two nodes of any spine
 _LONGEST_BLOCK = 2000  # nodes looked at in search of the fork of one sum: longer ones are U-Nets, not blocks
@@ -49,18 +49,18 @@ class Structure:
 
     def __init__(self, graph: Graph, *, live: Collection[str] | None = None) -> None:
         self.graph = graph
-        self._flow = Flow(graph, live=live)
+        self._flow = SignalPath(graph, live=live)
 
     # signal ---------------------------------------------------------------------------------------------------------
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where the differentiable signal starts; see `Flow.sources`."""
+        """Where the differentiable signal starts; see `SignalPath.sources`."""
         return self._flow.sources
 
     @property
     def trunk(self) -> tuple[Ref, ...]:
-        """The tensors that gradients start from; see `Flow.trunk`."""
+        """The tensors that gradients start from; see `SignalPath.trunk`."""
         return self._flow.trunk
 
     @cached_property

@@ -12,7 +12,7 @@ from gradlint.graph import Graph
 from gradlint.growth import HEALTHY
 from gradlint.measurements.numbers import Range
 from gradlint.measurements.rehearsal import Rehearsal
-from gradlint.predicted_growth import INTERVAL, Forecast, forecast
+from gradlint.predicted_growth import INTERVAL, PredictedGrowth, predict_growth
 from gradlint.ranges.singularities import Singularity, singularities
 from gradlint.recipe import Task
 from gradlint.result import Measurement, Place, TimeGrowth
@@ -23,7 +23,7 @@ from gradlint.theory.initialization import looks_initialised
 from gradlint.theory.prediction import Prediction, predict
 from gradlint.theory.reading.steps import Step, propagate
 from gradlint.theory.reading.trends import Trend, is_plain
-from gradlint.theory.recurrence.loops import Loop, Pace, loops
+from gradlint.theory.recurrence.loops import Loop, TimeGrowthRate, loops
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Subject:
         return predict(self.structure)
 
     @cached_property
-    def forecast(self) -> Forecast:
+    def predicted_growth(self) -> PredictedGrowth:
         """What theory expects of the whole model."""
         measured = self.measurement.gains if self.measurement is not None else None
-        return forecast(self.structure, self.prediction, measured, drawn=self.is_initialised(self.structure.signal))
+        return predict_growth(self.structure, self.prediction, measured, drawn=self.is_initialised(self.structure.signal))
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -64,7 +64,7 @@ class Subject:
         steps = propagate(self.structure, self.prediction)
         return tuple(step if hidden.isdisjoint(step.via) else replace(step, decades=None) for step in steps)
 
-    def stretches(self, follows: Callable[[Step], bool] = lambda step: step.decades is not None) -> Iterator[tuple[Step, ...]]:
+    def runs(self, follows: Callable[[Step], bool] = lambda step: step.decades is not None) -> Iterator[tuple[Step, ...]]:
         """Runs of consecutive spine steps that `follows` accepts, by default those that theory can follow."""
         run: list[Step] = []
         for step in self.steps:
@@ -120,7 +120,7 @@ class Subject:
         level = self.prediction.signals[sources[0].id].level if sources and sources[0].id in self.prediction.signals else 0.0
         return steps * (loop.exponent(steps, level if math.isfinite(level) else 0.0) or 0.0)
 
-    def pace(self, loop: Loop) -> Pace | None:
+    def time_growth_rate(self, loop: Loop) -> TimeGrowthRate | None:
         """How the gradient fades or grows along a recurrence, in the direction that fades fastest: measured, else predicted.
 
         None where neither is known, or the length of the sequence is not.
@@ -129,8 +129,10 @@ class Subject:
         told = [item for item in found if item.node == loop.node and item.slope is not None]
         if told:
             item = min(told, key=lambda item: item.slope or 0.0)
-            return Pace(item.slope or 0.0, item.horizon or math.inf, item.steps, measured=True)
-        return Pace.predicted(self.expected_over_time(loop, loop.steps) / loop.steps, loop.steps) if loop.steps else None
+            return TimeGrowthRate(item.slope or 0.0, item.horizon or math.inf, item.steps, measured=True)
+        return (
+            TimeGrowthRate.predicted(self.expected_over_time(loop, loop.steps) / loop.steps, loop.steps) if loop.steps else None
+        )
 
     def steps_of(self, loop: Loop) -> int | None:
         """How many steps the probe saw a recurrence make; None where it saw none."""
@@ -173,7 +175,7 @@ class Subject:
 
     def chains(self, *, norms: bool = False) -> Iterator[tuple[Step, ...]]:
         """Runs of plain steps that theory can follow: no skip goes round any operator. Norms break a run unless asked for."""
-        return self.stretches(
+        return self.runs(
             lambda step: (
                 step.decades is not None
                 and is_plain(self.structure, step)

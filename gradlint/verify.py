@@ -26,7 +26,7 @@ _OPERATORS = frozenset({"GL602", "GL603"})
 _CAUSES = frozenset().union(*(codes for _, codes in _SYMPTOMS.values()))
 
 
-def confront(finding: Finding, measurement: Measurement | None, places: Mapping[str, int]) -> Finding:
+def verify(finding: Finding, measurement: Measurement | None, places: Mapping[str, int]) -> Finding:
     """What the probe says of a claim: measured with its decades and severity, or refuted. `places` indexes the measured spine.
 
     A claim about growth stands when the gradient really changes by HEALTHY decades or more over the claimed span, in the claimed

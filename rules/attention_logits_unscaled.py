@@ -28,27 +28,27 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gradlint.rule import Confidence, Example, Finding, Kind, Logits, Rule, Severity, Sketch, Subject, kind_of, logits_of
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Kind, Logits, Rule, Severity, Subject, kind_of, logits_of
 
 FROZEN = 1.5  # times sqrt(2 ln T): of 111 standard architectures at default initialization the largest has 1.23 (SwinV2, T = 16)
 
 
-def _attention(gain: float, scale: float | None, *, fused: bool = True, measured: float | None = None) -> Sketch:
+def _attention(gain: float, scale: float | None, *, fused: bool = True, measured: float | None = None) -> GraphBuilder:
     """Attention over 16 tokens of width 64 on an input of unit variance."""
-    sketch = Sketch()
-    x = sketch.input(8, 16, 64)
-    q, k, v = (sketch.linear(x, gain=gain) for _ in range(3))
+    builder = GraphBuilder()
+    x = builder.input(8, 16, 64)
+    q, k, v = (builder.linear(x, gain=gain) for _ in range(3))
     if fused:
-        mixed = sketch.op("attention", q, k, v, scale=scale)
+        mixed = builder.op("attention", q, k, v, scale=scale)
     else:
-        logits = sketch.op("matmul", q, k, shape=(8, 16, 16), equation="bik,bjk->bij")
-        logits = logits if scale is None else sketch.op("mul", logits, None, constant=scale)
-        mixed = sketch.op("matmul", sketch.op("softmax", logits, dim=-1), v, shape=(8, 16, 64), equation="bij,bjk->bik")
-    sketch.linear(mixed)
+        logits = builder.op("matmul", q, k, shape=(8, 16, 16), equation="bik,bjk->bij")
+        logits = logits if scale is None else builder.op("mul", logits, None, constant=scale)
+        mixed = builder.op("matmul", builder.op("softmax", logits, dim=-1), v, shape=(8, 16, 64), equation="bij,bjk->bik")
+    builder.linear(mixed)
     if measured is not None:
         for node in (q, k):
-            sketch.gains(node, 0.0, measured)
-    return sketch
+            builder.gains(node, 0.0, measured)
+    return builder
 
 
 class AttentionLogitsUnscaled(Rule):

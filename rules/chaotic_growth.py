@@ -25,20 +25,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import LIMIT, Confidence, Example, Finding, Kind, Needs, Rule, Severity, Sketch, Subject, about, kind_of
+from gradlint.rule import LIMIT, Confidence, Example, Finding, GraphBuilder, Kind, Needs, Rule, Severity, Subject, about, kind_of
 
 CHAOTIC = 0.5  # share of growth that the relative gain has: measured 0.01 to 0.10 in mis-scaled networks, 1.0 in chaotic ones
 BOUNDED = frozenset({"tanh", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "sin", "cos"})
 
 
-def _stack(decades: float, relative: float, norm: str | None = None) -> Sketch:
-    sketch = Sketch()
-    sketch.stack(4, "tanh", norm=norm)
-    spine = [node.id for node in sketch.graph]
+def _stack(decades: float, relative: float, norm: str | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.stack(4, "tanh", norm=norm)
+    spine = [node.id for node in builder.graph]
     for index, node in enumerate(spine):
         left = 1.0 - index / (len(spine) - 1)
-        sketch.gains(node, decades * left, 0.0, relative * left)
-    return sketch.measured()
+        builder.gains(node, decades * left, 0.0, relative * left)
+    return builder.measured()
 
 
 class ChaoticGrowth(Rule):

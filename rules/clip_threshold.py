@@ -24,16 +24,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Curvature, Example, Finding, Needs, Recipe, Rule, Severity, Sketch, Subject
+from gradlint.rule import Confidence, Curvature, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject
 
 FAR = 100.0  # times a measured gradient; in 100 steps of plain SGD norms fall up to 89 times (benchmarks/stability_limit.py)
 
 
-def _sketch(recipe: Recipe, norm: float = 2.0) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.input(8, 64))
+def _builder(recipe: Recipe, norm: float = 2.0) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.input(8, 64))
     found = Curvature(2.3, 10.0, -1.0, 0.001, (norm, 1.1 * norm), norm / 10.0, 4096, 0.2)
-    return sketch.measured(curvature=found).trained(recipe)
+    return builder.measured(curvature=found).trained(recipe)
 
 
 class ClipThreshold(Rule):
@@ -44,15 +44,15 @@ class ClipThreshold(Rule):
     severity = Severity.WARNING
     needs = Needs.RECIPE
     examples = (
-        Example(lambda: _sketch(Recipe(clip_norm=221.0)), fires_on=("linear0",)),
-        Example(lambda: _sketch(Recipe(clip_norm=0.019)), fires_on=("linear0",)),
-        Example(lambda: _sketch(Recipe(clip_value=21.0)), fires_on=("linear0",)),
-        Example(lambda: _sketch(Recipe(clip_value=0.0003)), fires_on=("linear0",)),
-        Example(lambda: _sketch(Recipe(clip_norm=219.0))),
-        Example(lambda: _sketch(Recipe(clip_norm=0.021))),
-        Example(lambda: _sketch(Recipe(clip_norm=1.0))),
-        Example(lambda: _sketch(Recipe(clip_value=0.5))),
-        Example(lambda: _sketch(Recipe())),
+        Example(lambda: _builder(Recipe(clip_norm=221.0)), fires_on=("linear0",)),
+        Example(lambda: _builder(Recipe(clip_norm=0.019)), fires_on=("linear0",)),
+        Example(lambda: _builder(Recipe(clip_value=21.0)), fires_on=("linear0",)),
+        Example(lambda: _builder(Recipe(clip_value=0.0003)), fires_on=("linear0",)),
+        Example(lambda: _builder(Recipe(clip_norm=219.0))),
+        Example(lambda: _builder(Recipe(clip_norm=0.021))),
+        Example(lambda: _builder(Recipe(clip_norm=1.0))),
+        Example(lambda: _builder(Recipe(clip_value=0.5))),
+        Example(lambda: _builder(Recipe())),
     )
 
     def applies(self, subject: Subject) -> str | None:

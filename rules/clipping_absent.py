@@ -24,26 +24,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Curvature, Example, Finding, Needs, Recipe, Rule, Severity, Sketch, Subject
+from gradlint.rule import Confidence, Curvature, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject
 
 LONG = 32  # steps; recurrent language models are unrolled over 35 (Zaremba 2014) and clip
 TAIL = 5.0  # largest gradient norm over the median; at most 2.3 over four drawn batches on 85 transformers architectures
 GATED = frozenset({"lstm", "gru"})
 
 
-def _recurrent(steps: int, op: str = "rnn", recipe: Recipe | None = None) -> Sketch:
-    sketch = Sketch()
+def _recurrent(steps: int, op: str = "rnn", recipe: Recipe | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[op]
-    weights = {"weight": sketch.weight(16 * gates, 16), "recurrent": sketch.weight(16 * gates, 16)}
-    sketch.op(op, sketch.input(steps, 8, 16), weights=weights, shape=(steps, 8, 16), nonlinearity="tanh", time_axis=0)
-    return sketch.trained(recipe or Recipe())
+    weights = {"weight": builder.weight(16 * gates, 16), "recurrent": builder.weight(16 * gates, 16)}
+    builder.op(op, builder.input(steps, 8, 16), weights=weights, shape=(steps, 8, 16), nonlinearity="tanh", time_axis=0)
+    return builder.trained(recipe or Recipe())
 
 
-def _norms(*norms: float, recipe: Recipe | None = None) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.input(8, 64))
+def _norms(*norms: float, recipe: Recipe | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.input(8, 64))
     found = Curvature(2.3, 10.0, -1.0, 0.001, norms, 1.0, 4096, 0.2)
-    return sketch.measured(curvature=found).trained(recipe or Recipe())
+    return builder.measured(curvature=found).trained(recipe or Recipe())
 
 
 class ClippingAbsent(Rule):

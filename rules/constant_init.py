@@ -30,10 +30,10 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Node,
     Rule,
     Severity,
-    Sketch,
     Subject,
     Weight,
     hides_norm,
@@ -45,38 +45,38 @@ from gradlint.rule import (
 NOTHING = -45.0  # decades: the smallest float32
 
 
-def _stack(*gains: float, means: dict[int, float] | None = None) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _stack(*gains: float, means: dict[int, float] | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for index, gain in enumerate(gains):
-        weight = sketch.weight(64, 64, gain=gain, mean=(means or {}).get(index, 0.0))
-        x = sketch.op("relu", sketch.linear(x, weight=weight), shape=(8, 64))
-    return sketch
+        weight = builder.weight(64, 64, gain=gain, mean=(means or {}).get(index, 0.0))
+        x = builder.op("relu", builder.linear(x, weight=weight), shape=(8, 64))
+    return builder
 
 
-def _branches(first: float) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _branches(first: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(2):
-        h = sketch.op("relu", sketch.linear(x, gain=first), shape=(8, 64))
-        x = sketch.op("add", x, sketch.linear(h, gain=0.0), shape=(8, 64))
-    return sketch
+        h = builder.op("relu", builder.linear(x, gain=first), shape=(8, 64))
+        x = builder.op("add", x, builder.linear(h, gain=0.0), shape=(8, 64))
+    return builder
 
 
-def _folded() -> Sketch:
-    sketch = Sketch(mode="eval")
-    x = sketch.input(8, 64)
+def _folded() -> GraphBuilder:
+    builder = GraphBuilder(mode="eval")
+    x = builder.input(8, 64)
     for _ in range(3):
-        weights = {"weight": sketch.weight(64, 64, gain=0.0)}
-        x = sketch.op("relu", sketch.op("linear", x, weights=weights, notes=("batch-norm-folded",)), shape=(8, 64))
-    return sketch
+        weights = {"weight": builder.weight(64, 64, gain=0.0)}
+        x = builder.op("relu", builder.op("linear", x, weights=weights, notes=("batch-norm-folded",)), shape=(8, 64))
+    return builder
 
 
-def _depthwise() -> Sketch:
-    sketch = Sketch()
-    blur = sketch.weight(16, 1, 3, 3, gain=0.0, mean=1 / 9)
-    sketch.op("conv", sketch.input(8, 16, 32, 32), weights={"weight": blur}, shape=(8, 16, 32, 32), groups=16)
-    return sketch
+def _depthwise() -> GraphBuilder:
+    builder = GraphBuilder()
+    blur = builder.weight(16, 1, 3, 3, gain=0.0, mean=1 / 9)
+    builder.op("conv", builder.input(8, 16, 32, 32), weights={"weight": blur}, shape=(8, 16, 32, 32), groups=16)
+    return builder
 
 
 class ConstantInit(Rule):

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Needs, Node, Rule, Severity, Sketch, Subject, Units, is_weight_layer
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Node, Rule, Severity, Subject, Units, is_weight_layer
 
 BY_CHANCE = 0.5  # symmetric weights on samples that are all alike: each unit is silent for all of them, or for none
 ERRORS = 3.0  # standard errors of a share of so many units
@@ -33,11 +33,11 @@ FATAL = 0.9
 FEWEST = 8  # units; a share of fewer says little
 
 
-def _layer(share: float, *, units: int = 64, seen: bool = True) -> Sketch:
-    sketch = Sketch()
-    x = sketch.linear(sketch.input(8, units), units)
-    sketch.linear(sketch.op("relu", x, shape=(8, units)), 8)
-    return sketch.measured(units=(Units("relu0", units, 8, share, share, share),) if seen else ())
+def _layer(share: float, *, units: int = 64, seen: bool = True) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.linear(builder.input(8, units), units)
+    builder.linear(builder.op("relu", x, shape=(8, units)), 8)
+    return builder.measured(units=(Units("relu0", units, 8, share, share, share),) if seen else ())
 
 
 class DeadRelu(Rule):

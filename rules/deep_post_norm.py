@@ -26,20 +26,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from gradlint.rule import Effect, Example, Finding, Rule, Severity, Sketch, Step, Subject, Trend, fall, normalises, on_skip, rise
+from gradlint.rule import (
+    Effect,
+    Example,
+    Finding,
+    GraphBuilder,
+    Rule,
+    Severity,
+    Step,
+    Subject,
+    Trend,
+    fall,
+    normalises,
+    on_skip,
+    rise,
+)
 
 EXPLAINED = 0.5  # of the predicted trend: blocks that explain less are not the cause
 SHARE = 0.5  # of the residual sums; the one norm behind the last sum of a pre-norm stack makes no post-norm stack
 
 
-def _blocks(depth: int, norm: str = "rms_norm", *, post: bool = True) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _blocks(depth: int, norm: str = "rms_norm", *, post: bool = True) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(depth):
-        h = sketch.op("sigmoid", sketch.linear(x if post else sketch.norm(x, norm)))
-        x = sketch.op("add", x, h)
-        x = sketch.norm(x, norm) if post else x
-    return sketch
+        h = builder.op("sigmoid", builder.linear(x if post else builder.norm(x, norm)))
+        x = builder.op("add", x, h)
+        x = builder.norm(x, norm) if post else x
+    return builder
 
 
 class DeepPostNorm(Rule):
@@ -61,7 +75,7 @@ class DeepPostNorm(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows, and direction."""
-        for run in subject.stretches():
+        for run in subject.runs():
             for trend, effect in ((fall(run), Effect.VANISHES), (rise(run), Effect.EXPLODES)):
                 blocks = list(_pairs(subject, trend.steps))
                 if len(blocks) < SHARE * sum(step.residual is not None for step in trend.steps):

@@ -27,9 +27,9 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Rule,
     Severity,
-    Sketch,
     Step,
     Subject,
     fall,
@@ -42,25 +42,25 @@ from gradlint.rule import (
 DEEP = 20  # weight layers: plain nets train well at 18 and degrade at 34 (He 2016, figure 4); VGG-19 is the deepest in wide use
 
 
-def _stack(depth: int, act: str, gain: float) -> Sketch:
-    sketch = Sketch()
-    sketch.stack(depth, act, gain=gain)
-    return sketch
+def _stack(depth: int, act: str, gain: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.stack(depth, act, gain=gain)
+    return builder
 
 
-def _folded() -> Sketch:
-    sketch = Sketch(mode="eval")
-    x = sketch.input(8, 64)
+def _folded() -> GraphBuilder:
+    builder = GraphBuilder(mode="eval")
+    x = builder.input(8, 64)
     for _ in range(20):
-        weights = {"weight": sketch.weight(64, 64, gain=2.0)}
-        x = sketch.op("relu", sketch.op("linear", x, weights=weights, notes=("batch-norm-folded",)), shape=(8, 64))
-    return sketch
+        weights = {"weight": builder.weight(64, 64, gain=2.0)}
+        x = builder.op("relu", builder.op("linear", x, weights=weights, notes=("batch-norm-folded",)), shape=(8, 64))
+    return builder
 
 
-def _blocks() -> Sketch:
-    sketch = Sketch()
-    sketch.blocks(20, norm="layer_norm")
-    return sketch
+def _blocks() -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.blocks(20, norm="layer_norm")
+    return builder
 
 
 class DeepWithoutResidual(Rule):
@@ -81,7 +81,7 @@ class DeepWithoutResidual(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain."""
         structure = subject.structure
-        for chain in subject.stretches(lambda step: is_plain(structure, step) and not hides_norm(subject.graph[step.node])):
+        for chain in subject.runs(lambda step: is_plain(structure, step) and not hides_norm(subject.graph[step.node])):
             nodes = [step.node for step in chain if is_weight_layer(subject.graph[step.node])]
             depth = structure.depths[chain[-1].node] - structure.depths[structure.signal_parents(chain[0].node)[0]]
             decades, likely = _predicted(subject, chain)

@@ -30,10 +30,10 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Layer,
     Rule,
     Severity,
-    Sketch,
     Subject,
     fall,
     is_torch_default,
@@ -45,20 +45,20 @@ EXPLAINED = 0.5  # of the predicted decay: a deficit that explains less is not t
 DEFAULT = sqrt(1 / 3)  # gain of kaiming_uniform(a=sqrt 5)
 
 
-def _stack(depth: int, gain: float = DEFAULT, *, norm: str | None = None, uniform: bool = True) -> Sketch:
-    sketch = Sketch()
-    sketch.stack(depth, "relu", gain=gain, norm=norm, uniform=uniform)
-    return sketch
+def _stack(depth: int, gain: float = DEFAULT, *, norm: str | None = None, uniform: bool = True) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.stack(depth, "relu", gain=gain, norm=norm, uniform=uniform)
+    return builder
 
 
-def _convolutions(depth: int) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 16, 32, 32)
+def _convolutions(depth: int) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 16, 32, 32)
     for _ in range(depth):
-        weight = sketch.weight(16, 16, 3, 3, gain=DEFAULT, max_abs=1 / sqrt(16 * 9))
-        x = sketch.op("conv", x, weights={"weight": weight}, shape=(8, 16, 32, 32))
-        x = sketch.op("relu", x, shape=(8, 16, 32, 32))
-    return sketch
+        weight = builder.weight(16, 16, 3, 3, gain=DEFAULT, max_abs=1 / sqrt(16 * 9))
+        x = builder.op("conv", x, weights={"weight": weight}, shape=(8, 16, 32, 32))
+        x = builder.op("relu", x, shape=(8, 16, 32, 32))
+    return builder
 
 
 class DefaultInitInDeepRelu(Rule):

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Range, Rule, Severity, Singularity, Sketch, Subject, Suspect, bounds
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Range, Rule, Severity, Singularity, Subject, Suspect, bounds
 
 REMEDY = "clamp the argument from above, or take softplus"
 SOFTMAX = "take softmax or logsumexp, which subtract the maximum first"
@@ -35,20 +35,20 @@ BROKE = ", and it overflowed in the rehearsal"
 NEAR = 3  # operators behind an exponential among which a sum makes it a softmax
 
 
-def _chain(*ops: str, seen: tuple[float, float] | None = None, dtype: str = "float32") -> Sketch:
-    sketch = Sketch()
-    x = sketch.linear(sketch.input(8, 64))
+def _chain(*ops: str, seen: tuple[float, float] | None = None, dtype: str = "float32") -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.linear(builder.input(8, 64))
     for op in ops:
-        x = sketch.op("clamp", x, min=-10.0, max=10.0) if op == "clamp" else sketch.op(op, x, dtype=dtype)
-    return sketch if seen is None else sketch.measured(ranges={sketch.graph.parents(x)[0].id: Range(*seen)})
+        x = builder.op("clamp", x, min=-10.0, max=10.0) if op == "clamp" else builder.op(op, x, dtype=dtype)
+    return builder if seen is None else builder.measured(ranges={builder.graph.parents(x)[0].id: Range(*seen)})
 
 
-def _shifted() -> Sketch:
-    sketch = Sketch()
-    x = sketch.linear(sketch.input(8, 64))
-    top = sketch.op("max", x, shape=(8, 1), dim=-1, keepdim=True)
-    sketch.op("exp", sketch.op("sub", x, top, shape=(8, 64)))
-    return sketch
+def _shifted() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.linear(builder.input(8, 64))
+    top = builder.op("max", x, shape=(8, 1), dim=-1, keepdim=True)
+    builder.op("exp", builder.op("sub", x, top, shape=(8, 64)))
+    return builder
 
 
 class ExpOverflow(Rule):

@@ -26,25 +26,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Confidence, Example, Finding, Growth, Rule, Severity, Sketch, Subject, TimeGrowth
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Growth, Rule, Severity, Subject, TimeGrowth
 
 OPEN = 1.0  # the bias of Gers 2000 and Jozefowicz 2015
 CLOSED = -1.0  # a gate that keeps a quarter: four steps lose what a default one loses in ten
 FEW, MANY = 4.0, 50.0  # horizons of three decades
 
 
-def _lstm(bias: float, horizon: float | None = None, steps: int = 200) -> Sketch:
-    sketch = Sketch()
+def _lstm(bias: float, horizon: float | None = None, steps: int = 200) -> GraphBuilder:
+    builder = GraphBuilder()
     rng = np.random.default_rng(0)
     bound = 0.25
-    drawn = {name: sketch.array(rng.uniform(-bound, bound, (64, 16)), name) for name in ("weight", "recurrent")}
-    biases = sketch.array(np.repeat((0.0, bias, 0.0, 0.0), 16), "bias")
-    sketch.op("lstm", sketch.input(steps, 8, 16), weights={**drawn, "bias": biases}, shape=(steps, 8, 16), time_axis=0)
+    drawn = {name: builder.array(rng.uniform(-bound, bound, (64, 16)), name) for name in ("weight", "recurrent")}
+    biases = builder.array(np.repeat((0.0, bias, 0.0, 0.0), 16), "bias")
+    builder.op("lstm", builder.input(steps, 8, 16), weights={**drawn, "bias": biases}, shape=(steps, 8, 16), time_axis=0)
     if horizon is None:
-        return sketch
+        return builder
     slope = -3.0 / horizon
     growth = Growth(slope * steps, fall=-slope * steps)
-    return sketch.measured(time=(TimeGrowth("lstm0", (), growth, slope, horizon=horizon, axis=0, steps=steps),))
+    return builder.measured(time=(TimeGrowth("lstm0", (), growth, slope, horizon=horizon, axis=0, steps=steps),))
 
 
 class ForgetGateBias(Rule):
@@ -71,20 +71,20 @@ class ForgetGateBias(Rule):
         """One finding per LSTM."""
         for loop in subject.loops:
             bias = loop.forget_bias if loop.activation == "lstm" else None
-            pace = subject.pace(loop) if bias is not None and bias < OPEN else None
-            if bias is None or pace is None or pace.horizons < FEW or not subject.is_initialised(loop.nodes):
+            rate = subject.time_growth_rate(loop) if bias is not None and bias < OPEN else None
+            if bias is None or rate is None or rate.horizons < FEW or not subject.is_initialised(loop.nodes):
                 continue
-            bad = loop.final or pace.horizons >= MANY or bias <= CLOSED
+            bad = loop.final or rate.horizons >= MANY or bias <= CLOSED
             yield self.finding(
                 subject,
                 loop.nodes,
-                f"forget gates start with a mean bias of {bias:.2f}: the gradient loses three decades in {pace.horizon:.0f} of "
-                f"{pace.steps} steps",
+                f"forget gates start with a mean bias of {bias:.2f}: the gradient loses three decades in {rate.horizon:.0f} of "
+                f"{rate.steps} steps",
                 severity=self.severity if bad else Severity.NOTE,
-                confidence=Confidence.MEASURED if pace.measured else Confidence.PREDICTED,
+                confidence=Confidence.MEASURED if rate.measured else Confidence.PREDICTED,
                 remedy="set the forget-gate bias to 1, or draw it as log U(1, T) for dependencies over T steps",
                 forget_bias=bias,
-                horizon=pace.horizon,
-                steps=pace.steps,
-                decades_per_step=pace.slope,
+                horizon=rate.horizon,
+                steps=rate.steps,
+                decades_per_step=rate.slope,
             )

@@ -24,7 +24,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Cut, Example, Finding, Idle, LossFacts, Needs, Rule, Severity, Sketch, Subject, listed
+from gradlint.rule import (
+    Confidence,
+    Cut,
+    Example,
+    Finding,
+    GraphBuilder,
+    LossFacts,
+    Needs,
+    Rule,
+    Severity,
+    Subject,
+    ZeroGradient,
+    listed,
+)
 
 BY_NATURE = "take it out of the path or use a straight-through estimator; freeze the weights if that is meant"
 SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
@@ -36,11 +49,11 @@ BY_CONSTRUCTION = {
 }
 
 
-def _rounded(*cuts: Cut) -> Sketch:
-    sketch = Sketch()
-    x = sketch.op("round", sketch.linear(sketch.input(8, 64)), shape=(8, 64))
-    sketch.linear(x)
-    return sketch.measured(cuts=cuts)
+def _rounded(*cuts: Cut) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.op("round", builder.linear(builder.input(8, 64)), shape=(8, 64))
+    builder.linear(x)
+    return builder.measured(cuts=cuts)
 
 
 class GradientPathCut(Rule):
@@ -60,7 +73,9 @@ class GradientPathCut(Rule):
         Example(lambda: _rounded(Cut("round0", "no-grad region", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
         Example(_rounded),
         Example(lambda: _rounded().measured(loss=LossFacts(0.8, 0.0, {"fc.weight": 0.0})), fires_on=("linear1",)),
-        Example(lambda: _rounded().measured(idle=(Idle("linear1", "zero-initialised branch", ("a",)),)), fires_on=("linear1",)),
+        Example(
+            lambda: _rounded().measured(idle=(ZeroGradient("linear1", "zero-initialised branch", ("a",)),)), fires_on=("linear1",)
+        ),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
@@ -97,7 +112,7 @@ class GradientPathCut(Rule):
             )
 
     def _idle(self, subject: Subject) -> Iterator[Finding]:
-        alike: dict[str, list[Idle]] = {}
+        alike: dict[str, list[ZeroGradient]] = {}
         for idle in subject.measurement.idle if subject.measurement else ():
             alike.setdefault(idle.cause, []).append(idle)
         for cause, places in alike.items():

@@ -23,7 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Headroom, Kind, Levels, Needs, Rule, Severity, Sketch, Subject, kind_of
+from gradlint.rule import (
+    Confidence,
+    Example,
+    Finding,
+    GraphBuilder,
+    Headroom,
+    Kind,
+    Levels,
+    Needs,
+    Rule,
+    Severity,
+    Subject,
+    kind_of,
+)
 
 MARGIN = 4.0  # activations grow by more than this in training (outlier features)
 LOST = 0.1  # share of gradient values that may go before training suffers
@@ -39,9 +52,9 @@ def _step(
     *,
     scale: float | None = None,
     precision: str = "fp16",
-) -> Sketch:
-    sketch = Sketch()
-    node = sketch.linear(sketch.input(8, 64), name="fc", weight=sketch.weight(64, 64, name="fc.weight"))
+) -> GraphBuilder:
+    builder = GraphBuilder()
+    node = builder.linear(builder.input(8, 64), name="fc", weight=builder.weight(64, 64, name="fc.weight"))
     largest = 65504.0 if precision == "fp16" else 448.0
     found = Headroom(
         precision=precision,
@@ -54,7 +67,7 @@ def _step(
         lost=lost,
         saved=saved,
     )
-    return sketch.measured(headroom=found)
+    return builder.measured(headroom=found)
 
 
 class HalfPrecisionHeadroom(Rule):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, LossFacts, Needs, Rule, Severity, Sketch, Subject
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, LossFacts, Needs, Rule, Severity, Subject
 
 OVER_CHANCE = 2.0  # times
 EXCESS = 1.0  # nats: what logits of deviation 1.4 cost
@@ -30,11 +30,11 @@ OVER_ZERO = 10.0  # times the loss of predicting zero: an output three times as 
 LARGER = 3.0
 
 
-def _first(value: float, chance: float, *, output: float = 5.0, target: float | None = None, gain: float = 1.0) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.input(8, 64), 10, gain=gain)
+def _first(value: float, chance: float, *, output: float = 5.0, target: float | None = None, gain: float = 1.0) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.input(8, 64), 10, gain=gain)
     facts = LossFacts(value, 1.0, chance=chance, repeated=1.0, batch=8, terms=8, output=output, target=target)
-    return sketch.measured(loss=facts)
+    return builder.measured(loss=facts)
 
 
 class HeadScale(Rule):

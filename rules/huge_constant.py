@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Node, Rule, Severity, Sketch, Subject, normalises
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Node, Rule, Severity, Subject, normalises
 
 DROWNED = {"float32": 6.0, "float64": 15.0, "float16": 3.0, "bfloat16": 2.0}  # decades: all but the last digit is lost
 FACTOR = 4.0  # decades
@@ -34,11 +34,11 @@ ADDS = frozenset({"add", "sub"})
 NEAR = 12  # operators on each side among which another factor may undo one
 
 
-def _chain(op: str, constant: float, *, dtype: str = "float32", behind: str = "relu") -> Sketch:
-    sketch = Sketch()
-    x = sketch.linear(sketch.input(8, 64))
-    sketch.linear(sketch.op(behind, sketch.op(op, x, None, shape=(8, 64), constant=constant, dtype=dtype), shape=(8, 64)))
-    return sketch
+def _chain(op: str, constant: float, *, dtype: str = "float32", behind: str = "relu") -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.linear(builder.input(8, 64))
+    builder.linear(builder.op(behind, builder.op(op, x, None, shape=(8, 64), constant=constant, dtype=dtype), shape=(8, 64)))
+    return builder
 
 
 class HugeConstant(Rule):

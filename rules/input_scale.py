@@ -28,6 +28,7 @@ from gradlint.rule import (
     Confidence,
     Example,
     Finding,
+    GraphBuilder,
     InputFacts,
     Kind,
     LossFacts,
@@ -35,7 +36,6 @@ from gradlint.rule import (
     Node,
     Rule,
     Severity,
-    Sketch,
     Subject,
     is_weight_layer,
     kind_of,
@@ -49,19 +49,19 @@ TARGET = 100.0  # of the output, which may start at zero: of 1 at least
 SAME = frozenset({Kind.SHAPE, Kind.DROPOUT, Kind.CONCAT})
 
 
-def _fed(rms: float, *, mean: float = 0.0, columns: float = 0.0, norm: str = "") -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
-    sketch.gains(x, 0.0, math.log10(rms))
-    sketch.linear(sketch.norm(x, norm) if norm else x)
+def _fed(rms: float, *, mean: float = 0.0, columns: float = 0.0, norm: str = "") -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
+    builder.gains(x, 0.0, math.log10(rms))
+    builder.linear(builder.norm(x, norm) if norm else x)
     deviation = math.sqrt(max(rms**2 - mean**2, 0.0))
-    return sketch.measured(inputs=(InputFacts("x", mean, deviation, rms, -rms, rms, columns, 3),))
+    return builder.measured(inputs=(InputFacts("x", mean, deviation, rms, -rms, rms, columns, 3),))
 
 
-def _aimed(target: float) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.input(8, 64))
-    return sketch.measured(loss=LossFacts(target**2, 2.0 * target, output=0.5, target=target))
+def _aimed(target: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.input(8, 64))
+    return builder.measured(loss=LossFacts(target**2, 2.0 * target, output=0.5, target=target))
 
 
 class InputScale(Rule):

@@ -28,10 +28,10 @@ from gradlint.rule import (
     Confidence,
     Example,
     Finding,
+    GraphBuilder,
     Needs,
     Rule,
     Severity,
-    Sketch,
     Subject,
     about,
     is_weight_layer,
@@ -42,10 +42,10 @@ REMEDY = "raise the weight gain, add normalisation or skip connections here"
 UNSETTLED = ", with BatchNorm on statistics that are not those of this signal"
 
 
-def _stack(decades: float, *, dead: bool = False) -> Sketch:
-    sketch = Sketch()
-    sketch.stack(4, "tanh")
-    return sketch.ramp(decades).measured(dead=dead)
+def _stack(decades: float, *, dead: bool = False) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.stack(4, "tanh")
+    return builder.ramp(decades).measured(dead=dead)
 
 
 class JacobianDecay(Rule):

@@ -22,7 +22,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import LIMIT, Confidence, Example, Finding, Growth, Needs, Rule, Severity, Sketch, Subject, about, nearness
+from gradlint.rule import (
+    LIMIT,
+    Confidence,
+    Example,
+    Finding,
+    GraphBuilder,
+    Growth,
+    Needs,
+    Rule,
+    Severity,
+    Subject,
+    about,
+    nearness,
+)
 
 REMEDY = "lower the weight gain, add normalisation or skip connections here; clip the gradient norm meanwhile"
 RESCALE = "only the scale is wrong, for the relative gain stays flat: lower the weight gain or add normalisation here"
@@ -30,10 +43,10 @@ FLAT = 0.5  # share of growth that the relative gain has, below which a network 
 UNSETTLED = ", with BatchNorm on statistics that are not those of this signal"
 
 
-def _stack(decades: float) -> Sketch:
-    sketch = Sketch()
-    sketch.stack(4, "tanh")
-    return sketch.ramp(decades)
+def _stack(decades: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.stack(4, "tanh")
+    return builder.ramp(decades)
 
 
 class JacobianGrowth(Rule):

@@ -35,12 +35,12 @@ from gradlint.rule import (
     Curvature,
     Example,
     Finding,
+    GraphBuilder,
     Needs,
     Recipe,
     Rehearsal,
     Rule,
     Severity,
-    Sketch,
     Subject,
 )
 
@@ -54,11 +54,11 @@ SURROGATE = "a surrogate: distance to random numbers"
 OTHERS = frozenset({Cause.OPERATOR, Cause.PRECISION, Cause.GROWTH})  # causes of a failed rehearsal that are not the step's length
 
 
-def _sketch(
+def _builder(
     lr: float, limit: float, *, fails: bool | None = None, cause: Cause = Cause.RATE, stands_in: str = "", **more: Any
-) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.input(8, 64))
+) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.input(8, 64))
     found = Curvature(2.3, 2.0 / limit, -0.1, 0.001, (1.0,), 0.1, 4096, limit, stands_in=stands_in)
     tried = None
     if fails is not None:
@@ -66,7 +66,7 @@ def _sketch(
         tried = Rehearsal(
             40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last, diverged_at=1 if fails else None, cause=cause if fails else None
         )
-    return sketch.measured(curvature=found, rehearsal=tried).trained(Recipe(lr=lr, **more))
+    return builder.measured(curvature=found, rehearsal=tried).trained(Recipe(lr=lr, **more))
 
 
 class LearningRateAboveStabilityLimit(Rule):
@@ -77,18 +77,18 @@ class LearningRateAboveStabilityLimit(Rule):
     severity = Severity.ERROR
     needs = Needs.RECIPE
     examples = (
-        Example(lambda: _sketch(0.3, 0.1, fails=True), fires_on=("linear0",)),
-        Example(lambda: _sketch(3.3, 0.1), fires_on=("linear0",)),
-        Example(lambda: _sketch(1.3, 0.1, momentum=0.9), fires_on=("linear0",)),
-        Example(lambda: _sketch(3.0, 0.1)),
-        Example(lambda: _sketch(1.0, 0.1, momentum=0.9)),
-        Example(lambda: _sketch(5.0, 0.1, optimizer="adam")),
-        Example(lambda: _sketch(3.3, 0.1, fails=False)),
-        Example(lambda: _sketch(3.3, 0.1, stands_in=SURROGATE)),
-        Example(lambda: _sketch(0.3, 0.1, fails=True, stands_in=SURROGATE), fires_on=("linear0",)),
-        Example(lambda: _sketch(0.3, 0.1, fails=True, cause=Cause.PRECISION)),
-        Example(lambda: _sketch(0.09, 0.1, fails=True)),
-        Example(lambda: _sketch(3.3, 0.1, schedule="warmup:100")),
+        Example(lambda: _builder(0.3, 0.1, fails=True), fires_on=("linear0",)),
+        Example(lambda: _builder(3.3, 0.1), fires_on=("linear0",)),
+        Example(lambda: _builder(1.3, 0.1, momentum=0.9), fires_on=("linear0",)),
+        Example(lambda: _builder(3.0, 0.1)),
+        Example(lambda: _builder(1.0, 0.1, momentum=0.9)),
+        Example(lambda: _builder(5.0, 0.1, optimizer="adam")),
+        Example(lambda: _builder(3.3, 0.1, fails=False)),
+        Example(lambda: _builder(3.3, 0.1, stands_in=SURROGATE)),
+        Example(lambda: _builder(0.3, 0.1, fails=True, stands_in=SURROGATE), fires_on=("linear0",)),
+        Example(lambda: _builder(0.3, 0.1, fails=True, cause=Cause.PRECISION)),
+        Example(lambda: _builder(0.09, 0.1, fails=True)),
+        Example(lambda: _builder(3.3, 0.1, schedule="warmup:100")),
     )
 
     def applies(self, subject: Subject) -> str | None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Example, Finding, Needs, Recipe, Rehearsal, Rule, Severity, Sketch, Subject
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Recipe, Rehearsal, Rule, Severity, Subject
 
 # Smallest and largest learning rate of published recipes, each widened to the next power of ten or so.
 ADAM = (1e-8, 0.1)  # 5e-7 in preference tuning of language models, 0.05 in 3D Gaussian splatting
@@ -42,12 +42,12 @@ RANGES = {
 }
 
 
-def _sketch(optimizer: str, lr: float, *, last: float | None = None) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.input(8, 64))
+def _builder(optimizer: str, lr: float, *, last: float | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.input(8, 64))
     if last is not None:
-        sketch.measured(rehearsal=Rehearsal(40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last))
-    return sketch.trained(Recipe(optimizer, lr=lr))
+        builder.measured(rehearsal=Rehearsal(40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last))
+    return builder.trained(Recipe(optimizer, lr=lr))
 
 
 class LearningRateOutOfRange(Rule):
@@ -58,14 +58,14 @@ class LearningRateOutOfRange(Rule):
     severity = Severity.ERROR
     needs = Needs.RECIPE
     examples = (
-        Example(lambda: _sketch("adam", 0.11), fires_on=("linear0",)),
-        Example(lambda: _sketch("adamw", 5e-9), fires_on=("linear0",)),
-        Example(lambda: _sketch("sgd", 31.0, last=0.5), fires_on=("linear0",)),
-        Example(lambda: _sketch("sgd", 0.0), fires_on=("linear0",)),
-        Example(lambda: _sketch("adam", 0.1)),
-        Example(lambda: _sketch("adamw", 1e-3)),
-        Example(lambda: _sketch("sgd", 30.0)),
-        Example(lambda: _sketch("sgd", 1e-6)),
+        Example(lambda: _builder("adam", 0.11), fires_on=("linear0",)),
+        Example(lambda: _builder("adamw", 5e-9), fires_on=("linear0",)),
+        Example(lambda: _builder("sgd", 31.0, last=0.5), fires_on=("linear0",)),
+        Example(lambda: _builder("sgd", 0.0), fires_on=("linear0",)),
+        Example(lambda: _builder("adam", 0.1)),
+        Example(lambda: _builder("adamw", 1e-3)),
+        Example(lambda: _builder("sgd", 30.0)),
+        Example(lambda: _builder("sgd", 1e-6)),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:

@@ -25,24 +25,24 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Confidence, Example, Finding, Growth, Rule, Severity, Sketch, Subject, TimeGrowth
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Growth, Rule, Severity, Subject, TimeGrowth
 
 FEW, MANY = 4.0, 10.0  # horizons of three decades
 
 
-def _rnn(gain: float = 0.58, steps: int = 200, *, op: str = "rnn", horizon: float | None = None) -> Sketch:
-    sketch = Sketch()
+def _rnn(gain: float = 0.58, steps: int = 200, *, op: str = "rnn", horizon: float | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
     rng = np.random.default_rng(0)
     gates = 3 if op == "gru" else 1
     bound = gain * np.sqrt(3.0 / 64)
-    matrix = sketch.array(rng.uniform(-bound, bound, (64 * gates, 64)), "recurrent")
-    weights = {"weight": sketch.weight(64 * gates, 64), "recurrent": matrix}
-    sketch.op(op, sketch.input(steps, 8, 64), weights=weights, shape=(steps, 8, 64), nonlinearity="tanh", time_axis=0)
+    matrix = builder.array(rng.uniform(-bound, bound, (64 * gates, 64)), "recurrent")
+    weights = {"weight": builder.weight(64 * gates, 64), "recurrent": matrix}
+    builder.op(op, builder.input(steps, 8, 64), weights=weights, shape=(steps, 8, 64), nonlinearity="tanh", time_axis=0)
     if horizon is None:
-        return sketch
+        return builder
     slope = -3.0 / horizon
     growth = Growth(slope * steps, fall=-slope * steps)
-    return sketch.measured(time=(TimeGrowth(f"{op}0", (), growth, slope, horizon=horizon, axis=0, steps=steps),))
+    return builder.measured(time=(TimeGrowth(f"{op}0", (), growth, slope, horizon=horizon, axis=0, steps=steps),))
 
 
 class LongHorizonPlainRnn(Rule):
@@ -66,18 +66,18 @@ class LongHorizonPlainRnn(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per recurrence."""
         for loop in subject.loops:
-            pace = subject.pace(loop) if loop.is_plain and subject.can_claim(loop.nodes) else None
-            if pace is None or pace.horizons < FEW:
+            rate = subject.time_growth_rate(loop) if loop.is_plain and subject.can_claim(loop.nodes) else None
+            if rate is None or rate.horizons < FEW:
                 continue
             yield self.finding(
                 subject,
                 loop.nodes,
-                f"{loop.activation} without gates: the gradient fades x{10**pace.slope:.2f} a step and loses three decades in "
-                f"{pace.horizon:.0f} of {pace.steps} steps",
-                severity=self.severity if loop.final or pace.horizons >= MANY else Severity.NOTE,
-                confidence=Confidence.MEASURED if pace.measured else Confidence.PREDICTED,
+                f"{loop.activation} without gates: the gradient fades x{10**rate.slope:.2f} a step and loses three decades in "
+                f"{rate.horizon:.0f} of {rate.steps} steps",
+                severity=self.severity if loop.final or rate.horizons >= MANY else Severity.NOTE,
+                confidence=Confidence.MEASURED if rate.measured else Confidence.PREDICTED,
                 remedy="use an LSTM or a GRU, nn.init.orthogonal_ on the recurrent weight, or shorter sequences",
-                horizon=pace.horizon,
-                steps=pace.steps,
-                decades_per_step=pace.slope,
+                horizon=rate.horizon,
+                steps=rate.steps,
+                decades_per_step=rate.slope,
             )

@@ -28,10 +28,10 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Kind,
     Rule,
     Severity,
-    Sketch,
     Step,
     Subject,
     kind_of,
@@ -44,23 +44,23 @@ from gradlint.rule import (
 EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
 
 
-def _transformer(depth: int, *, norm: bool = False, gain: float = 1.0, notes: tuple[str, ...] = ()) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 16, 64)
+def _transformer(depth: int, *, norm: bool = False, gain: float = 1.0, notes: tuple[str, ...] = ()) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 16, 64)
     for _ in range(depth):
-        h = sketch.norm(x) if norm else x
-        q, k, v = (sketch.linear(h, gain=gain) for _ in range(3))
-        h = sketch.linear(sketch.op("attention", q, k, v, notes=notes), gain=gain)
-        x = sketch.op("add", x, h)
-        h = sketch.op("relu", sketch.linear(sketch.norm(x) if norm else x, gain=sqrt(2.0)))
-        x = sketch.op("add", x, sketch.linear(h, gain=gain))
-    return sketch
+        h = builder.norm(x) if norm else x
+        q, k, v = (builder.linear(h, gain=gain) for _ in range(3))
+        h = builder.linear(builder.op("attention", q, k, v, notes=notes), gain=gain)
+        x = builder.op("add", x, h)
+        h = builder.op("relu", builder.linear(builder.norm(x) if norm else x, gain=sqrt(2.0)))
+        x = builder.op("add", x, builder.linear(h, gain=gain))
+    return builder
 
 
-def _probed(depth: int) -> Sketch:
-    sketch = Sketch()
-    sketch.blocks(depth)
-    return sketch.ramp(4.0)
+def _probed(depth: int) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.blocks(depth)
+    return builder.ramp(4.0)
 
 
 class MissingNormalization(Rule):
@@ -89,7 +89,7 @@ class MissingNormalization(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows."""
         structure = subject.structure
-        for run in () if self.applies(subject) else subject.stretches():
+        for run in () if self.applies(subject) else subject.runs():
             trend = rise(run)
             sums = [step for step in trend.steps if step.residual and not starts_at_zero(structure, step.residual)]
             plain = [step for step in sums if step.residual and not on_skip(structure, step.residual)]

@@ -30,13 +30,13 @@ from gradlint.rule import (
     Confidence,
     Example,
     Finding,
+    GraphBuilder,
     Kind,
     Needs,
     Recipe,
     Rehearsal,
     Rule,
     Severity,
-    Sketch,
     Subject,
     is_weight_layer,
     kind_of,
@@ -47,18 +47,18 @@ SUMS = 12  # residual sums: six layers of attention and feed-forward, as in Vasw
 RATE = 5e-4  # the smaller of the two learning rates at which Xiong 2020 saw training fail
 
 
-def _sketch(blocks: int = 6, *, post: bool = True, last: float | None = None, **recipe: Any) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 16, 64)
+def _builder(blocks: int = 6, *, post: bool = True, last: float | None = None, **recipe: Any) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 16, 64)
     for _ in range(blocks):
         for layer in ("attention", "relu"):
-            h = sketch.linear(x if post else sketch.norm(x))
-            h = sketch.op("attention", h, h, h) if layer == "attention" else sketch.op("relu", h)
-            x = sketch.op("add", x, sketch.linear(h))
-            x = sketch.norm(x) if post else x
+            h = builder.linear(x if post else builder.norm(x))
+            h = builder.op("attention", h, h, h) if layer == "attention" else builder.op("relu", h)
+            x = builder.op("add", x, builder.linear(h))
+            x = builder.norm(x) if post else x
     if last is not None:
-        sketch.measured(rehearsal=Rehearsal(40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last))
-    return sketch.trained(Recipe(**{"optimizer": "adam", "lr": 1e-3, "schedule": "cosine", **recipe}))
+        builder.measured(rehearsal=Rehearsal(40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last))
+    return builder.trained(Recipe(**{"optimizer": "adam", "lr": 1e-3, "schedule": "cosine", **recipe}))
 
 
 class NoWarmupPostNorm(Rule):
@@ -69,13 +69,13 @@ class NoWarmupPostNorm(Rule):
     severity = Severity.WARNING
     needs = Needs.RECIPE
     examples = (
-        Example(_sketch, fires_on=tuple(f"layer_norm{index}" for index in range(12))),
-        Example(lambda: _sketch(lr=5e-4, last=0.5), fires_on=tuple(f"layer_norm{index}" for index in range(12))),
-        Example(lambda: _sketch(schedule="warmup:1000")),
-        Example(lambda: _sketch(blocks=5)),
-        Example(lambda: _sketch(post=False)),
-        Example(lambda: _sketch(lr=4e-4)),
-        Example(lambda: _sketch(optimizer="sgd")),
+        Example(_builder, fires_on=tuple(f"layer_norm{index}" for index in range(12))),
+        Example(lambda: _builder(lr=5e-4, last=0.5), fires_on=tuple(f"layer_norm{index}" for index in range(12))),
+        Example(lambda: _builder(schedule="warmup:1000")),
+        Example(lambda: _builder(blocks=5)),
+        Example(lambda: _builder(post=False)),
+        Example(lambda: _builder(lr=4e-4)),
+        Example(lambda: _builder(optimizer="sgd")),
     )
 
     def applies(self, subject: Subject) -> str | None:

@@ -22,15 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Needs, NonFinite, Rule, Severity, Sketch, Subject, ranges
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, NonFinite, Rule, Severity, Subject, ranges
 
 REMEDY = "keep the operand off the singular point, e.g. sqrt(x + eps), before the operator and not behind it"
 
 
-def _sqrt(backward: NonFinite | None, forward: NonFinite | None = None) -> Sketch:
-    sketch = Sketch()
-    sketch.op("sqrt", sketch.op("relu", sketch.linear(sketch.input(8, 64)), shape=(8, 64)), shape=(8, 64))
-    return sketch.measured(nonfinite_backward=backward, nonfinite_forward=forward)
+def _sqrt(backward: NonFinite | None, forward: NonFinite | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.op("sqrt", builder.op("relu", builder.linear(builder.input(8, 64)), shape=(8, 64)), shape=(8, 64))
+    return builder.measured(nonfinite_backward=backward, nonfinite_forward=forward)
 
 
 class NonFiniteBackward(Rule):

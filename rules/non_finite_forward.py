@@ -20,15 +20,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Kind, Needs, NonFinite, Rule, Severity, Sketch, Subject, kind_of, ranges
+from gradlint.rule import (
+    Confidence,
+    Example,
+    Finding,
+    GraphBuilder,
+    Kind,
+    Needs,
+    NonFinite,
+    Rule,
+    Severity,
+    Subject,
+    kind_of,
+    ranges,
+)
 
 REMEDY = "bound the operand (clamp, an epsilon inside) or use the fused form; where the signal has grown, mend the growth"
 
 
-def _log(found: NonFinite | None) -> Sketch:
-    sketch = Sketch()
-    sketch.op("log", sketch.linear(sketch.input(8, 64)), shape=(8, 64))
-    return sketch.measured(nonfinite_forward=found)
+def _log(found: NonFinite | None) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.op("log", builder.linear(builder.input(8, 64)), shape=(8, 64))
+    return builder.measured(nonfinite_forward=found)
 
 
 class NonFiniteForward(Rule):

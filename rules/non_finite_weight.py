@@ -22,15 +22,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Confidence, Example, Finding, Rule, Severity, Sketch, Subject, listed
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject, listed
 
 
-def _layer(value: float) -> Sketch:
-    sketch = Sketch()
+def _layer(value: float) -> GraphBuilder:
+    builder = GraphBuilder()
     values = np.linspace(-1.0, 1.0, 64).reshape(8, 8)
     values[3, 4] = value
-    sketch.linear(sketch.linear(sketch.input(8, 8), weight=sketch.array(values, "fc.weight")))
-    return sketch
+    builder.linear(builder.linear(builder.input(8, 8), weight=builder.array(values, "fc.weight")))
+    return builder
 
 
 class NonFiniteWeight(Rule):

@@ -23,21 +23,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import Effect, Example, Finding, Kind, Rule, Severity, Sketch, Subject, is_weight_layer, kind_of, rise
+from gradlint.rule import Effect, Example, Finding, GraphBuilder, Kind, Rule, Severity, Subject, is_weight_layer, kind_of, rise
 
 SHARE = 0.5  # norms per weight layer; with fewer the weights decide
 
 
-def _stack(depth: int, norm: str | None) -> Sketch:
-    sketch = Sketch(batch=4096)
-    sketch.stack(depth, "relu", gain=2.0**0.5, norm=norm)
-    return sketch
+def _stack(depth: int, norm: str | None) -> GraphBuilder:
+    builder = GraphBuilder(batch=4096)
+    builder.stack(depth, "relu", gain=2.0**0.5, norm=norm)
+    return builder
 
 
-def _blocks() -> Sketch:
-    sketch = Sketch()
-    sketch.blocks(60, norm="batch_norm")
-    return sketch
+def _blocks() -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.blocks(60, norm="batch_norm")
+    return builder
 
 
 class NormWithoutResidual(Rule):

@@ -23,19 +23,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Example, Finding, Rule, Severity, Sketch, Subject
+from gradlint.rule import Example, Finding, GraphBuilder, Rule, Severity, Subject
 
 FOLDED, MAYBE = "batch-norm-folded", "batch-norm-may-be-folded"  # notes of the ONNX reader
 
 
-def _convolutions(note: str | None) -> Sketch:
-    sketch = Sketch(mode="eval")
-    x = sketch.input(8, 16, 32, 32)
+def _convolutions(note: str | None) -> GraphBuilder:
+    builder = GraphBuilder(mode="eval")
+    x = builder.input(8, 16, 32, 32)
     for _ in range(3):
-        weight = sketch.weight(16, 16, 3, 3)
-        x = sketch.op("conv", x, weights={"weight": weight}, shape=(8, 16, 32, 32), notes=(note,) if note else ())
-        x = sketch.op("relu", x, shape=(8, 16, 32, 32))
-    return sketch
+        weight = builder.weight(16, 16, 3, 3)
+        x = builder.op("conv", x, weights={"weight": weight}, shape=(8, 16, 32, 32), notes=(note,) if note else ())
+        x = builder.op("relu", x, shape=(8, 16, 32, 32))
+    return builder
 
 
 class NormalizationFolded(Rule):

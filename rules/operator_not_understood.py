@@ -20,20 +20,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import Example, Finding, Kind, Rule, Severity, Sketch, Structure, Subject, kind_of, listed
+from gradlint.rule import Example, Finding, GraphBuilder, Kind, Rule, Severity, Structure, Subject, kind_of, listed
 
 
-def _stack(op: str) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.op(op, sketch.linear(sketch.input(8, 64)), shape=(8, 64), name="odd"))
-    return sketch
+def _stack(op: str) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.op(op, builder.linear(builder.input(8, 64)), shape=(8, 64), name="odd"))
+    return builder
 
 
-def _unused() -> Sketch:
-    sketch = Sketch()
-    x = sketch.linear(sketch.input(8, 64))
-    sketch.op("unknown", x, shape=(8, 64))
-    return sketch.output(x)
+def _unused() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.linear(builder.input(8, 64))
+    builder.op("unknown", x, shape=(8, 64))
+    return builder.output(x)
 
 
 class OperatorNotUnderstood(Rule):

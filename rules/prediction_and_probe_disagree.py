@@ -33,10 +33,10 @@ from gradlint.rule import (
     Confidence,
     Example,
     Finding,
+    GraphBuilder,
     Needs,
     Rule,
     Severity,
-    Sketch,
     Subject,
     hides_norm,
     is_weight_layer,
@@ -63,18 +63,18 @@ class _Point:
         return abs(self.error) - self.margin
 
 
-def _stack(jump: float, *, trained: bool = False) -> Sketch:
+def _stack(jump: float, *, trained: bool = False) -> GraphBuilder:
     """A critical stack whose measured gradient grows by `jump` decades at linear3."""
-    sketch = Sketch()
-    x, level = sketch.input(8, 64), jump
-    sketch.gains(x, level)
+    builder = GraphBuilder()
+    x, level = builder.input(8, 64), jump
+    builder.gains(x, level)
     for index in range(6):
-        weight = sketch.weight(64, 64, gain=2.0**0.5, mean=0.1 if trained else 0.0)
+        weight = builder.weight(64, 64, gain=2.0**0.5, mean=0.1 if trained else 0.0)
         level = 0.0 if index == 3 else level
         for op in ("linear", "relu"):
-            x = sketch.linear(x, weight=weight) if op == "linear" else sketch.op(op, x)
-            sketch.gains(x, level)
-    return sketch
+            x = builder.linear(x, weight=weight) if op == "linear" else builder.op(op, x)
+            builder.gains(x, level)
+    return builder
 
 
 class PredictionAndProbeDisagree(Rule):
@@ -129,7 +129,7 @@ class PredictionAndProbeDisagree(Rule):
 
 def _points(subject: Subject) -> list[_Point]:
     """The chain from input to output, where both gradients are known and neither is zero."""
-    expected, found = subject.forecast, []
+    expected, found = subject.predicted_growth, []
     for node in expected.chain:
         predicted = expected.gains[node].backward if node in expected.gains else None
         measured = subject.measurement.backward(node) if subject.measurement else None

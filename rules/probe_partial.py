@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Needs, Rule, Severity, Sketch, Subject
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject
 
 
-def _run(stopped_at: str | None) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.op("unknown", sketch.linear(sketch.input(8, 64)), shape=(8, 64), name="odd"))
-    return sketch.measured(stopped_at=stopped_at)
+def _run(stopped_at: str | None) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.op("unknown", builder.linear(builder.input(8, 64)), shape=(8, 64), name="odd"))
+    return builder.measured(stopped_at=stopped_at)
 
 
 class ProbePartial(Rule):

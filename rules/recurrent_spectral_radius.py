@@ -32,11 +32,11 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Growth,
     Loop,
     Rule,
     Severity,
-    Sketch,
     Subject,
     TimeGrowth,
 )
@@ -44,29 +44,29 @@ from gradlint.rule import (
 STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
 
 
-def _rnn(radius: float, op: str = "rnn", nonlinearity: str = "relu", measured: float | None = None) -> Sketch:
-    sketch = Sketch()
+def _rnn(radius: float, op: str = "rnn", nonlinearity: str = "relu", measured: float | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[op]
-    weights = {"weight": sketch.weight(16 * gates, 16), "recurrent": sketch.array(np.tile(radius * np.eye(16), (gates, 1)))}
-    sketch.op(op, sketch.input(40, 8, 16), weights=weights, shape=(40, 8, 16), nonlinearity=nonlinearity, time_axis=0)
-    return sketch if measured is None else sketch.measured(time=(TimeGrowth(f"{op}0", (), Growth(measured, rise=measured)),))
+    weights = {"weight": builder.weight(16 * gates, 16), "recurrent": builder.array(np.tile(radius * np.eye(16), (gates, 1)))}
+    builder.op(op, builder.input(40, 8, 16), weights=weights, shape=(40, 8, 16), nonlinearity=nonlinearity, time_axis=0)
+    return builder if measured is None else builder.measured(time=(TimeGrowth(f"{op}0", (), Growth(measured, rise=measured)),))
 
 
-def _random(gain: float, nonlinearity: str = "tanh") -> Sketch:
-    sketch = Sketch()
+def _random(gain: float, nonlinearity: str = "tanh") -> GraphBuilder:
+    builder = GraphBuilder()
     matrix = gain / 8.0 * np.random.default_rng(0).standard_normal((64, 64))
-    weights = {"weight": sketch.weight(64, 64, gain=0.1), "recurrent": sketch.array(matrix)}
-    sketch.op("rnn", sketch.input(40, 8, 64), weights=weights, shape=(40, 8, 64), nonlinearity=nonlinearity, time_axis=0)
-    return sketch
+    weights = {"weight": builder.weight(64, 64, gain=0.1), "recurrent": builder.array(matrix)}
+    builder.op("rnn", builder.input(40, 8, 64), weights=weights, shape=(40, 8, 64), nonlinearity=nonlinearity, time_axis=0)
+    return builder
 
 
-def _loop(radius: float) -> Sketch:
-    sketch = Sketch()
-    h = sketch.input(8, 16)
-    weight = sketch.array(radius * np.eye(16), "w_hh")
+def _loop(radius: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    h = builder.input(8, 16)
+    weight = builder.array(radius * np.eye(16), "w_hh")
     for _ in range(40):
-        h = sketch.op("relu", sketch.linear(h, weight=weight), shape=(8, 16))
-    return sketch
+        h = builder.op("relu", builder.linear(h, weight=weight), shape=(8, 16))
+    return builder
 
 
 class RecurrentSpectralRadius(Rule):

@@ -30,18 +30,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from gradlint.rule import (
-    Breach,
     Cause,
     Confidence,
     DeadUnits,
     Example,
     Finding,
+    GraphBuilder,
     Needs,
+    NonFiniteUpdate,
     Recipe,
     Rehearsal,
     Rule,
     Severity,
-    Sketch,
     Subject,
     Trial,
 )
@@ -69,14 +69,14 @@ LOGS = {
 }
 
 
-def _sketch(**fields: Any) -> Sketch:
-    sketch = Sketch()
-    x = sketch.op("relu", sketch.linear(sketch.input(8, 64), name="fc", weight=sketch.weight(64, 64, name="fc.weight")))
-    sketch.linear(x)
+def _builder(**fields: Any) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.op("relu", builder.linear(builder.input(8, 64), name="fc", weight=builder.weight(64, 64, name="fc.weight")))
+    builder.linear(x)
     plain: dict[str, Any] = {"asked": 40, "gradient_norms": (1.0,), "layers": {"fc.weight": (1.0, 3.0)}, "changes": (0.1,)}
     first, last = fields.pop("loss")
     found = Rehearsal(**{**plain, "losses": (first, last), "first": first, "last": last, **fields})
-    return sketch.measured(rehearsal=found).trained(Recipe())
+    return builder.measured(rehearsal=found).trained(Recipe())
 
 
 class RehearsalDiverges(Rule):
@@ -88,27 +88,27 @@ class RehearsalDiverges(Rule):
     needs = Needs.RECIPE
     examples = (
         Example(
-            lambda: _sketch(
+            lambda: _builder(
                 loss=(2.3, 80.0), diverged_at=1, cause=Cause.RATE, trials=(Trial("lr 0.01", 2.3, 1.1, trains=True, lr=0.01),)
             ),
             fires_on=("fc",),
         ),
         Example(
-            lambda: _sketch(loss=(2.3, 2.3), cause=Cause.UNITS, dead=DeadUnits("relu0", 64, before=0.1, after=1.0)),
+            lambda: _builder(loss=(2.3, 2.3), cause=Cause.UNITS, dead=DeadUnits("relu0", 64, before=0.1, after=1.0)),
             fires_on=("relu0",),
         ),
         Example(
-            lambda: _sketch(
+            lambda: _builder(
                 loss=(2.3, float("nan")),
                 diverged_at=1,
                 cause=Cause.OPERATOR,
-                breach=Breach("relu0", "log", "infinity", ((0.0, 1.0),), "model.py:3"),
+                breach=NonFiniteUpdate("relu0", "log", "infinity", ((0.0, 1.0),), "model.py:3"),
             ),
             fires_on=("relu0",),
         ),
-        Example(lambda: _sketch(loss=(2.3, 2.3), stalled=True, chance=2.3), fires_on=("fc",)),
-        Example(lambda: _sketch(loss=(2.3, 22.0))),
-        Example(lambda: _sketch(loss=(2.3, 1.1))),
+        Example(lambda: _builder(loss=(2.3, 2.3), stalled=True, chance=2.3), fires_on=("fc",)),
+        Example(lambda: _builder(loss=(2.3, 22.0))),
+        Example(lambda: _builder(loss=(2.3, 1.1))),
     )
 
     def applies(self, subject: Subject) -> str | None:
@@ -205,7 +205,7 @@ def _growth(subject: Subject) -> str:
     return f"{along.growth.decades:.1f} decades over {along.steps or len(along.backward)} time steps"
 
 
-def _guard(breach: Breach) -> str:
+def _guard(breach: NonFiniteUpdate) -> str:
     if breach.op in {"log", "log2", "log10", "xlogy"}:
         return LOGS[breach.squashed]
     return GUARDS.get(breach.op, REMEDIES[Cause.OPERATOR])

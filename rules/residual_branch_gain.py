@@ -27,16 +27,16 @@ from collections.abc import Iterator
 from math import log10, sqrt
 from statistics import median
 
-from gradlint.rule import Effect, Example, Finding, Rule, Severity, Sketch, Step, Subject, on_skip, rise
+from gradlint.rule import Effect, Example, Finding, GraphBuilder, Rule, Severity, Step, Subject, on_skip, rise
 
 STRONG = 0.5 * log10(1.0 + 2.0**2)  # decades of a sum whose branch is twice as large as its skip path
 EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
 
 
-def _blocks(depth: int, gain: float, *, norm: str | None = None) -> Sketch:
-    sketch = Sketch()
-    sketch.blocks(depth, norm=norm, scale=gain)
-    return sketch
+def _blocks(depth: int, gain: float, *, norm: str | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.blocks(depth, norm=norm, scale=gain)
+    return builder
 
 
 class ResidualBranchGain(Rule):
@@ -59,7 +59,7 @@ class ResidualBranchGain(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows."""
-        for run in subject.stretches():
+        for run in subject.runs():
             trend = rise(run)
             strong = [step for step in trend.steps if _is_strong(subject, step)]
             explained = trend.share({step.node: step.decades or 0.0 for step in strong})

@@ -27,9 +27,9 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Rule,
     Severity,
-    Sketch,
     Step,
     Subject,
     has_norm,
@@ -43,19 +43,19 @@ STRONG = 0.5 * log10(1.0 + 2.0**2)  # decades of a sum whose branch is twice as 
 EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
 
 
-def _blocks(depth: int, *, norm: str | None = None, scale: float = 1.0) -> Sketch:
-    sketch = Sketch()
-    sketch.blocks(depth, norm=norm, scale=scale)
-    return sketch
+def _blocks(depth: int, *, norm: str | None = None, scale: float = 1.0) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.blocks(depth, norm=norm, scale=scale)
+    return builder
 
 
-def _gains(*last: float) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _gains(*last: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for gain in last:
-        h = sketch.op("relu", sketch.linear(x, gain=sqrt(2.0)), shape=(8, 64))
-        x = sketch.op("add", x, sketch.linear(h, gain=gain), shape=(8, 64))
-    return sketch
+        h = builder.op("relu", builder.linear(x, gain=sqrt(2.0)), shape=(8, 64))
+        x = builder.op("add", x, builder.linear(h, gain=gain), shape=(8, 64))
+    return builder
 
 
 class ResidualSumUnscaled(Rule):
@@ -75,7 +75,7 @@ class ResidualSumUnscaled(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps without a norm between them."""
-        for run in subject.stretches(lambda step: step.decades is not None and not _is_normed(subject, step)):
+        for run in subject.runs(lambda step: step.decades is not None and not _is_normed(subject, step)):
             trend = rise(run)
             sums = [step for step in trend.steps if step.residual and not starts_at_zero(subject.structure, step.residual)]
             explained = trend.share({step.node: step.decades or 0.0 for step in sums if _is_even(subject, step)})

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import Effect, Example, Finding, Layer, Rule, Severity, Sketch, Subject, fall, layers
+from gradlint.rule import Effect, Example, Finding, GraphBuilder, Layer, Rule, Severity, Subject, fall, layers
 
 SATURATING = frozenset({"sigmoid", "hardsigmoid", "tanh", "hardtanh", "softsign", "erf"})
 STEEPEST = {"sigmoid": 1 / 4, "hardsigmoid": 1 / 6}  # largest slope where it is not 1
@@ -32,15 +32,15 @@ MARGIN = 0.95  # gain over critical from which on the weights are large enough
 EXPLAINED = 0.5  # of the predicted decay: activations that explain less are not the cause
 
 
-def _stack(depth: int, act: str, norm: str | None = None, bias: float = 0.0) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _stack(depth: int, act: str, norm: str | None = None, bias: float = 0.0) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(depth):
-        x = sketch.linear(x)
-        x = sketch.op("add", x, weights={"bias": sketch.weight(64, 1, gain=bias)}, shape=(8, 64)) if bias else x
-        x = sketch.norm(x, norm) if norm else x
-        x = sketch.op(act, x, shape=(8, 64))
-    return sketch
+        x = builder.linear(x)
+        x = builder.op("add", x, weights={"bias": builder.weight(64, 1, gain=bias)}, shape=(8, 64)) if bias else x
+        x = builder.norm(x, norm) if norm else x
+        x = builder.op(act, x, shape=(8, 64))
+    return builder
 
 
 class SaturatingChain(Rule):

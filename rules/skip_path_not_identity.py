@@ -29,10 +29,10 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Node,
     Rule,
     Severity,
-    Sketch,
     Step,
     Subject,
     Trend,
@@ -47,23 +47,23 @@ EXPLAINED = 0.5  # of the predicted trend: skip paths that explain less are not 
 FEWEST = 3  # sums; a network changes its width that often
 
 
-def _blocks(depth: int, scale: float, branch: float = 0.1) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _blocks(depth: int, scale: float, branch: float = 0.1) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(depth):
-        h = sketch.linear(sketch.op("relu", sketch.linear(x, gain=sqrt(2.0))), gain=branch)
-        skip = sketch.op("mul", x, None, constant=scale) if scale != 1.0 else x
-        x = sketch.op("add", skip, h)
-    return sketch
+        h = builder.linear(builder.op("relu", builder.linear(x, gain=sqrt(2.0))), gain=branch)
+        skip = builder.op("mul", x, None, constant=scale) if scale != 1.0 else x
+        x = builder.op("add", skip, h)
+    return builder
 
 
-def _projected(depth: int, gain: float) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _projected(depth: int, gain: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(depth):
-        h = sketch.linear(sketch.op("relu", x), gain=0.1)
-        x = sketch.op("add", sketch.linear(x, gain=gain), h)
-    return sketch
+        h = builder.linear(builder.op("relu", x), gain=0.1)
+        x = builder.op("add", builder.linear(x, gain=gain), h)
+    return builder
 
 
 class SkipPathNotIdentity(Rule):
@@ -88,7 +88,7 @@ class SkipPathNotIdentity(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows, and direction."""
-        for run in subject.stretches():
+        for run in subject.runs():
             for trend, effect in ((rise(run), Effect.EXPLODES), (fall(run), Effect.VANISHES)):
                 changed = [step for step in trend.steps if step.residual and on_skip(subject.structure, step.residual)]
                 explained = trend.share({step.node: _skipped(subject, step) for step in changed})

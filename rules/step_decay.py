@@ -24,18 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, Growth, Needs, Rule, Severity, Sketch, Subject, TimeGrowth
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Growth, Needs, Rule, Severity, Subject, TimeGrowth
 
 FEW = 4.0  # horizons of three decades
 STEEP = -1.0  # decades per step; default cells lose 0.15 to 0.45
 
 
-def _gru(slope: float, steps: int, axis: int | None = 0) -> Sketch:
-    sketch = Sketch()
-    weights = {"weight": sketch.weight(48, 16), "recurrent": sketch.weight(48, 16)}
-    sketch.op("gru", sketch.input(steps, 8, 16), weights=weights, shape=(steps, 8, 16), time_axis=0)
+def _gru(slope: float, steps: int, axis: int | None = 0) -> GraphBuilder:
+    builder = GraphBuilder()
+    weights = {"weight": builder.weight(48, 16), "recurrent": builder.weight(48, 16)}
+    builder.op("gru", builder.input(steps, 8, 16), weights=weights, shape=(steps, 8, 16), time_axis=0)
     growth = Growth(slope * steps, fall=-slope * steps)
-    return sketch.measured(time=(TimeGrowth("gru0", (), growth, slope, horizon=-3.0 / slope, axis=axis, steps=steps),))
+    return builder.measured(time=(TimeGrowth("gru0", (), growth, slope, horizon=-3.0 / slope, axis=axis, steps=steps),))
 
 
 class StepDecay(Rule):

@@ -29,12 +29,12 @@ from gradlint.rule import (
     Confidence,
     Example,
     Finding,
+    GraphBuilder,
     Growth,
     Kind,
     Needs,
     Rule,
     Severity,
-    Sketch,
     Subject,
     TimeGrowth,
     is_weight_layer,
@@ -42,19 +42,19 @@ from gradlint.rule import (
 )
 
 
-def _scan(decades: float, steps: int = 40) -> Sketch:
-    sketch = Sketch()
-    sketch.op("control", sketch.input(steps, 8, 16), weights={"MatMul.weight": sketch.weight(16, 16)}, shape=(steps, 8, 16))
+def _scan(decades: float, steps: int = 40) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.op("control", builder.input(steps, 8, 16), weights={"MatMul.weight": builder.weight(16, 16)}, shape=(steps, 8, 16))
     growth = Growth(decades, rise=max(decades, 0.0), fall=max(-decades, 0.0))
-    return sketch.measured(time=(TimeGrowth("control0", (), growth, decades / steps, lyapunov=(0.2,), axis=0, steps=steps),))
+    return builder.measured(time=(TimeGrowth("control0", (), growth, decades / steps, lyapunov=(0.2,), axis=0, steps=steps),))
 
 
-def _state_space(decades: float) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 16)
-    h = sketch.op("mul", x, x, shape=(8, 16))
+def _state_space(decades: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 16)
+    h = builder.op("mul", x, x, shape=(8, 16))
     time = TimeGrowth(h, (), Growth(decades, rise=decades), decades / 40, axis=1, steps=40)
-    return sketch.measured(time=(time,))
+    return builder.measured(time=(time,))
 
 
 class StepGrowth(Rule):

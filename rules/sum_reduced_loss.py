@@ -21,15 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, LossFacts, Needs, Rule, Severity, Sketch, Subject
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, LossFacts, Needs, Rule, Severity, Subject
 
 LIMIT = 1.0  # learning rate of a mean loss: beyond any in use for standardised inputs (Bengio 2012: below 1)
 
 
-def _summed(repeated: float) -> Sketch:
-    sketch = Sketch()
-    sketch.linear(sketch.input(8, 64), 10)
-    return sketch.measured(loss=LossFacts(18.0, 3.0, chance=18.0, repeated=repeated, batch=8, terms=8))
+def _summed(repeated: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.linear(builder.input(8, 64), 10)
+    return builder.measured(loss=LossFacts(18.0, 3.0, chance=18.0, repeated=repeated, batch=8, terms=8))
 
 
 class SumReducedLoss(Rule):

@@ -31,10 +31,10 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Growth,
     Rule,
     Severity,
-    Sketch,
     Subject,
     TimeGrowth,
 )
@@ -43,12 +43,12 @@ UNBOUNDED = RECTIFIERS - {"relu6"} | {"elu", "celu", "selu", "softplus"}
 STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
 
 
-def _rnn(radius: float, nonlinearity: str = "relu", steps: int = 40, measured: float | None = None) -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(steps, 8, 16)
-    weights = {"weight": sketch.weight(16, 16), "recurrent": sketch.array(radius * np.eye(16), "recurrent")}
-    sketch.op("rnn", x, weights=weights, shape=(steps, 8, 16), nonlinearity=nonlinearity, time_axis=0)
-    return sketch if measured is None else sketch.measured(time=(TimeGrowth("rnn0", (), Growth(measured, rise=measured)),))
+def _rnn(radius: float, nonlinearity: str = "relu", steps: int = 40, measured: float | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(steps, 8, 16)
+    weights = {"weight": builder.weight(16, 16), "recurrent": builder.array(radius * np.eye(16), "recurrent")}
+    builder.op("rnn", x, weights=weights, shape=(steps, 8, 16), nonlinearity=nonlinearity, time_axis=0)
+    return builder if measured is None else builder.measured(time=(TimeGrowth("rnn0", (), Growth(measured, rise=measured)),))
 
 
 class UnboundedRecurrentActivation(Rule):

@@ -33,12 +33,12 @@ from gradlint.rule import (
     Confidence,
     Example,
     Finding,
+    GraphBuilder,
     NonFinite,
     Range,
     Rule,
     Severity,
     Singularity,
-    Sketch,
     Subject,
     Suspect,
     bounds,
@@ -65,19 +65,19 @@ BROKE = ", and it broke in the rehearsal"
 FAR = 0.25  # of the way to the point, in decades: under 3e-10 in float32
 
 
-def _chain(*ops: str, seen: tuple[float, float] | None = None, broken: str = "", eps: float = 0.0) -> Sketch:
+def _chain(*ops: str, seen: tuple[float, float] | None = None, broken: str = "", eps: float = 0.0) -> GraphBuilder:
     """A weight layer, operators one after another, and what the probe is said to have seen before the last."""
-    sketch = Sketch()
-    x = sketch.linear(sketch.input(8, 64))
+    builder = GraphBuilder()
+    x = builder.linear(builder.input(8, 64))
     for op in ops:
         if op == ops[-1] and eps:
-            x = sketch.op("add", x, None, constant=eps)
-        x = sketch.op("div", None, x, constant=1.0) if op == "div" else sketch.op(op, x)
+            x = builder.op("add", x, None, constant=eps)
+        x = builder.op("div", None, x, constant=1.0) if op == "div" else builder.op(op, x)
     if seen is None:
-        return sketch
+        return builder
     found = NonFinite(broken, "infinity") if broken else None
-    before = sketch.graph.parents(x)[0].id
-    return sketch.measured(ranges={before: Range(*seen)}, nonfinite_backward=found)
+    before = builder.graph.parents(x)[0].id
+    return builder.measured(ranges={before: Range(*seen)}, nonfinite_backward=found)
 
 
 class UnguardedSingularity(Rule):

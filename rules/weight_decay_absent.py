@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from gradlint.rule import (
     Example,
     Finding,
+    GraphBuilder,
     Needs,
     Recipe,
     Rule,
     Severity,
-    Sketch,
     Subject,
     Weight,
     is_weight_layer,
@@ -43,10 +43,10 @@ SHARE = 0.5  # of them that are free of scale
 DECAYED = frozenset({"sgd", "adamw"})  # optimizers that are used with weight decay; plain Adam commonly goes without
 
 
-def _sketch(depth: int = 4, *, norm: bool = True, recipe: Recipe | None = None) -> Sketch:
-    sketch = Sketch(width=512)
-    sketch.stack(depth, "relu", norm="batch_norm" if norm else None)
-    return sketch.trained(recipe or Recipe())
+def _builder(depth: int = 4, *, norm: bool = True, recipe: Recipe | None = None) -> GraphBuilder:
+    builder = GraphBuilder(width=512)
+    builder.stack(depth, "relu", norm="batch_norm" if norm else None)
+    return builder.trained(recipe or Recipe())
 
 
 class WeightDecayAbsent(Rule):
@@ -57,11 +57,11 @@ class WeightDecayAbsent(Rule):
     severity = Severity.NOTE
     needs = Needs.RECIPE
     examples = (
-        Example(_sketch, fires_on=tuple(f"linear{index}" for index in range(4))),
-        Example(lambda: _sketch(3)),
-        Example(lambda: _sketch(norm=False)),
-        Example(lambda: _sketch(recipe=Recipe(weight_decay=1e-4))),
-        Example(lambda: _sketch(recipe=Recipe("adam", lr=1e-3))),
+        Example(_builder, fires_on=tuple(f"linear{index}" for index in range(4))),
+        Example(lambda: _builder(3)),
+        Example(lambda: _builder(norm=False)),
+        Example(lambda: _builder(recipe=Recipe(weight_decay=1e-4))),
+        Example(lambda: _builder(recipe=Recipe("adam", lr=1e-3))),
     )
 
     def applies(self, subject: Subject) -> str | None:

@@ -22,24 +22,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Effect, Example, Finding, Rule, Severity, Sketch, Subject, compact, imbalance, layers, rise
+from gradlint.rule import Effect, Example, Finding, GraphBuilder, Rule, Severity, Subject, compact, imbalance, layers, rise
 
 MARGIN = 1.05  # gain over critical: sampling error of a drawn gain is 1/sqrt(2 n) for n weights, 5 % at n = 200
 EXPLAINED = 0.5  # of the predicted growth: an excess that explains less is not the cause
 
 
-def _stack(depth: int, act: str, gain: float, norm: str | None = None) -> Sketch:
-    sketch = Sketch()
-    sketch.stack(depth, act, gain=gain, norm=norm)
-    return sketch
+def _stack(depth: int, act: str, gain: float, norm: str | None = None) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.stack(depth, act, gain=gain, norm=norm)
+    return builder
 
 
-def _trained() -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _trained() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(30):
-        x = sketch.op("tanh", sketch.linear(x, weight=sketch.weight(64, 64, gain=2.5, mean=0.1)), shape=(8, 64))
-    return sketch
+        x = builder.op("tanh", builder.linear(x, weight=builder.weight(64, 64, gain=2.5, mean=0.1)), shape=(8, 64))
+    return builder
 
 
 class WeightGainAboveCritical(Rule):

@@ -28,10 +28,10 @@ from gradlint.rule import (
     Effect,
     Example,
     Finding,
+    GraphBuilder,
     Layer,
     Rule,
     Severity,
-    Sketch,
     Subject,
     compact,
     fall,
@@ -46,10 +46,10 @@ EXPLAINED = 0.5  # of the predicted decay: a deficit that explains less is not t
 REACHABLE = 2.0  # critical gain; no initialiser in use draws a larger one (tanh has 5/3), beyond it the activation is to blame
 
 
-def _stack(depth: int, act: str, gain: float, *, norm: str | None = None, uniform: bool = False) -> Sketch:
-    sketch = Sketch()
-    sketch.stack(depth, act, gain=gain, norm=norm, uniform=uniform)
-    return sketch
+def _stack(depth: int, act: str, gain: float, *, norm: str | None = None, uniform: bool = False) -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.stack(depth, act, gain=gain, norm=norm, uniform=uniform)
+    return builder
 
 
 class WeightGainBelowCritical(Rule):

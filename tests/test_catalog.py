@@ -12,14 +12,14 @@ from gradlint.rule import Rule
 
 RULE = '''"""{code} {name}: a rule of the user."""
 
-from gradlint.rule import Example, Rule, Severity, Sketch
+from gradlint.rule import Example, Rule, Severity, GraphBuilder
 
 
 class Mine(Rule):
     code = "{code}"
     name = "{name}"
     severity = Severity.NOTE
-    examples = (Example(Sketch),)
+    examples = (Example(GraphBuilder),)
 
     def check(self, subject):
         yield self.finding(subject, [node.id for node in subject.graph], "seen")

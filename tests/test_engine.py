@@ -17,7 +17,7 @@ from gradlint.errors import ForwardError, TargetError
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.result import Confidence, Effect, Finding, Gains, Growth, Measurement, Severity
 from gradlint.score import judge
-from gradlint.verify import confront, relate
+from gradlint.verify import relate, verify
 
 INF = math.inf
 
@@ -45,7 +45,7 @@ def measurement(*levels, **fields):
 def confronted(levels, effect, severity=Severity.ERROR, span=None, **fields):
     found = measurement(*levels, **fields)
     finding = Finding("GL101", "weight-gain-above-critical", severity, "", effect=effect, span=span, evidence={"decades": 9.0})
-    return confront(finding, found, {node: index for index, node in enumerate(found.spine)})
+    return verify(finding, found, {node: index for index, node in enumerate(found.spine)})
 
 
 # confronting rules with the probe ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradlint import graph as graph_module
 from gradlint.graph import Graph, Node, Ref, Source, Weight
-from gradlint.rule import Sketch
+from gradlint.rule import GraphBuilder
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
@@ -98,10 +98,10 @@ def test_output_that_names_no_node_is_refused():
 
 
 def test_parents_come_in_slot_order_and_children_once_each():
-    sketch = Sketch()
-    x, y = sketch.input(8, 64), sketch.input(8, 64, name="y")
-    total = sketch.op("add", y, None, x, y, name="sum")
-    graph = sketch.graph
+    builder = GraphBuilder()
+    x, y = builder.input(8, 64), builder.input(8, 64, name="y")
+    total = builder.op("add", y, None, x, y, name="sum")
+    graph = builder.graph
     assert [node.id for node in graph.parents(total)] == ["y", "x", "y"]
     assert [node.id for node in graph.children("y")] == ["sum"]
     assert graph.inputs == ("x", "y")
@@ -112,10 +112,10 @@ def test_parents_come_in_slot_order_and_children_once_each():
 
 
 def test_weights_are_listed_by_name_once():
-    sketch = Sketch()
-    shared = sketch.weight(64, 64, name="shared")
-    sketch.linear(sketch.linear(sketch.input(8, 64), weight=shared), weight=shared)
-    assert sketch.graph.weights == {"shared": shared}
+    builder = GraphBuilder()
+    shared = builder.weight(64, 64, name="shared")
+    builder.linear(builder.linear(builder.input(8, 64), weight=shared), weight=shared)
+    assert builder.graph.weights == {"shared": shared}
 
 
 @pytest.mark.parametrize(

@@ -7,27 +7,27 @@ import math
 import pytest
 
 from gradlint.chains import elements
-from gradlint.graph_builder import Sketch
-from gradlint.predicted_growth import INTERVAL, forecast
+from gradlint.graph_builder import GraphBuilder
+from gradlint.predicted_growth import INTERVAL, predict_growth
 from gradlint.result import Gains
 from gradlint.structure import Structure
 from gradlint.theory.prediction import Predicted, Prediction, predict
 
 
 def stack(depth=10):
-    sketch = Sketch()
-    sketch.stack(depth, "relu")
-    return Structure(sketch.graph)
+    builder = GraphBuilder()
+    builder.stack(depth, "relu")
+    return Structure(builder.graph)
 
 
 def blocks(last=1.0):
     """Two residual blocks; the last weight of each has this gain."""
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(2):
-        h = sketch.op("relu", sketch.linear(x))
-        x = sketch.op("add", x, sketch.linear(h, gain=last))
-    return Structure(sketch.graph)
+        h = builder.op("relu", builder.linear(x))
+        x = builder.op("add", x, builder.linear(h, gain=last))
+    return Structure(builder.graph)
 
 
 def ramp(structure, decades, deviation=0.0, **changed):
@@ -50,22 +50,22 @@ def sustained(decades, structure):
 )
 def test_growth_settles_the_verdict_when_its_interval_lies_on_one_side_of_the_limit(decades, deviation, conclusive):
     structure = stack()
-    found = forecast(structure, ramp(structure, sustained(decades, structure), deviation))
+    found = predict_growth(structure, ramp(structure, sustained(decades, structure), deviation))
     assert found.growth.decades == pytest.approx(decades)
     assert found.conclusive is conclusive
 
 
 def test_the_interval_is_that_of_the_run_which_grows():
     structure = stack()
-    low, high = forecast(structure, ramp(structure, 5.0, 0.3)).growth.interval
+    low, high = predict_growth(structure, ramp(structure, 5.0, 0.3)).growth.interval
     assert (high - low) / 2 == pytest.approx(INTERVAL * 0.3)
 
 
 def test_trained_weights_widen_the_interval():
     structure = stack()
     prediction = ramp(structure, sustained(2.0, structure))
-    assert forecast(structure, prediction).conclusive
-    found = forecast(structure, prediction, drawn=False)
+    assert predict_growth(structure, prediction).conclusive
+    found = predict_growth(structure, prediction, drawn=False)
     assert not found.conclusive
     assert found.growth.interval[1] - found.growth.interval[0] > 4.0
 
@@ -73,52 +73,52 @@ def test_trained_weights_widen_the_interval():
 def test_a_layer_of_the_chain_that_is_not_followed_leaves_the_verdict_open():
     structure = stack()
     nothing = {"linear4": Predicted(None, 0.0)}
-    assert not forecast(structure, ramp(structure, 0.0, **nothing)).conclusive
+    assert not predict_growth(structure, ramp(structure, 0.0, **nothing)).conclusive
 
 
 def test_a_layer_beside_the_chain_that_is_not_followed_widens_the_interval_upwards():
     structure = blocks()
     whole = predict(structure)
     partly = Prediction({**whole.nodes, "linear1": Predicted(None, 0.0)}, whole.signals, whole.cotangents)
-    before, behind = forecast(structure, whole).growth, forecast(structure, partly).growth
+    before, behind = predict_growth(structure, whole).growth, predict_growth(structure, partly).growth
     assert behind.interval[0] == before.interval[0]
     assert behind.interval[1] == pytest.approx(before.interval[1] + 0.5 * math.log10(2.0))
-    assert forecast(structure, partly).conclusive
+    assert predict_growth(structure, partly).conclusive
 
 
 def test_most_layers_not_followed_leave_the_verdict_open():
     structure = blocks()
     whole = predict(structure)
     lost = {f"linear{index}": Predicted(None, 0.0) for index in range(3)}
-    assert not forecast(structure, Prediction({**whole.nodes, **lost}, {}, {})).conclusive
+    assert not predict_growth(structure, Prediction({**whole.nodes, **lost}, {}, {})).conclusive
 
 
 def test_a_branch_that_starts_at_zero_is_followed_and_a_zero_on_the_chain_is_no_verdict():
-    assert forecast(blocks(0.0), predict(blocks(0.0))).conclusive
+    assert predict_growth(blocks(0.0), predict(blocks(0.0))).conclusive
     structure = stack()
-    assert not forecast(structure, ramp(structure, 0.0, linear4=Predicted(-math.inf, 0.0))).conclusive
+    assert not predict_growth(structure, ramp(structure, 0.0, linear4=Predicted(-math.inf, 0.0))).conclusive
 
 
 def test_a_chain_without_two_known_nodes_has_no_growth():
     structure = stack()
-    found = forecast(structure, Prediction({}, {}, {}))
+    found = predict_growth(structure, Prediction({}, {}, {}))
     assert (found.growth, found.conclusive) == (None, False)
 
 
 def test_a_cut_is_as_uncertain_as_the_tensors_that_carry_its_gradient():
     """Two towers of five layers: the tensor of one carries a hundred times the gradient of the other."""
-    sketch = Sketch()
+    builder = GraphBuilder()
     ends = []
     for side in "ab":
-        x = sketch.input(8, 64, name=f"x{side}")
+        x = builder.input(8, 64, name=f"x{side}")
         for index in range(5):
-            x = sketch.linear(x, name=f"{side}{index}")
+            x = builder.linear(x, name=f"{side}{index}")
         ends.append(x)
-    sketch.op("mul", *ends)
-    structure = Structure(sketch.graph)
+    builder.op("mul", *ends)
+    structure = Structure(builder.graph)
     assert not structure.spine_is_representative
     nodes = {node: Predicted(0.0 if "a" in node else -2.0, 0.0, 0.1 if "a" in node else 3.0) for node in structure.signal}
     cuts = elements(structure, {node: Gains(p.backward) for node, p in nodes.items()})
     both = [name for name, cut in cuts if {"a2", "b2"} == set(cut)]
-    found = forecast(structure, Prediction(nodes, {}, {}))
+    found = predict_growth(structure, Prediction(nodes, {}, {}))
     assert [found.deviations[name] for name in both] == pytest.approx([math.sqrt((0.1**2 + 1e-4 * 9.0) / (1 + 1e-4))])

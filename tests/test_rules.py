@@ -24,8 +24,8 @@ SECTIONS = ["What it finds", "Why it", "How to fix it", "References"]
 
 @pytest.mark.parametrize(("rule", "example"), EXAMPLES)
 def test_example_is_reported_on_exactly_the_named_nodes(rule: type[Rule], example: Example):
-    sketch = example.build()
-    subject = Subject(sketch.graph, sketch.measurement, sketch.task)
+    builder = example.build()
+    subject = Subject(builder.graph, builder.measurement, builder.task)
     findings = list(rule().check(subject))
     assert {node for finding in findings for node in finding.nodes} == set(example.fires_on)
     assert bool(findings) == bool(example.fires_on)
@@ -33,8 +33,8 @@ def test_example_is_reported_on_exactly_the_named_nodes(rule: type[Rule], exampl
 
 @pytest.mark.parametrize(("rule", "example"), EXAMPLES)
 def test_findings_of_an_example_can_be_reported(rule: type[Rule], example: Example):
-    sketch = example.build()
-    subject = Subject(sketch.graph, sketch.measurement, sketch.task)
+    builder = example.build()
+    subject = Subject(builder.graph, builder.measurement, builder.task)
     for finding in rule().check(subject):
         assert (finding.rule, finding.name) == (rule.code, rule.name)
         assert finding.severity.rank >= rule.severity.rank or "decades" in finding.evidence
@@ -74,11 +74,11 @@ def test_rule_file_imports_nothing_of_gradlint_but_the_rule_module(rule: type[Ru
 @PACK
 def test_rule_that_needs_the_probe_has_only_probed_examples_and_others_run_without(rule: type[Rule]):
     for example in rule.examples:
-        sketch = example.build()
+        builder = example.build()
         if rule.needs is Needs.PROBE:
-            assert sketch.measurement is not None
+            assert builder.measurement is not None
         else:
-            list(rule().check(Subject(sketch.graph, task=sketch.task)))
+            list(rule().check(Subject(builder.graph, task=builder.task)))
 
 
 def test_codes_and_names_are_unique():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlint.graph import Graph, Node, Ref
-from gradlint.rule import Sketch, Structure
+from gradlint.rule import GraphBuilder, Structure
 from gradlint.structure import ResidualSum, block_name
 from gradlint.theory.reading.sustained import largest_run
 
@@ -75,24 +75,24 @@ def test_a_residual_sum_parts_at_its_immediate_dominator(graph: Graph):
 
 
 def test_skip_hides_the_branch_from_the_spine():
-    sketch = Sketch()
-    sketch.linear(sketch.blocks(2))
-    assert Structure(sketch.graph).spine == ("x", "add0", "add1", "linear4")
+    builder = GraphBuilder()
+    builder.linear(builder.blocks(2))
+    assert Structure(builder.graph).spine == ("x", "add0", "add1", "linear4")
 
 
 def test_integer_side_input_does_not_break_the_spine():
-    sketch = Sketch()
-    x, mask = sketch.input(8, 64), sketch.input(8, 64, name="mask", dtype="bool")
-    sketch.linear(sketch.op("slice", sketch.linear(x), mask, shape=(8, 64)))
-    assert Structure(sketch.graph).spine == ("x", "linear0", "slice0", "linear1")
+    builder = GraphBuilder()
+    x, mask = builder.input(8, 64), builder.input(8, 64, name="mask", dtype="bool")
+    builder.linear(builder.op("slice", builder.linear(x), mask, shape=(8, 64)))
+    assert Structure(builder.graph).spine == ("x", "linear0", "slice0", "linear1")
 
 
 def test_embedding_is_where_the_signal_of_tokens_starts():
-    sketch = Sketch()
-    ids = sketch.input(8, 16, name="ids", dtype="int64")
-    sketch.linear(sketch.op("embedding", ids, weights={"weight": sketch.weight(100, 64)}, shape=(8, 16, 64)))
-    assert Structure(sketch.graph).sources == ("embedding0",)
-    assert Structure(sketch.graph).spine == ("embedding0", "linear0")
+    builder = GraphBuilder()
+    ids = builder.input(8, 16, name="ids", dtype="int64")
+    builder.linear(builder.op("embedding", ids, weights={"weight": builder.weight(100, 64)}, shape=(8, 16, 64)))
+    assert Structure(builder.graph).sources == ("embedding0",)
+    assert Structure(builder.graph).spine == ("embedding0", "linear0")
 
 
 # trunk ------------------------------------------------------------------------------------------------------------------
@@ -100,54 +100,54 @@ def test_embedding_is_where_the_signal_of_tokens_starts():
 
 @pytest.mark.parametrize("final", ["softmax", "sigmoid", "log_softmax"])
 def test_trunk_is_taken_before_the_final_squashing(final):
-    sketch = Sketch()
-    logits = sketch.linear(sketch.stack(2))
-    sketch.op("reshape", sketch.op(final, logits, shape=(8, 64)), shape=(512,))
-    assert Structure(sketch.graph).trunk == (Ref(logits),)
+    builder = GraphBuilder()
+    logits = builder.linear(builder.stack(2))
+    builder.op("reshape", builder.op(final, logits, shape=(8, 64)), shape=(512,))
+    assert Structure(builder.graph).trunk == (Ref(logits),)
 
 
 def test_trunk_of_an_argmax_is_what_it_chooses_from():
-    sketch = Sketch()
-    logits = sketch.linear(sketch.stack(2))
-    sketch.op("argmax", logits, shape=(8,), dtype="int64")
-    assert Structure(sketch.graph).trunk == (Ref(logits),)
+    builder = GraphBuilder()
+    logits = builder.linear(builder.stack(2))
+    builder.op("argmax", logits, shape=(8,), dtype="int64")
+    assert Structure(builder.graph).trunk == (Ref(logits),)
 
 
 def test_head_of_zeros_leaves_the_trunk_before_it():
-    sketch = Sketch()
-    last = sketch.stack(2)
-    sketch.linear(last, gain=0.0)
-    assert Structure(sketch.graph).trunk == (Ref(last),)
+    builder = GraphBuilder()
+    last = builder.stack(2)
+    builder.linear(last, gain=0.0)
+    assert Structure(builder.graph).trunk == (Ref(last),)
 
 
 # residual sums ----------------------------------------------------------------------------------------------------------
 
 
 def test_residual_sum_names_fork_branch_and_skip():
-    sketch = Sketch()
-    x = sketch.input(8, 64)
-    branch = sketch.op("relu", sketch.linear(x, name="inner"), name="act", shape=(8, 64))
-    shortcut = sketch.op("reshape", x, name="skip", shape=(8, 64))
-    sketch.op("add", branch, shortcut, name="sum", shape=(8, 64))
-    assert Structure(sketch.graph).residual_sums == (ResidualSum("sum", "x", ("inner", "act"), ("skip",)),)
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
+    branch = builder.op("relu", builder.linear(x, name="inner"), name="act", shape=(8, 64))
+    shortcut = builder.op("reshape", x, name="skip", shape=(8, 64))
+    builder.op("add", branch, shortcut, name="sum", shape=(8, 64))
+    assert Structure(builder.graph).residual_sums == (ResidualSum("sum", "x", ("inner", "act"), ("skip",)),)
 
 
 def test_side_with_more_weight_layers_is_the_branch():
-    sketch = Sketch()
-    x = sketch.input(8, 64)
-    projection = sketch.linear(x, name="projection")
-    deep = sketch.linear(sketch.linear(x, name="first"), name="second")
-    sketch.op("add", projection, deep, name="sum", shape=(8, 64))
-    (found,) = Structure(sketch.graph).residual_sums
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
+    projection = builder.linear(x, name="projection")
+    deep = builder.linear(builder.linear(x, name="first"), name="second")
+    builder.op("add", projection, deep, name="sum", shape=(8, 64))
+    (found,) = Structure(builder.graph).residual_sums
     assert found.branch == ("first", "second")
     assert found.skip == ("projection",)
 
 
 def test_sum_of_two_inputs_and_sum_with_a_constant_are_not_residual():
-    sketch = Sketch()
-    x, y = sketch.input(8, 64), sketch.input(8, 64, name="y")
-    sketch.op("add", sketch.op("add", x, y, shape=(8, 64)), None, constant=1.0, shape=(8, 64))
-    assert Structure(sketch.graph).residual_sums == ()
+    builder = GraphBuilder()
+    x, y = builder.input(8, 64), builder.input(8, 64, name="y")
+    builder.op("add", builder.op("add", x, y, shape=(8, 64)), None, constant=1.0, shape=(8, 64))
+    assert Structure(builder.graph).residual_sums == ()
 
 
 @given(dags())
@@ -165,18 +165,18 @@ def test_fork_of_every_residual_sum_dominates_it(graph: Graph):
 
 
 def test_depth_counts_weight_layers_on_the_longest_path():
-    sketch = Sketch()
-    x = sketch.input(8, 64)
-    sketch.op("add", sketch.linear(x), sketch.linear(sketch.linear(sketch.linear(x))), shape=(8, 64))
-    assert Structure(sketch.graph).depth == 3
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
+    builder.op("add", builder.linear(x), builder.linear(builder.linear(builder.linear(x))), shape=(8, 64))
+    assert Structure(builder.graph).depth == 3
 
 
-def unrolled(steps: int) -> Sketch:
-    sketch = Sketch()
-    h, weight = sketch.input(8, 64), sketch.weight(64, 64, name="w_hh")
+def unrolled(steps: int) -> GraphBuilder:
+    builder = GraphBuilder()
+    h, weight = builder.input(8, 64), builder.weight(64, 64, name="w_hh")
     for _ in range(steps):
-        h = sketch.op("tanh", sketch.linear(h, weight=weight), shape=(8, 64))
-    return sketch
+        h = builder.op("tanh", builder.linear(h, weight=weight), shape=(8, 64))
+    return builder
 
 
 def test_weight_used_again_on_its_own_result_is_a_recurrence_and_counts_once_for_depth():
@@ -186,25 +186,25 @@ def test_weight_used_again_on_its_own_result_is_a_recurrence_and_counts_once_for
 
 
 def test_weight_shared_side_by_side_is_no_recurrence():
-    sketch = Sketch()
-    x, weight = sketch.input(8, 64), sketch.weight(64, 64, name="shared")
-    sketch.op("concat", sketch.linear(x, weight=weight), sketch.linear(x, weight=weight), shape=(8, 128))
-    assert Structure(sketch.graph).recurrences == ()
+    builder = GraphBuilder()
+    x, weight = builder.input(8, 64), builder.weight(64, 64, name="shared")
+    builder.op("concat", builder.linear(x, weight=weight), builder.linear(x, weight=weight), shape=(8, 128))
+    assert Structure(builder.graph).recurrences == ()
 
 
 def test_levels_hold_every_tensor_that_a_deeper_layer_still_reads():
-    sketch = Sketch()
-    x = sketch.input(8, 64)
-    first = sketch.linear(x)
-    second = sketch.linear(first)
-    sketch.op("concat", first, sketch.linear(second), shape=(8, 128))
-    assert Structure(sketch.graph).levels == (("x",), ("linear0",), ("linear0", "linear1"), ("concat0",))
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
+    first = builder.linear(x)
+    second = builder.linear(first)
+    builder.op("concat", first, builder.linear(second), shape=(8, 128))
+    assert Structure(builder.graph).levels == (("x",), ("linear0",), ("linear0", "linear1"), ("concat0",))
 
 
 def test_blocks_are_repeated_modules():
-    sketch = Sketch()
-    sketch.blocks(3)
-    assert set(Structure(sketch.graph).blocks) == {"blocks.0", "blocks.1", "blocks.2"}
+    builder = GraphBuilder()
+    builder.blocks(3)
+    assert set(Structure(builder.graph).blocks) == {"blocks.0", "blocks.1", "blocks.2"}
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ def test_block_name_is_the_outermost_prefix_that_ends_in_a_number(module, name):
 
 
 def test_nodes_that_did_not_run_are_no_part_of_the_signal():
-    sketch = Sketch()
-    x = sketch.input(8, 64)
-    sketch.op("add", sketch.linear(x, name="taken"), sketch.linear(x, name="other"), name="sum", shape=(8, 64))
-    assert Structure(sketch.graph, live={"x", "taken", "sum"}).spine == ("x", "taken", "sum")
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
+    builder.op("add", builder.linear(x, name="taken"), builder.linear(x, name="other"), name="sum", shape=(8, 64))
+    assert Structure(builder.graph, live={"x", "taken", "sum"}).spine == ("x", "taken", "sum")
 
 
 # sustained growth ---------------------------------------------------------------------------------------------------------

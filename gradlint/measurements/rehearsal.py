@@ -28,7 +28,7 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Breach:
+class NonFiniteUpdate:
     """The first operator that is not finite. `node` is empty where it is part of the loss function.
 
     `operands` are the smallest and the largest value of each float operand, `source` the line where it is called, `backward`
@@ -95,7 +95,7 @@ class Rehearsal:
     behind: bool = False
     stalled: bool = False
     cause: Cause | None = None
-    breach: Breach | None = None
+    breach: NonFiniteUpdate | None = None
     dead: DeadUnits | None = None
     trials: tuple[Trial, ...] = field(default=())
     skipped: int = 0

@@ -22,7 +22,7 @@ class Units:
 
 
 @dataclass(frozen=True, slots=True)
-class Idle:
+class ZeroGradient:
     """Weights whose gradient is zero by construction, not for want of a signal, and the operator that is the reason.
 
     `cause` is "zero-initialised branch" and "zero-initialised head", which learn from the second update on, or "bias before a

@@ -245,7 +245,7 @@ class _Run:
                 raise TypeError("an attribute that has to be a graph is none")
             inner = {name: env[name] for name in graph.captures}
             inner.update(zip(graph.inputs, arguments, strict=False))
-            watchers = (self._observer, self._reader) if observed else (None, None)
-            return _Run(self._engine, self._constants, *watchers, self._depth).graph(graph, inner)
+            observers = (self._observer, self._reader) if observed else (None, None)
+            return _Run(self._engine, self._constants, *observers, self._depth).graph(graph, inner)
 
         return kernel.function(Context(step.op, step.opset, step.outputs, run), *inputs, **attrs)

@@ -12,7 +12,7 @@ _ABOUT_THE_CODE = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
+def captured_warnings() -> Iterator[list[str]]:
     """A context that collects warnings instead of printing them at every pass; filters decide as elsewhere.
 
     Those that differ in numbers alone are one: a loss is asked about batches of several sizes.

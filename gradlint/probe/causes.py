@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from gradlint.graph import Graph, Node
 from gradlint.growth import UNDERFLOW
-from gradlint.measurements.units import Idle
+from gradlint.measurements.units import ZeroGradient
 from gradlint.ops import Kind, operator
 from gradlint.probe.recorder import Seen
 from gradlint.result import Cut, NonFinite
@@ -142,7 +142,7 @@ def _first_fault(node: Node, seen: Mapping[str, Seen], behind: Mapping[str, str 
     return "" if _zero_start(node) or _faded(here) else node.id
 
 
-def find_idle(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Idle, ...]:
+def find_zero_gradients(structure: Structure, seen: Mapping[str, Seen]) -> tuple[ZeroGradient, ...]:
     """Weights whose gradient is zero by construction, by reason, in execution order."""
     graph = structure.graph
     useful = _leads_to_output(structure, seen)
@@ -152,14 +152,14 @@ def find_idle(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Idle, ...
         gate = gates.get(node.id)
         if gate and node.id in seen and not seen[node.id].gradient:
             idle[gate].update((weight.name, None) for weight in node.weights.values() if weight.trainable)
-    found = [Idle(gate, "zero-initialised branch", tuple(names)) for gate, names in idle.items() if names]
+    found = [ZeroGradient(gate, "zero-initialised branch", tuple(names)) for gate, names in idle.items() if names]
     heads = [node for node in graph if node.id in seen and node.id not in useful and is_weight_layer(node) and _zero_start(node)]
     before = [weight.name for node in graph if node.id in useful for weight in node.weights.values() if weight.trainable]
-    found += [Idle(head.id, "zero-initialised head", tuple(dict.fromkeys(before))) for head in heads if before]
+    found += [ZeroGradient(head.id, "zero-initialised head", tuple(dict.fromkeys(before))) for head in heads if before]
     for node in graph:
         bias, children = node.weights.get("bias"), graph.children(node.id)
         if bias is not None and bias.trainable and node.id in useful and len(children) == 1 and _takes_mean(graph, children[0]):
-            found.append(Idle(node.id, "bias before a norm", (bias.name,)))
+            found.append(ZeroGradient(node.id, "bias before a norm", (bias.name,)))
     return tuple(sorted(found, key=lambda item: graph.position[item.node]))
 
 

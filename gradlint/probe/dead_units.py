@@ -33,8 +33,8 @@ class _Record:
     samples: int
 
 
-class UnitWatcher:
-    """A watcher (see `probe.observers`) of dead and constant units."""
+class UnitObserver:
+    """An observer (see `probe.observers`) of dead and constant units."""
 
     field: ClassVar[str] = "units"
 

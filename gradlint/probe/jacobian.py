@@ -20,8 +20,8 @@ from gradlint.frontends.user_code import described
 from gradlint.graph import Graph, Ref
 from gradlint.growth import LIMIT, summarise
 from gradlint.ops import Kind, Operator, operator
-from gradlint.probe.causes import find_cuts, find_idle, first_nonfinite_backward, first_nonfinite_forward, is_dead
-from gradlint.probe.observers import Reader, Watcher, summaries
+from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
+from gradlint.probe.observers import Observer, Reader, summaries
 from gradlint.probe.recorder import Recorder, Seen, ranges_seen, square_sum
 from gradlint.probe.time.growth import OverTime
 from gradlint.result import Gains, Growth, Measurement
@@ -48,7 +48,7 @@ class Pass:
     cotangent: float
     output: float
     stopped: PartialRun | None
-    watchers: Sequence[Watcher] = ()
+    observers: Sequence[Observer] = ()
 
     def gains(self, node: str) -> Gains:
         """Backward, forward and relative gain of a node that ran, in decades."""
@@ -108,11 +108,11 @@ def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None, *, timed
     if trunk and first_nonfinite_forward(graph, recorder.seen) is None:
         if timed:
             with recorder.aside():
-                over_time = OverTime.of(structure, recorder.sites, recorder.fed, seed)
-        recorder.sites.clear()
+                over_time = OverTime.of(structure, recorder.points, recorder.fed, seed)
+        recorder.points.clear()
         cotangent, output = _backward(trunk, recorder.sources, seed)
     recorder.sources.clear()
-    return Pass(graph, structure, recorder.seen, over_time, cotangent, output, stopped, recorder.watchers)
+    return Pass(graph, structure, recorder.seen, over_time, cotangent, output, stopped, recorder.observers)
 
 
 def _forward(
@@ -122,9 +122,9 @@ def _forward(
     rng = np.random.default_rng(seed)
     names = _Names(model)
     recorder = Recorder(names.is_final, names.is_recurrent, frozenset(keep), timed=timed)
-    for watcher in recorder.watchers:
-        if isinstance(watcher, Reader):
-            watcher.operators = names.operators
+    for observer in recorder.observers:
+        if isinstance(observer, Reader):
+            observer.operators = names.operators
     try:
         outputs = model.forward([spec.draw(rng) for spec in model.inputs], tap=recorder)
     except PartialRun as stopped:
@@ -231,7 +231,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
         nonfinite_forward=forward,
         nonfinite_backward=None if forward else first_nonfinite_backward(structure, last.seen),
         cuts=() if forward else find_cuts(structure, last.seen),
-        idle=() if forward else find_idle(structure, last.seen),
+        idle=() if forward else find_zero_gradients(structure, last.seen),
         dead=dead,
         stopped_at=str(last.stopped) if last.stopped else None,
         by_cuts=by_cuts,
@@ -239,7 +239,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
         ran=frozenset(last.seen),
         live=frozenset(node for node, seen in last.seen.items() if seen.differentiable),
         ranges=ranges_seen(one.seen for one in passes),
-        **summaries([one.watchers for one in passes], structure),
+        **summaries([one.observers for one in passes], structure),
     )
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from gradlint.frontends.base import Runnable
 from gradlint.frontends.torch.state import untouched
-from gradlint.probe.captured_warnings import heard
-from gradlint.probe.experiments.catalog import experiment
+from gradlint.probe.captured_warnings import captured_warnings
+from gradlint.probe.experiments.catalog import run_experiments
 from gradlint.probe.jacobian import Progress, observe
 from gradlint.recipe import Task
 from gradlint.result import Measurement
@@ -30,6 +30,6 @@ def measure(
     """
     say, task = progress or (lambda _: None), task or Task()
     own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have a state of its own
-    with model.untouched(), own, torch.enable_grad(), heard() as warned:
-        found = experiment(model, task, observe(model, seeds=seeds, seed=seed, progress=say), seed=seed, progress=say)
+    with model.untouched(), own, torch.enable_grad(), captured_warnings() as warned:
+        found = run_experiments(model, task, observe(model, seeds=seeds, seed=seed, progress=say), seed=seed, progress=say)
     return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS])))

@@ -1,6 +1,6 @@
-"""What else is looked at during the passes of the probe, one small watcher for each concern.
+"""What else is looked at during the passes of the probe, one small observer for each concern.
 
-A watcher sees the tensors of one pass. It keeps numbers, never tensors, and does little work: it is part of every check.
+An observer sees the tensors of one pass. It keeps numbers, never tensors, and does little work: it is part of every check.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 from torch import Tensor
 
 from gradlint.ops import Operator
-from gradlint.probe.dead_units import UnitWatcher
+from gradlint.probe.dead_units import UnitObserver
 from gradlint.structure import Structure
 
 
-class Watcher(Protocol):
+class Observer(Protocol):
     """One concern during one pass; `field` names the field of Measurement that it fills."""
 
     field: ClassVar[str]
@@ -36,14 +36,14 @@ class Watcher(Protocol):
 
 @runtime_checkable
 class Reader(Protocol):
-    """A watcher that is told what runs: `operators` gives those of a node, as far as its id tells while a graph is captured."""
+    """An observer that is told what runs: `operators` gives those of a node, as far as its id tells while a graph is captured."""
 
     operators: Callable[[str], Sequence[Operator]]
 
 
-WATCHERS: tuple[type[Watcher], ...] = (UnitWatcher,)
+OBSERVERS: tuple[type[Observer], ...] = (UnitObserver,)
 
 
-def summaries(passes: Sequence[Sequence[Watcher]], structure: Structure) -> Mapping[str, Any]:
-    """The fields of a Measurement that watchers fill, from those of each seed in the order of WATCHERS."""
-    return {kind.field: kind.summary([one[index] for one in passes], structure) for index, kind in enumerate(WATCHERS)}
+def summaries(passes: Sequence[Sequence[Observer]], structure: Structure) -> Mapping[str, Any]:
+    """The fields of a Measurement that observers fill, from those of each seed in the order of OBSERVERS."""
+    return {kind.field: kind.summary([one[index] for one in passes], structure) for index, kind in enumerate(OBSERVERS)}

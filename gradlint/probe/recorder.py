@@ -13,8 +13,8 @@ import torch
 from gradlint.frontends.base import Tensors
 from gradlint.graph import Ref
 from gradlint.measurements.numbers import Range
-from gradlint.probe.observers import WATCHERS, Watcher
-from gradlint.probe.vjp_points import Site
+from gradlint.probe.observers import OBSERVERS, Observer
+from gradlint.probe.vjp_points import VjpPoint
 
 _KEPT_FINALS = 32  # inputs of the last softmax-like operators, one of which may turn out to be the trunk output
 _LARGE = 1e15  # squares beyond it overflow float32
@@ -78,7 +78,7 @@ def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
 
 
 @dataclass(slots=True)
-class Ear:
+class HookSwitch:
     """Whether the hooks of a run listen. They share it, for a recorder that its own hooks held would never be let go."""
 
     open: bool = True
@@ -89,7 +89,7 @@ class Recorder:
     """A tap. `keep` names tensors to hold until the backward pass, `is_recurrent` the nodes whose inputs are held.
 
     After the run, `seen` has every node that ran, and `sources` the tensors where differentiable signal starts. With `timed`,
-    `sites` has the place of every output in the autograd graph, and `fed` what recurrent nodes read.
+    `points` has the place of every output in the autograd graph, and `fed` what recurrent nodes read.
     """
 
     is_final: Callable[[str], bool]
@@ -100,10 +100,10 @@ class Recorder:
     sources: list[torch.Tensor] = field(default_factory=list)
     kept: dict[Ref, torch.Tensor] = field(default_factory=dict)
     finals: deque[tuple[str, torch.Tensor]] = field(default_factory=lambda: deque(maxlen=_KEPT_FINALS))
-    sites: dict[Ref, Site] = field(default_factory=dict)
+    points: dict[Ref, VjpPoint] = field(default_factory=dict)
     fed: dict[str, Tensors] = field(default_factory=dict)
-    ear: Ear = field(default_factory=Ear)
-    watchers: Sequence[Watcher] = field(default_factory=lambda: [kind() for kind in WATCHERS])
+    hooks: HookSwitch = field(default_factory=HookSwitch)
+    observers: Sequence[Observer] = field(default_factory=lambda: [kind() for kind in OBSERVERS])
 
     def __call__(self, node: str, outputs: Tensors, inputs: Tensors) -> None:
         """See `frontends.base.Tap`."""
@@ -120,15 +120,15 @@ class Recorder:
             self.finals.append((node, floats[0]))
         if self.timed and self.is_recurrent(node):
             self.fed[node] = tuple(tensor.detach() if _is_float(tensor) else None for tensor in inputs)
-        for watcher in self.watchers:
-            watcher.forward(node, outputs, inputs)
+        for observer in self.observers:
+            observer.forward(node, outputs, inputs)
 
     def restart(self) -> None:
         """See `frontends.base.Restartable`."""
-        for record in (self.seen, self.sources, self.kept, self.finals, self.sites, self.fed):
+        for record in (self.seen, self.sources, self.kept, self.finals, self.points, self.fed):
             record.clear()
-        for watcher in self.watchers:
-            watcher.restart()
+        for observer in self.observers:
+            observer.restart()
 
     def _look(self, node: str, seen: Seen, port: int, tensor: torch.Tensor) -> None:
         square, low, high = square_sum(tensor.detach())
@@ -142,17 +142,17 @@ class Recorder:
         if tensor.requires_grad:
             seen.differentiable = True
             if self.timed:
-                self.sites[Ref(node, port)] = Site.of(tensor)
-            _on_gradient(tensor, _Gradient(seen, node, port, self.watchers, self.ear))
+                self.points[Ref(node, port)] = VjpPoint.of(tensor)
+            _on_gradient(tensor, _Gradient(seen, node, port, self.observers, self.hooks))
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """A context for backward passes of another purpose, of which nothing is recorded."""
-        self.ear.open = False
+        self.hooks.open = False
         try:
             yield
         finally:
-            self.ear.open = True
+            self.hooks.open = True
 
 
 @dataclass(slots=True)
@@ -162,18 +162,18 @@ class _Gradient:
     seen: Seen
     node: str
     port: int
-    watchers: Sequence[Watcher]
-    ear: Ear
+    observers: Sequence[Observer]
+    hooks: HookSwitch
 
     def __call__(self, gradient: torch.Tensor | None) -> None:
-        if gradient is None or not self.ear.open:  # a custom backward pass that returns None
+        if gradient is None or not self.hooks.open:  # a custom backward pass that returns None
             return
         square, low, high = square_sum(gradient.detach())
         if not math.isfinite(square):
             self.seen.gradient_kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
         self.seen.gradient = (self.seen.gradient or 0.0) + square
-        for watcher in self.watchers:
-            watcher.backward(self.node, self.port, gradient.detach())
+        for observer in self.observers:
+            observer.backward(self.node, self.port, gradient.detach())
 
 
 def _is_float(tensor: object) -> bool:

@@ -19,7 +19,7 @@ _EDGES = "GradientEdge" in str(inspect.signature(torch.autograd.grad).parameters
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class VjpPoint:
     """One tensor's place in the autograd graph; the tensor itself is not kept, where torch can start from an edge."""
 
     edge: Any
@@ -28,8 +28,8 @@ class Site:
     device: torch.device
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Site:
-        """The site of a tensor that requires grad."""
+    def of(cls, tensor: Tensor) -> VjpPoint:
+        """The point of a tensor that requires grad."""
         edge = autograd_graph.get_gradient_edge(tensor) if _EDGES else tensor
         return cls(edge, tuple(tensor.shape), tensor.dtype, tensor.device)
 
@@ -43,17 +43,17 @@ class Site:
         return torch.randn(shape or self.shape, generator=generator, dtype=drawn).to(self.device, self.dtype)
 
 
-def pull(starts: Sequence[tuple[Site, Tensor]], ends: Sequence[Site]) -> list[Tensor | None]:
+def pull(starts: Sequence[tuple[VjpPoint, Tensor]], ends: Sequence[VjpPoint]) -> list[Tensor | None]:
     """The gradients at `ends` for cotangents at `starts`; None where none arrives. The graph stays.
 
     Only what lies between is run. Raises ForwardError when the backward pass does.
     """
-    sites, cotangents = zip(*starts, strict=True)
+    points, cotangents = zip(*starts, strict=True)
     kept = bool(torch.full((), _SMALL) * 1.0 == 0.0)
     torch.set_flush_denormal(True)  # a gradient that fades over hundreds of steps passes them, each many times as slow
     try:
         found = torch.autograd.grad(
-            [site.edge for site in sites], [site.edge for site in ends], cotangents, retain_graph=True, allow_unused=True
+            [point.edge for point in points], [point.edge for point in ends], cotangents, retain_graph=True, allow_unused=True
         )
     except Exception as error:
         raise ForwardError(f"the backward pass raised {described(error)}") from error

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from gradlint.ops import Kind, operator
-from gradlint.ranges import segments as segments
+from gradlint.ranges import segments
 from gradlint.ranges.case import NORMS, TURNS, Case, has_sign, name_of, of_weight, turned
 from gradlint.ranges.intervals import BITS, REALS, UNKNOWN, Interval, constant, hull, product, square, widened
 

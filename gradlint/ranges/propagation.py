@@ -13,8 +13,7 @@ from types import MappingProxyType
 
 from gradlint.graph import Graph
 from gradlint.ops import Kind, operator
-from gradlint.ranges import choices as choices
-from gradlint.ranges import layers as layers
+from gradlint.ranges import choices, layers
 from gradlint.ranges import pointwise as rules
 from gradlint.ranges.case import Case, first_alike
 from gradlint.ranges.intervals import UNKNOWN, Interval, monotone, within

@@ -39,25 +39,25 @@ def _block(item: Explanation, width: int, *, unicode: bool) -> Iterator[str]:
         yield from _wrapped(role, text, width)
     yield from _signals(item, width)
     yield ""
-    if item.account.forward is None or item.predicted is None:
+    if item.derivation.forward is None or item.predicted is None:
         yield from _wrapped("", "Theory does not follow it: it is no float signal that begins at an input.", width)
         return
-    yield from _equation("forward", item.account.forward, "", width)
+    yield from _equation("forward", item.derivation.forward, "", width)
     yield from _wrapped("", _level(item), width)
     if item.predicted.backward is None:
         yield ""
         yield from _wrapped(
             "backward", "No gradient comes back to it: outputs that it does not lead to are where they start.", width
         )
-    for back in item.account.backward:
+    for back in item.derivation.backward:
         yield ""
         yield from _backward(item, back, width)
     if item.reasons and item.predicted.backward is not None:
         yield ""
         for lead, reason in zip(["interval", *[""] * len(item.reasons)], item.reasons, strict=False):
             yield from _wrapped(lead, reason, width)
-    if item.account.source:
-        yield from _wrapped("source", item.account.source, width)
+    if item.derivation.source:
+        yield from _wrapped("source", item.derivation.source, width)
     if item.loop is not None:
         yield ""
         yield from _wrapped("recurrence", _loop(item.loop), width)
@@ -137,7 +137,7 @@ def _level(item: Explanation) -> str:
 
 
 def _backward(item: Explanation, back: Back, width: int) -> Iterator[str]:
-    several = len(item.account.backward) > 1
+    several = len(item.derivation.backward) > 1
     if several:
         yield from _wrapped("backward", f"to {printable(back.operand)}", width)
     yield from _equation(

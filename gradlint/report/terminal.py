@@ -16,7 +16,7 @@ from gradlint.growth import HEALTHY
 from gradlint.report import printable
 from gradlint.report.chart import ASCII, BLOCKS, Row, bars, fold, layer_rows, picture, time_rows
 from gradlint.report.headline import headline, is_growing, one_offs
-from gradlint.report.observed import remarks
+from gradlint.report.measurements import remarks
 from gradlint.report.table import Table
 from gradlint.report.wording import count, decimal, growths, located, place, shown, states, totals
 from gradlint.result import Confidence, Finding, Severity, TargetReport, Verdict

@@ -83,7 +83,7 @@ class Prediction:
         return self.nodes[node]
 
 
-_LIES = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
+_CONTRADICTIONS = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
 """What a rule may raise on a graph whose shapes and attributes contradict one another: a file may state anything."""
 
 
@@ -111,7 +111,7 @@ class _Forward:
     def __init__(self, graph: Graph, *, strict: bool, per_channel: bool) -> None:
         self.graph = graph
         self._per_channel = per_channel
-        self.lies: tuple[type[Exception], ...] = () if strict else _LIES
+        self.contradictions: tuple[type[Exception], ...] = () if strict else _CONTRADICTIONS
         self.signals: dict[str, Signal] = {}
         self.pullbacks: dict[str, Moved] = {}
         self.because: dict[str, tuple[str, ...]] = {}
@@ -155,7 +155,7 @@ class _Forward:
         try:
             moved = rule(call)
             return refined(call, moved) if moved is not None and self._per_channel else moved
-        except self.lies:
+        except self.contradictions:
             return None
 
 
@@ -213,7 +213,7 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
             continue
         try:
             back = list(moved.pullback(own))
-        except forward.lies:
+        except forward.contradictions:
             continue
         for slot, pull in back:
             operand = graph[node_id].inputs[slot]

@@ -117,7 +117,7 @@ def test_debug_shows_the_traceback_of_an_internal_error(lint):
     code, out, err = lint({"a.onnx": ZeroDivisionError("x")}, "a.onnx", "--debug")
     assert (code, out) == (2, "")
     assert "Traceback" in err
-    assert "test_cli.py" in err
+    assert "test_check.py" in err
 
 
 def test_code_of_the_user_that_ends_the_program_does_not_make_it_a_success(lint):

@@ -29,7 +29,7 @@ def largest_singular_value(layers: int, gain: float = 1.0) -> float:
     """Largest squared singular value of a product of wide square Gaussian layers: gain^(2 L) (L + 1)^(L + 1) / L^L.
 
     The mean square of all singular values is gain^(2 L), so the largest direction grows about e (L + 1/2) times faster
-    (Pennington, Schoenholz, Ganguli 2017, 1711.04735; the edge of the Fuss-Catalan law).
+    (Pennington, Schoenholz, Ganguli 2017, 1711.04735; the edge of the Fuss-Catalan distribution).
     """
     edge = (layers + 1) * math.log(layers + 1) - layers * math.log(layers) if layers else 0.0
     log = edge + 2.0 * layers * math.log(gain) if gain > 0.0 else -math.inf

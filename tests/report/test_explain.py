@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from gradlint.engine import Options, look
+from gradlint.engine import Options, examine
 from gradlint.errors import TargetError
 from gradlint.explain import explain, find
 from gradlint.report.explanation import render
-from gradlint.rule import Sketch, Structure, predict
-from gradlint.theory.arithmetic.derivation import account
+from gradlint.rule import GraphBuilder, Structure, predict
+from gradlint.theory.arithmetic.derivation import derive
 from gradlint.theory.arithmetic.equations import Equation, Number, below, number, shown
 from gradlint.theory.gaussian.integrals import moments
 
@@ -32,11 +32,11 @@ def value(text: str) -> float:
     return float(eval(text.replace(" x ", " * ")))  # digits and operators, as checked above
 
 
-def checked(sketch: Sketch, node: str, *, exact: bool = True):
-    """The account of a node, after its numbers were worked out again and compared with the prediction."""
-    structure = Structure(sketch.graph)
+def checked(builder: GraphBuilder, node: str, *, exact: bool = True):
+    """The derivation of a node, after its numbers were worked out again and compared with the prediction."""
+    structure = Structure(builder.graph)
     prediction = predict(structure)
-    found = account(structure, prediction, node)
+    found = derive(structure, prediction, node)
     alone = [back for back in found.backward if back.share is None]
     ratios = [prediction.cotangents[back.operand].energy - prediction.cotangents[node].energy for back in alone]
     equations = [(found.forward, prediction.signals[node].log_q)]
@@ -51,162 +51,165 @@ def checked(sketch: Sketch, node: str, *, exact: bool = True):
 # each kind of operator --------------------------------------------------------------------------------------------------
 
 
-def _linear(sketch: Sketch, x: str) -> str:
-    bias = sketch.weight(64, gain=0.5)
-    return sketch.op("linear", x, weights={"weight": sketch.weight(64, 64, gain=2.5), "bias": bias})
+def _linear(builder: GraphBuilder, x: str) -> str:
+    bias = builder.weight(64, gain=0.5)
+    return builder.op("linear", x, weights={"weight": builder.weight(64, 64, gain=2.5), "bias": bias})
 
 
-def _shifted(sketch: Sketch, x: str) -> str:
-    return sketch.linear(sketch.op("relu", x), weight=sketch.weight(64, 64, mean=0.2))
+def _shifted(builder: GraphBuilder, x: str) -> str:
+    return builder.linear(builder.op("relu", x), weight=builder.weight(64, 64, mean=0.2))
 
 
-def _convolved(sketch: Sketch, x: str) -> str:
-    x = sketch.op("reshape", x, shape=(8, 64, 1))
-    weight = sketch.weight(32, 64, 1, gain=1.5)
-    return sketch.op("conv", x, weights={"weight": weight}, shape=(8, 32, 1), padding=(0,), stride=(1,))
+def _convolved(builder: GraphBuilder, x: str) -> str:
+    x = builder.op("reshape", x, shape=(8, 64, 1))
+    weight = builder.weight(32, 64, 1, gain=1.5)
+    return builder.op("conv", x, weights={"weight": weight}, shape=(8, 32, 1), padding=(0,), stride=(1,))
 
 
-def _running(sketch: Sketch, x: str) -> str:
+def _running(builder: GraphBuilder, x: str) -> str:
     weights = {
-        "scale": sketch.array(np.full(64, 2.0)),
-        "bias": sketch.array(np.full(64, 0.5)),
-        "running_mean": sketch.array(np.full(64, 0.1)),
-        "running_var": sketch.array(np.full(64, 4.0)),
+        "scale": builder.array(np.full(64, 2.0)),
+        "bias": builder.array(np.full(64, 0.5)),
+        "running_mean": builder.array(np.full(64, 0.1)),
+        "running_var": builder.array(np.full(64, 4.0)),
     }
-    return sketch.op("batch_norm", x, weights=weights, training=False)
+    return builder.op("batch_norm", x, weights=weights, training=False)
 
 
 def _glue(op: str, **attrs):
-    return lambda sketch, x: sketch.op(op, x, None, **attrs)
+    return lambda builder, x: builder.op(op, x, None, **attrs)
 
 
 def _pair(op: str):
-    def build(sketch: Sketch, x: str) -> str:
-        return sketch.op(op, sketch.linear(x, gain=2.0), sketch.linear(x, gain=3.0))
+    def build(builder: GraphBuilder, x: str) -> str:
+        return builder.op(op, builder.linear(x, gain=2.0), builder.linear(x, gain=3.0))
 
     return build
 
 
-def _attention(sketch: Sketch, x: str) -> str:
-    x = sketch.op("reshape", x, shape=(4, 2, 16, 4))
-    q, k, v = (sketch.op("linear", x, weights={"weight": sketch.weight(4, 4, gain=gain)}) for gain in (1.0, 1.5, 2.0))
-    return sketch.op("attention", q, k, v)
+def _attention(builder: GraphBuilder, x: str) -> str:
+    x = builder.op("reshape", x, shape=(4, 2, 16, 4))
+    q, k, v = (builder.op("linear", x, weights={"weight": builder.weight(4, 4, gain=gain)}) for gain in (1.0, 1.5, 2.0))
+    return builder.op("attention", q, k, v)
 
 
-def _matrix_product(sketch: Sketch, x: str) -> str:
-    x = sketch.op("reshape", x, shape=(4, 8, 16))
-    left = sketch.op("linear", x, weights={"weight": sketch.weight(16, 16, gain=2.0)})
-    right = sketch.op("linear", x, weights={"weight": sketch.weight(16, 16, gain=3.0)})
-    right = sketch.op("reshape", right, shape=(4, 16, 8), dims=(0, 2, 1), name="turned")
-    return sketch.op("matmul", left, right, shape=(4, 8, 8))
+def _matrix_product(builder: GraphBuilder, x: str) -> str:
+    x = builder.op("reshape", x, shape=(4, 8, 16))
+    left = builder.op("linear", x, weights={"weight": builder.weight(16, 16, gain=2.0)})
+    right = builder.op("linear", x, weights={"weight": builder.weight(16, 16, gain=3.0)})
+    right = builder.op("reshape", right, shape=(4, 16, 8), dims=(0, 2, 1), name="turned")
+    return builder.op("matmul", left, right, shape=(4, 8, 8))
 
 
-def _concat(sketch: Sketch, x: str) -> str:
-    return sketch.op("concat", sketch.linear(x, gain=2.0), sketch.linear(x, gain=3.0), shape=(8, 128), dim=1)
+def _concat(builder: GraphBuilder, x: str) -> str:
+    return builder.op("concat", builder.linear(x, gain=2.0), builder.linear(x, gain=3.0), shape=(8, 128), dim=1)
 
 
 EXACT = {
     "linear": _linear,
     "a mean of the weights": _shifted,
     "conv": _convolved,
-    "tanh": lambda sketch, x: sketch.op("tanh", x),
-    "relu": lambda sketch, x: sketch.op("relu", x),
-    "exp": lambda sketch, x: sketch.op("exp", x),
+    "tanh": lambda builder, x: builder.op("tanh", x),
+    "relu": lambda builder, x: builder.op("relu", x),
+    "exp": lambda builder, x: builder.op("exp", x),
     "batch_norm on stored statistics": _running,
     "add": _pair("add"),
     "add a number": _glue("add", constant=1.5),
     "mul": _pair("mul"),
     "mul by a number": _glue("mul", constant=3.0),
     "div by a number": _glue("div", constant=3.0),
-    "mul by a weight": lambda sketch, x: sketch.op("mul", x, None, weights={"weight": sketch.array(np.full(64, 2.0))}),
-    "dropout": lambda sketch, x: sketch.op("dropout", x, p=0.3, training=True),
-    "softmax": lambda sketch, x: sketch.op("softmax", x, dim=1),
+    "mul by a weight": lambda builder, x: builder.op("mul", x, None, weights={"weight": builder.array(np.full(64, 2.0))}),
+    "dropout": lambda builder, x: builder.op("dropout", x, p=0.3, training=True),
+    "softmax": lambda builder, x: builder.op("softmax", x, dim=1),
     "attention": _attention,
     "matmul": _matrix_product,
     "concat": _concat,
-    "reshape": lambda sketch, x: sketch.op("reshape", x, shape=(64, 8)),
-    "mean": lambda sketch, x: sketch.op("mean", x, dim=1, shape=(8,)),
-    "sum": lambda sketch, x: sketch.op("sum", x, dim=1, shape=(8,)),
-    "avg_pool": lambda sketch, x: sketch.op(
-        "avg_pool", sketch.op("reshape", x, shape=(8, 4, 16)), kernel_size=(4,), shape=(8, 4, 4)
+    "reshape": lambda builder, x: builder.op("reshape", x, shape=(64, 8)),
+    "mean": lambda builder, x: builder.op("mean", x, dim=1, shape=(8,)),
+    "sum": lambda builder, x: builder.op("sum", x, dim=1, shape=(8,)),
+    "avg_pool": lambda builder, x: builder.op(
+        "avg_pool", builder.op("reshape", x, shape=(8, 4, 16)), kernel_size=(4,), shape=(8, 4, 4)
     ),
 }
 
 
 @pytest.mark.parametrize("kind", EXACT)
 def test_the_printed_formula_alone_gives_the_prediction(kind):
-    sketch = Sketch()
-    checked(sketch, EXACT[kind](sketch, sketch.input(8, 64)))
+    builder = GraphBuilder()
+    checked(builder, EXACT[kind](builder, builder.input(8, 64)))
 
 
 NEARLY = {  # operators about which the formula leaves something out, and how much that may be
-    "layer_norm": (lambda sketch, x: sketch.norm(x), 0.1),
-    "rms_norm": (lambda sketch, x: sketch.norm(x, "rms_norm"), 0.1),
-    "batch_norm": (lambda sketch, x: sketch.norm(x, "batch_norm"), 1.0),
-    "silu from its parts": (lambda sketch, x: sketch.op("mul", x, sketch.op("sigmoid", x)), 2.0),
-    "narrow rows": (lambda sketch, x: sketch.linear(x, weight=sketch.array(np.random.default_rng(0).normal(size=(64, 64)))), 0.1),
+    "layer_norm": (lambda builder, x: builder.norm(x), 0.1),
+    "rms_norm": (lambda builder, x: builder.norm(x, "rms_norm"), 0.1),
+    "batch_norm": (lambda builder, x: builder.norm(x, "batch_norm"), 1.0),
+    "silu from its parts": (lambda builder, x: builder.op("mul", x, builder.op("sigmoid", x)), 2.0),
+    "narrow rows": (
+        lambda builder, x: builder.linear(x, weight=builder.array(np.random.default_rng(0).normal(size=(64, 64)))),
+        0.1,
+    ),
     "max_pool": (
-        lambda sketch, x: sketch.op("max_pool", sketch.op("reshape", x, shape=(8, 4, 16)), kernel_size=(4,), shape=(8, 4, 4)),
+        lambda builder, x: builder.op("max_pool", builder.op("reshape", x, shape=(8, 4, 16)), kernel_size=(4,), shape=(8, 4, 4)),
         1.0,
     ),
-    "an operator without a rule": (lambda sketch, x: sketch.op("unknown", x), 0.1),
+    "an operator without a rule": (lambda builder, x: builder.op("unknown", x), 0.1),
 }
 
 
 @pytest.mark.parametrize("kind", NEARLY)
 def test_what_a_formula_leaves_out_is_printed_as_a_factor(kind):
     build, most = NEARLY[kind]
-    sketch = Sketch()
-    found = checked(sketch, build(sketch, sketch.input(8, 64)), exact=False)
+    builder = GraphBuilder()
+    found = checked(builder, build(builder, builder.input(8, 64)), exact=False)
     rests = [found.forward.rest, *(back.factor.rest for back in found.backward)]
     assert max(map(abs, rests)) <= most
 
 
 def test_a_padded_convolution_names_what_its_formula_leaves_out():
-    sketch = Sketch()
-    weight = sketch.weight(32, 16, 3, 3, gain=1.5)
-    x = sketch.op("conv", sketch.input(8, 16, 6, 6), weights={"weight": weight}, shape=(8, 32, 6, 6), padding=(1, 1))
-    found = checked(sketch, x, exact=False)
+    builder = GraphBuilder()
+    weight = builder.weight(32, 16, 3, 3, gain=1.5)
+    x = builder.op("conv", builder.input(8, 16, 6, 6), weights={"weight": weight}, shape=(8, 32, 6, 6), padding=(1, 1))
+    found = checked(builder, x, exact=False)
     assert 10.0**found.forward.rest == pytest.approx((16.0 / 18.0) ** 2, rel=1e-6)  # of 18 taps in a row 16 lie inside
     assert "padding" in found.forward.because
 
 
 def test_a_transposed_convolution_counts_the_inputs_of_one_output():
-    sketch = Sketch()
-    weight = sketch.weight(16, 32, 2, 2)
-    x = sketch.op("conv_transpose", sketch.input(8, 16, 6, 6), weights={"weight": weight}, shape=(8, 32, 12, 12), stride=(2, 2))
-    assert checked(sketch, x).forward.numbers.startswith("16 x ")
+    builder = GraphBuilder()
+    weight = builder.weight(16, 32, 2, 2)
+    x = builder.op("conv_transpose", builder.input(8, 16, 6, 6), weights={"weight": weight}, shape=(8, 32, 12, 12), stride=(2, 2))
+    assert checked(builder, x).forward.numbers.startswith("16 x ")
 
 
 @pytest.mark.parametrize("op", ["relu", "tanh", "gelu", "sigmoid"])
 def test_functions_have_the_moments_of_the_closed_forms(op):
-    sketch = Sketch()
-    node = sketch.op(op, sketch.linear(sketch.input(1024, 64), gain=1.7))  # so many inputs that one batch is as all
-    sketch.linear(node)
-    found, expected = checked(sketch, node), moments(op, 1.7**2, {})
+    builder = GraphBuilder()
+    node = builder.op(op, builder.linear(builder.input(1024, 64), gain=1.7))  # so many inputs that one batch is as all
+    builder.linear(node)
+    found, expected = checked(builder, node), moments(op, 1.7**2, {})
     assert 10.0**found.forward.result == pytest.approx(expected.second, rel=1e-3)
     assert 10.0 ** found.backward[0].factor.result == pytest.approx(expected.slope, rel=1e-3)
 
 
 def test_each_reader_of_a_tensor_is_told_its_share_of_the_gradient():
-    sketch = Sketch(width=1024)
-    x = sketch.input(8, 1024)  # wide: one draw is as the mean of all
-    branch = sketch.linear(x, gain=2.0)
-    total = sketch.op("add", x, branch)
-    structure = Structure(sketch.graph)
+    builder = GraphBuilder(width=1024)
+    x = builder.input(8, 1024)  # wide: one draw is as the mean of all
+    branch = builder.linear(x, gain=2.0)
+    total = builder.op("add", x, branch)
+    structure = Structure(builder.graph)
     prediction = predict(structure)
-    skip = next(back for back in account(structure, prediction, total).backward if back.operand == x)
-    layer = account(structure, prediction, branch).backward[0]
+    skip = next(back for back in derive(structure, prediction, total).backward if back.operand == x)
+    layer = derive(structure, prediction, branch).backward[0]
     assert (skip.share, layer.share) == pytest.approx((0.2, 0.8), rel=1e-6)
 
 
 def test_levels_far_beyond_floats_are_printed_and_still_right():
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(30):
-        x = sketch.linear(x, gain=1.02e20)  # a little more than what finite width takes off
-    structure = Structure(sketch.graph)
-    found = account(structure, predict(structure), x)
+        x = builder.linear(x, gain=1.02e20)  # a little more than what finite width takes off
+    structure = Structure(builder.graph)
+    found = derive(structure, predict(structure), x)
     assert "e+1160 + 0)" in found.forward.numbers
     assert shown(found.forward.result).endswith("e+1200")
 
@@ -216,8 +219,8 @@ def test_levels_far_beyond_floats_are_printed_and_still_right():
 
 def test_a_narrow_layer_says_what_a_typical_draw_takes_off_the_mean_of_all():
     """Of a mean of n squares of normal numbers the log lies below that of the expectation by log(1 + 2/n) / 2 about."""
-    sketch = Sketch(width=32)
-    found = checked(sketch, sketch.linear(sketch.input(1, 32), gain=2.0))
+    builder = GraphBuilder(width=32)
+    found = checked(builder, builder.linear(builder.input(1, 32), gain=2.0))
     rng = np.random.default_rng(0)
     means = np.log10(np.mean(rng.normal(size=(100_000, 32)) ** 2, axis=1))
     assert found.forward.typical == pytest.approx(means.mean(), rel=0.1)
@@ -250,14 +253,14 @@ def test_a_divisor_that_stands_alone_is_one_over_it():
 # names ------------------------------------------------------------------------------------------------------------------
 
 
-def _named() -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _named() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for index in range(12):
-        x = sketch.linear(x, module=f"blocks.{index}.fc", name=f"blocks.{index}.fc:linear")
-        x = sketch.op("tanh", x, module=f"blocks.{index}", name=f"blocks.{index}:tanh")
-    sketch.linear(x, module="head", name="head:linear")
-    return sketch
+        x = builder.linear(x, module=f"blocks.{index}.fc", name=f"blocks.{index}.fc:linear")
+        x = builder.op("tanh", x, module=f"blocks.{index}", name=f"blocks.{index}:tanh")
+    builder.linear(x, module="head", name="head:linear")
+    return builder
 
 
 @pytest.mark.parametrize(
@@ -361,7 +364,7 @@ class Small(nn.Module):
 def test_every_operator_of_a_model_can_be_explained_in_80_columns():
     torch.manual_seed(0)
     target = (Small(), (torch.randint(50, (4, 8)),))
-    _, subject = look(target, Options(probe=False))
+    _, subject = examine(target, Options(probe=False))
     assert len(subject.graph) > 20
     for node in subject.graph:
         text = render(explain(target, node.id, Options(probe=False)))
@@ -374,7 +377,7 @@ def test_the_predicted_factor_is_the_measured_one_within_its_interval():
     model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 8))
     for node in ("2", "3"):
         (found,) = explain((model, (torch.randn(64, 256),)), node, Options())
-        (back,) = found.account.backward
+        (back,) = found.derivation.backward
         measured = 2.0 * (found.gains[back.operand].backward - found.gains[found.node.id].backward)
         assert back.factor.result == pytest.approx(measured, abs=0.05)
-        assert found.account.forward.result == pytest.approx(2.0 * found.gains[found.node.id].forward, abs=0.05)
+        assert found.derivation.forward.result == pytest.approx(2.0 * found.gains[found.node.id].forward, abs=0.05)

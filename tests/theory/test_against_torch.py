@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradlint.ops.activations import activation, derivative
-from gradlint.rule import Sketch, Structure, predict, propagate
+from gradlint.rule import GraphBuilder, Structure, predict, propagate
 from gradlint.theory.branches import has_norm, normalises, starts_at_zero
 from gradlint.theory.gaussian.integrals import chi, critical_gain, moments, parameters, shared_moment
 from gradlint.theory.reading.trends import fall, is_plain, layers, rise
@@ -19,8 +19,8 @@ from gradlint.theory.recurrence.loops import loops
 SQRT2 = math.sqrt(2.0)
 
 
-def decades(sketch: Sketch) -> list[float]:
-    found = [step.decades for step in propagate(Structure(sketch.graph))]
+def decades(builder: GraphBuilder) -> list[float]:
+    found = [step.decades for step in propagate(Structure(builder.graph))]
     assert None not in found
     return [value for value in found if value is not None]
 
@@ -48,9 +48,9 @@ def test_chi_of_tanh_with_bias_variance_0_05(square, expected):  # Schoenholz 20
 
 def test_tanh_at_gain_5_over_3_settles_at_its_fixed_point():
     assert chi("tanh", 5.0 / 3.0) == pytest.approx(1.20983, abs=1e-5)
-    sketch = Sketch(width=10**6)
-    last = sketch.linear(sketch.stack(40, "tanh", gain=5.0 / 3.0), gain=5.0 / 3.0)
-    assert 10 ** (2 * predict(Structure(sketch.graph)).signals[last].level) == pytest.approx(1.1785, abs=1e-4)
+    builder = GraphBuilder(width=10**6)
+    last = builder.linear(builder.stack(40, "tanh", gain=5.0 / 3.0), gain=5.0 / 3.0)
+    assert 10 ** (2 * predict(Structure(builder.graph)).signals[last].level) == pytest.approx(1.1785, abs=1e-4)
 
 
 def test_chi_of_sigmoid_at_unit_gain():
@@ -130,59 +130,59 @@ def test_what_is_no_activation_has_no_moments_and_critical_gain_one():
 
 
 def test_dropout_that_keeps_half_doubles_the_squared_gradient():
-    sketch = Sketch()
-    sketch.op("dropout", sketch.linear(sketch.input(8, 64)), shape=(8, 64), p=0.5)
-    assert 10 ** (2 * decades(sketch)[-1]) == pytest.approx(2.0)
+    builder = GraphBuilder()
+    builder.op("dropout", builder.linear(builder.input(8, 64)), shape=(8, 64), p=0.5)
+    assert 10 ** (2 * decades(builder)[-1]) == pytest.approx(2.0)
 
 
 def test_dropout_is_nothing_in_eval_mode():
-    sketch = Sketch(mode="eval")
-    sketch.op("dropout", sketch.linear(sketch.input(8, 64)), shape=(8, 64), p=0.5)
-    assert decades(sketch)[-1] == 0.0
+    builder = GraphBuilder(mode="eval")
+    builder.op("dropout", builder.linear(builder.input(8, 64)), shape=(8, 64), p=0.5)
+    assert decades(builder)[-1] == 0.0
 
 
 @pytest.mark.parametrize("gain", [0.3, SQRT2, 4.0])
 def test_batch_norm_relu_chain_explodes_by_pi_over_pi_minus_one_at_any_gain(gain):  # Yang 2019
-    sketch = Sketch(batch=10**6, width=10**6)
-    sketch.stack(10, "relu", gain=gain, norm="batch_norm")
-    assert 10 ** (2 * sum(decades(sketch)[-6:-3])) == pytest.approx(math.pi / (math.pi - 1.0), rel=1e-3)
+    builder = GraphBuilder(batch=10**6, width=10**6)
+    builder.stack(10, "relu", gain=gain, norm="batch_norm")
+    assert 10 ** (2 * sum(decades(builder)[-6:-3])) == pytest.approx(math.pi / (math.pi - 1.0), rel=1e-3)
     assert math.pi / (math.pi - 1.0) == pytest.approx(1.46694, abs=1e-5)
 
 
 @pytest.mark.parametrize(("act", "factor"), [("relu", 1.0), ("tanh", 1.17781)])
 def test_layer_norm_on_pre_activations(act, factor):  # Doshi 2021
-    sketch = Sketch(width=10**6)
-    sketch.stack(10, act, gain=1.7, norm="layer_norm")
-    assert 10 ** (2 * sum(decades(sketch)[-6:-3])) == pytest.approx(factor, abs=2e-4)
+    builder = GraphBuilder(width=10**6)
+    builder.stack(10, act, gain=1.7, norm="layer_norm")
+    assert 10 ** (2 * sum(decades(builder)[-6:-3])) == pytest.approx(factor, abs=2e-4)
 
 
 def test_residual_block_without_norm_doubles_the_second_moment():  # Fixup
-    sketch = Sketch(width=10**7)
-    sketch.blocks(3)
-    prediction, steps = predict(Structure(sketch.graph)), propagate(Structure(sketch.graph))
+    builder = GraphBuilder(width=10**7)
+    builder.blocks(3)
+    prediction, steps = predict(Structure(builder.graph)), propagate(Structure(builder.graph))
     assert [10 ** (2 * prediction.signals[step.node].level) for step in steps] == pytest.approx([2.0, 4.0, 8.0], rel=1e-6)
     assert [10 ** (2 * (step.decades or 0.0)) for step in steps] == pytest.approx([2.0] * 3, rel=1e-6)
 
 
 def test_variance_of_residual_batch_norm_network_grows_linearly():  # De and Smith 2020
-    sketch = Sketch(batch=10**6)
-    sketch.blocks(5, norm="batch_norm")
-    signals = [predict(Structure(sketch.graph)).signals[step.node] for step in propagate(Structure(sketch.graph))]
+    builder = GraphBuilder(batch=10**6)
+    builder.blocks(5, norm="batch_norm")
+    signals = [predict(Structure(builder.graph)).signals[step.node] for step in propagate(Structure(builder.graph))]
     variance = [10 ** (2 * signal.level) * (1 - signal.shared[0]) for signal in signals]
     assert np.diff(variance) == pytest.approx([1.0 - 1.0 / math.pi] * 4, rel=1e-3)
 
 
 def test_batch_norm_in_eval_mode_divides_by_its_running_variance():
-    sketch = Sketch(mode="eval")
-    running = sketch.array(np.full(64, 4.0), "running_var")
-    sketch.op("batch_norm", sketch.linear(sketch.input(8, 64)), weights={"running_var": running}, shape=(8, 64), eps=0.0)
-    assert decades(sketch)[-1] == pytest.approx(-math.log10(2.0))
+    builder = GraphBuilder(mode="eval")
+    running = builder.array(np.full(64, 4.0), "running_var")
+    builder.op("batch_norm", builder.linear(builder.input(8, 64)), weights={"running_var": running}, shape=(8, 64), eps=0.0)
+    assert decades(builder)[-1] == pytest.approx(-math.log10(2.0))
 
 
 def test_step_that_is_not_understood_has_no_decades_and_those_behind_it_have():
-    sketch = Sketch()
-    sketch.linear(sketch.op("fft", sketch.linear(sketch.input(8, 64)), shape=(8, 64)))
-    found = [step.decades for step in propagate(Structure(sketch.graph))]
+    builder = GraphBuilder()
+    builder.linear(builder.op("fft", builder.linear(builder.input(8, 64)), shape=(8, 64)))
+    found = [step.decades for step in propagate(Structure(builder.graph))]
     assert [value is None for value in found] == [False, True, False]
 
 
@@ -198,23 +198,23 @@ def test_prediction_meets_autograd_on_a_wide_network(act, gain):
     cotangent = torch.randn(h.shape, generator=generator)
     (gradient,) = torch.autograd.grad(h, x, cotangent)
     measured = math.log10(gradient.norm().item() / cotangent.norm().item())
-    sketch = Sketch()
-    y = sketch.input(16, width)
+    builder = GraphBuilder()
+    y = builder.input(16, width)
     for weight in weights:
-        y = sketch.op(act, sketch.linear(y, width, weight=sketch.array(weight.numpy())), shape=(16, width))
-    sketch.linear(y, width, weight=sketch.array(np.eye(width)))
-    assert sum(decades(sketch)) == pytest.approx(measured, abs=0.1)
+        y = builder.op(act, builder.linear(y, width, weight=builder.array(weight.numpy())), shape=(16, width))
+    builder.linear(y, width, weight=builder.array(np.eye(width)))
+    assert sum(decades(builder)) == pytest.approx(measured, abs=0.1)
 
 
 # trends -----------------------------------------------------------------------------------------------------------------
 
 
 def test_rise_and_fall_leave_the_one_largest_step_out():
-    sketch = Sketch(width=10**7)
-    x = sketch.input(8, 10**7)
+    builder = GraphBuilder(width=10**7)
+    x = builder.input(8, 10**7)
     for gain in (0.5, 10.0, 100.0, 10.0, 0.5):
-        x = sketch.linear(x, gain=gain)
-    steps = propagate(Structure(sketch.graph))
+        x = builder.linear(x, gain=gain)
+    steps = propagate(Structure(builder.graph))
     assert rise(steps).decades == pytest.approx(2.0)
     assert rise(steps).span == ("linear1", "linear3")
     assert fall(steps[1:3]).decades == 0.0
@@ -222,9 +222,9 @@ def test_rise_and_fall_leave_the_one_largest_step_out():
 
 
 def test_layers_know_the_activation_behind_them_and_the_last_one_the_one_before():
-    sketch = Sketch()
-    sketch.linear(sketch.stack(2, "tanh", gain=2.0), gain=3.0)
-    structure = Structure(sketch.graph)
+    builder = GraphBuilder()
+    builder.linear(builder.stack(2, "tanh", gain=2.0), gain=3.0)
+    structure = Structure(builder.graph)
     found = layers(structure, propagate(structure))
     assert [layer.activation.id for layer in found if layer.activation] == ["tanh0", "tanh1", "tanh1"]
     assert [layer.gain for layer in found] == pytest.approx([2.0, 2.0, 3.0])
@@ -232,48 +232,48 @@ def test_layers_know_the_activation_behind_them_and_the_last_one_the_one_before(
 
 
 def test_step_over_a_residual_sum_is_not_plain():
-    sketch = Sketch()
-    sketch.linear(sketch.blocks(1))
-    structure = Structure(sketch.graph)
+    builder = GraphBuilder()
+    builder.linear(builder.blocks(1))
+    structure = Structure(builder.graph)
     assert [is_plain(structure, step) for step in propagate(structure)] == [False, True]
 
 
 # branches ---------------------------------------------------------------------------------------------------------------
 
 
-def rms(sketch: Sketch, x: str) -> str:
-    square = sketch.op("pow", x, constant=2.0)
-    inverse = sketch.op("rsqrt", sketch.op("add", sketch.op("mean", square), None, constant=1e-6))
-    return sketch.op("mul", x, inverse, shape=(8, 64))
+def rms(builder: GraphBuilder, x: str) -> str:
+    square = builder.op("pow", x, constant=2.0)
+    inverse = builder.op("rsqrt", builder.op("add", builder.op("mean", square), None, constant=1e-6))
+    return builder.op("mul", x, inverse, shape=(8, 64))
 
 
 def test_norm_that_is_spelled_out_is_recognised():
-    sketch = Sketch()
-    node = rms(sketch, sketch.input(8, 64))
-    assert normalises(sketch.graph, sketch.graph[node])
+    builder = GraphBuilder()
+    node = rms(builder, builder.input(8, 64))
+    assert normalises(builder.graph, builder.graph[node])
 
 
 def test_softmax_that_is_spelled_out_is_no_norm():
-    sketch = Sketch()
-    x = sketch.op("exp", sketch.input(8, 64))
-    node = sketch.op("div", x, sketch.op("sum", x), shape=(8, 64))
-    assert not normalises(sketch.graph, sketch.graph[node])
+    builder = GraphBuilder()
+    x = builder.op("exp", builder.input(8, 64))
+    node = builder.op("div", x, builder.op("sum", x), shape=(8, 64))
+    assert not normalises(builder.graph, builder.graph[node])
 
 
 def test_gate_is_no_norm():
-    sketch = Sketch()
-    x = sketch.input(8, 64)
-    node = sketch.op("mul", x, sketch.op("sigmoid", sketch.linear(sketch.op("mean", x))), shape=(8, 64))
-    assert not normalises(sketch.graph, sketch.graph[node])
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
+    node = builder.op("mul", x, builder.op("sigmoid", builder.linear(builder.op("mean", x))), shape=(8, 64))
+    assert not normalises(builder.graph, builder.graph[node])
 
 
 def test_residual_sum_knows_its_norm_and_its_zero_start():
-    normed, zero = Sketch(), Sketch()
+    normed, zero = GraphBuilder(), GraphBuilder()
     x = normed.input(8, 64)
     normed.op("add", x, normed.linear(rms(normed, x)), shape=(8, 64))
     y = zero.input(8, 64)
     zero.op("add", y, zero.linear(zero.linear(y), gain=0.0), shape=(8, 64))
-    structures = [Structure(sketch.graph) for sketch in (normed, zero)]
+    structures = [Structure(builder.graph) for builder in (normed, zero)]
     sums = [structure.residual_sums[0] for structure in structures]
     assert [has_norm(*pair) for pair in zip(structures, sums, strict=True)] == [True, False]
     assert [starts_at_zero(*pair) for pair in zip(structures, sums, strict=True)] == [False, True]
@@ -282,21 +282,23 @@ def test_residual_sum_knows_its_norm_and_its_zero_start():
 # recurrence -------------------------------------------------------------------------------------------------------------
 
 
-def rnn(recurrent: np.ndarray, nonlinearity: str = "relu", steps: int = 100) -> Sketch:
-    sketch = Sketch()
+def rnn(recurrent: np.ndarray, nonlinearity: str = "relu", steps: int = 100) -> GraphBuilder:
+    builder = GraphBuilder()
     width = recurrent.shape[1]
-    weights = {"weight": sketch.weight(width, 4, gain=0.01), "recurrent": sketch.array(recurrent)}
-    sketch.op("rnn", sketch.input(steps, 2, 4), weights=weights, shape=(steps, 2, width), nonlinearity=nonlinearity, time_axis=0)
-    return sketch
+    weights = {"weight": builder.weight(width, 4, gain=0.01), "recurrent": builder.array(recurrent)}
+    builder.op(
+        "rnn", builder.input(steps, 2, 4), weights=weights, shape=(steps, 2, width), nonlinearity=nonlinearity, time_axis=0
+    )
+    return builder
 
 
 @pytest.mark.parametrize(("radius", "expected"), [(1.1, 13780.6), (0.9, 2.656e-5)])
 def test_linear_recurrence_multiplies_the_gradient_by_its_radius_at_every_step(radius, expected):  # Pascanu 2013
-    sketch = Sketch()
-    h, weight = sketch.input(8, 16), sketch.array(radius * np.eye(16), "w")
+    builder = GraphBuilder()
+    h, weight = builder.input(8, 16), builder.array(radius * np.eye(16), "w")
     for _ in range(100):
-        h = sketch.linear(h, weight=weight)
-    (loop,) = loops(Structure(sketch.graph))
+        h = builder.linear(h, weight=weight)
+    (loop,) = loops(Structure(builder.graph))
     assert loop.activation is None
     assert loop.steps == 100
     assert loop.radius == pytest.approx(radius)
@@ -319,22 +321,22 @@ def test_exponent_of_a_relu_recurrence_meets_autograd():
     cotangent = torch.randn(h.shape, generator=generator)
     (gradient,) = torch.autograd.grad(h, start, cotangent)
     measured = math.log10(gradient.norm().item() / cotangent.norm().item())
-    sketch = rnn(matrix.numpy(), steps=40)
-    (loop,) = loops(Structure(sketch.graph))
+    builder = rnn(matrix.numpy(), steps=40)
+    (loop,) = loops(Structure(builder.graph))
     assert 40 * (loop.exponent(40) or 0.0) == pytest.approx(measured, abs=0.5)
 
 
 def test_radius_is_that_of_the_largest_gate():
-    sketch = Sketch()
+    builder = GraphBuilder()
     stacked = np.concatenate([factor * np.eye(8) for factor in (0.5, 0.7, 1.4, 0.9)])
-    sketch.op("lstm", sketch.input(20, 2, 8), weights={"recurrent": sketch.array(stacked)}, shape=(20, 2, 8))
-    (loop,) = loops(Structure(sketch.graph))
+    builder.op("lstm", builder.input(20, 2, 8), weights={"recurrent": builder.array(stacked)}, shape=(20, 2, 8))
+    (loop,) = loops(Structure(builder.graph))
     assert loop.radius == pytest.approx(1.4)
 
 
 def test_layers_shared_over_depth_with_a_norm_between_are_no_loop():
-    sketch = Sketch()
-    h, weight = sketch.input(8, 64), sketch.weight(64, 64, name="shared")
+    builder = GraphBuilder()
+    h, weight = builder.input(8, 64), builder.weight(64, 64, name="shared")
     for _ in range(3):
-        h = sketch.norm(sketch.linear(h, weight=weight))
-    assert loops(Structure(sketch.graph)) == []
+        h = builder.norm(builder.linear(h, weight=weight))
+    assert loops(Structure(builder.graph)) == []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gradlint.graph import Weight
-from gradlint.graph_builder import Sketch
+from gradlint.graph_builder import GraphBuilder
 from gradlint.theory.initialization import is_constant, is_identity, is_torch_default, looks_drawn, looks_initialised
 
 
@@ -85,5 +85,5 @@ def test_an_identity_times_a_number_is_the_choice_of_an_initialiser(change, iden
     """Recurrent weights of rectified cells start so (Le, Jaitly, Hinton 2015), alone or stacked for several gates."""
     for values in (1.3 * np.eye(8), -0.5 * np.eye(8)):
         stacked = np.vstack([change(values)] * 3)
-        assert is_identity(Sketch().array(stacked)) is identity
-        assert looks_drawn(Sketch().array(stacked)) or not identity
+        assert is_identity(GraphBuilder().array(stacked)) is identity
+        assert looks_drawn(GraphBuilder().array(stacked)) or not identity

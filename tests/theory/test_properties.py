@@ -19,8 +19,8 @@ from torch import nn
 from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph, Node, Ref
 from gradlint.load import load
-from gradlint.predicted_growth import forecast
-from gradlint.rule import Sketch, Structure, predict
+from gradlint.predicted_growth import predict_growth
+from gradlint.rule import GraphBuilder, Structure, predict
 from gradlint.theory.prediction import Predicted, Prediction
 
 BATCH, WIDTH, WIDE = 8, 32, 10**6  # wide: what a layer of few units adds is none there
@@ -30,8 +30,8 @@ UNARY = (*RECTIFIERS, *SMOOTH, "neg", "exp", "softmax", "dropout", "layer_norm",
 BINARY = ("add", "sub", "mul", "div", "concat")
 
 
-def predicted(sketch: Sketch) -> Prediction:
-    return predict(Structure(sketch.graph))
+def predicted(builder: GraphBuilder) -> Prediction:
+    return predict(Structure(builder.graph))
 
 
 def numbers(item: Predicted) -> tuple[float, ...]:
@@ -52,25 +52,25 @@ def same(found: Prediction, expected: Prediction, name: Callable[[str], str] = s
 @st.composite
 def graphs(draw: st.DrawFn, gains: Sequence[float] = (0.3, 1.0, 3.0), most: int = 14) -> Graph:
     """A random graph over tensors of one shape: layers, functions, norms, joins, and operators that theory does not know."""
-    sketch = Sketch(batch=BATCH, width=WIDTH)
-    nodes = [sketch.input(BATCH, WIDTH)]
+    builder = GraphBuilder(batch=BATCH, width=WIDTH)
+    nodes = [builder.input(BATCH, WIDTH)]
     for _ in range(draw(st.integers(2, most))):
         # the last three: deep graphs find more than wide ones
         x, y = (draw(st.sampled_from(nodes[-3:])) for _ in range(2))
         op = draw(st.sampled_from(["linear", *UNARY, *BINARY]))
         if op == "linear":
-            made = sketch.linear(x, gain=draw(st.sampled_from(gains)))
+            made = builder.linear(x, gain=draw(st.sampled_from(gains)))
         elif op == "concat":
-            both = sketch.op("concat", x, y, shape=(BATCH, 2 * WIDTH), dim=1)
-            made = sketch.op("linear", both, weights={"weight": sketch.weight(WIDTH, 2 * WIDTH)}, shape=(BATCH, WIDTH))
+            both = builder.op("concat", x, y, shape=(BATCH, 2 * WIDTH), dim=1)
+            made = builder.op("linear", both, weights={"weight": builder.weight(WIDTH, 2 * WIDTH)}, shape=(BATCH, WIDTH))
         else:
             made = (
-                sketch.op(op, x, y, shape=(BATCH, WIDTH))
+                builder.op(op, x, y, shape=(BATCH, WIDTH))
                 if op in BINARY
-                else sketch.op(op, x, shape=(BATCH, WIDTH), p=0.5, dim=1)
+                else builder.op(op, x, shape=(BATCH, WIDTH), p=0.5, dim=1)
             )
         nodes.append(made)
-    return sketch.graph
+    return builder.graph
 
 
 # names, order, copies -----------------------------------------------------------------------------------------------------
@@ -107,13 +107,13 @@ def test_names_are_of_no_account(graph: Graph):
     same(predict(Structure(renamed(graph, names.__getitem__))), predict(Structure(graph)), names.__getitem__)
 
 
-def branched(order: Sequence[int], gains: Sequence[float], width: int = WIDTH) -> Sketch:
+def branched(order: Sequence[int], gains: Sequence[float], width: int = WIDTH) -> GraphBuilder:
     """x plus one branch per gain, made and added in this order."""
-    sketch = Sketch()
-    x = sketch.input(BATCH, width)
-    ends = {index: sketch.op("relu", sketch.linear(x, width, gain=gains[index]), name=f"branch{index}") for index in order}
-    sketch.linear(sketch.op("add", x, *(ends[index] for index in order), name="sum"), width)
-    return sketch
+    builder = GraphBuilder()
+    x = builder.input(BATCH, width)
+    ends = {index: builder.op("relu", builder.linear(x, width, gain=gains[index]), name=f"branch{index}") for index in order}
+    builder.linear(builder.op("add", x, *(ends[index] for index in order), name="sum"), width)
+    return builder
 
 
 @given(st.lists(st.floats(0.1, 10.0), min_size=2, max_size=4), st.randoms(use_true_random=False))
@@ -145,16 +145,16 @@ def test_weights_are_left_as_they_were_and_torch_is_not_imported():
     code = """
 import sys
 import numpy as np
-from gradlint.rule import Sketch, Structure, predict
+from gradlint.rule import GraphBuilder, Structure, predict
 
-sketch = Sketch()
+builder = GraphBuilder()
 values = np.random.default_rng(0).standard_normal((64, 64)) / 8.0
 kept = values.copy()
 values.setflags(write=False)
-x = sketch.input(8, 64)
+x = builder.input(8, 64)
 for act in ("relu", "gelu", "tanh"):
-    x = sketch.op(act, sketch.norm(sketch.linear(x, weight=sketch.array(values))))
-assert predict(Structure(sketch.graph)).nodes["x"].backward is not None
+    x = builder.op(act, builder.norm(builder.linear(x, weight=builder.array(values))))
+assert predict(Structure(builder.graph)).nodes["x"].backward is not None
 assert (values == kept).all()
 print(*sorted({"torch", "onnx", "rich", "click"} & set(sys.modules)))
 """
@@ -168,11 +168,11 @@ print(*sorted({"torch", "onnx", "rich", "click"} & set(sys.modules)))
 @given(st.lists(st.sampled_from(RECTIFIERS), min_size=1, max_size=12), st.floats(-3.0, 3.0))
 def test_scaling_all_weights_of_rectifiers_moves_growth_by_as_much_a_layer(acts: list[str], decades: float):
     def made(gain: float) -> tuple[Prediction, list[str]]:
-        sketch = Sketch()
-        nodes = [sketch.input(BATCH, WIDTH)]
+        builder = GraphBuilder()
+        nodes = [builder.input(BATCH, WIDTH)]
         for act in acts:
-            nodes += [layer := sketch.linear(nodes[-1], WIDTH, gain=gain), sketch.op(act, layer)]
-        return predicted(sketch), nodes
+            nodes += [layer := builder.linear(nodes[-1], WIDTH, gain=gain), builder.op(act, layer)]
+        return predicted(builder), nodes
 
     (plain, nodes), (scaled, _) = made(1.4), made(1.4 * 10.0**decades)
     behind = [(index + 1) // 2 for index in range(len(nodes))]
@@ -230,10 +230,10 @@ def test_scaling_all_weights_of_a_torch_network_moves_growth_by_as_much_a_layer(
 )
 def test_an_identity_skip_never_lets_a_gradient_vanish(critical: tuple[str, float], depth: int, norm: str | None, scale: float):
     act, gain = critical
-    sketch = Sketch()
-    last = sketch.blocks(depth, act, gain=gain, norm=norm, scale=scale)
-    sketch.linear(last)
-    found = predicted(sketch)
+    builder = GraphBuilder()
+    last = builder.blocks(depth, act, gain=gain, norm=norm, scale=scale)
+    builder.linear(last)
+    found = predicted(builder)
     assert (found["x"].backward or 0.0) >= (found[last].backward or 0.0) - 1e-6
 
 
@@ -248,7 +248,7 @@ def check_numbers(graph: Graph, *, strict: bool = True) -> None:
         assert not any(level is not None and math.isnan(level) for level in (item.backward, item.forward)), (node, item)
         assert item.backward_sd >= 0.0, (node, item)
         assert item.forward_sd >= 0.0, (node, item)
-    growth = forecast(structure, prediction).growth
+    growth = predict_growth(structure, prediction).growth
     assert growth is None or growth.interval is None or growth.interval[0] <= growth.decades <= growth.interval[1]
 
 
@@ -277,13 +277,13 @@ EXTREMES = {
 @pytest.mark.parametrize("values", EXTREMES.values(), ids=list(EXTREMES))
 def test_no_weight_makes_a_nan(values: Callable[[np.ndarray], np.ndarray], act: str):
     draws = np.random.default_rng(0).standard_normal((WIDTH, WIDTH))
-    sketch = Sketch()
-    x = sketch.input(BATCH, WIDTH)
+    builder = GraphBuilder()
+    x = builder.input(BATCH, WIDTH)
     for _ in range(3):
-        layer = sketch.op("linear", x, weights={"weight": sketch.array(values(draws)), "bias": sketch.array(values(draws[0]))})
-        behind = sketch.op(act, layer, shape=(BATCH, WIDTH), p=0.5, dim=1)
-        x = sketch.linear(behind, WIDTH)
-    check_numbers(sketch.graph)
+        layer = builder.op("linear", x, weights={"weight": builder.array(values(draws)), "bias": builder.array(values(draws[0]))})
+        behind = builder.op(act, layer, shape=(BATCH, WIDTH), p=0.5, dim=1)
+        x = builder.linear(behind, WIDTH)
+    check_numbers(builder.graph)
 
 
 @given(graphs(), st.data())
@@ -298,28 +298,28 @@ def test_unknown_shapes_make_no_nan(graph: Graph, data: st.DataObject):
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 4, 1, 8), (1, 4, 8, 8), (0, 4, 8, 8)])
 @pytest.mark.parametrize("op", ["conv", "max_pool", "avg_pool", "upsample", "batch_norm", "group_norm", "instance_norm", "mean"])
 def test_axes_of_length_one_or_nought_make_no_nan(op: str, shape: tuple[int, ...]):
-    sketch = Sketch()
-    weights = {"weight": sketch.weight(shape[1], shape[1], 3, 3)} if op == "conv" else {}
-    x = sketch.op("relu", sketch.input(*shape))
-    x = sketch.op(
+    builder = GraphBuilder()
+    weights = {"weight": builder.weight(shape[1], shape[1], 3, 3)} if op == "conv" else {}
+    x = builder.op("relu", builder.input(*shape))
+    x = builder.op(
         op, x, weights=weights, padding=1, kernel_size=3, stride=1, num_groups=1, dim=(2, 3), keepdim=True, mode="bilinear"
     )
-    sketch.op("relu", x)
-    check_numbers(sketch.graph, strict=0 not in shape)
+    builder.op("relu", x)
+    check_numbers(builder.graph, strict=0 not in shape)
 
 
 @pytest.mark.parametrize("gain", [10.0, 0.1])
 @pytest.mark.parametrize("act", ["relu", "tanh", "gelu", "silu", "softplus", "neg", "sigmoid", "exp", "layer_norm", "softmax"])
 def test_four_hundred_decades_are_a_number(act: str, gain: float):
-    sketch = Sketch()
-    x = sketch.input(BATCH, WIDE)
+    builder = GraphBuilder()
+    x = builder.input(BATCH, WIDE)
     for _ in range(400):
-        x = sketch.linear(x, WIDE, gain=gain)
-    x = sketch.op(act, x, dim=1)
+        x = builder.linear(x, WIDE, gain=gain)
+    x = builder.op(act, x, dim=1)
     for _ in range(400):
-        x = sketch.linear(x, WIDE, gain=gain)
-    check_numbers(sketch.graph)
-    found = predicted(sketch)
+        x = builder.linear(x, WIDE, gain=gain)
+    check_numbers(builder.graph)
+    found = predicted(builder)
     assert found["linear399"].forward == pytest.approx(400.0 * math.log10(gain))
     assert (found[f"{act}0"].backward or 0.0) - (found["linear799"].backward or 0.0) == pytest.approx(400.0 * math.log10(gain))
     if act == "relu":
@@ -332,11 +332,11 @@ def test_four_hundred_decades_are_a_number(act: str, gain: float):
 @given(st.integers(1, 5), st.integers(1, 5), st.sampled_from(["fft", "sort", "no_such_operator"]))
 def test_an_unknown_operator_widens_the_interval_and_is_named(before: int, behind: int, op: str):
     def made(middle: str) -> tuple[Prediction, list[str]]:
-        sketch = Sketch(batch=BATCH, width=WIDTH)
-        nodes = [sketch.input(BATCH, WIDTH)]
+        builder = GraphBuilder(batch=BATCH, width=WIDTH)
+        nodes = [builder.input(BATCH, WIDTH)]
         for index in range(before + 1 + behind):
-            nodes.append(sketch.op(middle, nodes[-1], name="here") if index == before else sketch.linear(nodes[-1]))
-        return predicted(sketch), nodes
+            nodes.append(builder.op(middle, nodes[-1], name="here") if index == before else builder.linear(nodes[-1]))
+        return predicted(builder), nodes
 
     (known, nodes), (unknown, _) = made("relu"), made(op)
     at = nodes.index("here")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradlint.rule import Sketch, Structure
+from gradlint.rule import GraphBuilder, Structure
 from gradlint.theory.gaussian.integrals import chi, fixed_point, moments, parameters, shared_moment
 from gradlint.theory.prediction import predict
 from gradlint.theory.reading.phase import correlation_map, critical_point, phase
@@ -83,8 +83,8 @@ def test_function_gives_the_reference_value(name):
 BATCH, WIDTH = 4096, 256
 
 
-class Net(Sketch):
-    """A sketch on a batch so large that it counts as infinite; `layer` is a weight layer of any gain."""
+class Net(GraphBuilder):
+    """A builder on a batch so large that it counts as infinite; `layer` is a weight layer of any gain."""
 
     def __init__(self, batch=BATCH, width=WIDTH):
         super().__init__()
@@ -197,20 +197,20 @@ def test_gradient_of_the_last_block_depends_on_depth_in_pre_norm_alone(post, exp
 
 @pytest.mark.parametrize(("radius", "expected"), [(1.1, 13780.6), (0.9, 2.656e-5)])
 def test_linear_recurrence_over_a_hundred_steps(radius, expected):  # Pascanu 2013
-    sketch = Sketch()
-    h, weight = sketch.input(8, 16), sketch.array(radius * np.eye(16), "w")
+    builder = GraphBuilder()
+    h, weight = builder.input(8, 16), builder.array(radius * np.eye(16), "w")
     for _ in range(100):
-        h = sketch.linear(h, weight=weight)
-    (loop,) = loops(Structure(sketch.graph))
+        h = builder.linear(h, weight=weight)
+    (loop,) = loops(Structure(builder.graph))
     assert 10 ** (100 * loop.exponent(100)) == pytest.approx(expected, rel=ANALYTIC)
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(2.0, 0.15472), (3.0, 0.31028)])
 def test_lyapunov_exponent_of_a_wide_tanh_recurrence(gain, expected):  # Engelken 2020
-    sketch, width, steps = Sketch(), 500, 400
+    builder, width, steps = GraphBuilder(), 500, 400
     recurrent = gain / math.sqrt(width) * np.random.default_rng(0).standard_normal((width, width))
-    weights = {"weight": sketch.weight(width, 4, gain=0.01), "recurrent": sketch.array(recurrent)}
-    x = sketch.input(steps, 2, 4)
-    sketch.op("rnn", x, weights=weights, shape=(steps, 2, width), nonlinearity="tanh", time_axis=0)
-    (loop,) = loops(Structure(sketch.graph))
+    weights = {"weight": builder.weight(width, 4, gain=0.01), "recurrent": builder.array(recurrent)}
+    x = builder.input(steps, 2, 4)
+    builder.op("rnn", x, weights=weights, shape=(steps, 2, width), nonlinearity="tanh", time_axis=0)
+    (loop,) = loops(Structure(builder.graph))
     assert loop.lyapunov() == pytest.approx(expected, rel=LIMIT)

@@ -125,11 +125,11 @@ class TorchRunnable:
         ForwardError when the module itself raises, naming the user's line.
         """
         failure: Exception | None = None
-        watcher: object = tap
+        observer: object = tap
         with nullcontext() if self._guarded else self.untouched():
             for rung in self._rungs():
-                if failure is not None and isinstance(watcher, Restartable):
-                    watcher.restart()
+                if failure is not None and isinstance(observer, Restartable):
+                    observer.restart()
                 try:
                     return self._traced(rung, inputs, tap, edit)
                 except _LostTensorError as error:

@@ -36,7 +36,9 @@ EXPERIMENTS: tuple[tuple[str, Experiment], ...] = (
 )
 
 
-def experiment(model: Runnable, task: Task, found: Measurement, *, seed: int, progress: Callable[[str], None]) -> Measurement:
+def run_experiments(
+    model: Runnable, task: Task, found: Measurement, *, seed: int, progress: Callable[[str], None]
+) -> Measurement:
     """Run every experiment that has something to measure; what fails is said in the notes, and harms nothing else.
 
     Raises InputError when the user's own loss fails.

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from gradlint.errors import ForwardError, InputError
 from gradlint.frontends.user_code import calling_line
 from gradlint.graph import Graph, Node
-from gradlint.measurements.rehearsal import Breach
+from gradlint.measurements.rehearsal import NonFiniteUpdate
 from gradlint.probe.causes import first_nonfinite_backward, first_nonfinite_forward
 from gradlint.probe.experiments.objective import Objective, at_outputs, raw_gradients
 from gradlint.probe.experiments.training import Trainer, batch_of
@@ -32,7 +32,7 @@ SQUASHING = ("softmax", "sigmoid")
 HOPS = 4  # operators between a softmax and its log that leave it as it is, or take it from one
 
 
-def breach_of(trainer: Trainer) -> Breach | None:
+def non_finite_update(trainer: Trainer) -> NonFiniteUpdate | None:
     """The first operator of the trainer's last step that is not finite; None where the weights themselves are not.
 
     The step is run again, from the same random state, with all operators watched.
@@ -53,7 +53,7 @@ def breach_of(trainer: Trainer) -> Breach | None:
             return _in_model(graph, found)
         torch.set_rng_state(trainer.state)
         returned = objective.model.call(arrays)
-        watch = _LossWatch()
+        watch = _LossObserver()
         with watch:
             try:
                 loss = objective.of(returned, target)
@@ -74,11 +74,13 @@ def _watched(objective: Objective, arrays: Sequence[Any]) -> tuple[Recorder, Seq
     return recorder, objective.model.forward(arrays, tap=recorder)
 
 
-def _in_model(graph: Graph, found: NonFinite, *, backward: bool = False) -> Breach:
+def _in_model(graph: Graph, found: NonFinite, *, backward: bool = False) -> NonFiniteUpdate:
     node = graph[found.node]
     line = node.source or node.definition
     place = str(line) if line else ""
-    return Breach(found.node, node.op, found.kind, found.operands, place, backward=backward, squashed=_squashed(graph, node))
+    return NonFiniteUpdate(
+        found.node, node.op, found.kind, found.operands, place, backward=backward, squashed=_squashed(graph, node)
+    )
 
 
 def _squashed(graph: Graph, node: Node) -> str:
@@ -107,12 +109,12 @@ def _squashed_tensor(tensor: Tensor) -> str:
     return ""
 
 
-class _LossWatch(TorchFunctionMode):
+class _LossObserver(TorchFunctionMode):
     """Looks at every operator of a loss function; `breach` is the first one that is not finite, forward or backward."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.breach: Breach | None = None
+        self.breach: NonFiniteUpdate | None = None
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -124,9 +126,9 @@ class _LossWatch(TorchFunctionMode):
         return outcome
 
     @staticmethod
-    def _breach(name: str, kind: str, operands: Sequence[Tensor], line: str, *, backward: bool = False) -> Breach:
+    def _breach(name: str, kind: str, operands: Sequence[Tensor], line: str, *, backward: bool = False) -> NonFiniteUpdate:
         squashed = next(filter(None, map(_squashed_tensor, operands)), "")
-        return Breach("", name, kind, _ranges(operands), line, backward=backward, squashed=squashed)
+        return NonFiniteUpdate("", name, kind, _ranges(operands), line, backward=backward, squashed=squashed)
 
     def _look(self, function: Callable[..., Any], operands: Sequence[Tensor], outcome: Any) -> None:
         name = str(getattr(function, "__name__", function)).strip("_")

@@ -45,7 +45,7 @@ def suspects(setting: Setting) -> Mapping[str, Any]:
     if not module.fed:  # no output carries a gradient
         return {}
     alone = TorchRunnable(module, args=tuple(module.fed))
-    recorder = Recorder(lambda _: False, lambda _: False, watchers=())
+    recorder = Recorder(lambda _: False, lambda _: False, observers=())
     with alone.untouched():
         alone.forward([spec.draw(np.random.default_rng(0)) for spec in alone.inputs], tap=recorder)
     ranges, outputs = ranges_of(setting.graph), setting.graph.outputs

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from gradlint.errors import GradlintError
 from gradlint.growth import LIMIT
-from gradlint.measurements.rehearsal import FLAT, RISEN, Breach, Cause, DeadUnits, Rehearsal, Trial, rise_of
+from gradlint.measurements.rehearsal import FLAT, RISEN, Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial, rise_of
 from gradlint.measurements.units import Units
 from gradlint.ops import operator
-from gradlint.probe.dead_units import UnitWatcher
-from gradlint.probe.experiments.non_finite import breach_of
+from gradlint.probe.dead_units import UnitObserver
+from gradlint.probe.experiments.non_finite import non_finite_update
 from gradlint.probe.experiments.objective import preserved
 from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.experiments.training import Run, Trainer, batch_of, copies_of
@@ -90,7 +90,7 @@ class _Stage:
         self.setting.progress(f"rehearsing {self.steps} steps of {self.recipe.text}")
         before = self._dead()
         trainer, run = self._run(self.recipe)
-        breach = breach_of(trainer) if run.ended else None
+        breach = non_finite_update(trainer) if run.ended else None
         if run.raised:
             self.restore()
             self._start(trainer.index)  # raises where that batch never had a loss
@@ -236,7 +236,7 @@ class _Stage:
         half = any(weight.dtype is torch.float16 for weight in self.objective.parameters.values())
         return Cause.PRECISION if half else Cause.UNKNOWN
 
-    def _is_the_cause(self, breach: Breach) -> bool:
+    def _is_the_cause(self, breach: NonFiniteUpdate) -> bool:
         """Whether an operator fails on ordinary numbers; a layer of weights fails because these, or its input, grew."""
         graph = self.setting.graph
         layer = breach.node in graph and is_weight_layer(graph[breach.node])
@@ -249,11 +249,11 @@ class _Stage:
         nodes = {node.id for node in graph if node.op in RECTIFIERS and graph.position[node.id] < last}
         if not nodes:
             return {}
-        watcher = UnitWatcher()
-        watcher.operators = lambda node: [operator(graph[node].op)]
+        observer = UnitObserver()
+        observer.operators = lambda node: [operator(graph[node].op)]
         arrays, _ = batch_of(self.objective, 0)
-        self.objective.model.forward(arrays, tap=watcher.forward)
-        return {units.node: units for units in UnitWatcher.summary([watcher], self.setting.structure) if units.node in nodes}
+        self.objective.model.forward(arrays, tap=observer.forward)
+        return {units.node: units for units in UnitObserver.summary([observer], self.setting.structure) if units.node in nodes}
 
 
 def is_post_norm(setting: Setting) -> bool:

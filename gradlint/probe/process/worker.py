@@ -1,4 +1,6 @@
-"""The child process that probes model files: `python -m gradlint.probe.process.worker`. One JSON request a line, JSON answers back.
+"""The child process that probes model files: `python -m gradlint.probe.process.worker`.
+
+It reads one JSON request a line, and answers in JSON.
 
 A model file may be anything. What evaluating it costs is bounded here by the operating system; nothing that the parent holds,
 secrets in its environment included, is within reach.

@@ -29,10 +29,10 @@ class OverTime:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, structure: Structure, sites: Sites, fed: Fed, seed: int) -> OverTime:
+    def of(cls, structure: Structure, points: Sites, fed: Fed, seed: int) -> OverTime:
         """Measure after the forward pass; what fails is said in the notes."""
         try:
-            found = tuple(lines(structure, sites, fed, seed))
+            found = tuple(lines(structure, points, fed, seed))
             return cls(found, cell_exponents(structure.graph, found, fed))
         except (
             GradlintError,

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from gradlint.graph import Node
-from gradlint.probe.vjp_points import Site
+from gradlint.probe.vjp_points import VjpPoint
 
 _ROLES = ("weight", "recurrent", "bias", "recurrent_bias", "projection")  # as torch orders them
 
 
-def layers_apart(node: Node, held: Sequence[Tensor | None]) -> Iterator[tuple[Site, Site]]:
+def layers_apart(node: Node, held: Sequence[Tensor | None]) -> Iterator[tuple[VjpPoint, VjpPoint]]:
     """Input and last states (directions, samples, units) of every layer, on what the node read; dropout is left out.
 
     Nothing for an operator of one layer or one direction, in which every path keeps its direction.
@@ -32,7 +32,7 @@ def layers_apart(node: Node, held: Sequence[Tensor | None]) -> Iterator[tuple[Si
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             output, final = _layer(node, index, x, [state[2 * index : 2 * index + 2] for state in starts])
-        yield Site.of(x), Site.of(final)
+        yield VjpPoint.of(x), VjpPoint.of(final)
         x = output
 
 

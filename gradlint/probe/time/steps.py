@@ -21,11 +21,11 @@ from gradlint.graph import Node, Ref
 from gradlint.ops import Kind
 from gradlint.probe.time.stacks import layers_apart
 from gradlint.probe.time.unrolled import Unrolled, unrolled
-from gradlint.probe.vjp_points import Site, pull
+from gradlint.probe.vjp_points import VjpPoint, pull
 from gradlint.signal_path import kind_of
 from gradlint.structure import Structure
 
-Sites = Mapping[Ref, Site]
+Sites = Mapping[Ref, VjpPoint]
 Fed = Mapping[str, Sequence[Tensor | None]]
 Array = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ class Line:
     nodes: tuple[str, ...] = ()
 
 
-def lines(structure: Structure, sites: Sites, fed: Fed, seed: int) -> list[Line]:
+def lines(structure: Structure, points: Sites, fed: Fed, seed: int) -> list[Line]:
     """One line for each direction of each recurrence on the signal; `fed` is what recurrent nodes read.
 
     Raises ForwardError when a backward pass does.
@@ -63,13 +63,13 @@ def lines(structure: Structure, sites: Sites, fed: Fed, seed: int) -> list[Line]
     for node_id in structure.signal:
         node = structure.graph[node_id]
         if node.op in _FUSED:
-            found.extend(_stacked(node, fed.get(node_id, ()), generator) or _fused(node, sites, generator))
+            found.extend(_stacked(node, fed.get(node_id, ()), generator) or _fused(node, points, generator))
         elif kind_of(node) is Kind.CONTROL or (kind_of(node) is Kind.UNKNOWN and opaque < _OPAQUE):
             opaque += 1
-            found.extend(_control(node, sites, generator) if kind_of(node) is Kind.CONTROL else _hidden(node, sites, generator))
-    found.extend(_spelled(structure, sites, generator))
+            found.extend(_control(node, points, generator) if kind_of(node) is Kind.CONTROL else _hidden(node, points, generator))
+    found.extend(_spelled(structure, points, generator))
     if not found:
-        found.extend(_mixed(structure, sites, generator))
+        found.extend(_mixed(structure, points, generator))
     return [line for line in found if len(line.squares) >= _FEWEST]
 
 
@@ -107,12 +107,12 @@ def _stacked(node: Node, held: Sequence[Tensor | None], generator: torch.Generat
     return [line for _, line in best.values()]
 
 
-def _fused(node: Node, sites: Sites, generator: torch.Generator) -> Iterator[Line]:
+def _fused(node: Node, points: Sites, generator: torch.Generator) -> Iterator[Line]:
     """RNN, LSTM and GRU: a cotangent on the final state of the top layer, gradients at the input sequence.
 
     Samples do not meet in them, so that the two directions take every other sample and share one pass.
     """
-    sequence, ends = _site(sites, node.inputs[0]), _ends(node, sites)
+    sequence, ends = _point(points, node.inputs[0]), _ends(node, points)
     if sequence is None or ends is None:
         return
     state, sample_axis, places = ends
@@ -134,13 +134,13 @@ def _fused(node: Node, sites: Sites, generator: torch.Generator) -> Iterator[Lin
             yield Line(node.id, tuple(squares.tolist()), int(node.attrs.get("time_axis", 0)), names[one])
 
 
-def _ends(node: Node, sites: Sites) -> tuple[Site, int, list[tuple[int, ...]]] | None:
+def _ends(node: Node, points: Sites) -> tuple[VjpPoint, int, list[tuple[int, ...]]] | None:
     """The tensor that holds the last states, its axis of samples, and the place of each direction of the top layer beside it."""
     attrs = node.attrs
     onnx = "gate_order" in attrs
     directions = int(attrs.get("num_directions", 1)) if onnx else 1 + bool(attrs.get("bidirectional"))
     batch_first = onnx and bool(attrs.get("batch_first"))
-    final, outputs = _site(sites, Ref(node.id, 1)), _site(sites, Ref(node.id))
+    final, outputs = _point(points, Ref(node.id, 1)), _point(points, Ref(node.id))
     if final is not None and len(final.shape) == 3:
         top = 0 if batch_first else final.shape[0] - directions
         return final, 0 if batch_first else 1, [(top + place,) for place in range(directions)]
@@ -169,19 +169,19 @@ def _by_distance(node: Node, gradient: Tensor, group: Sequence[int], *, turned: 
     return (totals[known] / counts[known] * len(group))[::-1]
 
 
-def _control(node: Node, sites: Sites, generator: torch.Generator) -> Iterator[Line]:
+def _control(node: Node, points: Sites, generator: torch.Generator) -> Iterator[Line]:
     """Scan and Loop: a cotangent on the first state that they hand on, or on the last results that a Loop collects."""
     scanned = int(node.attrs.get("num_scan_inputs", 0))
     if not scanned:
-        found = list(_hidden(node, sites, generator, rows=True))
-        yield from found or _by_trend(node, sites, generator)
+        found = list(_hidden(node, points, generator, rows=True))
+        yield from found or _by_trend(node, points, generator)
         return
     states = len(node.inputs) - scanned
-    end = next((site for port in range(states) if (site := _site(sites, Ref(node.id, port)))), None)
+    end = next((point for port in range(states) if (point := _point(points, Ref(node.id, port)))), None)
     axes = node.attrs.get("scan_input_axes") or (0,) * scanned
     turned = node.attrs.get("scan_input_directions") or (0,) * scanned
     for ref, axis, back in zip(node.inputs[states:], axes, turned, strict=False):
-        sequence = _site(sites, ref)
+        sequence = _point(points, ref)
         gradient, total = (None, 1.0) if end is None or sequence is None else _pulled(end, sequence, generator)
         if gradient is not None:
             squares = _squares(gradient, axis) / total
@@ -190,19 +190,19 @@ def _control(node: Node, sites: Sites, generator: torch.Generator) -> Iterator[L
             return
 
 
-def _pulled(end: Site, start: Site, generator: torch.Generator) -> tuple[Tensor | None, float]:
+def _pulled(end: VjpPoint, start: VjpPoint, generator: torch.Generator) -> tuple[Tensor | None, float]:
     """The gradient at one place for a random cotangent on another, and that one's square."""
     cotangent = end.normal(generator)
     (gradient,) = pull([(end, cotangent)], [start])
     return gradient, _total(cotangent)
 
 
-def _by_trend(node: Node, sites: Sites, generator: torch.Generator) -> Iterator[Line]:
+def _by_trend(node: Node, points: Sites, generator: torch.Generator) -> Iterator[Line]:
     """A Loop that hands on a state alone: time is the axis along which the gradient has the clearest trend."""
-    end = next((site for port in range(8) if (site := _site(sites, Ref(node.id, port)))), None)
+    end = next((point for port in range(8) if (point := _point(points, Ref(node.id, port)))), None)
     best: tuple[float, Line] | None = None
     for ref in node.inputs:
-        start = _site(sites, ref)
+        start = _point(points, ref)
         if end is None or start is None or start == end or len(start.shape) < 2:
             continue
         gradient, total = _pulled(end, start, generator)
@@ -227,14 +227,14 @@ def _clearness(levels: Array) -> float:
     return abs(correlation) * math.sqrt((len(levels) - 2) / max(1.0 - correlation**2, 1e-12))
 
 
-def _hidden(node: Node, sites: Sites, generator: torch.Generator, *, rows: bool = False) -> Iterator[Line]:
+def _hidden(node: Node, points: Sites, generator: torch.Generator, *, rows: bool = False) -> Iterator[Line]:
     """An operator that nothing is known of: its time axis is the one along which its gradient is causal.
 
     With `rows`, steps lie along axis 0 of an output and along any axis of an input, as in a Loop that collects its results.
     """
-    outputs = [site for port in range(8) if (site := _site(sites, Ref(node.id, port))) is not None and len(site.shape) > 1]
-    inputs = [site for ref in node.inputs if (site := _site(sites, ref)) is not None and len(site.shape) > 1]
-    for end in sorted(outputs, key=lambda site: -len(site.shape))[:1]:
+    outputs = [point for port in range(8) if (point := _point(points, Ref(node.id, port))) is not None and len(point.shape) > 1]
+    inputs = [point for ref in node.inputs if (point := _point(points, ref)) is not None and len(point.shape) > 1]
+    for end in sorted(outputs, key=lambda point: -len(point.shape))[:1]:
         for axis in [0] if rows else range(max(len(end.shape) - 1, 1)):
             for sequence in inputs:
                 for own in range(len(sequence.shape)) if rows else [axis]:
@@ -244,7 +244,7 @@ def _hidden(node: Node, sites: Sites, generator: torch.Generator, *, rows: bool 
                         return
 
 
-def _mixed(structure: Structure, sites: Sites, generator: torch.Generator) -> Iterator[Line]:
+def _mixed(structure: Structure, points: Sites, generator: torch.Generator) -> Iterator[Line]:
     """Recurrences spread over operators that see the whole sequence: linear attention, a scan by cumulative sums.
 
     Asked between two nodes that every path passes; a softmax between them says that it is attention.
@@ -259,7 +259,7 @@ def _mixed(structure: Structure, sites: Sites, generator: torch.Generator) -> It
         mixing = next((node for node in nodes if _mixes(node)), None)
         if mixing is None or not 0 < index < len(spine) or any(node.op in _ATTENTION for node in nodes) or refused > _REFUSALS:
             continue
-        start, end = _site(sites, Ref(spine[index - 1])), _site(sites, Ref(spine[index]))
+        start, end = _point(points, Ref(spine[index - 1])), _point(points, Ref(spine[index]))
         if start is None or end is None or min(len(start.shape), len(end.shape)) < 3:
             continue
         found = (_causal(mixing.id, end, start, (axis, axis), generator) for axis in (1, 0))
@@ -274,7 +274,7 @@ def _mixes(node: Node) -> bool:
     return (node.op == "matmul" and not node.weights) or node.op == "fft" or node.attrs.get("name") in _SCANNING
 
 
-def _causal(node: str, end: Site, start: Site, axes: tuple[int, int], generator: torch.Generator) -> Line | None:
+def _causal(node: str, end: VjpPoint, start: VjpPoint, axes: tuple[int, int], generator: torch.Generator) -> Line | None:
     """The line along an axis on which nothing passes back from what lies behind a step; None where something does.
 
     The cotangent is put near one end, where what lies beyond must get no gradient at all.
@@ -305,7 +305,7 @@ def _causal(node: str, end: Site, start: Site, axes: tuple[int, int], generator:
 # loops that are spelled out ------------------------------------------------------------------------------------------------
 
 
-def _spelled(structure: Structure, sites: Sites, generator: torch.Generator) -> Iterator[Line]:
+def _spelled(structure: Structure, points: Sites, generator: torch.Generator) -> Iterator[Line]:
     """Loops over time: a cotangent on the last state, gradients at the sequence. A loop over depth is no time.
 
     Where no weight layer multiplies the state, the gradients are those at the state: the sequences that feed it may as well be
@@ -313,18 +313,18 @@ def _spelled(structure: Structure, sites: Sites, generator: torch.Generator) -> 
     """
     asked: dict[tuple[str, str | None, int | None], tuple[float, ...]] = {}
     for loop in unrolled(structure):
-        end = _site(sites, Ref(loop.end))
+        end = _point(points, Ref(loop.end))
         if loop.axis is None or loop.source is None or end is None:
             continue
         key = (loop.end, loop.source, loop.axis)
         if key not in asked:
-            asked[key] = _at_states(loop, end, sites, generator) if loop.weightless else _at_source(loop, end, sites, generator)
+            asked[key] = _at_states(loop, end, points, generator) if loop.weightless else _at_source(loop, end, points, generator)
         yield Line(loop.nodes[0], asked[key], loop.axis, "reverse" if loop.backwards else "forward", loop.nodes)
 
 
-def _at_source(loop: Unrolled, end: Site, sites: Sites, generator: torch.Generator) -> tuple[float, ...]:
+def _at_source(loop: Unrolled, end: VjpPoint, points: Sites, generator: torch.Generator) -> tuple[float, ...]:
     """Squares at the pieces of the sequence; what comes after the last state that was found has none."""
-    source = _site(sites, Ref(loop.source or ""))
+    source = _point(points, Ref(loop.source or ""))
     gradient, total = (None, 1.0) if source is None else _pulled(end, source, generator)
     if gradient is None or loop.axis is None:
         return ()
@@ -338,8 +338,8 @@ def _at_source(loop: Unrolled, end: Site, sites: Sites, generator: torch.Generat
     return tuple(squares[: reached[-1] + 1].tolist()) if len(reached) else ()
 
 
-def _at_states(loop: Unrolled, end: Site, sites: Sites, generator: torch.Generator) -> tuple[float, ...]:
-    places = [site for node in loop.nodes if (site := _site(sites, Ref(node))) is not None]
+def _at_states(loop: Unrolled, end: VjpPoint, points: Sites, generator: torch.Generator) -> tuple[float, ...]:
+    places = [point for node in loop.nodes if (point := _point(points, Ref(node))) is not None]
     cotangent = end.normal(generator)
     return tuple(
         0.0 if gradient is None else float(_squares(gradient).sum()) / _total(cotangent)
@@ -347,5 +347,5 @@ def _at_states(loop: Unrolled, end: Site, sites: Sites, generator: torch.Generat
     )
 
 
-def _site(sites: Sites, ref: Ref | None) -> Site | None:
-    return None if ref is None else sites.get(ref)
+def _point(points: Sites, ref: Ref | None) -> VjpPoint | None:
+    return None if ref is None else points.get(ref)

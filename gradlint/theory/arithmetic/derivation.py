@@ -28,7 +28,7 @@ class Back:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class Derivation:
     """The second moment of a signal and the squared gradient factors, as equations; None where there is no formula."""
 
     forward: Equation | None
@@ -36,15 +36,15 @@ class Account:
     source: str = ""
 
 
-def account(structure: Structure, prediction: Prediction, node_id: str) -> Account:
+def derive(structure: Structure, prediction: Prediction, node_id: str) -> Derivation:
     """What theory says of a node, as arithmetic whose results are those of the prediction."""
     node, behind = structure.graph[node_id], prediction.signals.get(node_id)
     if behind is None:
-        return Account(None)
+        return Derivation(None)
     operands = tuple(prediction.signals.get(ref.node) if ref is not None else None for ref in node.inputs)
     case = Case(Call(node, operands, behind.sizes, structure.graph.mode == "train"), behind, prediction.cotangents.get(node_id))
     if node.op == "input":
-        return Account(Equation("q' = 1, as inputs are standardised", ((number(1.0),),)).equal_to(behind.log_q))
+        return Derivation(Equation("q' = 1, as inputs are standardised", ((number(1.0),),)).equal_to(behind.log_q))
     found = _formulas(case)
     back: dict[str, Back] = {}
     equations = found.backward if len(found.backward) > 1 else found.backward * len(case.call.signals)
@@ -52,7 +52,7 @@ def account(structure: Structure, prediction: Prediction, node_id: str) -> Accou
         operand = case.call.ref(slot).node
         if operand not in back and node_id in structure.signal_set and operand in structure.signal_set:
             back[operand] = _back(structure, prediction, (node_id, operand), equation, random=found.random)
-    return Account(found.forward.equal_to(behind.log_q), tuple(back.values()), found.source)
+    return Derivation(found.forward.equal_to(behind.log_q), tuple(back.values()), found.source)
 
 
 def _back(structure: Structure, prediction: Prediction, ends: tuple[str, str], equation: Equation, *, random: bool) -> Back:

@@ -110,7 +110,7 @@ def _typical(case: Case, terms: Sequence[Term]) -> float:
     whole, *others = (sum(item.power for item in term) for term in terms)
     if case.behind.means is not None or not math.isfinite(whole):
         return 0.0
-    taken = fluctuation.shift(fluctuation.of_square(case.first.law_at(""), case.first.sizes))
+    taken = fluctuation.shift(fluctuation.of_square(case.first.distribution_at(""), case.first.sizes))
     return log_sum([whole + taken, *others]) - log_sum([whole, *others])
 
 
@@ -171,14 +171,16 @@ def function(case: Case) -> Formulas | None:
     function, signal = function_of(case.node), case.first
     if function is None:
         return None
-    moved = apply(function, signal.law_at(case.call.ref(case.call.signals[0][0]).node))
+    moved = apply(function, signal.distribution_at(case.call.ref(case.call.signals[0][0]).node))
     slope = log10(expect(moved.slope * moved.slope)) + moved.fade if np.isfinite(moved.slope).all() else math.nan
-    if not (moved.law.finite and math.isfinite(slope)):
+    if not (moved.distribution.finite and math.isfinite(slope)):
         return None
-    kind = "Gaussian" if signal.law is None else "a function of a Gaussian"
+    kind = "Gaussian" if signal.distribution is None else "a function of a Gaussian"
     name = case.node.op
     forward = Equation(
-        f"q' = E {name}(z)^2, z {kind} with E z^2 = q, E z = m", ((Number(2.0 * moved.law.level),),), "units of unlike size"
+        f"q' = E {name}(z)^2, z {kind} with E z^2 = q, E z = m",
+        ((Number(2.0 * moved.distribution.level),),),
+        "units of unlike size",
     )
     backward = Equation(f"E {name}'(z)^2", ((Number(slope),),), _KNOWS)
     return Formulas(forward, (backward,), _MEAN_FIELD, random=True)

@@ -1,7 +1,7 @@
 """Pointwise functions of a Gaussian tensor: their moments, slopes, and what two correlated elements have in common.
 
-A law holds the values of a tensor on a grid over the standard normal variable that its base follows. Any chain or join of
-pointwise operators over one base is exact on that grid, whatever names it goes by: x sigmoid(x) is SiLU.
+A distribution holds the values of a tensor on a grid over the standard normal variable that its base follows. Any chain or
+join of pointwise operators over one base is exact on that grid, whatever names it goes by: x sigmoid(x) is SiLU.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _on_sphere(values: Array, dimensions: int) -> float:
 
 
 @dataclass(frozen=True)
-class Law:
+class Distribution:
     """A tensor as a function of a Gaussian one: `values` on the grid, in units of 10^shift.
 
     `base` names the Gaussian tensor, `alike` is the correlation of two of its elements that differ along each axis. Of a tensor
@@ -229,15 +229,15 @@ def gaussian(
     chance: Chance = NO_CHANCE,
     near: float = 0.0,
     settled: float = 0.0,
-) -> Law:
-    """The law of a Gaussian tensor itself: rms 10^level, mean in units of the rms, shares per axis; the rest as in `Law`."""
+) -> Distribution:
+    """The distribution of a Gaussian tensor: rms 10^level, mean in units of the rms, shares per axis; the rest as the class."""
     mean = min(max(mean, -1.0), 1.0)
     held = min(max(level, _LOWEST), _HIGHEST) if math.isfinite(level) else _LOWEST
     private = max(1.0 - mean * mean, 0.0)
     values = (mean + math.sqrt(private) * _grid()[0]) * 10.0**held
     alike = tuple(min(max((share - mean * mean) / private, -1.0), 1.0) if private > 1e-12 else 1.0 for share in shared)
     shift = level - held if math.isfinite(level) else 0.0
-    return Law(base, values, alike, shift, chance=chance, near=near, settled=settled)
+    return Distribution(base, values, alike, shift, chance=chance, near=near, settled=settled)
 
 
 @lru_cache(maxsize=256)
@@ -255,49 +255,52 @@ def _coordinate(dimensions: int) -> Array:
     return np.asarray(values / math.sqrt(expect(values * values)))
 
 
-def spherical(base: str, level: float, shared: Sequence[float], dimensions: float) -> Law:
-    """The law of a tensor whose squares a norm over few values has just set: of mean 0, with lighter tails than the normal."""
-    law = gaussian(base, level, 0.0, shared)
+def spherical(base: str, level: float, shared: Sequence[float], dimensions: float) -> Distribution:
+    """The distribution of a tensor whose squares a norm over few values has set: mean 0, tails lighter than the normal's."""
+    distribution = gaussian(base, level, 0.0, shared)
     whole = round(dimensions)
     if not 3 <= whole < _MANY:
-        return law
-    return replace(law, values=_coordinate(whole) * 10.0 ** (level - law.shift), sphere=whole)
+        return distribution
+    return replace(distribution, values=_coordinate(whole) * 10.0 ** (level - distribution.shift), sphere=whole)
 
 
-def positive(law: Law) -> Law:
-    """The log-normal law of the same two moments: what a mean of squares looks like, which no Gaussian tail takes below zero."""
-    mean, second = expect(law.values), expect(law.values * law.values)
+def positive(distribution: Distribution) -> Distribution:
+    """The log-normal distribution of the same two moments: of a mean of squares, which no Gaussian tail takes below zero."""
+    mean, second = expect(distribution.values), expect(distribution.values * distribution.values)
     spread = math.sqrt(math.log(max(second / (mean * mean), 1.0)))
-    return replace(law, values=mean * np.exp(spread * _grid()[0] - 0.5 * spread * spread))
+    return replace(distribution, values=mean * np.exp(spread * _grid()[0] - 0.5 * spread * spread))
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A law behind a function: `slope` is the derivative on the grid, `fade` what to add to log10 of its square."""
+    """A distribution behind a function: `slope` is the derivative on the grid, `fade` what to add to log10 of its square."""
 
-    law: Law
+    distribution: Distribution
     slope: Array
     fade: float = 0.0
 
 
-def apply(function: Function, law: Law) -> Mapped:
-    """A pointwise function of a law.
+def apply(function: Function, distribution: Distribution) -> Mapped:
+    """A pointwise function of a distribution.
 
     Outside the range that the grid resolves, value and slope follow the power of the signal that they have at its edge: 1 and 0
     for a rectifier, 0 and -1/2 for a bounded function.
     """
     with np.errstate(all="ignore"):
-        values = np.asarray(function(law.values), dtype=np.float64)
-        slope = np.asarray(derivative(function)(law.values), dtype=np.float64)
-        if law.shift == 0.0:
-            return Mapped(held(replace(law, values=values)), *_held_slope(slope, 0.0))
-        inside = law.values * (0.1 if law.shift > 0.0 else 10.0)
-        step = -1.0 if law.shift > 0.0 else 1.0
+        values = np.asarray(function(distribution.values), dtype=np.float64)
+        slope = np.asarray(derivative(function)(distribution.values), dtype=np.float64)
+        if distribution.shift == 0.0:
+            return Mapped(held(replace(distribution, values=values)), *_held_slope(slope, 0.0))
+        inside = distribution.values * (0.1 if distribution.shift > 0.0 else 10.0)
+        step = -1.0 if distribution.shift > 0.0 else 1.0
         degree = _limit((_half(function(inside)) - _half(values)) / step)
         bend = _limit(2.0 * (_half(derivative(function)(inside)) - _half(slope)) / step)
     if not (math.isfinite(degree) and math.isfinite(bend)):
         degree, bend = 1.0, 0.0
-    return Mapped(held(replace(law, values=values, shift=degree * law.shift)), *_held_slope(slope, bend * law.shift))
+    return Mapped(
+        held(replace(distribution, values=values, shift=degree * distribution.shift)),
+        *_held_slope(slope, bend * distribution.shift),
+    )
 
 
 def _limit(degree: float) -> float:
@@ -313,14 +316,14 @@ def _held_slope(slope: Array, fade: float) -> tuple[Array, float]:
     return slope / largest, fade + 2.0 * math.log10(largest)
 
 
-def held(law: Law) -> Law:
-    """The same law in units in which the squares of its values stay in the range of floats."""
-    largest = float(np.abs(law.values).max())
+def held(distribution: Distribution) -> Distribution:
+    """The same distribution in units in which the squares of its values stay in the range of floats."""
+    largest = float(np.abs(distribution.values).max())
     if not math.isfinite(largest) or _TINY < largest < 1.0 / _TINY or largest == 0.0:
-        return law
+        return distribution
     moved = math.log10(largest) - (_HIGHEST if largest > 1.0 else _LOWEST)
     whole = 0.5 * moved  # in two factors: one alone may not be a float
-    return replace(law, values=law.values * 10.0**-whole * 10.0**-whole, shift=law.shift + moved)
+    return replace(distribution, values=distribution.values * 10.0**-whole * 10.0**-whole, shift=distribution.shift + moved)
 
 
 def _half(values: Array) -> float:
@@ -328,7 +331,7 @@ def _half(values: Array) -> float:
     return 0.5 * math.log10(second) if 0.0 < second < math.inf else math.nan
 
 
-def largest_of(law: Law, draws: float, alike: float) -> tuple[Law, Array]:
+def largest_of(distribution: Distribution, draws: float, alike: float) -> tuple[Distribution, Array]:
     """The largest of `draws` elements with correlation `alike`, and the density of the winners' slopes.
 
     The second result is sqrt(w'/w): an element drawn from it is the winner among its competitors. Holds for functions that do
@@ -339,7 +342,7 @@ def largest_of(law: Law, draws: float, alike: float) -> tuple[Law, Array]:
     below = np.cumsum(weights)
     won = np.diff(np.concatenate([[0.0], np.minimum(below, 1.0) ** count]))
     density = np.sqrt(np.maximum(won, 0.0) / weights)
-    mean, second = float(won @ law.values), float(won @ (law.values * law.values))
+    mean, second = float(won @ distribution.values), float(won @ (distribution.values * distribution.values))
     spread = math.sqrt(max(second - mean * mean, 0.0))
     z, _ = _grid()
-    return replace(law, base=f"{law.base}|max", values=mean + spread * z, sphere=0), density
+    return replace(distribution, base=f"{distribution.base}|max", values=mean + spread * z, sphere=0), density

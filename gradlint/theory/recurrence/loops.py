@@ -31,7 +31,7 @@ _HORIZON = 3.0  # decades
 _STILL = 1e-4  # decades per step: slower is no growth that a simulation can tell from none
 
 
-class Pace(NamedTuple):
+class TimeGrowthRate(NamedTuple):
     """What a recurrence does to the gradient of its last step on the way to the first.
 
     `slope` is in decades per step, negative where it fades, `horizon` the steps that take three decades, `steps` those there are.
@@ -43,7 +43,7 @@ class Pace(NamedTuple):
     measured: bool
 
     @classmethod
-    def predicted(cls, slope: float, steps: int) -> Pace:
+    def predicted(cls, slope: float, steps: int) -> TimeGrowthRate:
         """What theory says of a slope."""
         return cls(slope, _HORIZON / abs(slope) if abs(slope) > _STILL else math.inf, steps, measured=False)
 
@@ -106,7 +106,7 @@ class Loop:
     def horizon(self, level: float = 0.0) -> float | None:
         """Steps until the gradient has gained or lost three decades; infinite where it keeps its size."""
         found = self.exponent(self.steps or STEPS, level)
-        return None if found is None else Pace.predicted(found, self.steps or STEPS).horizon
+        return None if found is None else TimeGrowthRate.predicted(found, self.steps or STEPS).horizon
 
     @cached_property
     def forget_bias(self) -> float | None:

@@ -91,7 +91,7 @@ def _behind(moved: Moved, found: _Channels) -> Signal:
         shared=shared,
         profile=profile,
         channels=axis,
-        law=None,
+        distribution=None,
         fixed=NOTHING,
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gradlint.theory.gaussian.pointwise_of_gaussian import expect, spectrum
 
 if TYPE_CHECKING:
-    from gradlint.theory.gaussian.pointwise_of_gaussian import Array, Law
+    from gradlint.theory.gaussian.pointwise_of_gaussian import Array, Distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,20 @@ def _of_mean(shares: Array | None, kept: Array, settled: float = 0.0) -> float:
     return float(shares[1:] @ kept[1:] - settled * shares[2] * kept[2]) / float(shares[0])
 
 
-def of_square(law: Law, sizes: Sequence[int]) -> float:
+def of_square(distribution: Distribution, sizes: Sequence[int]) -> float:
     """Relative variance of the mean square of a tensor."""
-    if not 0.0 < law.second < math.inf or 0 in sizes:
+    if not 0.0 < distribution.second < math.inf or 0 in sizes:
         return 0.0
-    return _of_mean(spectrum(law.values * law.values / law.second), law.kept(sizes, range(len(sizes))), law.settled)
+    return _of_mean(
+        spectrum(distribution.values * distribution.values / distribution.second),
+        distribution.kept(sizes, range(len(sizes))),
+        distribution.settled,
+    )
 
 
-def behind_slope(before: Overlap | None, slope: Array, law: Law, layout: tuple[int, Sequence[int]]) -> tuple[float, Overlap]:
+def behind_slope(
+    before: Overlap | None, slope: Array, distribution: Distribution, layout: tuple[int, Sequence[int]]
+) -> tuple[float, Overlap]:
     """Relative variance that a slope adds to the square of a cotangent, and the overlap behind it.
 
     With r directions and K = E slope^4 / (E slope^2)^2 it is (K - 1) (1 + 2/r) / n; places whose slopes have less in common share
@@ -89,7 +95,7 @@ def behind_slope(before: Overlap | None, slope: Array, law: Law, layout: tuple[i
         return 0.0, before
     slope = slope / math.sqrt(second)
     squares = slope * slope
-    own, shares, kept = expect(squares * squares) - 1.0, spectrum(squares), law.kept(sizes, sites)
+    own, shares, kept = expect(squares * squares) - 1.0, spectrum(squares), distribution.kept(sizes, sites)
     apart, linear = _between(own, _of_mean(shares, kept), places), spectrum(slope)
     same = _between(1.0, float(linear @ kept), places) ** 2 if places > 1 and linear is not None else 1.0
     between = before.between(places)
@@ -97,7 +103,7 @@ def behind_slope(before: Overlap | None, slope: Array, law: Law, layout: tuple[i
     alone = _bent(before.own, 1.0, own, count)
     crossed = _bent(between, same, apart, count)
     mean = (alone + (places - 1.0) * crossed) / places
-    return _of_mean(shares, law.kept(sizes, range(len(sizes))), law.settled) + few, Overlap(alone, mean)
+    return _of_mean(shares, distribution.kept(sizes, range(len(sizes))), distribution.settled) + few, Overlap(alone, mean)
 
 
 def _between(own: float, mean: float, places: int) -> float:

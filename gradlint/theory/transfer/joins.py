@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.gaussian.dispersion import in_sum
-from gradlint.theory.gaussian.pointwise_of_gaussian import Law, expect
+from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, expect
 from gradlint.theory.transfer.profiles import FLAT, along, mixed, replaced, values_along, without
 from gradlint.theory.transfer.rule import (
     Call,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
 
 
-_SAME = 1e-3  # mean square of what two laws of unit level differ by, where they count as one
-_EVEN = 0.05  # decades between the levels of such parts: the profile knows them, the law does not
+_SAME = 1e-3  # mean square of what two distributions of unit level differ by, where they count as one
+_EVEN = 0.05  # decades between the levels of such parts: the profile knows them, the distribution does not
 _NOISE = 4e-3  # decades^2 that each concatenation adds: its parts differ in more than their size
 
 
@@ -57,10 +57,10 @@ def concat(call: Call) -> Moved | None:
         behind = replace(behind, profile={**behind.profile, **_lengthwise(parts, lengths, axis)})
         behind = replace(behind, inside=_inside([signal for _, signal in found], behind, axis))
     if len(pieces) == len(found):
-        behind = replace(behind, law=_one_law(call, behind, [signal for _, signal in found], axis))
+        behind = replace(behind, distribution=_one_distribution(call, behind, [signal for _, signal in found], axis))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
-        for pull in pulls if behind.law is not None else [Pull(joined(pulls, behind))]:
+        for pull in pulls if behind.distribution is not None else [Pull(joined(pulls, behind))]:
             cotangent, start = pull.cotangent, 0
             values = values_along(cotangent.profile, axis, whole)
             for slot, _, length in pieces:
@@ -89,24 +89,24 @@ def _inside(parts: Sequence[Signal], behind: Signal, axis: int) -> Array | None:
     return values / mean if 0.0 < mean < math.inf else None
 
 
-def _one_law(call: Call, behind: Signal, parts: Sequence[Signal], axis: int) -> Law | None:
-    """The law of parts that all have the same one: rectified units stay rectified, whichever branch they come from."""
-    laws = [part.law for part in parts]
-    first = laws[0]
+def _one_distribution(call: Call, behind: Signal, parts: Sequence[Signal], axis: int) -> Distribution | None:
+    """The distribution of parts that all have the same one: rectified units stay rectified, whichever branch they come from."""
+    distributions = [part.distribution for part in parts]
+    first = distributions[0]
     if first is None or not all(math.isfinite(part.level) for part in (behind, *parts)):
         return None
     shape = first.values * 10.0 ** (first.shift - parts[0].level)
-    for law, part in zip(laws, parts, strict=True):
-        if law is None or abs(part.level - behind.level) > _EVEN:
+    for distribution, part in zip(distributions, parts, strict=True):
+        if distribution is None or abs(part.level - behind.level) > _EVEN:
             return None
-        if expect((law.values * 10.0 ** (law.shift - part.level) - shape) ** 2) > _SAME:
+        if expect((distribution.values * 10.0 ** (distribution.shift - part.level) - shape) ** 2) > _SAME:
             return None
     shares = [part.sizes[axis] / call.sizes[axis] for part in parts]
     alike = [
         sum(
-            share * law.alike[a] * (share if a == axis else 1.0)
-            for share, law in zip(shares, laws, strict=True)
-            if law is not None
+            share * distribution.alike[a] * (share if a == axis else 1.0)
+            for share, distribution in zip(shares, distributions, strict=True)
+            if distribution is not None
         )
         for a in range(len(call.sizes))
     ]

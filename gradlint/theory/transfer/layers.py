@@ -218,7 +218,7 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     gain, profile, kept = _spread(signal.profile, layer)
     shared = tuple(0.0 if index == axis else share * kept.get(index, 1.0) for index, share in enumerate(signal.shared))
     chance = _chance(signal, layer)
-    spread = fluctuation.of_square(signal.law_at(""), signal.sizes)
+    spread = fluctuation.of_square(signal.distribution_at(""), signal.sizes)
     level = signal.log_q + log10(gain) + fluctuation.shift(spread)
     inside = layer.rows if axis == 1 and not layer.depthwise else None
     variance, near = signal.variance + fluctuation.decades(spread), _near(signal, layer)
@@ -301,9 +301,9 @@ def _chance(signal: Signal, layer: _Layer) -> Chance:
     kept = 1.0 if alone == 1.0 else 0.5 + 0.5 * alone
     anew = alone / channels
     if layer.is_orthogonal:
-        law = signal.law_at("")  # such layers keep what was linear as it was
-        before = law.chance.square
-        anew *= max(1.0 - law.chance_left.square / before, 0.0) if before > 0.0 else 1.0
+        distribution = signal.distribution_at("")  # such layers keep what was linear as it was
+        before = distribution.chance.square
+        anew *= max(1.0 - distribution.chance_left.square / before, 0.0) if before > 0.0 else 1.0
     return signal.chance.scaled(math.sqrt(kept)).plus(Chance(anew, anew * anew))
 
 

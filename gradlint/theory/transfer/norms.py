@@ -119,8 +119,8 @@ def _normalised(call: Call, slot: int, signal: Signal, over: Over) -> Moved:
         chance = chance.evened(inverse) if few else chance.scaled(found.degrees / (found.degrees + 2.0))
     behind = replace(behind, chance=chance)
     if over.centred and behind.mean == 0.0 and behind.level == level:
-        law = spherical(call.node.id, level, behind.shared, found.degrees)
-        behind = replace(behind, law=replace(law, chance=behind.chance, near=behind.near))
+        distribution = spherical(call.node.id, level, behind.shared, found.degrees)
+        behind = replace(behind, distribution=replace(distribution, chance=behind.chance, near=behind.near))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlint.ops.activations import activation
 from gradlint.theory.gaussian.functions import function_of
-from gradlint.theory.gaussian.pointwise_of_gaussian import Law, Mapped, apply, expect, held, positive
+from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, Mapped, apply, expect, held, positive
 from gradlint.theory.transfer.coherence import Coherence, Summand, at_sum
 from gradlint.theory.transfer.profiles import FLAT, both, mean_product, moved, power, times, without
 from gradlint.theory.transfer.rule import (
@@ -27,7 +27,7 @@ from gradlint.theory.transfer.rule import (
     plain,
     total,
 )
-from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, gathered, joined, of_law, varying
+from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, gathered, joined, of_distribution, varying
 
 if TYPE_CHECKING:
     from gradlint.ops.activations import Function
@@ -42,22 +42,24 @@ _UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as
 
 
 def mapped(call: Call) -> Moved | None:
-    """A function of one tensor, exact on the grid of its law."""
+    """A function of one tensor, exact on the grid of its distribution."""
     found = call.signals
     function = function_of(call.node)
     if function is None or not found:
         return None
     slot, signal = found[0]
-    law = signal.law_at(call.tensor(slot))
-    result = _applied(function, law, steady=signal.mean > _STEADY)
+    distribution = signal.distribution_at(call.tensor(slot))
+    result = _applied(function, distribution, steady=signal.mean > _STEADY)
     if result is None:
         return None
     value, bend = _degrees(function, signal, call) if signal.profile and call.node.op not in _RECTIFIERS else (1.0, 0.0)
-    behind = of_law(result.law, signal, power(signal.profile, value), _degree(result, law))
+    behind = of_distribution(result.distribution, signal, power(signal.profile, value), _degree(result, distribution))
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         for pull in pulls:
-            slope, values = (result.slope, result.law.values) if pull.slope is None else (pull.slope * result.slope, pull.values)
+            slope, values = (
+                (result.slope, result.distribution.values) if pull.slope is None else (pull.slope * result.slope, pull.values)
+            )
             cotangent = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade, spent=NOTHING)
             if signal.profile and bend:
                 cotangent = _bent(cotangent, signal.profile, bend)
@@ -66,29 +68,29 @@ def mapped(call: Call) -> Moved | None:
     return Moved(behind, back)
 
 
-def _applied(function: Function, law: Law, *, steady: bool) -> Mapped | None:
+def _applied(function: Function, distribution: Distribution, *, steady: bool) -> Mapped | None:
     """A function of a signal; of one that stays above zero (`steady`) also where the function is not defined below."""
-    for candidate in (law, positive(law)) if steady else (law,):
+    for candidate in (distribution, positive(distribution)) if steady else (distribution,):
         result = apply(function, candidate)
-        if result.law.finite and np.isfinite(result.slope).all():
+        if result.distribution.finite and np.isfinite(result.slope).all():
             return result
     return None
 
 
-def _degree(result: Mapped, law: Law) -> float:
+def _degree(result: Mapped, distribution: Distribution) -> float:
     """The power of its input that a function follows as a whole: d log rms behind by d log rms before."""
-    second = result.law.second
-    degree = expect(result.law.values * result.slope * law.values) / second if second > 0.0 else 1.0
+    second = result.distribution.second
+    degree = expect(result.distribution.values * result.slope * distribution.values) / second if second > 0.0 else 1.0
     return float(min(max(degree, -3.0), 3.0))
 
 
 def _degrees(function: Function, signal: Signal, call: Call) -> tuple[float, float]:
     """The powers of q that the second moments of a function and of its slope follow near this signal."""
-    law = signal.law_at(call.tensor(call.signals[0][0]))
-    near, far = (apply(function, replace(law, values=law.values * factor)) for factor in (0.8, 1.25))
+    distribution = signal.distribution_at(call.tensor(call.signals[0][0]))
+    near, far = (apply(function, replace(distribution, values=distribution.values * factor)) for factor in (0.8, 1.25))
     step = 2.0 * math.log10(1.25 / 0.8)
     found = [
-        2.0 * (far.law.level - near.law.level) / step,
+        2.0 * (far.distribution.level - near.distribution.level) / step,
         (log10(expect(far.slope * far.slope)) - log10(expect(near.slope * near.slope))) / step,
     ]
     value, bend = (0.0 if not math.isfinite(item) or abs(item) < 1e-3 else min(max(item, -3.0), 3.0) for item in found)
@@ -113,13 +115,13 @@ def add(call: Call) -> Moved | None:
     signs = [1.0, *([-scale if call.node.op == "sub" else scale] * (len(found) - 1))]
     together = _same_base(call, found)
     if together is not None:
-        laws = [law.values * sign for law, sign in zip(together, signs, strict=True)]
-        slopes = [np.full_like(laws[0], sign) for sign in signs]
-        return _combined(call, found, replace(together[0], values=sum(laws[1:], laws[0])), slopes)
+        distributions = [distribution.values * sign for distribution, sign in zip(together, signs, strict=True)]
+        slopes = [np.full_like(distributions[0], sign) for sign in signs]
+        return _combined(call, found, replace(together[0], values=sum(distributions[1:], distributions[0])), slopes)
     parts = [_spread(call, signal, sign) for (_, signal), sign in zip(found, signs, strict=True)]
     widest = max((signal for _, signal in found), key=lambda signal: signal.size)
     behind = total(parts, plain(widest, sizes=call.sizes, shared=parts[0].shared))
-    skewed = any(signal.law is not None and abs(signal.mean) > _SKEWED for _, signal in found)
+    skewed = any(signal.distribution is not None and abs(signal.mean) > _SKEWED for _, signal in found)
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)
@@ -158,7 +160,7 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
     negative = call.node.op == "sub" and slot == 1
     parts: list[Part] = []
     if weight is None or mean_square(weight) == 0.0:  # a mask, or a bias that starts at zero
-        behind = replace(signal, mean=-signal.mean, law=None) if negative else signal
+        behind = replace(signal, mean=-signal.mean, distribution=None) if negative else signal
     else:
         part = _spread(call, signal, -1.0 if negative else 1.0)
         spans = [size > 1 for size in _aligned(weight.shape, len(call.sizes))]
@@ -179,21 +181,21 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
     return Moved(behind, back)
 
 
-def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Law] | None:
-    """The laws of operands that are functions of one Gaussian tensor."""
-    bases = {call.tensor(slot) if signal.law is None else signal.law.base for slot, signal in found}
+def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Distribution] | None:
+    """The distributions of operands that are functions of one Gaussian tensor."""
+    bases = {call.tensor(slot) if signal.distribution is None else signal.distribution.base for slot, signal in found}
     if len(bases) > 1 or any(signal.sizes != found[0][1].sizes for _, signal in found):
         return None
-    laws = [signal.law_at(call.tensor(slot)) for slot, signal in found]
-    return laws if all(law.shift == laws[0].shift for law in laws) else None
+    distributions = [signal.distribution_at(call.tensor(slot)) for slot, signal in found]
+    return distributions if all(distribution.shift == distributions[0].shift for distribution in distributions) else None
 
 
-def _combined(call: Call, found: Sequence[tuple[int, Signal]], made: Law, slopes: Sequence[Array]) -> Moved | None:
+def _combined(call: Call, found: Sequence[tuple[int, Signal]], made: Distribution, slopes: Sequence[Array]) -> Moved | None:
     """A join of functions of one Gaussian tensor: another one."""
     made = held(made)
     if not (made.finite and all(np.isfinite(slope).all() for slope in slopes)):
         return None
-    behind = of_law(made, found[0][1])
+    behind = of_distribution(made, found[0][1])
     if len({call.ref(slot) for slot, _ in found}) < len(found) and len(found) == 2:
         slopes = [slopes[0] + slopes[1]]
         found = found[:1]
@@ -216,7 +218,7 @@ def multiply(call: Call) -> Moved | None:
     together = _same_base(call, found)
     with np.errstate(all="ignore"):
         if together is not None:
-            a, b = (law.values for law in together)
+            a, b = (distribution.values for distribution in together)
             slopes = [1.0 / b, -a / (b * b)] if division else [b, a]
             made = replace(together[0], values=a / b if division else a * b, shift=(0.0 if division else 2.0) * together[0].shift)
             return _combined(call, found, made, slopes)
@@ -233,9 +235,12 @@ def inverted(signal: Signal, node: str) -> Signal | None:
     """The reciprocal of a signal that stays away from zero."""
     if abs(signal.mean) < _STEADY:
         return None
-    law = signal.law_at(node)
-    result = apply(np.reciprocal, law if (law.values > 0.0).all() or (law.values < 0.0).all() else positive(law))
-    return of_law(result.law, signal) if result.law.finite else None
+    distribution = signal.distribution_at(node)
+    result = apply(
+        np.reciprocal,
+        distribution if (distribution.values > 0.0).all() or (distribution.values < 0.0).all() else positive(distribution),
+    )
+    return of_distribution(result.distribution, signal) if result.distribution.finite else None
 
 
 def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, right: Signal, *, division: bool) -> Moved:
@@ -349,11 +354,17 @@ def glu(call: Call) -> Moved | None:
     if not found or function is None:
         return None
     slot, signal = found[0]
-    gate = apply(function, signal.law_at(call.ref(slot).node))
-    open_ = 10.0 ** (2.0 * gate.law.level)
+    gate = apply(function, signal.distribution_at(call.ref(slot).node))
+    open_ = 10.0 ** (2.0 * gate.distribution.level)
     bend = expect(gate.slope * gate.slope) * 10.0 ** min(signal.log_q, 300.0)
-    shared = tuple(a * b for a, b in zip(signal.shared, gate.law.shared, strict=True))
-    behind = plain(signal, level=signal.level + gate.law.level, sizes=call.sizes, shared=shared, mean=signal.mean * gate.law.mean)
+    shared = tuple(a * b for a, b in zip(signal.shared, gate.distribution.shared, strict=True))
+    behind = plain(
+        signal,
+        level=signal.level + gate.distribution.level,
+        sizes=call.sizes,
+        shared=shared,
+        mean=signal.mean * gate.distribution.mean,
+    )
 
     def back(pulls: Sequence[Pull]) -> Pulls:
         cotangent = joined(pulls, behind)

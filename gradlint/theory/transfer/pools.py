@@ -121,11 +121,17 @@ def _spread(alike: float, window: int, size: int) -> float:
 def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> Moved:
     """The winner of a window gets its whole cotangent; a rectifier before it lets nearly all winners through."""
     axes = [axis for axis, size in enumerate(window) if size > 1]
-    law = signal.law_at(call.ref(slot).node)
-    alike = min((law.alike[axis] for axis in axes), default=1.0)
-    largest, density = largest_of(law, math.prod(window), alike)
+    distribution = signal.distribution_at(call.ref(slot).node)
+    alike = min((distribution.alike[axis] for axis in axes), default=1.0)
+    largest, density = largest_of(distribution, math.prod(window), alike)
     behind = replace(
-        signal, level=largest.level, mean=largest.mean, shared=largest.shared, law=largest, sizes=call.sizes, fixed=NOTHING
+        signal,
+        level=largest.level,
+        mean=largest.mean,
+        shared=largest.shared,
+        distribution=largest,
+        sizes=call.sizes,
+        fixed=NOTHING,
     )
     near = _overlap(signal, window, call.sizes)
     behind = replace(behind, profile=_pooled(signal.profile, call.sizes), chance=signal.chance, near=near)
@@ -245,8 +251,8 @@ def matched_after(sizes: Sequence[int], axes: Sequence[int], out: Sequence[int])
 
 def _extreme(call: Call, slot: int, signal: Signal, axes: Sequence[int], kept: Sequence[int | None]) -> Moved:
     count = math.prod(signal.sizes[axis] for axis in axes)
-    law = signal.law_at(call.ref(slot).node)
-    largest, density = largest_of(law, count, min((law.alike[axis] for axis in axes), default=1.0))
+    distribution = signal.distribution_at(call.ref(slot).node)
+    largest, density = largest_of(distribution, count, min((distribution.alike[axis] for axis in axes), default=1.0))
     shared = tuple(1.0 if axis is None else largest.shared[axis] for axis in kept)
     behind = plain(signal, level=largest.level, mean=largest.mean, sizes=call.sizes, shared=shared, channels=None)
 

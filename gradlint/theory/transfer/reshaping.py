@@ -69,14 +69,18 @@ def _by_size(sizes: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...] | N
 
 
 def _permuted(call: Call, slot: int, signal: Signal, axes: Sequence[int]) -> Moved:
-    law = signal.law
-    if law is not None:
-        law = replace(law, base=f"{law.base}|{call.node.id}", alike=tuple(law.alike[axis] for axis in axes))
+    distribution = signal.distribution
+    if distribution is not None:
+        distribution = replace(
+            distribution, base=f"{distribution.base}|{call.node.id}", alike=tuple(distribution.alike[axis] for axis in axes)
+        )
     channels = axes.index(signal.channels) if signal.channels is not None and signal.channels in axes else None
     shared = tuple(signal.shared[axis] for axis in axes)
     profile = moved(signal.profile, axes.index)
     fixed = {tuple(sorted(axes.index(axis) for axis in over)): share for over, share in signal.fixed.items()}
-    behind = replace(signal, sizes=call.sizes, shared=shared, channels=channels, law=law, profile=profile, fixed=fixed)
+    behind = replace(
+        signal, sizes=call.sizes, shared=shared, channels=channels, distribution=distribution, profile=profile, fixed=fixed
+    )
 
     def back(cotangent: Cotangent) -> Cotangent:
         alike = tuple(cotangent.alike[axes.index(axis)] for axis in range(len(axes)))
@@ -94,13 +98,19 @@ def _viewed(call: Call, slot: int, signal: Signal) -> Moved:
     groups = groups_of(signal.sizes, call.sizes)
     shared = regrouped(signal.sizes, signal.shared, groups, backwards=False)
     channels = next((new[0] for old, new in groups if old == (signal.channels,) and len(new) == 1), None)
-    law = signal.law
-    if law is not None:
-        law = replace(law, base=f"{law.base}|{call.node.id}", alike=regrouped(signal.sizes, law.alike, groups, backwards=False))
+    distribution = signal.distribution
+    if distribution is not None:
+        distribution = replace(
+            distribution,
+            base=f"{distribution.base}|{call.node.id}",
+            alike=regrouped(signal.sizes, distribution.alike, groups, backwards=False),
+        )
     kept = {old[0]: new[0] for old, new in groups if len(old) == len(new) == 1}
     back_to = {new: old for old, new in kept.items()}
     profile = moved(signal.profile, kept.get)
-    behind = replace(signal, sizes=call.sizes, shared=shared, channels=channels, law=law, profile=profile, fixed=NOTHING)
+    behind = replace(
+        signal, sizes=call.sizes, shared=shared, channels=channels, distribution=distribution, profile=profile, fixed=NOTHING
+    )
 
     def back(cotangent: Cotangent) -> Cotangent:
         alike = regrouped(call.sizes, cotangent.alike, groups, backwards=True)

@@ -128,7 +128,7 @@ def mean_of(weight: Weight | None) -> float:
 
 def plain(signal: Signal, **changes: object) -> Signal:
     """A signal with some fields changed that is Gaussian anew, and even unless a profile is given."""
-    return replace(signal, **{"law": None, "profile": FLAT, "fixed": NOTHING, "inside": None, "means": None, **changes})  # type: ignore[arg-type]
+    return replace(signal, **{"distribution": None, "profile": FLAT, "fixed": NOTHING, "inside": None, "means": None, **changes})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

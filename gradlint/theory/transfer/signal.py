@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.theory.gaussian.dispersion import NO_CHANCE, Chance
-from gradlint.theory.gaussian.pointwise_of_gaussian import Law, expect, gaussian
+from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, expect, gaussian
 from gradlint.theory.transfer import fluctuation
 from gradlint.theory.transfer.coherence import Coherence, added, through_slope
 from gradlint.theory.transfer.profiles import FLAT, flat, mixed
@@ -33,10 +33,10 @@ class Signal:
 
     `level` is 1/2 log10 q with q = E h^2, `mean` is E h / sqrt(q). `shared` has one entry per axis: the share of q that two
     elements have in common which differ along it, so that 1 - shared[0] is what distinguishes samples and shared[channels] is
-    mean^2/q. `sizes` are the lengths of the axes, `channels` the one that weights act on. `law` is the function of a Gaussian
-    tensor that it is, where known, `profile` how q spreads along axes. `variance` is that of `level`, in decades^2. `fixed` is,
-    for the axes that a norm has just run over, the squared share of q whose variance along them it has set: that part does not
-    scatter from one set of values to the next.
+    mean^2/q. `sizes` are the lengths of the axes, `channels` the one that weights act on. `distribution` is the function of a
+    Gaussian tensor that it is, where known, `profile` how q spreads along axes. `variance` is that of `level`, in decades^2.
+    `fixed` is, for the axes that a norm has just run over, the squared share of q whose variance along them it has set: that part
+    does not scatter from one set of values to the next.
     `chance` is what samples and positions have in common by chance, in units of q (1 - shared[0]).
     `near` is the correlation of neighbours along the axes behind the channels, in what positions far apart do not share.
     `inside` holds the variance of each channel over samples and positions over the mean of these, where it is not as `profile`.
@@ -48,7 +48,7 @@ class Signal:
     shared: tuple[float, ...]
     mean: float = 0.0
     channels: int | None = None
-    law: Law | None = None
+    distribution: Distribution | None = None
     profile: Profile = field(default_factory=flat)
     variance: float = 0.0
     fixed: Fixed = field(default_factory=lambda: NOTHING)
@@ -57,11 +57,11 @@ class Signal:
     inside: Array | None = None
     means: Array | None = None
 
-    def law_at(self, node: str) -> Law:
-        """The law of this signal, at `node`: a Gaussian one where nothing else is known."""
+    def distribution_at(self, node: str) -> Distribution:
+        """The distribution of this signal, at `node`: a Gaussian one where nothing else is known."""
         settled = math.sqrt(min(max(self.fixed.values()), 1.0)) if self.fixed else 0.0
-        if self.law is not None:
-            return replace(self.law, settled=settled) if settled else self.law
+        if self.distribution is not None:
+            return replace(self.distribution, settled=settled) if settled else self.distribution
         return gaussian(node, self.level, self.mean, self.shared, chance=self.chance, near=self.near, settled=settled)
 
     @property
@@ -95,7 +95,7 @@ class Cotangent:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """What one operator hands to one operand: a cotangent, times `slope` on the grid of the operand's law where it has one.
+    """What one operator hands to one operand: a cotangent, times `slope` on the grid of the operand's distribution if any.
 
     Pulls of one `root` are the same random cotangent times different functions of one Gaussian tensor: they add before they are
     squared. `values` are those of the tensor at the root on that grid, `whole` is what the pull comes to, once that is known.
@@ -146,19 +146,19 @@ def log_sum(values: Iterable[float]) -> float:
     return top + math.log10(sum(10.0 ** (value - top) for value in known))
 
 
-def of_law(law: Law, like: Signal, profile: Profile = FLAT, degree: float = 1.0) -> Signal:
-    """The signal that a law describes, in the layout of another one, the power `degree` of which it follows."""
+def of_distribution(distribution: Distribution, like: Signal, profile: Profile = FLAT, degree: float = 1.0) -> Signal:
+    """The signal that a distribution describes, in the layout of another one, the power `degree` of which it follows."""
     return Signal(
-        law.level,
+        distribution.level,
         like.sizes,
-        law.shared,
-        law.mean,
+        distribution.shared,
+        distribution.mean,
         like.channels,
-        law,
+        distribution,
         profile,
         like.variance * degree**2,
-        chance=law.chance_left,
-        near=law.near_left,
+        chance=distribution.chance_left,
+        near=distribution.near_left,
     )
 
 
@@ -196,8 +196,8 @@ def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
 
 def along_signal(pulls: Sequence[Pull], signal: Signal) -> tuple[float, tuple[float, ...]]:
     """What g h is like for a cotangent g and a signal h around its mean: E (g h)^2 / E g^2 E h^2, and correlation along axes."""
-    law = signal.law_at("")
-    values = law.values - expect(law.values)
+    distribution = signal.distribution_at("")
+    values = distribution.values - expect(distribution.values)
     second = expect(values * values)
     found = []
     for items in _by_root(pulls).values():
@@ -206,7 +206,7 @@ def along_signal(pulls: Sequence[Pull], signal: Signal) -> tuple[float, tuple[fl
         square = expect(np.broadcast_to(slope * slope, values.shape))
         together = slope * values
         size = expect(together * together)
-        common = law.in_common(together)
+        common = distribution.in_common(together)
         weight = 10.0 ** min(pull.cotangent.energy, 300.0) * square
         alike = tuple(a * b for a, b in zip(pull.cotangent.alike, common, strict=True))
         found.append((weight, size / (square * second) if square * second > 0.0 else 1.0, alike))
@@ -249,17 +249,17 @@ def part_of_pull(pull: Pull, signal: Signal) -> Cotangent:
     """The cotangent that one pull alone makes."""
     if pull.slope is None or pull.whole is not None:
         return pull.whole or pull.cotangent
-    law, coherence = signal.law_at(""), None
-    seen = law.in_common(pull.slope)
+    distribution, coherence = signal.distribution_at(""), None
+    seen = distribution.in_common(pull.slope)
     alike = tuple(a * b for a, b in zip(pull.cotangent.alike, seen, strict=True))
     overlap, spread = pull.cotangent.overlap, 0.0
     if signal.channels is None:
         second = expect(pull.slope * pull.slope)
     else:
-        along = law.in_common(pull.slope * law.values)
+        along = distribution.in_common(pull.slope * distribution.values)
         layout = signal.channels, signal.sizes, [a * b for a, b in zip(pull.cotangent.alike, along, strict=True)]
-        second, coherence = through_slope(pull.cotangent.coherence, pull.slope, (pull.values, law.values), layout)
-        spread, overlap = fluctuation.behind_slope(overlap, pull.slope, law, (signal.channels, signal.sizes))
+        second, coherence = through_slope(pull.cotangent.coherence, pull.slope, (pull.values, distribution.values), layout)
+        spread, overlap = fluctuation.behind_slope(overlap, pull.slope, distribution, (signal.channels, signal.sizes))
     energy = pull.cotangent.energy + math.log10(second) + fluctuation.shift(spread) if second > 0.0 else -math.inf
     variance = pull.cotangent.variance + fluctuation.decades(spread)
     return Cotangent(energy, alike, variance, pull.cotangent.profile, pull.cotangent.spent, coherence, overlap)

@@ -78,7 +78,7 @@ def test_an_operator_whose_result_is_always_quantized_passes_no_gradient():
 
 
 def test_the_operators_that_are_not_understood_are_few():
-    """What onnxruntime has beyond the vocabulary: search loops, experts, sketches of other projects, state-space layers."""
+    """What onnxruntime has beyond the vocabulary: search loops, experts, builders of other projects, state-space layers."""
     unknown = {name for name in schemas() if by_onnx(name).kind is Kind.UNKNOWN}
     assert len(unknown) / len(schemas()) < 0.4
     assert {"MoE", "BeamSearch"} <= unknown

@@ -19,7 +19,7 @@ from gradlint import Confidence, Severity
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.onnx.folded import FOLDED, MAYBE_FOLDED
 from gradlint.graph import Graph, Node, Weight
-from gradlint.rule import Sketch, Subject, hides_norm, normalises
+from gradlint.rule import GraphBuilder, Subject, hides_norm, normalises
 from gradlint.theory.branches import are_unsettled
 
 DEPTH = 24
@@ -226,11 +226,11 @@ def test_a_norm_is_settled_where_its_output_has_the_size_that_training_gives_it(
 
 
 def test_a_layer_that_hides_a_norm_breaks_a_chain_and_counts_as_one():
-    sketch = Sketch(mode="eval")
-    x = sketch.input(8, 64)
+    builder = GraphBuilder(mode="eval")
+    x = builder.input(8, 64)
     for note in ((), (FOLDED,), (MAYBE_FOLDED,), ()):
-        x = sketch.op("linear", x, weights={"weight": sketch.weight(64, 64)}, notes=note)
-    subject = Subject(sketch.graph)
-    assert [hides_norm(node) for node in sketch.graph] == [False, False, True, True, False]
+        x = builder.op("linear", x, weights={"weight": builder.weight(64, 64)}, notes=note)
+    subject = Subject(builder.graph)
+    assert [hides_norm(node) for node in builder.graph] == [False, False, True, True, False]
     for norms in (False, True):
         assert [[step.node for step in chain] for chain in subject.chains(norms=norms)] == [["linear0"], ["linear3"]]

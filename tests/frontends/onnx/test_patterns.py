@@ -14,7 +14,7 @@ from torch import nn
 
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.onnx_torch.runnable import OnnxRunnable
-from gradlint.signal_path import Flow
+from gradlint.signal_path import SignalPath
 
 DYNAMO = [(True, 18, True), (True, 20, False)]
 SCRIPT = [(False, 13, True), (False, 16, True)]
@@ -230,7 +230,7 @@ def test_gradients_start_at_the_logits_of_a_softmax_that_is_spelled_out(name):
             return SOFTMAXES[name][0](self.fc(x))
 
     graph = read_onnx(export(Ends(), DYNAMO[1])).graph
-    assert [graph[ref.node].op for ref in Flow(graph).trunk] in (["linear"], ["add"])
+    assert [graph[ref.node].op for ref in SignalPath(graph).trunk] in (["linear"], ["add"])
 
 
 def quotient(sum_axes, *, max_axes=None, keepdims=1, shape=(4, 4)):

@@ -13,7 +13,7 @@ import gradlint
 from gradlint.graph import Graph
 from gradlint.load import load
 from gradlint.result import Growth
-from gradlint.rule import Sketch, Structure, Subject, predict, propagate
+from gradlint.rule import GraphBuilder, Structure, Subject, predict, propagate
 from gradlint.theory.gaussian.integrals import chi
 from gradlint.theory.reading.attribution import Attribution, Share, attribute, interval
 from gradlint.theory.reading.phase import phase
@@ -34,21 +34,21 @@ def stacked(graph: Graph):
 
 
 def test_a_plain_stack_is_broken_down_to_its_gain_and_the_slope_of_its_activation():
-    sketch = Sketch(width=256)
-    sketch.stack(30, "tanh", gain=2.5)
-    shares = {share.op: share for share in found(sketch.graph).shares}
+    builder = GraphBuilder(width=256)
+    builder.stack(30, "tanh", gain=2.5)
+    shares = {share.op: share for share in found(builder.graph).shares}
     assert shares["linear"].factor == pytest.approx(2.5, rel=0.01)
     assert shares["linear"].factor * shares["tanh"].factor == pytest.approx(math.sqrt(chi("tanh", 2.5)), rel=0.02)
     assert {share.count for share in shares.values()} == {30}
 
 
 def test_the_shares_multiply_to_the_predicted_growth():
-    sketch = Sketch()
-    sketch.stack(20, "relu", gain=2.0, norm="layer_norm")
-    structure = Structure(sketch.graph)
+    builder = GraphBuilder()
+    builder.stack(20, "relu", gain=2.0, norm="layer_norm")
+    structure = Structure(builder.graph)
     nodes = predict(structure).nodes
     expected = nodes[structure.spine[0]].backward - nodes[structure.spine[-1]].backward
-    assert found(sketch.graph).decades == pytest.approx(expected, abs=1e-9)
+    assert found(builder.graph).decades == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_line_reads_as_people_write_it():
@@ -70,9 +70,9 @@ def test_many_operators_are_summed_up_behind_the_four_that_matter_most():
 
 
 def test_a_residual_block_is_one_step():
-    sketch = Sketch()
-    sketch.blocks(12, "relu")
-    attribution = found(sketch.graph)
+    builder = GraphBuilder()
+    builder.blocks(12, "relu")
+    attribution = found(builder.graph)
     assert [share.op for share in attribution.shares] == ["residual sum"]
     assert attribution.shares[0].factor == pytest.approx(math.sqrt(2.0), rel=0.02)  # Fixup: the second moment doubles
     assert (attribution.layers, attribution.unit) == (12, "block")
@@ -97,29 +97,29 @@ def test_attention_blocks_are_told_from_other_residual_sums():
 
 
 def test_a_single_step_unlike_all_others_is_left_out_as_in_sustained_growth():
-    sketch = Sketch()
-    x = sketch.linear(sketch.input(8, 64), gain=100.0)
+    builder = GraphBuilder()
+    x = builder.linear(builder.input(8, 64), gain=100.0)
     for index in range(10):
-        x = sketch.op("tanh", sketch.linear(x, gain=1.5, module=f"layers.{index}"))
-    attribution = found(sketch.graph)
+        x = builder.op("tanh", builder.linear(x, gain=1.5, module=f"layers.{index}"))
+    attribution = found(builder.graph)
     assert next(share for share in attribution.shares if share.op == "linear").factor == pytest.approx(1.5, rel=0.01)
 
 
 def test_nothing_is_said_where_theory_has_no_rule_or_nothing_repeats():
-    sketch = Sketch()
-    x = sketch.stack(6, "tanh", gain=2.0)
-    x = sketch.op("unknown", x, name="Warp")
-    sketch.linear(x)
-    assert found(sketch.graph) is None
-    assert found(sketch.graph, "x", "tanh5") is not None
-    assert found(sketch.graph, "x", "linear0") is None
-    assert found(sketch.graph, "x", "nowhere") is None
+    builder = GraphBuilder()
+    x = builder.stack(6, "tanh", gain=2.0)
+    x = builder.op("unknown", x, name="Warp")
+    builder.linear(x)
+    assert found(builder.graph) is None
+    assert found(builder.graph, "x", "tanh5") is not None
+    assert found(builder.graph, "x", "linear0") is None
+    assert found(builder.graph, "x", "nowhere") is None
 
 
 def test_the_interval_of_a_stretch_is_that_of_its_own_layers():
-    sketch = Sketch(width=16)
-    sketch.stack(30, "relu", gain=math.sqrt(2.0))
-    structure = Structure(sketch.graph)
+    builder = GraphBuilder(width=16)
+    builder.stack(30, "relu", gain=math.sqrt(2.0))
+    structure = Structure(builder.graph)
     prediction = predict(structure)
     (low, high), (near, far) = (interval(prediction, start, "relu29") for start in ("x", "relu27"))
     assert high - low > 2.0 * (far - near) > 0.0
@@ -203,9 +203,9 @@ def test_without_a_probe_the_predicted_growth_is_explained():
     ("act", "gain", "name"), [("tanh", 2.5, "chaotic"), ("tanh", 0.7, "ordered"), ("relu", math.sqrt(2.0), "critical")]
 )
 def test_a_plain_stack_has_the_phase_of_its_gain(act, gain, name):
-    sketch = Sketch(width=512)
-    sketch.stack(24, act, gain=gain)
-    result = stacked(sketch.graph)
+    builder = GraphBuilder(width=512)
+    builder.stack(24, act, gain=gain)
+    result = stacked(builder.graph)
     assert result.phase.name == name
     assert result.phase.gain == pytest.approx(gain, rel=1e-6)
     assert (result.layers, result.start, result.end) == (24, "linear0", f"{act}23")
@@ -213,82 +213,82 @@ def test_a_plain_stack_has_the_phase_of_its_gain(act, gain, name):
 
 
 def test_behind_a_batch_norm_every_gain_is_chaotic():
-    sketch = Sketch(width=512, batch=256)
-    sketch.stack(16, "relu", gain=0.6, norm="batch_norm")
-    result = stacked(sketch.graph)
+    builder = GraphBuilder(width=512, batch=256)
+    builder.stack(16, "relu", gain=0.6, norm="batch_norm")
+    result = stacked(builder.graph)
     assert (result.phase.name, result.phase.norm, result.phase.critical) == ("chaotic", "batch_norm", None)
     assert str(result).startswith("chaotic at any gain behind batch_norm (gain 0.60): e-fold growth every")
 
 
 def test_an_activation_without_a_critical_gain_is_said_to_have_none():
-    sketch = Sketch(width=512)
-    sketch.stack(16, "gelu", gain=0.6)
-    assert str(stacked(sketch.graph)).startswith("ordered, gain 0.60, no gain is critical: e-fold decay every")
+    builder = GraphBuilder(width=512)
+    builder.stack(16, "gelu", gain=0.6)
+    assert str(stacked(builder.graph)).startswith("ordered, gain 0.60, no gain is critical: e-fold decay every")
 
 
 def test_a_bias_that_is_an_operator_of_its_own_belongs_to_the_layer():
-    sketch = Sketch(width=256)
-    x = sketch.input(8, 256)
+    builder = GraphBuilder(width=256)
+    x = builder.input(8, 256)
     for _ in range(10):
-        x = sketch.linear(x, gain=1.2)
-        x = sketch.op("add", x, None, weights={"bias": sketch.weight(256, gain=math.sqrt(0.05))})
-        x = sketch.op("tanh", x)
-    result = stacked(sketch.graph)
+        x = builder.linear(x, gain=1.2)
+        x = builder.op("add", x, None, weights={"bias": builder.weight(256, gain=math.sqrt(0.05))})
+        x = builder.op("tanh", x)
+    result = stacked(builder.graph)
     assert result.layers == 10
     assert result.phase.bias == pytest.approx(0.05, rel=1e-6)
 
 
-def _residual() -> Sketch:
-    sketch = Sketch()
-    sketch.blocks(12, "relu")
-    return sketch
+def _residual() -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.blocks(12, "relu")
+    return builder
 
 
-def _short() -> Sketch:
-    sketch = Sketch()
-    sketch.stack(7, "tanh")
-    return sketch
+def _short() -> GraphBuilder:
+    builder = GraphBuilder()
+    builder.stack(7, "tanh")
+    return builder
 
 
-def _mixed() -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _mixed() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for index in range(16):
-        x = sketch.op("tanh" if index % 2 else "relu", sketch.linear(x))
-    return sketch
+        x = builder.op("tanh" if index % 2 else "relu", builder.linear(x))
+    return builder
 
 
-def _unlike() -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _unlike() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for index in range(16):
-        x = sketch.op("tanh", sketch.linear(x, gain=1.0 + index % 2))
-    return sketch
+        x = builder.op("tanh", builder.linear(x, gain=1.0 + index % 2))
+    return builder
 
 
-def _trained() -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _trained() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(16):
-        x = sketch.op("tanh", sketch.linear(x, weight=sketch.weight(64, 64, gain=1.0, mean=0.05)))
-    return sketch
+        x = builder.op("tanh", builder.linear(x, weight=builder.weight(64, 64, gain=1.0, mean=0.05)))
+    return builder
 
 
-def _scaled_norm() -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _scaled_norm() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(16):
-        x = sketch.op("layer_norm", sketch.linear(x), weights={"scale": sketch.weight(64, gain=8.0)})
-        x = sketch.op("tanh", x)
-    return sketch
+        x = builder.op("layer_norm", builder.linear(x), weights={"scale": builder.weight(64, gain=8.0)})
+        x = builder.op("tanh", x)
+    return builder
 
 
-def _norm_behind() -> Sketch:
-    sketch = Sketch()
-    x = sketch.input(8, 64)
+def _norm_behind() -> GraphBuilder:
+    builder = GraphBuilder()
+    x = builder.input(8, 64)
     for _ in range(16):
-        x = sketch.norm(sketch.op("tanh", sketch.linear(x, gain=2.0)))
-    return sketch
+        x = builder.norm(builder.op("tanh", builder.linear(x, gain=2.0)))
+    return builder
 
 
 @pytest.mark.parametrize("build", [_residual, _short, _mixed, _unlike, _trained, _scaled_norm, _norm_behind])
@@ -306,14 +306,14 @@ def test_a_batch_norm_on_stored_statistics_is_no_norm_of_a_phase():
 
 
 def test_a_little_off_criticality_counts_as_near_it_over_few_layers():
-    sketch = Sketch(width=512)
-    sketch.stack(10, "relu", gain=1.45)
-    assert str(stacked(sketch.graph)).startswith("near critical (chaotic), gain 1.45, critical 1.41: e-fold growth every")
+    builder = GraphBuilder(width=512)
+    builder.stack(10, "relu", gain=1.45)
+    assert str(stacked(builder.graph)).startswith("near critical (chaotic), gain 1.45, critical 1.41: e-fold growth every")
 
 
 def test_a_subject_without_layers_has_neither():
-    sketch = Sketch()
-    sketch.op("relu", sketch.input(8, 64))
-    subject = Subject(sketch.graph)
+    builder = GraphBuilder()
+    builder.op("relu", builder.input(8, 64))
+    subject = Subject(builder.graph)
     assert stack(subject.structure, subject.steps) is None
     assert attribute(subject.structure, subject.steps, "x", "relu0") is None

@@ -16,7 +16,7 @@ from torch import nn
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.targets import Target
 from gradlint.graph import Weight
-from gradlint.graph_builder import Sketch
+from gradlint.graph_builder import GraphBuilder
 from gradlint.load import load
 from gradlint.ops import Kind, operator
 from gradlint.structure import Structure
@@ -108,10 +108,10 @@ def test_a_run_meets_onnxruntime_whose_gates_have_another_order(op, attributes, 
 
 @pytest.mark.parametrize("attribute", [{"clip": 1.0}, {"input_forget": 1}, {"activations": ["Sigmoid", "Relu", "Tanh"]}])
 def test_a_cell_with_an_option_that_is_not_simulated_is_not_guessed_at(attribute):
-    sketch = Sketch()
-    weights = {"weight": sketch.weight(32, 4), "recurrent": sketch.weight(32, 8)}
-    sketch.op("lstm", sketch.input(9, 2, 4), weights=weights, gate_order="iofc", **attribute)
-    assert respond(recurrent(sketch.graph), level=0.0) is None
+    builder = GraphBuilder()
+    weights = {"weight": builder.weight(32, 4), "recurrent": builder.weight(32, 8)}
+    builder.op("lstm", builder.input(9, 2, 4), weights=weights, gate_order="iofc", **attribute)
+    assert respond(recurrent(builder.graph), level=0.0) is None
 
 
 # the response ---------------------------------------------------------------------------------------------------------------
@@ -272,44 +272,44 @@ def test_growth_per_step_meets_autograd_from_vanishing_to_chaos(name, gain, draw
     steps=st.integers(1, 10_000),
 )
 def test_no_level_gain_or_length_makes_a_nan(level, radius, act, op, steps):
-    sketch = Sketch()
+    builder = GraphBuilder()
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[op]
     matrix = 10.0**radius * np.random.default_rng(0).standard_normal((8 * gates, 8))
-    weights = {"weight": sketch.weight(8 * gates, 8), "recurrent": sketch.array(matrix)}
-    sketch.op(op, sketch.input(9, 2, 8), weights=weights, nonlinearity=act)
-    found = respond(recurrent(sketch.graph), level=level, steps=steps)
+    weights = {"weight": builder.weight(8 * gates, 8), "recurrent": builder.array(matrix)}
+    builder.op(op, builder.input(9, 2, 8), weights=weights, nonlinearity=act)
+    found = respond(recurrent(builder.graph), level=level, steps=steps)
     assert found is None or not any(math.isnan(getattr(found, name)) for name in found.__slots__)
 
 
 @pytest.mark.parametrize("radius", [1e3, 1e20])
 def test_growth_beyond_the_range_of_floats_is_still_a_number(radius):
-    sketch = Sketch()
-    weights = {"weight": sketch.array(np.eye(8)), "recurrent": sketch.array(radius * np.eye(8))}
-    sketch.op("rnn", sketch.input(9, 2, 8), weights=weights, nonlinearity="linear")
-    found = respond(recurrent(sketch.graph), level=0.0, steps=200)
+    builder = GraphBuilder()
+    weights = {"weight": builder.array(np.eye(8)), "recurrent": builder.array(radius * np.eye(8))}
+    builder.op("rnn", builder.input(9, 2, 8), weights=weights, nonlinearity="linear")
+    found = respond(recurrent(builder.graph), level=0.0, steps=200)
     assert found.last == pytest.approx(2.0 * 199 * math.log10(radius), rel=1e-3)
     assert found.level == pytest.approx(199 * math.log10(radius), rel=0.02)
 
 
 def test_a_signal_of_any_size_passes_a_linear_recurrence_in_proportion():
-    sketch = Sketch()
-    weights = {"weight": sketch.array(np.eye(8)), "recurrent": sketch.array(0.5 * np.eye(8))}
-    sketch.op("rnn", sketch.input(9, 2, 8), weights=weights, nonlinearity="linear")
-    levels = [respond(recurrent(sketch.graph), level=level).level - level for level in (-300.0, 0.0, 300.0)]
+    builder = GraphBuilder()
+    weights = {"weight": builder.array(np.eye(8)), "recurrent": builder.array(0.5 * np.eye(8))}
+    builder.op("rnn", builder.input(9, 2, 8), weights=weights, nonlinearity="linear")
+    levels = [respond(recurrent(builder.graph), level=level).level - level for level in (-300.0, 0.0, 300.0)]
     assert levels == pytest.approx([0.5 * math.log10(4.0 / 3.0)] * 3, abs=0.02)
 
 
 def test_weights_that_are_not_finite_or_not_there_have_no_response():
-    sketch = Sketch()
-    x = sketch.input(9, 2, 8)
+    builder = GraphBuilder()
+    x = builder.input(9, 2, 8)
     broken = np.full((8, 8), np.nan)
     nodes = [
-        sketch.op("rnn", x, weights={"weight": sketch.array(np.eye(8)), "recurrent": sketch.array(broken)}),
-        sketch.op("lstm", x),
-        sketch.op("lstm", x, weights={"recurrent": sketch.array(np.eye(8)[:7])}),
-        sketch.op("gru", x, weights={"weight": sketch.array(np.eye(8)), "recurrent": sketch.array(np.ones((24, 8)))}),
+        builder.op("rnn", x, weights={"weight": builder.array(np.eye(8)), "recurrent": builder.array(broken)}),
+        builder.op("lstm", x),
+        builder.op("lstm", x, weights={"recurrent": builder.array(np.eye(8)[:7])}),
+        builder.op("gru", x, weights={"weight": builder.array(np.eye(8)), "recurrent": builder.array(np.ones((24, 8)))}),
     ]
-    graph = sketch.graph
+    graph = builder.graph
     assert [respond(graph[node], level=0.0) for node in nodes] == [None] * 4
 
 
@@ -328,11 +328,13 @@ def loop_of(module, *args):
 
 
 def rnn_loop(matrix, nonlinearity, steps):
-    sketch = Sketch()
+    builder = GraphBuilder()
     width = matrix.shape[0]
-    weights = {"weight": sketch.weight(width, 4, gain=0.01), "recurrent": sketch.array(matrix)}
-    sketch.op("rnn", sketch.input(steps, 2, 4), weights=weights, shape=(steps, 2, width), nonlinearity=nonlinearity, time_axis=0)
-    (loop,) = loops(Structure(sketch.graph))
+    weights = {"weight": builder.weight(width, 4, gain=0.01), "recurrent": builder.array(matrix)}
+    builder.op(
+        "rnn", builder.input(steps, 2, 4), weights=weights, shape=(steps, 2, width), nonlinearity=nonlinearity, time_axis=0
+    )
+    (loop,) = loops(Structure(builder.graph))
     return loop
 
 
@@ -409,15 +411,15 @@ def test_a_loop_in_python_has_an_exponent(kind):
 
 
 def test_a_weight_known_by_its_statistics_alone_is_drawn_from_them():
-    sketch = Sketch()
-    known = {"weight": sketch.weight(64, 64, gain=1.0), "recurrent": sketch.weight(64, 64, gain=0.5)}
+    builder = GraphBuilder()
+    known = {"weight": builder.weight(64, 64, gain=1.0), "recurrent": builder.weight(64, 64, gain=0.5)}
     drawn = {
         role: Weight(role, (64, 64), "float64", lambda gain=gain: gain / 8 * np.random.default_rng(5).standard_normal((64, 64)))
         for role, gain in (("weight", 1.0), ("recurrent", 0.5))
     }
-    x = sketch.input(9, 2, 64)
-    nodes = [sketch.op("rnn", x, weights=weights) for weights in (known, drawn)]
-    graph = sketch.graph
+    x = builder.input(9, 2, 64)
+    nodes = [builder.op("rnn", x, weights=weights) for weights in (known, drawn)]
+    graph = builder.graph
     first, second = (respond(graph[node], level=0.0) for node in nodes)
     assert first.level == pytest.approx(second.level, abs=0.03)
     assert first.independent == pytest.approx(second.independent, abs=0.06)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlint.frontends.inputs import InputSpec
-from gradlint.graph_builder import Sketch
+from gradlint.graph_builder import GraphBuilder
 from gradlint.load import load
 from gradlint.structure import Structure
 from gradlint.theory.gaussian.dispersion import Chance, Scatter, in_sum, scatter
@@ -138,13 +138,13 @@ def test_two_samples_behind_a_batch_norm_share_what_two_coordinates_on_a_sphere_
     x = x - x.mean(1, keepdim=True)
     y = function(x / x.square().mean(1, keepdim=True).sqrt())
     pairs = (y.sum(1) ** 2 - y.square().sum(1)).mean() / (batch * (batch - 1)) / y.square().mean()
-    law = spherical("x", 0.0, (-1.0 / (batch - 1), 0.0), batch - 1.0)
-    assert law.in_common(function(torch.tensor(law.values)).numpy())[0] == pytest.approx(float(pairs), abs=3e-3)
+    distribution = spherical("x", 0.0, (-1.0 / (batch - 1), 0.0), batch - 1.0)
+    assert distribution.in_common(function(torch.tensor(distribution.values)).numpy())[0] == pytest.approx(float(pairs), abs=3e-3)
 
 
 def test_a_law_that_is_on_no_sphere_shares_what_a_normal_one_does():
-    law = gaussian("x", 0.0, 0.0, (-1.0 / 7.0, 0.0))
-    assert law.in_common(np.square(law.values))[0] == pytest.approx((1 + 2 / 49) / 3, rel=2e-3)
+    distribution = gaussian("x", 0.0, 0.0, (-1.0 / 7.0, 0.0))
+    assert distribution.in_common(np.square(distribution.values))[0] == pytest.approx((1 + 2 / 49) / 3, rel=2e-3)
 
 
 # chains -----------------------------------------------------------------------------------------------------------------
@@ -262,13 +262,13 @@ def test_neighbours_behind_pools_that_overlap_keep_more_of_a_mean(window):
 
 def test_a_norm_behind_a_view_takes_from_the_sum_before_it_what_it_would_without_the_view():
     def gains(*, viewed):
-        sketch = Sketch()
-        x = sketch.input(8, 16, 64)
-        h = sketch.op("reshape", x, shape=(128, 64)) if viewed else x
-        h = sketch.op("add", h, sketch.linear(h, name="fc"), name="sum")
-        h = sketch.op("reshape", h, shape=(8, 16, 64)) if viewed else h
-        sketch.linear(sketch.norm(h))
-        found = predict(Structure(sketch.graph), strict=True).nodes
+        builder = GraphBuilder()
+        x = builder.input(8, 16, 64)
+        h = builder.op("reshape", x, shape=(128, 64)) if viewed else x
+        h = builder.op("add", h, builder.linear(h, name="fc"), name="sum")
+        h = builder.op("reshape", h, shape=(8, 16, 64)) if viewed else h
+        builder.linear(builder.norm(h))
+        found = predict(Structure(builder.graph), strict=True).nodes
         return found["sum"].backward, found["fc"].backward
 
     assert gains(viewed=True) == pytest.approx(gains(viewed=False), abs=1e-9)

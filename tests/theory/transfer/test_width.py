@@ -144,9 +144,11 @@ def test_share_of_a_gradient_along_its_tensor_is_as_measured():
 
 
 def test_a_cotangent_that_knows_nothing_of_its_tensor_learns_nothing_from_a_homogeneous_layer():
-    law = gaussian("z", 0.0, 0.0, (0.0, 0.0))
-    relu = np.maximum(law.values, 0.0)
-    second, own = through_slope(None, (law.values > 0.0).astype(float), (relu, law.values), (1, (8, 64), (0.0, 0.0)))
+    distribution = gaussian("z", 0.0, 0.0, (0.0, 0.0))
+    relu = np.maximum(distribution.values, 0.0)
+    second, own = through_slope(
+        None, (distribution.values > 0.0).astype(float), (relu, distribution.values), (1, (8, 64), (0.0, 0.0))
+    )
     assert second == pytest.approx(0.5)
     assert own is not None
     factor, behind = through_layer(own, (1, (8, 64), (0.0, 0.0)), 0.3, 1.0, ())
@@ -220,9 +222,9 @@ def test_directions_that_random_layers_leave_are_as_measured(taps):
 
 
 def test_one_direction_through_a_rectifier_scatters_as_hanin_says():
-    law = gaussian("z", 0.0, 0.0, (1.0, 0.0))
+    distribution = gaussian("z", 0.0, 0.0, (1.0, 0.0))
     one = Overlap(1.0, 1.0)
-    slope, bent = behind_slope(one, (law.values > 0.0).astype(float), law, (1, (1, 100)))
+    slope, bent = behind_slope(one, (distribution.values > 0.0).astype(float), distribution, (1, (1, 100)))
     weights, behind = behind_layer(bent, 100, 100, 1.0)
     assert slope + weights == pytest.approx(5.0 / 100, rel=1e-6)
     assert behind.own == pytest.approx(1.0)
@@ -232,5 +234,5 @@ def test_far_out_an_elu_passes_half_of_the_square_however_far():
     function = activation("elu", {})
     assert function is not None
     result = apply(function, gaussian("z", 60.0, 0.0, (0.0, 0.0)))
-    assert result.law.level == pytest.approx(60.0 - 0.5 * math.log10(2.0), abs=1e-3)
+    assert result.distribution.level == pytest.approx(60.0 - 0.5 * math.log10(2.0), abs=1e-3)
     assert math.log10(expect(result.slope**2)) + result.fade == pytest.approx(math.log10(0.5), abs=1e-3)
