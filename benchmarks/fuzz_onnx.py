@@ -28,8 +28,9 @@ from fuzz_seeds import seed_models
 from onnx import AttributeProto, TensorProto, helper
 
 from gradlint.cli import main as gradlint_main
-from gradlint.engine import Options, check
+from gradlint.engine import check
 from gradlint.errors import GradlintError
+from gradlint.options import Options
 
 SECONDS = 20  # for one file; the slowest seed takes 0.1
 MEMORY = 2 << 30  # bytes of address space beyond what the imports take

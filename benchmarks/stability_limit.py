@@ -27,6 +27,7 @@ from torch.nn import functional
 import gradlint
 from gradlint import engine
 from gradlint.frontends.inputs import from_array
+from gradlint.options import Options
 from gradlint.recipe import Recipe, Task
 
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 32.0, 64.0)
@@ -140,9 +141,7 @@ class Setup:
         """What gradlint reports."""
         model, x, y, loss = self.made()
         task = Task(loss=loss, target=y, recipe=recipe, rehearse=0)
-        measurement = engine.examine(model, engine.Options(inputs=(from_array(None, x.numpy()),), seeds=1, task=task))[
-            1
-        ].measurement
+        measurement = engine.examine(model, Options(inputs=(from_array(None, x.numpy()),), seeds=1, task=task))[1].measurement
         if measurement is None or measurement.curvature is None:
             raise gradlint.GradlintError(f"{self.name}: the curvature was not measured")
         return measurement.curvature.limit

@@ -14,6 +14,7 @@ from gradlint import engine, report, score
 from gradlint.errors import ConfigError, GradlintError
 from gradlint.frontends.inputs import InputSpec, from_array
 from gradlint.frontends.targets import Target, as_recipe
+from gradlint.options import Options
 from gradlint.recipe import Task
 from gradlint.result import Coverage, Finding, Growth, Severity, Skipped, SpinePoint, TargetReport, Verdict
 
@@ -133,7 +134,7 @@ def check(
         else:
             specs = _specs(args, kwargs)
     task = Task(loss, target, as_recipe(recipe), rehearse, pairs)
-    options = engine.Options(
+    options = Options(
         select=tuple(select), ignore=tuple(ignore), inputs=specs, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task
     )
     return Report(engine.check(model, options, progress=progress))

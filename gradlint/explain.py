@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import networkx as nx
 
-from gradlint.engine import Options, Progress, examine, repeated
+from gradlint.agreement import repeated_stack
+from gradlint.engine import Progress, examine
 from gradlint.errors import TargetError
 from gradlint.graph import Graph, Node
+from gradlint.options import Options
 from gradlint.result import Gains
 from gradlint.rule import Subject
 from gradlint.signal_path import is_weight_layer
@@ -46,7 +48,7 @@ def explain(target: object, name: str, options: Options, *, progress: Progress |
     Raises TargetError for a name that is not there or is not unique, GradlintError when the target cannot be read or run.
     """
     _, subject = examine(target, options, progress)
-    stack = repeated(subject)
+    stack = repeated_stack(subject)
     return [_explained(subject, node, stack) for node in find(subject.graph, name)]
 
 

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from gradlint.graph import Graph
-from gradlint.result import Gains, Growth, Jump, Measurement, Place
+from gradlint.result import Gains, Growth, Jump, Measurement, Place, SpinePoint
 from gradlint.theory.reading.sustained import Run, largest_run
 
 HEALTHY = 2.2
@@ -87,6 +87,25 @@ def summarise(
         start=place(graph, nodes[run.start]),
         end=place(graph, nodes[run.end]),
         jumps=jumps,
+    )
+
+
+def spine_points(
+    graph: Graph, chain: Sequence[str], measured: Mapping[str, Gains], predicted: Mapping[str, Gains]
+) -> tuple[SpinePoint, ...]:
+    """Return the rows of the chart: measured and predicted gains in decades, node by node along the chain."""
+    nothing = Gains()
+    return tuple(
+        SpinePoint(
+            place(graph, node),
+            graph[node].op,
+            measured.get(node, nothing).backward,
+            measured.get(node, nothing).forward,
+            predicted.get(node, nothing).backward,
+            predicted.get(node, nothing).forward,
+            graph[node].definition or graph[node].source,
+        )
+        for node in chain
     )
 
 

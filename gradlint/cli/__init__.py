@@ -199,9 +199,9 @@ def explain_node(*, target: str, node: str, inputs: tuple[str, ...], debug: bool
     unique beginning or end of one.
     """
     del debug  # read where the command line ends
-    from gradlint.engine import Options
     from gradlint.explain import explain
     from gradlint.frontends.inputs import parse_inputs
+    from gradlint.options import Options
     from gradlint.report.explanation import render as as_text
 
     with redirect_stdout(sys.stderr):

@@ -100,9 +100,9 @@ def _expanded(request: Request) -> tuple[list[str], list[str]]:
 def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetReport | str]:
     """A function from a target to its report, or to what is wrong with it. Raises GradlintError for options that do not fit."""
     from gradlint.catalog import load_rules, select
-    from gradlint.engine import Options
     from gradlint.engine import check as check_target
     from gradlint.frontends.inputs import parse_inputs
+    from gradlint.options import Options
     from gradlint.probe.process.isolated import Limits
     from gradlint.recipe import Recipe, Task
 

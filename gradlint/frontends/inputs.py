@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,3 +165,13 @@ def _as_number(spec: InputSpec, wanted: InputSpec) -> InputSpec:
         return spec
     dtype = {"bfloat16": "float32", "string": None}.get(wanted.dtype, wanted.dtype)
     return replace(spec, dtype=wanted.dtype, shape=wanted.shape, value=np.full(wanted.shape, spec.value, dtype))
+
+
+def refuse_guessed_numbers(specs: Sequence[InputSpec]) -> None:
+    """Raise InputError when a lone float was inferred: such a bound or rate, not the model, may be what breaks a pass."""
+    guessed = [spec.name or "?" for spec in specs if not spec.given and not spec.shape and spec.dtype.startswith("float")]
+    if guessed:
+        raise InputError(
+            f"the pass is not finite, which may be due to {', '.join(guessed)}, inferred as 1",
+            hint=f"give {'it' if len(guessed) == 1 else 'them'}: {' '.join(f'--input {name}=0.5' for name in guessed)}",
+        )

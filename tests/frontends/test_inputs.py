@@ -8,9 +8,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import gradlint
-from gradlint.engine import Options, check
+from gradlint.engine import check
 from gradlint.errors import InputError
 from gradlint.frontends.inputs import InputSpec, merge_given, parse_inputs
+from gradlint.options import Options
 
 
 @pytest.mark.parametrize(

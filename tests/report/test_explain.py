@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from gradlint.engine import Options, examine
+from gradlint.engine import examine
 from gradlint.errors import TargetError
 from gradlint.explain import explain, find
+from gradlint.options import Options
 from gradlint.report.explanation import render
 from gradlint.rule import GraphBuilder, Structure, predict
 from gradlint.theory.arithmetic.derivation import derive

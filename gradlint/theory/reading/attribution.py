@@ -18,6 +18,7 @@ _INTERVAL = 1.645  # standard deviations that hold 90 % of a normal distribution
 _SAMPLING = 0.05  # decades: the spread of a measurement of the same weights
 _JUMP = 1.0  # decades of a single step that may be a one-off
 _OUTLIER = 2.0  # a one-off is so many times the next largest step
+_PER_LAYER = 0.01  # decades a layer that theory may be off in one direction: narrow layers of one kind err alike
 _NAMED = 4  # operators in one line
 _SMALL = 0.05  # of the largest share: one that is not worth a word
 
@@ -118,6 +119,20 @@ def interval(prediction: Prediction, start: str, end: str) -> tuple[float, float
     expected = before.backward - behind.backward
     spread = _INTERVAL * math.sqrt(max(before.backward_sd**2 - behind.backward_sd**2, 0.0)) + _SAMPLING
     return expected - spread, expected + spread
+
+
+def is_within(structure: Structure, prediction: Prediction, start: str, end: str, *, measured: float, spread: float) -> bool:
+    """Whether a measured growth between two nodes, in decades, lies in its predicted interval.
+
+    The interval is widened by `spread`, that of the measurement, and by what layers of one kind err alike.
+    """
+    bounds = interval(prediction, start, end)
+    if bounds is None:
+        return False
+    first, last = (structure.spine_index.get(node, 0) for node in (start, end))
+    layers = sum(is_weight_layer(structure.graph[node]) for node in structure.spine[first:last])
+    slack = _PER_LAYER * layers + spread
+    return bounds[0] - slack <= measured <= bounds[1] + slack
 
 
 def _one_off(steps: Sequence[Step]) -> int | None:

@@ -12,9 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from gradlint.engine import Options, check
+from gradlint.engine import check
 from gradlint.errors import ForwardError, TargetError
 from gradlint.frontends.inputs import InputSpec
+from gradlint.options import Options
 from gradlint.probe.process import isolated
 from gradlint.probe.process.isolated import InternalError, Limits, Worker
 from gradlint.probe.process.messages import pack, unpack, unpack_inputs

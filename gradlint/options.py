@@ -1,0 +1,33 @@
+"""How a target is checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gradlint.errors import ConfigError
+from gradlint.frontends.inputs import InputSpec
+from gradlint.probe.process.isolated import Limits
+from gradlint.recipe import Task
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a target is checked. Raises ConfigError for an option out of range."""
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
+    probe: bool = True
+    seed: int = 0
+    seeds: int = 3
+    mode: str | None = None
+    rules_dirs: tuple[Path, ...] = ()
+    task: Task = field(default_factory=Task)
+    limits: Limits | None = field(default_factory=Limits)  # None: model files are probed in this process, without bounds
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.seed < 0:
+            raise ConfigError(f"seed {self.seed}, seeds {self.seeds}", hint="give a seed of 0 or more, and at least one of them")
+        if self.mode not in {None, "train", "eval"}:
+            raise ConfigError(f"unknown mode {self.mode!r}", hint="one of train, eval")
