@@ -60,7 +60,7 @@ def signed(levels: Sequence[float]) -> tuple[float, float, float, Run]:
     return -fall.decades, rise.decades, fall.decades, fall
 
 
-def summarise(
+def summarize(
     graph: Graph, chain: Sequence[str], gains: Mapping[str, Gains], seeds: Sequence[Mapping[str, float | None]] = ()
 ) -> Growth:
     """Growth over a chain of nodes from their median gains; `seeds` holds the backward gains of every single seed."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gradlint.chains import chain_of, elements
-from gradlint.growth import LIMIT, summarise
+from gradlint.growth import LIMIT, summarize
 from gradlint.result import Gains, Growth
 from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
@@ -52,7 +52,7 @@ def predict_growth(
     known = [node for node in chain if node in gains and gains[node].backward is not None]
     if len(known) < 2:
         return PredictedGrowth(tuple(chain), gains, None, conclusive=False, deviations=deviations)
-    growth = summarise(structure.graph, chain, gains)
+    growth = summarize(structure.graph, chain, gains)
     missed = _missed(structure, found)
     spread = INTERVAL * math.hypot(_spread(growth, deviations, known), 0.0 if drawn else _TRAINED)
     upper = spread + _BLIND * len({structure.depths[node] for node in missed})

@@ -103,7 +103,7 @@ def normed(case: Case) -> Interval:
         return Interval(-1.0, 1.0, at_low=True, at_high=True, null=eps, unit=unit, axis=axis[0] if unit and axis else None)
     if node.op == "local_response_norm":
         return case.x.plain
-    count = _normalised(case)
+    count = _normalized(case)
     scale, bias = (node.weights.get(role) for role in ("scale", "bias"))
     if count is None:
         return REALS
@@ -111,7 +111,7 @@ def normed(case: Case) -> Interval:
     return Interval(-bound, bound, at_low=True, at_high=True)
 
 
-def _normalised(case: Case) -> int | None:
+def _normalized(case: Case) -> int | None:
     """How many values are normalised together."""
     node, sizes = case.node, case.sizes()
     if not sizes or None in sizes:

@@ -17,14 +17,14 @@ from gradlint.signal_path import kind_of
 from gradlint.theory.gaussian.functions import function_of
 from gradlint.theory.transfer.channels import Rows, is_trained, mapped
 from gradlint.theory.transfer.profiles import mean_product, replaced, times, values_along, without
-from gradlint.theory.transfer.rule import Call, Moved, Pulls, log10, mean_square
-from gradlint.theory.transfer.signal import NOTHING, Pull, Signal, averaged, joined
+from gradlint.theory.transfer.rule import Call, OperandCotangents, TransferResult, log10, mean_square
+from gradlint.theory.transfer.signal import NOTHING, CotangentTerm, Signal, averaged, joined
 
 if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
 
 
-def refined(call: Call, moved: Moved) -> Moved:
+def refined(call: Call, moved: TransferResult) -> TransferResult:
     """The same step channel by channel where its weights are trained or its operands are known that way."""
     kind, operands = kind_of(call.node), [signal for _, signal in call.signals]
     if kind in {Kind.LINEAR, Kind.CONV} and len(operands) == 1:
@@ -71,7 +71,7 @@ class _Channels:
     rest: Sequence[float]
 
 
-def _behind(moved: Moved, found: _Channels) -> Signal:
+def _behind(moved: TransferResult, found: _Channels) -> Signal:
     """The signal behind a step, with these moments of its channels."""
     axis, means, second, rest = found.axis, found.means, found.second, found.rest
     whole = float(second.mean())
@@ -103,7 +103,7 @@ def _rest(signal: Signal) -> list[float]:
     return [min(max((share - constant) / left, -1.0), 1.0) for share in signal.shared]
 
 
-def _layer(call: Call, moved: Moved, signal: Signal) -> Moved:
+def _layer(call: Call, moved: TransferResult, signal: Signal) -> TransferResult:
     layer, weight = moved.layer, call.node.weights["weight"]
     if layer is None or (len(weight.shape) != 2 and kind_of(call.node) is Kind.LINEAR):
         return moved
@@ -117,24 +117,24 @@ def _layer(call: Call, moved: Moved, signal: Signal) -> Moved:
     offset = np.asarray(bias.array(), dtype=np.float64).reshape(-1) * 10.0**-signal.level if bias is not None else 0.0
     means = rows.forward(rows.means, found[0]) * inside + offset
     second = rows.forward(rows.squares, found[1]) * inside + means * means
-    behind = _behind(moved, _Channels(layer.axis, means, second, signal.level, _rest(signal)))
+    output = _behind(moved, _Channels(layer.axis, means, second, signal.level, _rest(signal)))
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
         own = values_along(cotangent.profile, layer.axis, second.size)
         landed = rows.backward(own)
-        apart = tuple(0.0 if index == layer.axis else value for index, value in enumerate(cotangent.alike))
-        even = replace(cotangent, alike=apart, profile=without(cotangent.profile, (layer.axis,)), coherence=None)
-        for slot, pull in moved.pullback([Pull(even)]):
-            energy = pull.cotangent.energy + log10(float(landed.sum()) / float(own.sum()) / full)
-            profile = replaced(pull.cotangent.profile, layer.axis, landed)
-            alike = tuple(0.0 if index == layer.axis else value for index, value in enumerate(pull.cotangent.alike))
-            yield slot, Pull(replace(pull.cotangent, energy=energy, profile=profile, alike=alike))
+        apart = tuple(0.0 if index == layer.axis else value for index, value in enumerate(cotangent.correlation))
+        even = replace(cotangent, correlation=apart, profile=without(cotangent.profile, (layer.axis,)), coherence=None)
+        for slot, term in moved.pullback([CotangentTerm(even)]):
+            energy = term.cotangent.energy + log10(float(landed.sum()) / float(own.sum()) / full)
+            profile = replaced(term.cotangent.profile, layer.axis, landed)
+            correlation = tuple(0.0 if index == layer.axis else value for index, value in enumerate(term.cotangent.correlation))
+            yield slot, CotangentTerm(replace(term.cotangent, energy=energy, profile=profile, correlation=correlation))
 
-    return replace(moved, signal=behind, pullback=back)
+    return replace(moved, signal=output, pullback=back)
 
 
-def _function(call: Call, moved: Moved, signal: Signal) -> Moved:
+def _function(call: Call, moved: TransferResult, signal: Signal) -> TransferResult:
     function, axis = function_of(call.node), signal.channels
     found = _moments(signal, signal.sizes[axis]) if axis is not None else None
     if function is None or found is None or axis is None or signal.sizes != moved.signal.sizes:
@@ -144,22 +144,24 @@ def _function(call: Call, moved: Moved, signal: Signal) -> Moved:
     if result is None:
         return moved
     means, second, slopes = result
-    behind = _behind(moved, _Channels(axis, means, second, 0.0, _rest(signal)))
+    output = _behind(moved, _Channels(axis, means, second, 0.0, _rest(signal)))
     slot = call.signals[0][0]
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
         gain = mean_product(cotangent.profile, axis, slopes)
         profile = times(cotangent.profile, axis, slopes)
         yield (
             slot,
-            Pull(replace(cotangent, energy=cotangent.energy + log10(gain), profile=profile, spent=NOTHING, coherence=None)),
+            CotangentTerm(
+                replace(cotangent, energy=cotangent.energy + log10(gain), profile=profile, projected_out=NOTHING, coherence=None)
+            ),
         )
 
-    return replace(moved, signal=behind, pullback=back)
+    return replace(moved, signal=output, pullback=back)
 
 
-def _sum(moved: Moved, operands: Sequence[Signal]) -> Moved:
+def _sum(moved: TransferResult, operands: Sequence[Signal]) -> TransferResult:
     axis, sizes = operands[0].channels, moved.signal.sizes
     if axis is None or any(signal.channels != axis or signal.sizes != sizes for signal in operands):
         return moved
@@ -175,7 +177,7 @@ def _sum(moved: Moved, operands: Sequence[Signal]) -> Moved:
     return replace(moved, signal=_behind(moved, _Channels(axis, means, variances + means * means, unit, rest)))
 
 
-def _side_by_side(moved: Moved, operands: Sequence[Signal]) -> Moved:
+def _side_by_side(moved: TransferResult, operands: Sequence[Signal]) -> TransferResult:
     axis = operands[0].channels
     if axis is None or any(signal.channels != axis for signal in operands):
         return moved
@@ -193,7 +195,7 @@ def _side_by_side(moved: Moved, operands: Sequence[Signal]) -> Moved:
     return replace(moved, signal=_behind(moved, _Channels(axis, np.concatenate(means), np.concatenate(second), unit, rest)))
 
 
-def _norm(call: Call, moved: Moved, signal: Signal) -> Moved:
+def _norm(call: Call, moved: TransferResult, signal: Signal) -> TransferResult:
     """A BatchNorm: on running statistics an affine map, on those of the batch its own scale and shift."""
     axis = signal.channels
     found = _moments(signal, signal.sizes[axis]) if axis is not None else None
@@ -213,19 +215,19 @@ def _norm(call: Call, moved: Moved, signal: Signal) -> Moved:
     return replace(moved, signal=_behind(moved, _Channels(axis, means, second, 0.0, _rest(signal))))
 
 
-def _averaged(moved: Moved, signal: Signal) -> Moved:
+def _averaged(moved: TransferResult, signal: Signal) -> TransferResult:
     """Averages over positions: the means of channels stay, what varies shrinks."""
-    axis, behind = signal.channels, moved.signal
-    if axis is None or axis >= len(behind.sizes) or behind.sizes[axis] != signal.sizes[axis]:
+    axis, output = signal.channels, moved.signal
+    if axis is None or axis >= len(output.sizes) or output.sizes[axis] != signal.sizes[axis]:
         return moved
     found = _moments(signal, signal.sizes[axis])
     if found is None:
         return moved
-    same = len(behind.sizes) == len(signal.sizes)
-    window = [max(old // max(new, 1), 1) for old, new in zip(signal.sizes, behind.sizes, strict=True)] if same else None
+    same = len(output.sizes) == len(signal.sizes)
+    window = [max(old // max(new, 1), 1) for old, new in zip(signal.sizes, output.sizes, strict=True)] if same else None
     sizes = window if window is not None else [1 if index <= axis else size for index, size in enumerate(signal.sizes)]
     rest = _rest(signal)
     kept = averaged(sizes, rest, [index for index, size in enumerate(sizes) if size > 1])
     second = found[1] * kept + found[0] ** 2
-    left = [min(share / max(kept, 1e-9), 1.0) for share in rest[: len(behind.sizes)]]
+    left = [min(share / max(kept, 1e-9), 1.0) for share in rest[: len(output.sizes)]]
     return replace(moved, signal=_behind(moved, _Channels(axis, found[0], second, signal.level, left)))
