@@ -22,9 +22,9 @@ def chain_of(
     rows: list[Mapping[str, Gains]] = [
         {
             name: Gains(
-                _together([gains[node].backward for node in cut if node in gains]),
+                _root_sum_square([gains[node].backward for node in cut if node in gains]),
                 gains[name].forward if name in gains else None,
-                _together([gains[node].relative for node in cut if node in gains]),
+                _root_sum_square([gains[node].relative for node in cut if node in gains]),
             )
             for name, cut in cuts
         }
@@ -55,7 +55,7 @@ def _cut_names(structure: Structure, gains: Mapping[str, Gains]) -> list[str]:
     return chosen
 
 
-def _together(decades: Sequence[float | None]) -> float | None:
+def _root_sum_square(decades: Sequence[float | None]) -> float | None:
     """Decades of the root of the sum of squares."""
     known = [value for value in decades if value is not None]
     if not known or not all(value < math.inf for value in known):

@@ -17,8 +17,8 @@ INTERVAL = 1.645
 """Standard deviations of the normal distribution that hold 90 % of it on both sides."""
 
 _ZERO = -100.0  # decades: a predicted factor of zero, which no float can tell from nothing
-_BLIND = 0.5 * math.log10(2.0)  # decades that a path adds which is not followed, if it carries as much as the one that is
-_TOO_BLIND = 0.5  # of the weight layers
+_UNFOLLOWED = 0.5 * math.log10(2.0)  # decades that a path adds which is not followed, if it carries as much as the one that is
+_MOST_UNFOLLOWED = 0.5  # of the weight layers
 _TRAINED = 1.4  # decades: root mean square error of the growth of 17 trained models, 16 of them within 1.645 times it
 
 
@@ -53,11 +53,11 @@ def predict_growth(
     if len(known) < 2:
         return PredictedGrowth(tuple(chain), gains, None, conclusive=False, deviations=deviations)
     growth = summarize(structure.graph, chain, gains)
-    missed = _missed(structure, found)
+    unfollowed = _unfollowed(structure, found)
     spread = INTERVAL * math.hypot(_spread(growth, deviations, known), 0.0 if drawn else _TRAINED)
-    upper = spread + _BLIND * len({structure.depths[node] for node in missed})
+    upper = spread + _UNFOLLOWED * len({structure.depths[node] for node in unfollowed})
     growth = replace(growth, interval=(growth.decades - spread, growth.decades + upper))
-    conclusive = _is_whole(structure, gains, chain, missed) and _is_settled(growth)
+    conclusive = _is_whole(structure, gains, chain, unfollowed) and _is_settled(growth)
     return PredictedGrowth(tuple(chain), gains, growth, conclusive, deviations)
 
 
@@ -88,18 +88,18 @@ def _spread(growth: Growth, deviations: Mapping[str, float], chain: Sequence[str
     return math.sqrt(max(widest**2 - deviations[chain[last]] ** 2, 0.0))
 
 
-def _missed(structure: Structure, found: Mapping[str, Gains]) -> list[str]:
+def _unfollowed(structure: Structure, found: Mapping[str, Gains]) -> list[str]:
     """The weight layers of the signal that no predicted gradient reaches, not even one of zero."""
     layers = (node for node in structure.signal if is_weight_layer(structure.graph[node]))
     return [node for node in layers if node not in found or found[node].backward is None]
 
 
-def _is_whole(structure: Structure, gains: Mapping[str, Gains], chain: Sequence[str], missed: Sequence[str]) -> bool:
+def _is_whole(structure: Structure, gains: Mapping[str, Gains], chain: Sequence[str], unfollowed: Sequence[str]) -> bool:
     """Whether the chain is followed without a gap or an exact zero, and so are most of the layers beside it."""
     levels = [gains[node].backward if node in gains else None for node in chain]
     layers = sum(is_weight_layer(structure.graph[node]) for node in structure.signal)
     whole = all(level is not None and level > _ZERO for level in levels)
-    return whole and layers > 0 and len(missed) <= _TOO_BLIND * layers
+    return whole and layers > 0 and len(unfollowed) <= _MOST_UNFOLLOWED * layers
 
 
 def _is_settled(growth: Growth) -> bool:

@@ -12,7 +12,7 @@ from gradlint.ops import Kind, operator
 from gradlint.signal_path import kind_of
 from gradlint.structure import Structure
 from gradlint.theory.transfer.attention import attention, matmul, multi_head, softmax
-from gradlint.theory.transfer.channel_rules import refined
+from gradlint.theory.transfer.channel_rules import refine_by_channel
 from gradlint.theory.transfer.fluctuation import Overlap
 from gradlint.theory.transfer.fused_recurrence import recurrent
 from gradlint.theory.transfer.joins import concat, dropout
@@ -133,28 +133,28 @@ class _Forward:
             self.signals[node.id] = Signal(0.0, sizes, (0.0,) * len(sizes), 0.0, channels if sizes else None)
             return
         call = Call(node, operands, sizes, self.graph.mode == "train")
-        moved = embedding(call, fed=node.id in self._fed) if kind_of(node) is Kind.EMBEDDING else self._moved(call)
-        if moved is None:
-            moved = _unknown(call)
-        if moved is None:
+        result = embedding(call, fed=node.id in self._fed) if kind_of(node) is Kind.EMBEDDING else self._transfer(call)
+        if result is None:
+            result = _unknown(call)
+        if result is None:
             return
-        output = moved.signal
+        output = result.signal
         if output.channels is not None and output.channels >= len(output.sizes):  # shapes may contradict one another
             output = replace(output, channels=None)
         self.signals[node.id] = output
-        self.pullbacks[node.id] = moved
-        if moved.because:
-            self.because[node.id] = moved.because
+        self.pullbacks[node.id] = result
+        if result.because:
+            self.because[node.id] = result.because
 
-    def _moved(self, call: Call) -> TransferResult | None:
+    def _transfer(self, call: Call) -> TransferResult | None:
         if not call.signals:
             return None
         rule = _BY_OP.get(call.node.op) or _BY_KIND.get(kind_of(call.node))
         if rule is None or any(len(s.sizes) != len(s.shared) for _, s in call.signals):
             return None
         try:
-            moved = rule(call)
-            return refined(call, moved) if moved is not None and self._per_channel else moved
+            result = rule(call)
+            return refine_by_channel(call, result) if result is not None and self._per_channel else result
         except self.contradictions:
             return None
 
@@ -210,11 +210,11 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
         if math.isnan(cotangent.energy):  # nothing divided by nothing
             continue
         cotangents[node_id] = cotangent
-        moved = forward.pullbacks.get(node_id)
-        if moved is None or operator(graph[node_id].op).cuts:
+        result = forward.pullbacks.get(node_id)
+        if result is None or operator(graph[node_id].op).cuts:
             continue
         try:
-            back = list(moved.pullback(own))
+            back = list(result.pullback(own))
         except forward.contradictions:
             continue
         for slot, term in back:

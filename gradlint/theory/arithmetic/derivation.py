@@ -19,7 +19,7 @@ _RECURRENT = "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063"
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class BackwardFactor:
     """What an operator hands to one operand: the squared gradient factor, and the share of that operand's gradient it makes."""
 
     operand: str
@@ -32,7 +32,7 @@ class Derivation:
     """The second moment of a signal and the squared gradient factors, as equations; None where there is no formula."""
 
     forward: Equation | None
-    backward: tuple[Back, ...] = ()
+    backward: tuple[BackwardFactor, ...] = ()
     source: str = ""
 
 
@@ -46,7 +46,7 @@ def derive(structure: Structure, prediction: Prediction, node_id: str) -> Deriva
     if node.op == "input":
         return Derivation(Equation("q' = 1, as inputs are standardised", ((number(1.0),),)).equal_to(output.log_q))
     found = _formulas(case)
-    back: dict[str, Back] = {}
+    back: dict[str, BackwardFactor] = {}
     equations = found.backward if len(found.backward) > 1 else found.backward * len(case.call.signals)
     for (slot, _), equation in zip(case.call.signals, equations, strict=False):
         operand = case.call.ref(slot).node
@@ -55,17 +55,19 @@ def derive(structure: Structure, prediction: Prediction, node_id: str) -> Deriva
     return Derivation(found.forward.equal_to(output.log_q), tuple(back.values()), found.source)
 
 
-def _back(structure: Structure, prediction: Prediction, ends: tuple[str, str], equation: Equation, *, random: bool) -> Back:
+def _back(
+    structure: Structure, prediction: Prediction, ends: tuple[str, str], equation: Equation, *, random: bool
+) -> BackwardFactor:
     node, operand = ends
     output, before = prediction.cotangents.get(node), prediction.cotangents.get(operand)
     if output is None or before is None:
-        return Back(operand, equation)
+        return BackwardFactor(operand, equation)
     ratio = before.energy - output.energy
     readers = [child for child in structure.graph.children(operand) if child.id in prediction.cotangents]
     if len(readers) == 1 and all(ref.node != operand for ref in structure.trunk):
         drawn = replace(equation, typical=fluctuation.shift_of(before.variance - output.variance)) if random else equation
-        return Back(operand, drawn.equal_to(ratio))
-    return Back(operand, equation, min(10.0 ** min(equation.result - ratio, 0.0), 1.0))
+        return BackwardFactor(operand, drawn.equal_to(ratio))
+    return BackwardFactor(operand, equation, min(10.0 ** min(equation.result - ratio, 0.0), 1.0))
 
 
 def _formulas(case: Case) -> Formulas:

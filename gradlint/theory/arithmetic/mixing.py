@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gradlint.theory.arithmetic.equations import Equation, Number, below, number
 from gradlint.theory.arithmetic.formulas import Case, Formulas
-from gradlint.theory.transfer.attention import attention_scale, concentration, over_rows, scaled_logits, weights_of
+from gradlint.theory.transfer.attention import attention_scale, attention_weights, concentration, row_sharpness, scaled_logits
 from gradlint.theory.transfer.joins import axis_of
 from gradlint.theory.transfer.pools import reduced_axes, window_of
 from gradlint.theory.transfer.signal import Signal, averaged
@@ -23,7 +23,7 @@ def softmax(case: Case) -> Formulas | None:
     axis = axis_of(case.node, ("dim", "axis"), len(case.output.sizes), len(case.output.sizes) - 1)
     sharp, length = concentration(case.first, axis), max(case.output.sizes[axis], 1)
     first, second = number(sharp), below(length)
-    passed = (number(over_rows(case.first, axis).passed), number(1.0 - case.correlation(axis)))
+    passed = (number(row_sharpness(case.first, axis).passed), number(1.0 - case.correlation(axis)))
     return Formulas(
         Equation("q' = S / T, S = E sum A^2 of T weights", ((first, second),)),
         (Equation("P (1-r), P = E |J^T g|^2 / E g^2, r what gradients share along it", (passed,)),),
@@ -40,12 +40,14 @@ def attend(case: Case) -> Formulas | None:
     scale = attention_scale(node, query)
     logits = scaled_logits(query, key, sizes, scale)
     causal, rows = bool(node.attrs.get("is_causal", False)), sizes[-2]
-    sharp, passed = map(number, over_rows(logits, len(sizes) - 1, causal=causal))
+    sharp, passed = map(number, row_sharpness(logits, len(sizes) - 1, causal=causal))
     q, r = Number(value.log_q), max(value.shared[-2], 0.0)
     forward = Equation(
         "q' = q_v S (1-r) + q_v r, r what tokens share, S = E sum A^2", ((q, sharp, number(1.0 - r)), (q, number(r))), "dropout"
     )
-    seen = max(weights_of(logits, len(sizes) - 1, causal=causal).shared[-2], 0.0) * max(case.correlation(len(sizes) - 2), 0.0)
+    seen = max(attention_weights(logits, len(sizes) - 1, causal=causal).shared[-2], 0.0) * max(
+        case.correlation(len(sizes) - 2), 0.0
+    )
     averaged_over = Equation(
         "S + S (T-1) r, r what gradients share", ((sharp,), (sharp, number(rows - 1.0), number(seen))), "dropout"
     )

@@ -233,11 +233,11 @@ def gaussian(
 ) -> Distribution:
     """The distribution of a Gaussian tensor: rms 10^level, mean in units of the rms, shares per axis; the rest as the class."""
     mean = min(max(mean, -1.0), 1.0)
-    held = min(max(level, _LOWEST), _HIGHEST) if math.isfinite(level) else _LOWEST
+    rescaled = min(max(level, _LOWEST), _HIGHEST) if math.isfinite(level) else _LOWEST
     private = max(1.0 - mean * mean, 0.0)
-    values = (mean + math.sqrt(private) * _grid()[0]) * 10.0**held
+    values = (mean + math.sqrt(private) * _grid()[0]) * 10.0**rescaled
     correlation = tuple(min(max((share - mean * mean) / private, -1.0), 1.0) if private > 1e-12 else 1.0 for share in shared)
-    shift = level - held if math.isfinite(level) else 0.0
+    shift = level - rescaled if math.isfinite(level) else 0.0
     return Distribution(
         base, values, correlation, shift, chance=chance, neighbor_correlation=neighbor_correlation, settled=settled
     )
@@ -293,7 +293,7 @@ def apply(function: Function, distribution: Distribution) -> Mapped:
         values = np.asarray(function(distribution.values), dtype=np.float64)
         slope = np.asarray(derivative(function)(distribution.values), dtype=np.float64)
         if distribution.shift == 0.0:
-            return Mapped(held(replace(distribution, values=values)), *_held_slope(slope, 0.0))
+            return Mapped(rescaled(replace(distribution, values=values)), *_rescaled_slope(slope, 0.0))
         inside = distribution.values * (0.1 if distribution.shift > 0.0 else 10.0)
         step = -1.0 if distribution.shift > 0.0 else 1.0
         degree = _limit((_half(function(inside)) - _half(values)) / step)
@@ -301,8 +301,8 @@ def apply(function: Function, distribution: Distribution) -> Mapped:
     if not (math.isfinite(degree) and math.isfinite(bend)):
         degree, bend = 1.0, 0.0
     return Mapped(
-        held(replace(distribution, values=values, shift=degree * distribution.shift)),
-        *_held_slope(slope, bend * distribution.shift),
+        rescaled(replace(distribution, values=values, shift=degree * distribution.shift)),
+        *_rescaled_slope(slope, bend * distribution.shift),
     )
 
 
@@ -312,14 +312,14 @@ def _limit(degree: float) -> float:
     return near if abs(degree - near) < _NEAR else degree
 
 
-def _held_slope(slope: Array, fade: float) -> tuple[Array, float]:
+def _rescaled_slope(slope: Array, fade: float) -> tuple[Array, float]:
     largest = float(np.abs(slope).max())
     if not math.isfinite(largest) or largest < 1.0 / _TINY:
         return slope, fade
     return slope / largest, fade + 2.0 * math.log10(largest)
 
 
-def held(distribution: Distribution) -> Distribution:
+def rescaled(distribution: Distribution) -> Distribution:
     """The same distribution in units in which the squares of its values stay in the range of floats."""
     largest = float(np.abs(distribution.values).max())
     if not math.isfinite(largest) or _TINY < largest < 1.0 / _TINY or largest == 0.0:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.gaussian.sharpness import Sharpness, sharpness
-from gradlint.theory.transfer.profiles import both, moved, without
+from gradlint.theory.transfer.profiles import both, renumbered, without
 from gradlint.theory.transfer.rule import (
     Call,
     OperandCotangents,
@@ -27,7 +27,7 @@ from gradlint.theory.transfer.rule import (
     scaled,
     single_operand,
 )
-from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, averaged, gathered, joined
+from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, averaged, coherent_sum, joined
 
 if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
@@ -140,7 +140,7 @@ def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, 
     ours = [_share(product.left, left, letter) for letter in summed]
     theirs = [_share(product.right, right, letter) for letter in summed]
     both = [a * b for a, b in zip(ours, theirs, strict=True)]
-    sums = gathered(counts, both, range(len(counts)))
+    sums = coherent_sum(counts, both, range(len(counts)))
     shared = []
     for letter in product.out:
         a, b = _share(product.left, left, letter), _share(product.right, right, letter)
@@ -163,8 +163,8 @@ def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, 
 def _outer(product: Product, left: Profile, right: Profile) -> Profile:
     """The profile of a product along the axes of the result."""
     out = product.out
-    first = moved(left, lambda axis: out.index(product.left[axis]) if product.left[axis] in out else None)
-    return both(first, moved(right, lambda axis: out.index(product.right[axis]) if product.right[axis] in out else None))
+    first = renumbered(left, lambda axis: out.index(product.left[axis]) if product.left[axis] in out else None)
+    return both(first, renumbered(right, lambda axis: out.index(product.right[axis]) if product.right[axis] in out else None))
 
 
 def left_cotangent(product: Product, cotangent: Cotangent, left: Signal, right: Signal, sizes: Sequence[int]) -> Cotangent:
@@ -174,7 +174,7 @@ def left_cotangent(product: Product, cotangent: Cotangent, left: Signal, right: 
     gone = [
         letter for letter in product.out if letter not in product.left or left.sizes[product.left.index(letter)] < lengths[letter]
     ]
-    together = gathered(
+    together = coherent_sum(
         [lengths[letter] for letter in gone],
         [correlation[letter] * _share(product.right, right, letter) for letter in gone],
         range(len(gone)),
@@ -201,7 +201,7 @@ def softmax(call: Call) -> TransferResult | None:
     slot, logits = found[0]
     axis = call.node.attrs.get("dim", call.node.attrs.get("axis", -1))
     axis = (int(axis) if isinstance(axis, int) else -1) % len(call.sizes)
-    output = weights_of(logits, axis)
+    output = attention_weights(logits, axis)
     if call.node.op == "log_softmax":
         return _log_softmax(slot, logits, axis)
 
@@ -218,10 +218,10 @@ def _private(logits: Signal, axis: int) -> float:
 
 def concentration(logits: Signal, axis: int, *, causal: bool = False) -> float:
     """E sum A^2 over the axis."""
-    return over_rows(logits, axis, causal=causal).squares
+    return row_sharpness(logits, axis, causal=causal).squares
 
 
-def over_rows(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
+def row_sharpness(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
     """How sharp the softmax over an axis is; where attention is causal, the mean over rows of 1, 2, ... T entries."""
     count, variance = max(logits.sizes[axis], 1), _private(logits, axis)
     if not causal:
@@ -233,7 +233,7 @@ def over_rows(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
     return Sharpness(float(squares.mean()), float((passed * rows).mean()) / count)
 
 
-def weights_of(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
+def attention_weights(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
     """Attention weights as a signal: mean 1/T, sum of squares `concentration`."""
     peak, count = concentration(logits, axis, causal=causal), max(logits.sizes[axis], 1)
     along = max((1.0 / peak - 1.0) / max(count - 1, 1), 0.0)
@@ -250,7 +250,7 @@ def weights_of(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
 
 def logits_cotangent(cotangent: Cotangent, logits: Signal, weights: Signal, axis: int, *, causal: bool = False) -> Cotangent:
     """A (g - sum A g): what cotangents share along the softmax falls out."""
-    factor = over_rows(logits, axis, causal=causal).passed * max(1.0 - cotangent.correlation[axis], 0.0)
+    factor = row_sharpness(logits, axis, causal=causal).passed * max(1.0 - cotangent.correlation[axis], 0.0)
     correlation = tuple(
         0.0 if other == axis else a * s for other, (a, s) in enumerate(zip(cotangent.correlation, weights.shared, strict=True))
     )
@@ -318,7 +318,7 @@ def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool,
     mixing = Product(pairs.out, pairs.out[:-2] + "jv", pairs.out[:-1] + "v")
     logits = scaled_logits(query, key, sizes, scale)
     square = logits.sizes
-    weights = weights_of(logits, len(square) - 1, causal=causal)
+    weights = attention_weights(logits, len(square) - 1, causal=causal)
     keep = 1.0 - min(max(drop, 0.0), 0.99)
     dropped = replace(
         weights,

@@ -40,7 +40,7 @@ _NOISE = 5e-4  # decades^2 that each norm adds: 90 % intervals hold for 49 netwo
 
 
 @dataclass(frozen=True, slots=True)
-class Over:
+class NormalizedAxes:
     """What is normalised together: lengths and shares of all axes as the statistics see them, and the axes they run over."""
 
     axes: tuple[int, ...]
@@ -66,24 +66,24 @@ def _on_batch(call: Call) -> bool:
     return bool(call.node.attrs.get("training", call.training)) or "running_var" not in call.node.weights
 
 
-def statistics_of(call: Call, signal: Signal) -> Over | None:
+def statistics_of(call: Call, signal: Signal) -> NormalizedAxes | None:
     """What a norm on the statistics of its input normalises together; None for a norm of another kind."""
     node, sizes = call.node, signal.sizes
     rank = len(sizes)
     channel = 1 if rank > 1 else 0
     if node.op == "batch_norm":
-        return Over(tuple(axis for axis in range(rank) if axis != channel), sizes)
+        return NormalizedAxes(tuple(axis for axis in range(rank) if axis != channel), sizes)
     if node.op == "instance_norm":
-        return Over(tuple(range(channel + 1, rank)), sizes)
+        return NormalizedAxes(tuple(range(channel + 1, rank)), sizes)
     if node.op == "group_norm":
         groups = int(node.attrs.get("num_groups", 1))
         inside = tuple(max(size // groups, 1) if axis == channel else size for axis, size in enumerate(sizes))
-        return Over(tuple(range(channel, rank)), inside)
+        return NormalizedAxes(tuple(range(channel, rank)), inside)
     if node.op == "l2_normalize":
         axis = node.attrs.get("dim", node.attrs.get("axis", 1))
-        return Over((int(axis) % rank,) if isinstance(axis, int) else (channel,), sizes, centered=False)
+        return NormalizedAxes((int(axis) % rank,) if isinstance(axis, int) else (channel,), sizes, centered=False)
     count = _normalized_axes(node.attrs, rank)
-    return Over(tuple(range(rank - count, rank)), sizes, centered=node.op != "rms_norm")
+    return NormalizedAxes(tuple(range(rank - count, rank)), sizes, centered=node.op != "rms_norm")
 
 
 def _normalized_axes(attrs: object, rank: int) -> int:
@@ -95,7 +95,7 @@ def _normalized_axes(attrs: object, rank: int) -> int:
     return rank - int(axis) % rank if isinstance(axis, int) else 1
 
 
-def _normalized(call: Call, slot: int, signal: Signal, over: Over) -> TransferResult:
+def _normalized(call: Call, slot: int, signal: Signal, over: NormalizedAxes) -> TransferResult:
     """Second moment gamma^2 v / (v + eps), v the variance over the axes; the gradient loses what lies along 1 and x."""
     common = min(averaged(over.sizes, signal.shared, over.axes), 1.0 - 1e-9)
     lost = common if over.centered else 0.0
@@ -144,7 +144,7 @@ def _rest(share: float, lost: float, *, low: float = -1.0) -> float:
     return min(max((share - lost) / (1.0 - lost), low), 1.0)
 
 
-def _variance_spread(signal: Signal, over: Over, common: float) -> VarianceSpread:
+def _variance_spread(signal: Signal, over: NormalizedAxes, common: float) -> VarianceSpread:
     """How the variance that a norm takes scatters: less by what a BatchNorm has just set of it, or by the square of a mean."""
     if over.centered:
         before = min(signal.fixed.get(over.axes, 0.0) / (1.0 - common) ** 2, 1.0)
@@ -158,7 +158,7 @@ def _variance_spread(signal: Signal, over: Over, common: float) -> VarianceSprea
 class _Units:
     """What a norm does to the axes that it keeps apart: each unit is divided by its own deviation, and scaled by its gamma."""
 
-    def __init__(self, call: Call, signal: Signal, over: Over, small: float) -> None:
+    def __init__(self, call: Call, signal: Signal, over: NormalizedAxes, small: float) -> None:
         own = {axis: values for axis, values in signal.profile.items() if axis not in over.axes}
         if signal.channel_variance is not None and over.axes == tuple(axis for axis in range(len(signal.sizes)) if axis != 1):
             own |= {1: signal.channel_variance}
@@ -213,7 +213,7 @@ class _Units:
         return gain, profile
 
 
-def _scale_axis(call: Call, over: Over) -> int:
+def _scale_axis(call: Call, over: NormalizedAxes) -> int:
     """The axis that gamma runs along."""
     rank = len(call.sizes)
     if call.node.op in {"batch_norm", "group_norm", "instance_norm"}:
@@ -221,7 +221,7 @@ def _scale_axis(call: Call, over: Over) -> int:
     return over.axes[-1] if over.axes else rank - 1
 
 
-def _kept(cotangent: Cotangent, output: Signal, over: Over, ratio: float, correlation: Sequence[float]) -> float:
+def _kept(cotangent: Cotangent, output: Signal, over: NormalizedAxes, ratio: float, correlation: Sequence[float]) -> float:
     """Share of a cotangent that is orthogonal to the constant vector (where the norm centres) and to the normalised signal.
 
     Of what is known about the cotangent and all channels together, a norm over one group of them takes the part that each group
@@ -237,7 +237,7 @@ def _kept(cotangent: Cotangent, output: Signal, over: Over, ratio: float, correl
     return max(1.0 - along_one - known * averaged(over.sizes, own.correlation, places) / inside, 1e-6)
 
 
-def _left(cotangent: Cotangent, output: Signal, over: Over, kept: float) -> Coherence | None:
+def _left(cotangent: Cotangent, output: Signal, over: NormalizedAxes, kept: float) -> Coherence | None:
     """What a cotangent has in common with the signal before a norm over channels: nothing but, without centring, its sum."""
     own = cotangent.coherence
     if own is None or own.axis not in over.axes:
@@ -249,7 +249,7 @@ def _left(cotangent: Cotangent, output: Signal, over: Over, kept: float) -> Cohe
     return Coherence(moments, own.axis, own.correlation)
 
 
-def _centered_correlation(cotangent: Cotangent, over: Over) -> tuple[float, ...]:
+def _centered_correlation(cotangent: Cotangent, over: NormalizedAxes) -> tuple[float, ...]:
     """Correlations of a cotangent that has lost its mean over the normalised axes: -1/(N-1) between N that were independent."""
     if not over.centered:
         return cotangent.correlation

@@ -11,9 +11,9 @@ import numpy as np
 
 from gradlint.ops.activations import activation
 from gradlint.theory.gaussian.functions import function_of
-from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, Mapped, apply, expect, held, positive
+from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, Mapped, apply, expect, positive, rescaled
 from gradlint.theory.transfer.coherence import Coherence, Summand, at_sum
-from gradlint.theory.transfer.profiles import FLAT, both, mean_product, moved, power, times, without
+from gradlint.theory.transfer.profiles import FLAT, both, mean_product, power, renumbered, times, without
 from gradlint.theory.transfer.rule import (
     Call,
     OperandCotangents,
@@ -27,7 +27,16 @@ from gradlint.theory.transfer.rule import (
     mean_square,
     total,
 )
-from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, Signal, gathered, joined, of_distribution, varying
+from gradlint.theory.transfer.signal import (
+    NOTHING,
+    Cotangent,
+    CotangentTerm,
+    Signal,
+    coherent_sum,
+    joined,
+    of_distribution,
+    varying,
+)
 
 if TYPE_CHECKING:
     from gradlint.ops.activations import Function
@@ -196,7 +205,7 @@ def _combined(
     call: Call, found: Sequence[tuple[int, Signal]], made: Distribution, slopes: Sequence[Array]
 ) -> TransferResult | None:
     """A join of functions of one Gaussian tensor: another one."""
-    made = held(made)
+    made = rescaled(made)
     if not (made.finite and all(np.isfinite(slope).all() for slope in slopes)):
         return None
     output = of_distribution(made, found[0][1])
@@ -325,7 +334,7 @@ def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
     rank = len(call.sizes)
     sizes, shared = _aligned(signal.sizes, rank), [1.0] * (rank - len(signal.shared)) + list(signal.shared)
     stretched = tuple(1.0 if a == 1 and b > 1 else s for a, b, s in zip(sizes, call.sizes, shared, strict=False))
-    profile = moved(signal.profile, lambda axis: axis + rank - len(signal.sizes))
+    profile = renumbered(signal.profile, lambda axis: axis + rank - len(signal.sizes))
     level = signal.log_q + 2.0 * log10(abs(sign))
     return Part(
         level,
@@ -347,9 +356,9 @@ def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, fa
     rank = len(sizes)
     own = _aligned(signal.sizes, rank)
     stretched = [axis for axis in range(rank) if own[axis] == 1 and sizes[axis] > 1]
-    energy = cotangent.energy + log10(factor * gathered(sizes, cotangent.correlation, stretched))
+    energy = cotangent.energy + log10(factor * coherent_sum(sizes, cotangent.correlation, stretched))
     lead = rank - len(signal.sizes)
-    profile = moved(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
+    profile = renumbered(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
     correlation, coherence = cotangent.correlation[lead:], cotangent.coherence if signal.sizes == sizes else None
     return replace(cotangent, energy=energy, correlation=correlation, profile=profile, coherence=coherence)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.gaussian.pointwise_of_gaussian import largest_of
-from gradlint.theory.transfer.profiles import FLAT, moved, replaced
+from gradlint.theory.transfer.profiles import FLAT, renumbered, replaced
 from gradlint.theory.transfer.rule import (
     Call,
     OperandCotangents,
@@ -213,11 +213,11 @@ def reduce(call: Call) -> TransferResult | None:
         shared=shared,
         channels=None,
         mean=min(max(signal.mean / math.sqrt(share), -1.0), 1.0),
-        profile=moved(signal.profile, lambda axis: kept.index(axis) if axis in kept else None),
+        profile=renumbered(signal.profile, lambda axis: kept.index(axis) if axis in kept else None),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        profile = moved(cotangent.profile, kept.__getitem__)
+        profile = renumbered(cotangent.profile, kept.__getitem__)
         return scaled(cotangent, scale * scale / count, _widened(cotangent, signal, kept), profile=profile)
 
     return TransferResult(output, single_operand(slot, output, back))

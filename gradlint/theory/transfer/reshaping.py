@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Node
-from gradlint.theory.transfer.profiles import FLAT, moved, replaced, without
+from gradlint.theory.transfer.profiles import FLAT, renumbered, replaced, without
 from gradlint.theory.transfer.rule import (
     Call,
     OperandCotangents,
@@ -23,7 +23,7 @@ from gradlint.theory.transfer.rule import (
     total,
 )
 from gradlint.theory.transfer.selection import padding, taken
-from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, Signal, averaged, gathered, joined
+from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, Signal, averaged, coherent_sum, joined
 
 if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
@@ -88,7 +88,7 @@ def _permuted(call: Call, slot: int, signal: Signal, axes: Sequence[int]) -> Tra
         )
     channels = axes.index(signal.channels) if signal.channels is not None and signal.channels in axes else None
     shared = tuple(signal.shared[axis] for axis in axes)
-    profile = moved(signal.profile, axes.index)
+    profile = renumbered(signal.profile, axes.index)
     fixed = {tuple(sorted(axes.index(axis) for axis in over)): share for over, share in signal.fixed.items()}
     output = replace(
         signal, sizes=call.sizes, shared=shared, channels=channels, distribution=distribution, profile=profile, fixed=fixed
@@ -102,7 +102,7 @@ def _permuted(call: Call, slot: int, signal: Signal, axes: Sequence[int]) -> Tra
                 own, axis=axes[own.axis], correlation=tuple(own.correlation[axes.index(axis)] for axis in range(len(axes)))
             )
         projected_out = {tuple(sorted(axes[axis] for axis in over)): share for over, share in cotangent.projected_out.items()}
-        profile = moved(cotangent.profile, axes.__getitem__)
+        profile = renumbered(cotangent.profile, axes.__getitem__)
         return replace(cotangent, correlation=correlation, profile=profile, projected_out=projected_out, coherence=own)
 
     return TransferResult(output, single_operand(slot, output, back))
@@ -121,14 +121,14 @@ def _viewed(call: Call, slot: int, signal: Signal) -> TransferResult:
         )
     kept = {old[0]: new[0] for old, new in groups if len(old) == len(new) == 1}
     back_to = {new: old for old, new in kept.items()}
-    profile = moved(signal.profile, kept.get)
+    profile = renumbered(signal.profile, kept.get)
     output = replace(
         signal, sizes=call.sizes, shared=shared, channels=channels, distribution=distribution, profile=profile, fixed=NOTHING
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
         correlation = regrouped(call.sizes, cotangent.correlation, groups, backwards=True)
-        profile, projected_out = moved(cotangent.profile, back_to.get), _before_view(cotangent.projected_out, groups)
+        profile, projected_out = renumbered(cotangent.profile, back_to.get), _before_view(cotangent.projected_out, groups)
         coherence = cotangent.coherence if call.sizes == signal.sizes else None
         return replace(cotangent, correlation=correlation, profile=profile, projected_out=projected_out, coherence=coherence)
 
@@ -202,12 +202,12 @@ def _expanded(call: Call, slot: int, signal: Signal) -> TransferResult:
     stretched = [axis for axis in range(rank) if own[axis] != call.sizes[axis]]
     shared = [1.0 if axis in stretched else value for axis, value in enumerate(shared)]
     lead = rank - len(signal.sizes)
-    profile = moved(signal.profile, lambda axis: axis + lead)
+    profile = renumbered(signal.profile, lambda axis: axis + lead)
     output = as_gaussian(signal, sizes=call.sizes, shared=tuple(shared), channels=None, profile=profile)
 
     def back(cotangent: Cotangent) -> Cotangent:
-        factor = gathered(call.sizes, cotangent.correlation, stretched)
-        left = moved(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
+        factor = coherent_sum(call.sizes, cotangent.correlation, stretched)
+        left = renumbered(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
         return scaled(cotangent, factor, cotangent.correlation[lead:], profile=left)
 
     return TransferResult(output, single_operand(slot, output, back))

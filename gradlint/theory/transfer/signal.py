@@ -139,7 +139,7 @@ def varying(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int]) 
     return max(1.0 - averaged(sizes, shared, axes), 0.0)
 
 
-def gathered(sizes: Sequence[int], correlation: Sequence[float], axes: Iterable[int]) -> float:
+def coherent_sum(sizes: Sequence[int], correlation: Sequence[float], axes: Iterable[int]) -> float:
     """E |sum over axes|^2 / E |.|^2 summed over elements: 1 for independent elements, their number for equal ones."""
     chosen = list(axes)
     return math.prod(sizes[axis] for axis in chosen) * averaged(sizes, correlation, chosen)
