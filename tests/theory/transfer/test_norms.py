@@ -80,7 +80,7 @@ def lecun(inside: int, outside: int) -> nn.Module:
 # scatter of a variance --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("centered", [True, False])
 def test_a_variance_over_values_that_repeat_along_axes_scatters_as_drawn_ones_do(centered):
     shares, sizes = (0.2, 0.0, 0.5, 0.7), (8, 5, 6, 6)
     parts = [0.2**0.5 * torch.randn(20000, 1, 1, 1), 0.3**0.5 * torch.randn(20000, 8, 1, 1)]
