@@ -58,7 +58,7 @@ class Measured:
     """Growth per step over the sequence and over its steady middle, factors in decades, and level of the output."""
 
     step: float
-    drift: float
+    steady_step: float
     last: float
     independent: float
     level: float
@@ -129,7 +129,7 @@ def errors(node: CellResponse, loop: CellResponse, measured: Measured, probed: f
     if probed is not None and measured.last < 15.0 and measured.level < 15.0:
         yield "step, probe", loop.step - probed
     yield "step, node", node.step - measured.step
-    yield "steady", loop.drift - measured.drift
+    yield "steady", loop.steady_step - measured.steady_step
     yield "last step", 0.5 * node.last - measured.last
     yield "every step", 0.5 * node.independent - measured.independent
     yield "level", node.level - measured.level

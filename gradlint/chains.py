@@ -1,4 +1,4 @@
-"""The chain of nodes along which growth is read: the spine, or cuts of the graph by depth where a model has none."""
+"""The chain of nodes along which growth is read: the spine, or cuts of the graph by depth for a model without a spine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from gradlint.structure import Structure
 def chain_of(
     structure: Structure, each: Sequence[Mapping[str, Gains]], known: Mapping[str, Gains] | None = None
 ) -> tuple[list[str], list[Mapping[str, Gains]]]:
-    """The chain and the gains along it, for each of several sets of gains. A cut has the gain of all its tensors together.
+    """Return the chain and, for each set of gains in `each`, the gains along it.
 
-    A cut is called after its tensor with the largest gradient in `known`, by default the first set.
+    If the spine represents the model, the chain is the spine and the gains are returned unchanged. Otherwise each cut of
+    `Structure.levels` is one element of the chain. The backward gain of a cut is that of its tensors together, in decades: 1/2
+    log10 of the sum of their squared gradients. A cut carries the name of its tensor with the largest gradient in `known`,
+    which defaults to the first set.
     """
     if structure.spine_is_representative:
         return list(structure.spine), list(each)
@@ -22,9 +25,9 @@ def chain_of(
     rows: list[Mapping[str, Gains]] = [
         {
             name: Gains(
-                _together([gains[node].backward for node in cut if node in gains]),
+                _root_sum_square([gains[node].backward for node in cut if node in gains]),
                 gains[name].forward if name in gains else None,
-                _together([gains[node].relative for node in cut if node in gains]),
+                _root_sum_square([gains[node].relative for node in cut if node in gains]),
             )
             for name, cut in cuts
         }
@@ -34,14 +37,14 @@ def chain_of(
 
 
 def elements(structure: Structure, known: Mapping[str, Gains]) -> list[tuple[str, tuple[str, ...]]]:
-    """What the chain is made of, in order: each name with the tensors that it stands for. Cuts are named as `chain_of` says."""
+    """Return the elements of the chain in order, each as its name and the tensors that it stands for; see `chain_of`."""
     if structure.spine_is_representative:
         return [(node, (node,)) for node in structure.spine]
     return list(zip(_cut_names(structure, known), structure.levels, strict=True))
 
 
 def _cut_names(structure: Structure, gains: Mapping[str, Gains]) -> list[str]:
-    """A node for each cut: the one with the largest gradient that has not stood for another cut yet, else the newest."""
+    """Choose a node to name each cut: the one with the largest gradient that names no earlier cut, else the latest one."""
 
     def weight(node: str) -> tuple[float, int]:
         backward = gains[node].backward if node in gains else None
@@ -55,8 +58,8 @@ def _cut_names(structure: Structure, gains: Mapping[str, Gains]) -> list[str]:
     return chosen
 
 
-def _together(decades: Sequence[float | None]) -> float | None:
-    """Decades of the root of the sum of squares."""
+def _root_sum_square(decades: Sequence[float | None]) -> float | None:
+    """Return log10 of the root of the sum of squares of amplitudes given in decades; None if none is known."""
     known = [value for value in decades if value is not None]
     if not known or not all(value < math.inf for value in known):
         return known[0] if known else None

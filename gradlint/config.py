@@ -1,4 +1,4 @@
-"""The configuration file: the nearest gradlint.toml, .gradlint.toml or [tool.gradlint] in pyproject.toml."""
+"""Read the configuration file: the nearest gradlint.toml, .gradlint.toml or [tool.gradlint] table of a pyproject.toml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _FILES = ("gradlint.toml", ".gradlint.toml", "pyproject.toml")
 
 @dataclass(frozen=True)
 class Config:
-    """What a file says: options as the command line calls them, and targets by name."""
+    """The contents of one configuration file.
+
+    `options` maps command-line option names, without leading dashes, to values. `targets` maps names to target strings.
+    """
 
     path: Path
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -26,7 +29,13 @@ class Config:
 
 
 def find(start: Path) -> Path | None:
-    """The nearest configuration at or above a folder; a pyproject.toml counts where it has a table for gradlint."""
+    """Return the nearest configuration file in a folder or its parents, or None if there is none.
+
+    A pyproject.toml counts only if it has a [tool.gradlint] table.
+
+    Raises:
+        ConfigError: A pyproject.toml on the way cannot be read or parsed.
+    """
     for folder in (start, *start.parents):
         for name in _FILES:
             path = folder / name
@@ -36,9 +45,15 @@ def find(start: Path) -> Path | None:
 
 
 def read(path: Path, known: Collection[str]) -> Config:
-    """Read a file. `known` are the options it may set, spelled as on the command line, without dashes in front.
+    """Read a configuration file.
 
-    Raises ConfigError when it cannot be read, for a key that is not known, and for a recipe that is none.
+    Args:
+        path: The file. Relative paths inside it are resolved against its folder.
+        known: Names of the options that the file may set, spelled as on the command line, without leading dashes.
+
+    Raises:
+        ConfigError: The file cannot be read or parsed, a key is unknown, `targets` is not a table of strings, or the
+            recipe is invalid.
     """
     table = _toml(path)
     table = table.get("tool", {}).get("gradlint", {}) if path.name == "pyproject.toml" else table
@@ -62,14 +77,14 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _from(folder: Path, target: str) -> str:
-    """A target as seen from the working folder; what names no file in `folder` is a module, and stays."""
+    """Rewrite a target that names a file in `folder` relative to the working directory; leave module targets unchanged."""
     where, separator, attribute = target.rpartition(":") if ".py:" in target else (target, "", "")
     path = Path(os.path.relpath(folder / where))
     return f"{path}{separator}{attribute}" if path.exists() else target
 
 
 def _value(path: Path, key: str, value: Any) -> Any:
-    """A value as its option takes it; folders are meant from where the file lies."""
+    """Convert a value to the form that its option takes; rule folders are resolved against the folder of the file."""
     if key == "rules":
         return [str(path.parent / folder) for folder in ([value] if isinstance(value, str) else value)]
     if key != "recipe":

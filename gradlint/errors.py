@@ -1,12 +1,12 @@
-"""What can go wrong for a user. Every message says what, where and what next."""
+"""Exceptions that gradlint raises on purpose. Each message says what is wrong, where, and what to do next."""
 
 from __future__ import annotations
 
 
 class GradlintError(Exception):
-    """Base of every error that gradlint raises on purpose; the command line turns it into exit 2.
+    """Base class of every error that gradlint raises on purpose. The command line turns it into exit code 2.
 
-    `hint`, when given, is the sentence that tells the user what to do next.
+    `hint` is an optional sentence that tells the user what to do next. `str(error)` prints it on a line of its own.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -19,19 +19,22 @@ class GradlintError(Exception):
 
 
 class TargetError(GradlintError):
-    """The model cannot be found, read or imported."""
+    """Raised when the model cannot be found, read or imported."""
 
 
 class UnsafeFileError(TargetError):
-    """Reading the file would run code from it, or reach outside its folder."""
+    """Raised when reading the file would run code from it or open a file outside its folder."""
 
 
 class InputError(GradlintError):
-    """An input of the model is missing, unknown or of the wrong form."""
+    """Raised when an input of the model is missing, unknown, or of the wrong shape or type."""
 
 
 class ForwardError(GradlintError):
-    """The model's own forward or backward pass raised; the cause is chained and `where` names the user's line."""
+    """Raised when the model's own forward or backward pass raises.
+
+    The original exception is chained as the cause, and `where` names the line of the user's code that raised it.
+    """
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -39,8 +42,8 @@ class ForwardError(GradlintError):
 
 
 class ConfigError(GradlintError):
-    """A command-line option, an argument or a configuration value does not fit."""
+    """Raised for an invalid command-line option, argument or configuration value."""
 
 
 class RuleFileError(GradlintError):
-    """A rule file cannot be loaded or breaks the contract of a rule."""
+    """Raised when a rule file cannot be loaded or does not define a valid rule."""

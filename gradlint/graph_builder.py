@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Graph, Node, Ref, Source, Statistics, Weight
-from gradlint.growth import summarise
+from gradlint.growth import summarize
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Gains, Growth, Measurement
 from gradlint.structure import Structure
@@ -182,7 +182,7 @@ class GraphBuilder:
             "gains": gains,
             "spine": structure.spine,
             "trunk": tuple(ref.node for ref in structure.trunk),
-            "growth": summarise(graph, structure.spine, gains) if structure.spine else Growth(0.0),
+            "growth": summarize(graph, structure.spine, gains) if structure.spine else Growth(0.0),
             "seeds": 1,
         }
         return Measurement(**{**fields, **self._measured})

@@ -1,4 +1,7 @@
-"""From gains at nodes to what the report says of growth. The probe and the theory both end here."""
+"""Summarize gains at nodes as the growth that a report shows. The probe and the theory both use it.
+
+A backward gain B is 1/2 log10 of the mean squared gradient at a node for a unit gradient at the output. All values are decades.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +15,31 @@ from gradlint.result import Gains, Growth, Jump, Measurement, Place, SpinePoint
 from gradlint.theory.reading.sustained import Run, largest_run
 
 HEALTHY = 2.2
-"""Decades of sustained growth under which 90 % of 134 standard architectures stay at default initialization."""
+"""Decades of sustained growth: 90 % of 134 standard architectures stay below this at default initialization."""
 
 LIMIT = 3.5
-"""Decades of sustained growth that fail a model: of 134 healthy architectures none exceeds 3.4, failing models start at 3.7."""
+"""Decades of sustained growth that fail a model: none of 134 healthy architectures exceeds 3.4, failing models start at 3.7."""
 
 JUMP = 1.0
-"""Decades of one spine step that are worth naming."""
+"""Decades that one step of the spine must exceed to be reported as a jump."""
 
 FLOOR = -45.0
-"""Stands in for -inf where a gradient underflowed: the smallest float32 is 10^-45."""
+"""Decades that replace -inf where a gradient underflowed: the smallest positive float32 is about 10^-45."""
 
 UNDERFLOW = -20.0
-"""A gradient that was this small before it became zero has underflowed; from a larger one it was cut."""
+"""Decades: a gradient that was below this before it became zero underflowed; a larger one was cut."""
 
 
 def place(graph: Graph, node: str) -> Place:
-    """A node and its module."""
+    """Return the `Place` of a node, with an empty module for a node that is not in the graph."""
     return Place(node, graph[node].module if node in graph else "")
 
 
 def along(chain: Sequence[str], values: Mapping[str, float | None]) -> tuple[list[str], list[float]]:
-    """The nodes of a chain that have a value, with it; a gradient that faded to zero counts as FLOOR.
+    """Return the nodes of a chain that have a finite value, and those values, in the order of the chain.
 
-    Values are read from the output back: what lies before a zero that did not fade (a cut) is left out.
+    The chain is read from the output back. A zero gradient (-inf) that follows one below `UNDERFLOW` counts as `FLOOR`. At any
+    other zero the gradient was cut, and the reading stops.
     """
     nodes: list[str] = []
     levels: list[float] = []
@@ -53,17 +57,31 @@ def along(chain: Sequence[str], values: Mapping[str, float | None]) -> tuple[lis
 
 
 def signed(levels: Sequence[float]) -> tuple[float, float, float, Run]:
-    """Growth with its sign, rise, fall, and the run that makes it."""
+    """Return signed growth, rise and fall in decades, and the run of steps with the larger of both.
+
+    `levels` are backward gains along a chain, all finite. Growth is the rise, or minus the fall if that is larger.
+    """
     rise, fall = largest_run(levels), largest_run([-level for level in levels])
     if rise.decades >= fall.decades:
         return rise.decades, rise.decades, fall.decades, rise
     return -fall.decades, rise.decades, fall.decades, fall
 
 
-def summarise(
+def summarize(
     graph: Graph, chain: Sequence[str], gains: Mapping[str, Gains], seeds: Sequence[Mapping[str, float | None]] = ()
 ) -> Growth:
-    """Growth over a chain of nodes from their median gains; `seeds` holds the backward gains of every single seed."""
+    """Compute growth over a chain of nodes.
+
+    Args:
+        graph: The graph, for the module paths of nodes.
+        chain: Node ids from the input to the output.
+        gains: Gains by node, the median over seeds.
+        seeds: Backward gains by node for each seed, in decades. Growth spreads by the largest deviation between them.
+
+    Returns:
+        Sustained growth in decades: the largest sum of consecutive steps B(i) - B(i+1), each sum without its one largest step.
+        It is zero if fewer than two nodes have a known gain.
+    """
     nodes, levels = along(chain, {node: gains[node].backward for node in chain if node in gains})
     if len(levels) < 2:
         return Growth(0.0)
@@ -110,7 +128,7 @@ def spine_points(
 
 
 def about(growth: Growth, found: Measurement) -> dict[str, Any]:
-    """Evidence on a measured growth: its spread, the Jacobian between its ends, and other draws of the weights."""
+    """Return evidence about a measured growth: its spread, the Jacobian between its ends, and other draws of the weights."""
     facts: dict[str, Any] = {"spread": growth.spread, "seeds": found.seeds} if growth.spread is not None else {}
     ends = (growth.start and growth.start.node, growth.end and growth.end.node)
     for item in found.segments:
@@ -121,7 +139,7 @@ def about(growth: Growth, found: Measurement) -> dict[str, Any]:
 
 
 def nearness(growth: Growth, found: Measurement) -> str:
-    """A remark where the seeds of a measured growth lie on both sides of LIMIT, or nearly; "" elsewhere."""
+    """Return a remark if the distance of a measured growth to `LIMIT` is within its spread over seeds, else ""."""
     if growth.spread is None or abs(abs(growth.decades) - LIMIT) > growth.spread:
         return ""
     return f" (near the limit of {LIMIT}: +-{growth.spread:.1f} over {found.seeds} seeds)"

@@ -1,4 +1,4 @@
-"""From predictions at nodes to what theory says of a whole model: growth, its interval, and whether that settles the verdict."""
+"""Growth of a whole model from predictions at its nodes, with an interval, and whether that interval settles the verdict."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gradlint.chains import chain_of, elements
-from gradlint.growth import LIMIT, summarise
+from gradlint.growth import LIMIT, summarize
 from gradlint.result import Gains, Growth
 from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
 from gradlint.theory.prediction import Predicted, Prediction
 
 INTERVAL = 1.645
-"""Standard deviations of the normal distribution that hold 90 % of it on both sides."""
+"""Standard deviations on each side of the mean of a normal distribution that hold 90 % of it."""
 
-_ZERO = -100.0  # decades: a predicted factor of zero, which no float can tell from nothing
-_BLIND = 0.5 * math.log10(2.0)  # decades that a path adds which is not followed, if it carries as much as the one that is
-_TOO_BLIND = 0.5  # of the weight layers
-_TRAINED = 1.4  # decades: root mean square error of the growth of 17 trained models, 16 of them within 1.645 times it
+_ZERO = -100.0  # decades: a predicted gain at or below this counts as zero
+_UNFOLLOWED = 0.5 * math.log10(2.0)  # decades that an unfollowed path adds if it carries as much gradient as the followed one
+_MOST_UNFOLLOWED = 0.5  # the largest share of the weight layers that a conclusive prediction leaves unfollowed
+_TRAINED = 1.4  # decades: root mean square error of predicted growth over 17 trained models; 16 lie within 1.645 times it
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedGrowth:
-    """What theory expects of a model: growth along `chain` (None where it follows nothing there) and gains by node.
+    """Growth of a model as signal propagation predicts it.
 
-    `deviations` are the standard deviations of the backward gains along the chain, in decades. `conclusive` says whether the
-    chain and most weight layers were followed and the interval of the growth lies on one side of the limit.
+    Attributes:
+        chain: Node ids along which growth is read: the spine, or one node for each cut by depth.
+        gains: Predicted gains by node, in decades. Cuts of the chain have the gain of all their tensors together.
+        growth: Sustained growth over the chain, in decades, with a 90 % interval. None if fewer than two gains are known.
+        conclusive: Whether theory followed the chain and most weight layers and the interval does not contain the limit.
+        deviations: Standard deviations of the backward gains along the chain, in decades.
     """
 
     chain: tuple[str, ...]
@@ -40,9 +44,18 @@ class PredictedGrowth:
 def predict_growth(
     structure: Structure, prediction: Prediction, measured: Mapping[str, Gains] | None = None, *, drawn: bool = True
 ) -> PredictedGrowth:
-    """Growth as the probe would sum it up, from predictions; cuts by depth are named as in `measured`.
+    """Predict growth over the whole model.
 
-    `drawn` says whether the weights are as an initialiser drew them; what training does to them theory does not know.
+    Predicted gains are summed up in the same way as measured ones, so that both can be compared. The interval holds the growth
+    with 90 % probability. It covers the variance of the predictions, and its upper end also covers weight layers that no
+    predicted gradient reaches.
+
+    Args:
+        structure: The structure of the graph.
+        prediction: Predictions by node, from `gradlint.theory.prediction.predict`.
+        measured: Measured gains by node, which choose the names of cuts by depth. None to use the predicted gains.
+        drawn: Whether the weights look randomly initialized. The interval is wider for trained weights, whose correlations
+            mean-field theory neglects.
     """
     found = {node: Gains(_followed(p), p.forward, None) for node, p in prediction.nodes.items()}
     chain, rows = chain_of(structure, [found], measured)
@@ -52,24 +65,24 @@ def predict_growth(
     known = [node for node in chain if node in gains and gains[node].backward is not None]
     if len(known) < 2:
         return PredictedGrowth(tuple(chain), gains, None, conclusive=False, deviations=deviations)
-    growth = summarise(structure.graph, chain, gains)
-    missed = _missed(structure, found)
+    growth = summarize(structure.graph, chain, gains)
+    unfollowed = _unfollowed(structure, found)
     spread = INTERVAL * math.hypot(_spread(growth, deviations, known), 0.0 if drawn else _TRAINED)
-    upper = spread + _BLIND * len({structure.depths[node] for node in missed})
+    upper = spread + _UNFOLLOWED * len({structure.depths[node] for node in unfollowed})
     growth = replace(growth, interval=(growth.decades - spread, growth.decades + upper))
-    conclusive = _is_whole(structure, gains, chain, missed) and _is_settled(growth)
+    conclusive = _is_whole(structure, gains, chain, unfollowed) and _is_settled(growth)
     return PredictedGrowth(tuple(chain), gains, growth, conclusive, deviations)
 
 
 def _followed(predicted: Predicted) -> float | None:
-    """The backward gain at a node, None where theory does not follow."""
+    """Return the backward gain at a node in decades, or None where theory does not predict one."""
     if predicted.backward is None or math.isnan(predicted.backward) or math.isnan(predicted.backward_sd):
         return None
     return predicted.backward
 
 
 def _deviation(together: Sequence[Predicted]) -> float:
-    """Standard deviation of the gain of several tensors together: each counts by its share of their energy."""
+    """Return the standard deviation, in decades, of the gain of several tensors together, weighted by squared gradient."""
     known = [(level, p.backward_sd) for p in together if (level := _followed(p)) is not None and level > -math.inf]
     if len(known) < 2:
         return known[0][1] if known else 0.0
@@ -81,27 +94,28 @@ def _deviation(together: Sequence[Predicted]) -> float:
 
 
 def _spread(growth: Growth, deviations: Mapping[str, float], chain: Sequence[str]) -> float:
-    """Standard deviation that the run adds which makes the growth, or the whole chain where there is none."""
+    """Return the standard deviation of growth in decades: what its run of steps adds, or the whole chain without a run."""
     places = [chain.index(place.node) for place in (growth.start, growth.end) if place is not None]
     first, last = places if len(places) == 2 and places[0] < places[1] else (0, len(chain) - 1)
     widest = max(deviations[node] for node in chain[first : last + 1])
     return math.sqrt(max(widest**2 - deviations[chain[last]] ** 2, 0.0))
 
 
-def _missed(structure: Structure, found: Mapping[str, Gains]) -> list[str]:
-    """The weight layers of the signal that no predicted gradient reaches, not even one of zero."""
+def _unfollowed(structure: Structure, found: Mapping[str, Gains]) -> list[str]:
+    """Return the weight layers on the signal whose gradient theory does not predict."""
     layers = (node for node in structure.signal if is_weight_layer(structure.graph[node]))
     return [node for node in layers if node not in found or found[node].backward is None]
 
 
-def _is_whole(structure: Structure, gains: Mapping[str, Gains], chain: Sequence[str], missed: Sequence[str]) -> bool:
-    """Whether the chain is followed without a gap or an exact zero, and so are most of the layers beside it."""
+def _is_whole(structure: Structure, gains: Mapping[str, Gains], chain: Sequence[str], unfollowed: Sequence[str]) -> bool:
+    """Return whether theory predicts a nonzero gain at every node of the chain and a gain at most of the weight layers."""
     levels = [gains[node].backward if node in gains else None for node in chain]
     layers = sum(is_weight_layer(structure.graph[node]) for node in structure.signal)
     whole = all(level is not None and level > _ZERO for level in levels)
-    return whole and layers > 0 and len(missed) <= _TOO_BLIND * layers
+    return whole and layers > 0 and len(unfollowed) <= _MOST_UNFOLLOWED * layers
 
 
 def _is_settled(growth: Growth) -> bool:
+    """Return whether the interval of growth contains neither limit."""
     low, high = growth.interval or (-math.inf, math.inf)
     return not any(low < limit < high for limit in (-LIMIT, LIMIT))

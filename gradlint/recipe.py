@@ -1,4 +1,4 @@
-"""How a model will be trained, as far as the user tells: plain data."""
+"""The training recipe as the user describes it: optimizer, learning rate, clipping, precision and schedule."""
 
 from __future__ import annotations
 
@@ -14,16 +14,32 @@ from gradlint.errors import ConfigError
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "adamax", "nadam", "radam")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 _WARMUP = re.compile(r"warmup:(\d+)")
-_LEAST = 1e-5  # of a learning rate: no warm-up starts lower, but the factor of Vaswani 2017, whose full rate is not known, does
+# A warm-up starts at this fraction of the full learning rate or above. The schedule of Vaswani 2017 (arXiv 1706.03762) starts
+# lower, because its `initial_lr` is a factor and not the full learning rate.
+_LEAST = 1e-5
 _WARMLESS = frozenset({"constant", "cosine", "linear", "step"})
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Optimizer and its settings, as torch.optim names them; what clips, in which precision, along which schedule.
+    """An optimizer with its settings, as torch.optim names them, and the clipping, precision and schedule of the training run.
 
-    `schedule` is "constant", "cosine", "linear", "step", "warmup:STEPS" or two of them, as in "warmup:500 cosine". The loss is
-    multiplied by `loss_scale` in fp16. Raises ConfigError for settings that no optimizer takes.
+    Attributes:
+        optimizer: One of `OPTIMIZERS`.
+        lr: The learning rate after any warm-up.
+        momentum: Momentum of SGD and RMSprop.
+        weight_decay: Weight decay, decoupled for AdamW and added to the gradient otherwise.
+        clip_norm: The global gradient norm that clipping allows, or None for no clipping by norm.
+        clip_value: The absolute gradient entry that clipping allows, or None for no clipping by value.
+        precision: One of `PRECISIONS`.
+        schedule: "constant", "cosine", "linear", "step", "warmup:STEPS", or two of them as in "warmup:500 cosine".
+        betas: Decay rates of the first and second moment of Adam and its variants.
+        eps: The number that Adam and its variants add to the denominator.
+        nesterov: Whether SGD uses Nesterov momentum.
+        loss_scale: The factor that multiplies the loss in fp16; None if the user gives none.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
     """
 
     optimizer: str = "sgd"
@@ -57,27 +73,29 @@ class Recipe:
 
     @property
     def warmup(self) -> int:
-        """Steps over which the learning rate rises from zero; 0 without a warm-up."""
+        """Number of steps over which the learning rate rises from zero; 0 without a warm-up."""
         found = _WARMUP.search(self.schedule or "")
         return int(found[1]) if found else 0
 
     @property
     def adaptive(self) -> bool:
-        """Whether every weight is moved by its own preconditioned step."""
+        """Whether the optimizer divides the gradient of each weight by a running estimate of its size."""
         return self.optimizer != "sgd"
 
     @property
     def decoupled(self) -> bool:
-        """Whether weight decay shrinks the weights by itself (AdamW), instead of being part of the gradient."""
+        """Whether weight decay shrinks the weights directly (AdamW) instead of entering the gradient."""
         return self.optimizer == "adamw"
 
     def limit(self, eigenvalue: float) -> float:
-        """The learning rate from which on steps along an eigenvector of the Hessian grow; infinite for one that is not positive.
+        """Return the learning rate above which steps along one eigenvector of the Hessian grow, or infinity if none does.
 
-        `eigenvalue` is that of H, with weight decay where it is part of the gradient, or of P^-1/2 H P^-1/2 where the optimizer
-        divides by P. Gradient descent: 2 / h. Averaging the gradient and the momentum that has no lookahead: Polyak 1964 and
-        Cohen 2022 (arXiv 2207.14484); Nesterov's lookahead: Cohen 2021 (arXiv 2103.00065). Each is where the characteristic
-        polynomial of the recurrence of weights and momentum has the root -1.
+        `eigenvalue` is an eigenvalue h of the Hessian H, including weight decay where the optimizer adds that to the gradient,
+        or of P^-1/2 H P^-1/2 for an optimizer that divides by P. The limit is infinite for h <= 0.
+
+        Each limit is the learning rate at which the characteristic polynomial of the linear recurrence of weights and
+        momentum has the root -1. It is 2 / h for gradient descent. Heavy-ball momentum follows Polyak 1964, averaged gradients
+        (Adam) follow Cohen 2022, arXiv 2207.14484, and Nesterov momentum follows Cohen 2021, arXiv 2103.00065.
         """
         averaged = self.optimizer in {"adam", "adamw", "adamax", "nadam", "radam"}
         beta = self.betas[0] if averaged else self.momentum if self.optimizer != "adagrad" else 0.0
@@ -88,14 +106,18 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        """The recipe as `--recipe` takes it: the optimizer, and what is not at its default."""
+        """The recipe in the form that `--recipe` takes: the optimizer, the learning rate, and settings that are not defaults."""
         settings = [field for field in fields(self) if field.name != "optimizer"]
         told = [field.name for field in settings if field.name == "lr" or getattr(self, field.name) != field.default]
         return " ".join([self.optimizer, *(_written(name, getattr(self, name)) for name in told)])
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
-        """Read "adamw lr=3e-4 clip_norm=1 schedule=warmup:500+cosine"; raises ConfigError for what is no setting."""
+        """Parse a recipe such as "adamw lr=3e-4 clip_norm=1 schedule=warmup:500+cosine".
+
+        Raises:
+            ConfigError: A setting is unknown or has an invalid value.
+        """
         given: dict[str, Any] = {}
         for part in re.split(r"[\s,]+", text.strip()):
             name, separator, value = part.partition("=")
@@ -106,16 +128,23 @@ class Recipe:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Recipe:
-        """The recipe of a table, as in a configuration file; raises ConfigError like `parse`."""
+        """Build a recipe from a mapping of settings, such as a table of a configuration file; raises like `parse`."""
         return cls.parse(" ".join(_written(name, value) for name, value in settings.items()))
 
     @classmethod
     def from_optimizer(cls, optimizer: Any, **more: Any) -> Recipe:
-        """The recipe of a torch.optim.Optimizer; of several groups, the one with the largest learning rate.
+        """Build a recipe from a `torch.optim.Optimizer`.
 
-        `more` sets what an optimizer does not know: clip_norm, clip_value, precision, schedule. Where a scheduler holds the
-        learning rate of an unused optimizer down at first, the recipe has the full one and a warm-up, linear from what is
-        seen, or over 100 steps from zero. Raises ConfigError for an optimizer that is none of OPTIMIZERS.
+        Settings come from the parameter group with the largest learning rate. If a scheduler holds the learning rate of an
+        unused optimizer below its full value, the recipe gets the full value and a warm-up schedule whose length follows from
+        the ratio of both, or 100 steps for a learning rate of zero.
+
+        Args:
+            optimizer: The optimizer; only its class name and `param_groups` are read.
+            **more: Settings that an optimizer does not hold: clip_norm, clip_value, precision, schedule.
+
+        Raises:
+            ConfigError: The class of the optimizer is not in `OPTIMIZERS`, or a setting is invalid.
         """
         groups: Sequence[dict[str, Any]] = optimizer.param_groups
         group, warmup = max((_started(one, used=bool(optimizer.state)) for one in groups), key=lambda one: float(one[0]["lr"]))
@@ -129,10 +158,18 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What training means for this model: `loss(output, target)` on the batch that is fed, and a recipe, where given.
+    """What the user says about training: a loss, a target and a recipe, each optional.
 
-    `batches` are further pairs of inputs and target for a rehearsal; `rehearse` bounds its steps: None for the default where a
-    recipe is given, 0 for none. Raises ConfigError for a negative number.
+    Attributes:
+        loss: Called as `loss(output, target)` on the batch that is probed.
+        target: The target of that batch.
+        recipe: The training recipe.
+        rehearse: The largest number of optimizer steps of the rehearsal. None means the default if there is a recipe; 0
+            means no rehearsal.
+        batches: Further (inputs, target) pairs for the rehearsal.
+
+    Raises:
+        ConfigError: `rehearse` is negative.
     """
 
     loss: Callable[[Any, Any], Any] | None = None
@@ -147,7 +184,7 @@ class Task:
 
 
 def _started(group: dict[str, Any], *, used: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A group with its full learning rate, and the schedule up to it if a scheduler starts lower."""
+    """Return a parameter group with its full learning rate, and the warm-up schedule if a scheduler starts lower."""
     now, full = float(group["lr"]), float(group.get("max_lr") or group.get("initial_lr") or group["lr"])
     if used or full <= now or 0.0 < now < _LEAST * full:
         return group, {}

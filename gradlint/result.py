@@ -1,4 +1,15 @@
-"""Plain data that the parts hand to one another and to the user. Nothing here computes."""
+"""The plain data types of a result: gains, growth, measurements, findings, reports.
+
+Three quantities describe a node n with output h_n, for a cotangent v ~ N(0, I) on the trunk output and J_n = d out / d h_n. All
+are in decades, that is log10 of an amplitude:
+
+* backward gain B_n = 1/2 log10(E |J_n^T v|^2 / E |v|^2): the gradient at n for a unit gradient at the output;
+* forward level F_n = 1/2 log10 mean(h_n^2): the size of the signal at n;
+* relative gain R_n = B_n + log10 |h_n| - log10 |out|: the relative change of the output for a relative change at n
+  (Philipp, Song, Carbonell 2018, arXiv 1712.05577).
+
+Growth is what B gains over many steps of a chain of nodes; see `Growth`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What the model's gradients do."""
+    """What the gradients of a model do."""
 
     HEALTHY = "healthy"
     EXPLODES = "explodes"
@@ -33,7 +44,7 @@ class Verdict(StrEnum):
 
 
 class Severity(StrEnum):
-    """How bad a finding is: an error alone is likely to make training fail."""
+    """How severe a finding is. One error is likely to make training fail."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -41,12 +52,12 @@ class Severity(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 for error, growing as findings get milder."""
+        """Position in the order of severity: 0 for an error, 1 for a warning, 2 for a note."""
         return list(Severity).index(self)
 
 
 class Confidence(StrEnum):
-    """Whether the probe was asked, and what it said."""
+    """Whether the probe confirmed a finding (measured), refuted it, or did not check it (predicted)."""
 
     MEASURED = "measured"
     PREDICTED = "predicted"
@@ -54,7 +65,7 @@ class Confidence(StrEnum):
 
 
 class Effect(StrEnum):
-    """What a rule claims that a cause does to the gradient; the probe checks the claim."""
+    """The effect on the gradient that a rule claims for a cause. The probe checks the claim."""
 
     EXPLODES = "explodes"
     VANISHES = "vanishes"
@@ -63,7 +74,7 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A node and its module path, as reports show it."""
+    """A node id and the path of its module."""
 
     node: str
     module: str = ""
@@ -71,7 +82,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """One spine step over a decade."""
+    """One step of the chain that changes the gradient by more than a decade.
+
+    `place` is where the step ends, nearer to the output. `decades` is positive if the gradient grows towards the input.
+    """
 
     place: Place
     decades: float
@@ -79,11 +93,26 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Sustained growth of the gradient over a chain of nodes, in decades (DESIGN section 5); positive explodes towards the input.
+    """Sustained growth of the gradient over a chain of nodes, in decades.
 
-    `start` is the end of the run nearer to the input. `total` is B(first) - B(last), `spread` the largest deviation between
-    seeds, `relative` the same growth read from the relative gain, `per_step` decades per time step of a recurrence.
-    `interval` holds a prediction with 90 % probability.
+    The steps of the chain are d_i = B_i - B_(i+1), from the input to the output. The rise is the largest sum of consecutive
+    steps, the fall is minus the smallest. Each sum leaves out its one largest step, because one large step is a stem, a head or
+    a first norm, whereas many steps that share growth explode or vanish.
+
+    Attributes:
+        decades: The rise, or minus the fall if that is larger. Positive if the gradient explodes towards the input, negative if
+            it vanishes.
+        rise: Sustained rise, at least 0.
+        fall: Sustained fall, at least 0.
+        total: B(first) - B(last), the unrestricted change over the chain.
+        spread: The largest deviation of `decades` of one seed from the median over seeds. None with a single seed.
+        relative: The change of the relative gain over the same run. It stays near zero for weights of the wrong scale and grows
+            in chaotic networks.
+        per_step: Decades per time step, for growth along the time axis of a recurrence.
+        start: First node of the run that makes `decades`, the one nearer to the input.
+        end: Last node of that run.
+        jumps: Single steps of more than one decade.
+        interval: The interval that holds a predicted growth with 90 % probability. None for a measured growth.
     """
 
     decades: float
@@ -101,9 +130,14 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Gains:
-    """What one node does, in decades, median over seeds. None where it was not measured.
+    """Gains of one node in decades, the median over seeds. A gain that was not measured is None.
 
-    `backward` is -inf for a gradient that is exactly zero; any of them is inf or NaN where the run was.
+    Attributes:
+        backward: B_n, the size of the gradient for a unit gradient at the output; -inf for a gradient of exactly zero.
+        forward: F_n, the root mean square of the signal; -inf for a signal of exactly zero.
+        relative: R_n, the relative gain.
+
+    A gain is inf or NaN if the tensor or its gradient was.
     """
 
     backward: float | None = None
@@ -113,37 +147,45 @@ class Gains:
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """The first operator that makes a NaN or an infinity out of finite operands."""
+    """The first operator that returns a NaN or an infinity for finite operands."""
 
     node: str
     kind: str  # "NaN" or "infinity"
-    operands: tuple[tuple[float, float], ...] = ()  # (min, max) of each float operand
+    operands: tuple[tuple[float, float], ...] = ()  # smallest and largest value of each float operand
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A place where the gradient stops although trainable weights lie before it."""
+    """A node at which the gradient stops although there are trainable weights before it."""
 
     node: str
     cause: str  # "detach", "argmax", "round", "no-grad region", "zero weight", "zero gradient", ...
-    starved: tuple[str, ...] = ()  # weights that get no gradient because of it
+    starved: tuple[str, ...] = ()  # names of the weights that get no gradient because of the cut
     on_spine: bool = False
 
     @property
     def stops_all(self) -> bool:
-        """Whether nothing before it can learn. A no-grad region is left out: it is written on purpose, around a frozen part."""
+        """Whether no weight before the cut can learn; False for a no-grad region, which freezes a part of a model on purpose."""
         return self.on_spine and bool(self.starved) and self.cause != "no-grad region"
 
 
 @dataclass(frozen=True, slots=True)
 class TimeGrowth:
-    """Growth along the time axis of one recurrence: `backward` has one value per step, the last step last.
+    """Growth of the gradient along the time axis of one recurrence.
 
-    `backward` are decades for a unit cotangent on the last step, in the order of processing: of the "reverse" `direction` that
-    is the first step of the sequence. `slope` is in decades per step, positive when the gradient grows towards the first step,
-    `slope_error` its standard error, `horizon` the steps until three decades are gained or lost. `lyapunov` are the largest
-    exponents of the state in nats per step, where the cell is known. `axis` is the time axis of the sequence, None for a loop
-    that no sequence feeds.
+    Attributes:
+        node: Id of the recurrent node, or of the first node of an unrolled loop.
+        backward: Backward gain at each step in decades, for a unit cotangent on the last processed step. Steps are in the order
+            of processing; a reverse direction processes the first step of the sequence last.
+        growth: Sustained growth over the steps.
+        slope: Least-squares slope in decades per step, positive if the gradient grows towards the first processed step.
+        slope_error: Standard error of the slope (Newey and West 1987). None for fewer than three increments.
+        horizon: Steps over which the gradient gains or loses three decades. Infinite if the slope is not told from zero.
+        lyapunov: Largest Lyapunov exponents of the state in nats per step (Engelken et al. 2020, arXiv 2006.02427). Empty for
+            an unknown cell.
+        axis: The time axis of the input sequence. None for a loop without an input sequence.
+        steps: Number of time steps.
+        direction: "forward" or "reverse".
     """
 
     node: str
@@ -163,7 +205,11 @@ _OBSERVED = ("inputs", "loss", "curvature", "rehearsal", "suspects", "headroom",
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What the probe saw."""
+    """Everything that the probe and its experiments measured.
+
+    `gains` and `ranges` are by node id. `spine` holds the nodes of the chain along which `growth` is read, from the input to the
+    output, and `trunk` the nodes that the cotangents were put on. `time` has one entry for each direction of each recurrence.
+    """
 
     gains: Mapping[str, Gains]
     spine: tuple[str, ...]
@@ -174,38 +220,38 @@ class Measurement:
     nonfinite_forward: NonFinite | None = None
     nonfinite_backward: NonFinite | None = None
     cuts: tuple[Cut, ...] = ()
-    dead: bool = False  # no weight of the model can get a gradient that is not zero
+    dead: bool = False  # every weight of the model gets a gradient of exactly zero
     stopped_at: str | None = None  # the operator that the evaluator could not run
-    ran: frozenset[str] = frozenset()
-    live: frozenset[str] | None = None  # nodes whose output requires grad; None: all
-    by_cuts: bool = False  # growth was read from cuts by depth, for want of a spine
+    ran: frozenset[str] = frozenset()  # nodes that ran
+    live: frozenset[str] | None = None  # nodes whose output requires grad; None if all do
+    by_cuts: bool = False  # growth was read along cuts by depth, because the model has no spine that represents it
     notes: tuple[str, ...] = ()
     units: tuple[Units, ...] = ()
-    idle: tuple[ZeroGradient, ...] = ()
-    segments: tuple[Segment, ...] = ()
-    redraws: Redraws | None = None
+    idle: tuple[ZeroGradient, ...] = ()  # weights whose gradient is zero by construction
+    segments: tuple[Segment, ...] = ()  # Jacobians of the segments in which growth arises
+    redraws: Redraws | None = None  # growth with other draws of the weights
     inputs: tuple[InputFacts, ...] = ()
     loss: LossFacts | None = None
     curvature: Curvature | None = None
     rehearsal: Rehearsal | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    suspects: tuple[Suspect, ...] = ()
-    headroom: Headroom | None = None
+    suspects: tuple[Suspect, ...] = ()  # operators of the loss function that may break
+    headroom: Headroom | None = None  # what a low-precision format holds of the values
 
     @property
     def observed(self) -> Mapping[str, Any]:
-        """What observers and experiments found, by field; without what found nothing."""
+        """The non-empty results of observers and experiments, by field name."""
         return {name: value for name in _OBSERVED if (value := getattr(self, name))}
 
     def backward(self, node: str) -> float | None:
-        """Backward gain at a node in decades."""
+        """Return the backward gain at a node in decades, or None if it was not measured."""
         gains = self.gains.get(node)
         return None if gains is None else gains.backward
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What to do about a finding; `verified` holds growth before and after, where it was tried."""
+    """A proposed fix. `verified` is growth in decades before and after, if the fix was tried."""
 
     summary: str
     edits: tuple[Mapping[str, Any], ...] = ()
@@ -214,10 +260,13 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a rule has to say about one place.
+    """One message of a rule about one place in the model.
 
-    `nodes` are all places that it covers, in execution order; the first is where reports point. `effect` and `span` (first and
-    last node) are the claim that the probe can check. `caused_by` is the code of the rule that explains this symptom.
+    `rule` is the code of the rule, such as "GL101". `nodes` are all nodes that the finding covers, in execution order; reports
+    point at the first, whose module path and line are `module` and `source`. `evidence` holds the numbers behind the message by
+    name; `evidence["decades"]` is the growth that the finding explains. `effect` is the claimed effect on the gradient over
+    `span` (first and last node), which the probe checks. `caused_by` is the code of the rule that explains this symptom, and
+    `fingerprint` a hash that stays the same from run to run.
     """
 
     rule: str
@@ -237,28 +286,28 @@ class Finding:
 
     @property
     def node(self) -> str | None:
-        """Id of the node that reports point at."""
+        """Id of the node that reports point at, or None for a finding about the whole model."""
         return self.nodes[0] if self.nodes else None
 
     @property
     def file(self) -> str | None:
-        """File of the user's line."""
+        """File of the user's line, or None if it is unknown."""
         return self.source.file if self.source else None
 
     @property
     def line(self) -> int | None:
-        """The user's line."""
+        """Number of the user's line, or None if it is unknown."""
         return self.source.line if self.source else None
 
     @property
     def decades(self) -> float:
-        """Decades of growth that the finding explains; findings are ordered by it."""
+        """Decades of growth that the finding explains, at least 0. Reports order findings by it."""
         return abs(float(self.evidence.get("decades", 0.0)))
 
 
 @dataclass(frozen=True, slots=True)
 class SpinePoint:
-    """One row of the chart: backward and forward decades, measured and predicted."""
+    """One row of the chart: measured and predicted gains of one node of the spine, in decades. Unknown gains are None."""
 
     place: Place
     op: str
@@ -271,7 +320,7 @@ class SpinePoint:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of the model was understood and probed."""
+    """How many nodes were understood and probed. `unknown_ops` counts nodes by the name of an unknown operator."""
 
     nodes: int
     understood: int
@@ -281,7 +330,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A rule that was not applied, and why."""
+    """A rule that was not applied, and the reason."""
 
     rule: str
     because: str
@@ -289,7 +338,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class InputInfo:
-    """An input as it was fed: `spec` reads like the --input option, `given` is False where it was inferred."""
+    """An input as it was fed. `spec` has the form of the --input option; `given` is False for an inferred input."""
 
     name: str
     spec: str
@@ -298,7 +347,12 @@ class InputInfo:
 
 @dataclass(frozen=True, slots=True)
 class TargetReport:
-    """All that gradlint has to say about one target."""
+    """The complete result for one target.
+
+    `target` is the target as the user named it, `frontend` the front end that read it and `mode` "train" or "eval". `score` runs
+    from 0 (training fails) to 100 (healthy). `growth` is measured, or predicted if the model was not probed, and None if neither
+    is known. `timings` are seconds by stage, `seeds` is 0 without a probe, and `notes` are remarks about the analysis itself.
+    """
 
     target: str
     frontend: str
@@ -315,10 +369,10 @@ class TargetReport:
     seeds: int = 0
     rules_checked: int = 0
     notes: tuple[str, ...] = ()
-    capture: str = "full"  # how the graph was taken; see frontends
-    predicted: Growth | None = None  # the theory's growth, over the same spine
+    capture: str = "full"  # how the graph was captured; see `gradlint.frontends`
+    predicted: Growth | None = None  # predicted growth over the same spine
     time: tuple[TimeGrowth, ...] = ()  # growth along the time axis of each recurrence
-    attribution: Attribution | None = None  # what the growth is made of, where theory agrees with what was measured
+    attribution: Attribution | None = None  # growth by operator, if theory agrees with the measurement
     recipe: Recipe | None = None
-    observed: Mapping[str, Any] = field(default_factory=dict)  # see Measurement.observed
-    stack: Stack | None = None  # the stack of one repeated layer, if any, with its phase
+    observed: Mapping[str, Any] = field(default_factory=dict)  # see `Measurement.observed`
+    stack: Stack | None = None  # the longest stack of one repeated layer, with its phase

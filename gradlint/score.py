@@ -1,4 +1,4 @@
-"""Verdict and score. The one place where growth becomes a judgement."""
+"""Compute the verdict and the score of a model from its growth, its measurement and its findings."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
 
-# P(trouble) is a logistic function of sustained growth: 1/2 at the limit, 2 % where 90 % of healthy architectures stay below.
+# P(trouble) is a logistic function of sustained growth: 1/2 at LIMIT, 2 % at HEALTHY.
 _SLOPE = math.log(49.0) / (LIMIT - HEALTHY)
-_DOUBT = 49  # the best score of a model that trains no more likely than not
+_DOUBT = 49  # the highest score of a model that is not more likely to train than to fail
 
 
 def worst_growth(measurement: Measurement) -> Growth:
-    """Growth over the spine, or along time where that explodes further.
+    """Return the growth over the spine, or the growth along time if that exceeds `LIMIT` and is larger.
 
-    Fading along time is what recurrences do at initialization; it costs memory, not training, and is left to rules.
+    Decay along time does not count here. Recurrences decay at initialization, which limits their memory but does not make
+    training fail, and rules report it.
     """
     recurrent = max((item.growth for item in measurement.time), key=lambda growth: growth.decades, default=None)
     if recurrent is not None and recurrent.decades >= LIMIT and recurrent.decades > abs(measurement.growth.decades):
@@ -25,7 +26,7 @@ def worst_growth(measurement: Measurement) -> Growth:
 
 
 def growth_with_claims(followed: Growth | None, findings: Sequence[Finding]) -> Growth | None:
-    """Growth without a measurement: what theory followed along the spine, or what an error claims where that is more."""
+    """Return the growth of a model that was not measured: the predicted growth, or the claim of an error if that is larger."""
     signs = {Effect.EXPLODES: 1.0, Effect.VANISHES: -1.0}
     errors = [finding for finding in findings if failing(finding, Severity.ERROR) and finding.effect in signs]
     claims = [finding.decades * signs[finding.effect] for finding in errors if finding.effect is not None]
@@ -36,11 +37,16 @@ def growth_with_claims(followed: Growth | None, findings: Sequence[Finding]) -> 
 def judge(
     measurement: Measurement | None, growth: Growth | None, findings: Sequence[Finding], *, conclusive: bool, broken_weight: bool
 ) -> tuple[Verdict, int]:
-    """Verdict and score from 0 to 100, falling as growth rises.
+    """Return the verdict and the score, an integer from 0 to 100 that falls as the absolute growth rises.
 
-    `conclusive` says whether the growth is that of the whole model: whether the probe ran every weight layer or, without a
-    measurement, theory is sure on which side of the limit it lies. A measured fault is a fault also where it is not. An error
-    alone is likely to make training fail, so it caps the score; so does not knowing.
+    Args:
+        measurement: What the probe measured, or None without a probe.
+        growth: The growth that decides, in decades. None if it is unknown.
+        findings: All findings. An error that is not refuted caps the score below 50.
+        conclusive: Whether the growth is that of the whole model: the probe ran every weight layer or, without a probe, the
+            predicted interval does not contain the limit. A score that is not conclusive is capped below 50. A measured
+            growth beyond the limit decides the verdict in any case.
+        broken_weight: Whether a weight of the model is not finite.
     """
     if broken_weight or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
@@ -59,7 +65,7 @@ def judge(
 
 
 def _is_not_finite(measurement: Measurement) -> bool:
-    """Whether a pass is not finite at the weights as they are: in the model, or in the user's loss."""
+    """Return whether a forward or backward pass at the initial weights, of the model or the user's loss, is not finite."""
     loss, rehearsed = measurement.loss, measurement.rehearsal
     first = rehearsed.losses[:1] + rehearsed.gradient_norms[:1] if rehearsed is not None and not rehearsed.stands_in else ()
     seen = (loss.value, loss.gradient_norm, *first) if loss is not None else first
@@ -67,17 +73,20 @@ def _is_not_finite(measurement: Measurement) -> bool:
 
 
 def _is_flat(measurement: Measurement) -> bool:
-    """Whether the user's loss moves with no weight."""
+    """Return whether the gradient of the user's loss is exactly zero at every weight."""
     return measurement.loss is not None and measurement.loss.is_flat
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:
-    """Whether a finding is at or above a severity and not refuted."""
+    """Return whether a finding has at least this severity and was not refuted."""
     return finding.confidence is not Confidence.REFUTED and finding.severity.rank <= fail_on.rank
 
 
 def failed(report: TargetReport, fail_on: Severity | None, min_score: int | None) -> bool:
-    """Whether a report fails a check: a finding at or above `fail_on` (None: never), or a score under `min_score`."""
+    """Return whether a report fails: it has a finding of at least severity `fail_on`, or a score below `min_score`.
+
+    A criterion that is None never fails.
+    """
     if min_score is not None and report.score < min_score:
         return True
     return fail_on is not None and any(failing(finding, fail_on) for finding in report.findings)

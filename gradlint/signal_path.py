@@ -1,4 +1,8 @@
-"""Where the differentiable signal of a graph starts, and the tensors that gradients start from."""
+"""The ends of the differentiable path through a graph: where the signal starts, and where gradients start.
+
+The signal path is made of the float tensors that carry a gradient from the trunk output back to the inputs. `SignalPath` finds
+its sources (inputs and embeddings) and its trunk outputs (the tensors before a final softmax, sigmoid or loss).
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,28 @@ from gradlint.ops import Kind, operator
 
 _TRANSPARENT = frozenset({Kind.SHAPE, Kind.DROPOUT})
 FINAL = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid", "hardsigmoid"})
-"""Operators that turn logits into a prediction: gradients are measured from their input."""
+"""Operators that turn logits into a prediction. Gradients are measured from their input."""
 
 _LAYERS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.ATTENTION})
 
 
 def kind_of(node: Node) -> Kind:
-    """Kind of a node's operator."""
+    """Return the kind of a node's operator."""
     return operator(node.op).kind
 
 
 def is_weight_layer(node: Node) -> bool:
-    """Whether the node mixes units with a weight of its own."""
+    """Return whether a node is a linear, convolution, recurrent or attention operator that has weights."""
     return kind_of(node) in _LAYERS and bool(node.weights)
 
 
 class SignalPath:
-    """Sources and trunk outputs of a graph. `live`, when given, are the nodes that really ran and carried a gradient."""
+    """Sources and trunk outputs of a graph.
+
+    Args:
+        graph: The graph.
+        live: Ids of the nodes that ran and whose output carried a gradient. None if every node counts.
+    """
 
     def __init__(self, graph: Graph, *, live: Collection[str] | None = None) -> None:
         self.graph = graph
@@ -34,9 +43,10 @@ class SignalPath:
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
-        """Where the differentiable signal starts: float inputs and embeddings; casts from integers only for want of these.
+        """Ids of the nodes at which the differentiable signal starts: float inputs and embeddings.
 
-        A mask is cast from integers too, and would bypass every layer.
+        A graph without these starts at float nodes that have no float parent, such as casts from integers. They do not count
+        otherwise, because a mask is cast from integers too and bypasses every layer.
         """
         floats = [node.id for node in self.graph if self._starts(node)]
         if floats:
@@ -49,24 +59,25 @@ class SignalPath:
 
     @cached_property
     def trunk(self) -> tuple[Ref, ...]:
-        """The tensors that gradients start from: the model's outputs, taken before a final softmax, sigmoid or loss.
+        """The tensors that gradients start from: the outputs of the model, or the input of a final softmax, sigmoid or loss.
 
-        Outputs that carry no gradient (argmax, a mask) are followed back to the last tensor that does. A head whose weight is
-        all zeros trains from its second step on and hides everything before it: its input takes its place.
+        An output that carries no gradient (an argmax, a mask) is replaced by the last tensors before it that do. A head whose
+        weight is all zeros is replaced by its input: it trains from the second step on, but hides every layer before it until
+        then.
         """
         found: dict[Ref, None] = {}
         for ref in self.graph.outputs:
             for start in self._differentiable(ref):
                 found.update((self._before_zero_head(end), None) for end in self._before_final(start))
-        real = [ref for ref in found if self._behind_moves(ref.node) not in self.sources]  # an input handed through says nothing
+        real = [ref for ref in found if self._skip_transparent(ref.node) not in self.sources]  # an output that is an input
         return tuple(real or found)
 
     def carries(self, node: Node) -> bool:
-        """Whether a gradient can pass from a node's output to its inputs."""
+        """Return whether a gradient can pass from the output of a node to its inputs."""
         return node.is_float and self._alive(node.id) and not operator(node.op).cuts and "no-grad" not in node.notes
 
     def float_parents(self, node: Node) -> list[Node]:
-        """Parents that ran and whose tensors can carry a gradient."""
+        """Return the parents of a node that ran and have a float output."""
         return [parent for parent in self.graph.parents(node.id) if parent.is_float and self._alive(parent.id)]
 
     def _alive(self, node_id: str) -> bool:
@@ -80,7 +91,7 @@ class SignalPath:
         return kind_of(node) is Kind.EMBEDDING and not self.float_parents(node)
 
     def _differentiable(self, ref: Ref) -> Iterable[Ref]:
-        """The last differentiable tensors on the way to an output, in order of execution."""
+        """Return the last differentiable tensors on the paths to an output, in execution order."""
         node = self.graph[ref.node]
         if self.carries(node):
             return [ref]
@@ -97,7 +108,10 @@ class SignalPath:
         return sorted(found, key=lambda item: self.graph.position[item.node])
 
     def _before_final(self, ref: Ref) -> list[Ref]:
-        """The tensors before a final softmax, sigmoid or loss, behind what only moves, selects or joins results; else `ref`."""
+        """Return the operands of the final softmax, sigmoid or loss that lead to a tensor, or [`ref`] if there is none.
+
+        The search goes back through operators that only move, select or join results.
+        """
         stack, seen, found, final = [ref], set[Ref](), list[Ref](), False
         while stack:
             at = stack.pop()
@@ -115,7 +129,7 @@ class SignalPath:
         return found if final else [ref]
 
     def _results(self, ref: Ref) -> list[Ref]:
-        """The signal that a tensor is made of; of a branch the output that stands for it, where that branch was taken."""
+        """Return the float tensors that a tensor is made of; for a conditional, the matching output of each branch that ran."""
         node = self.graph[ref.node]
         refs: Iterable[Ref | None] = node.inputs
         if kind_of(node) is Kind.CONTROL and len(node.inputs) % 2:  # a condition, then the outputs of both branches
@@ -123,8 +137,8 @@ class SignalPath:
             refs = (node.inputs[1 + ref.port], node.inputs[1 + count + ref.port]) if ref.port < count else ()
         return [item for item in refs if item is not None and self.graph[item.node].is_float and self._alive(item.node)]
 
-    def _behind_moves(self, node_id: str) -> str:
-        """The nearest node upstream that does more than move elements."""
+    def _skip_transparent(self, node_id: str) -> str:
+        """Return the nearest node upstream that is neither a reshape nor a dropout."""
         while kind_of(self.graph[node_id]) in _TRANSPARENT:
             parents = self.float_parents(self.graph[node_id])
             if len(parents) != 1:
@@ -133,6 +147,7 @@ class SignalPath:
         return node_id
 
     def _before_zero_head(self, ref: Ref) -> Ref:
+        """Return the input of the weight layer that makes a tensor if its weight is all zeros, else `ref`."""
         at = ref
         while True:
             node = self.graph[at.node]
@@ -149,5 +164,5 @@ class SignalPath:
 
 
 def _selects(node: Node) -> bool:
-    """Whether a node moves, selects or averages what it is given, such as the largest scores."""
+    """Return whether a node moves, selects or averages elements, such as the largest scores."""
     return kind_of(node) in _TRANSPARENT or node.op in {"max", "mean"}

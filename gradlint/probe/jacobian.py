@@ -18,7 +18,7 @@ from gradlint.errors import ForwardError
 from gradlint.frontends.base import PartialRun, Runnable
 from gradlint.frontends.user_code import described
 from gradlint.graph import Graph, Ref
-from gradlint.growth import LIMIT, summarise
+from gradlint.growth import LIMIT, summarize
 from gradlint.ops import Kind, Operator, operator
 from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
 from gradlint.probe.observers import Observer, Reader, summaries
@@ -219,7 +219,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
     shown = {node: _median([one[node] for one in per_seed if node in one]) for node in chain} if by_cuts else gains
     singles = [{node: one[node].backward for node in chain if node in one} for one in per_seed]
     forward = first_nonfinite_forward(graph, last.seen)
-    growth = summarise(graph, chain, shown, singles)
+    growth = summarize(graph, chain, shown, singles)
     dead = forward is None and is_dead(structure, last.seen)
     return Measurement(
         gains={**gains, **shown},

@@ -17,7 +17,7 @@ _SHUFFLES = frozenset(
     {"flip", "fliplr", "flipud", "roll", "rot90", "channel_shuffle", "unfold", "ReverseSequence", "fold", "col2im"}
 )
 _SPREADS = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "Expand", "Tile"})
-TURNS = frozenset({"permute", "transpose", "t", "T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "Transpose"})
+PERMUTATIONS = frozenset({"permute", "transpose", "t", "T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "Transpose"})
 _PARTS = frozenset({"chunk", "split", "unbind", "tensor_split", "Split", "split_with_sizes", "hsplit", "vsplit", "dsplit"})
 _SMALL = 1 << 20  # elements of a weight whose values are looked at
 _DRAWN = frozenset({Kind.DROPOUT, Kind.CONTROL, Kind.UNKNOWN, Kind.RNN})  # their results differ from call to call
@@ -73,7 +73,7 @@ class Case:
         if isinstance(value, (int, float)):
             return constant(rounded(float(value), self.node.dtype))
         weight = next(iter(self.node.weights.values()), None)
-        return UNKNOWN if weight is None else of_weight(weight)
+        return UNKNOWN if weight is None else weight_interval(weight)
 
     def number(self, *names: str) -> float | None:
         """The first of these attributes that is a number."""
@@ -105,7 +105,7 @@ class Case:
             return None
         return math.prod(size or 0 for size in before) // max(math.prod(size or 0 for size in after), 1)
 
-    def maker(self, ref: Ref | None, *ops: str) -> Node | None:
+    def producer(self, ref: Ref | None, *ops: str) -> Node | None:
         """The node that made a tensor, behind what moves it, if it has one of these operators."""
         for _ in range(_NEAR):
             node = None if ref is None else self.graph[ref.node]
@@ -120,7 +120,7 @@ class Case:
         """The tensor behind what leaves all elements and their order."""
         for _ in range(_NEAR):
             node = None if ref is None else self.graph[ref.node]
-            if node is None or node.op not in MOVES or name_of(node) in _SHUFFLES | _SPREADS | TURNS | _PARTS:
+            if node is None or node.op not in MOVES or name_of(node) in _SHUFFLES | _SPREADS | PERMUTATIONS | _PARTS:
                 break
             ref = _first(node)
         return None if ref is None else Ref(self.first[ref.node], ref.port)
@@ -133,7 +133,7 @@ class Case:
 
     def squared(self, ref: Ref | None) -> Ref | None:
         """The tensor of which another is the square."""
-        node = self.maker(ref, "pow", "mul")
+        node = self.producer(ref, "pow", "mul")
         if node is None:
             return None
         refs = [item for item in node.inputs if item is not None]
@@ -143,9 +143,9 @@ class Case:
 
     def averaged(self, ref: Ref | None) -> Ref | None:
         """The tensor of which another is a mean, or a sum over a number of elements."""
-        node = self.maker(ref, "mean", "div", "mul")
+        node = self.producer(ref, "mean", "div", "mul")
         if node is not None and node.op != "mean":
-            node = self.maker(_first(node), "sum") if "constant" in node.attrs else None
+            node = self.producer(_first(node), "sum") if "constant" in node.attrs else None
         return None if node is None or (node.op == "sum" and name_of(node) not in {"sum", "ReduceSum"}) else _first(node)
 
     def norm_axes(self, ref: Ref | None, of: Ref | None) -> tuple[int, ...] | None:
@@ -169,7 +169,7 @@ class Case:
         return None
 
 
-def first_alike(graph: Graph) -> Mapping[str, str]:
+def first_equivalent(graph: Graph) -> Mapping[str, str]:
     """For each node the first one that does the same to the same tensors: people write an expression twice."""
     known: dict[object, str] = {}
     found: dict[str, str] = {}
@@ -186,7 +186,7 @@ def _first(node: Node) -> Ref | None:
     return next((ref for ref in node.inputs if ref is not None), None)
 
 
-def turned(node: Node, axis: int) -> int | None:
+def permuted_axis(node: Node, axis: int) -> int | None:
     """Where an axis is after what permutes axes; None where that is not known."""
     rank, name = len(node.shape or ()), name_of(node)
     order = list(range(rank))
@@ -204,12 +204,12 @@ def turned(node: Node, axis: int) -> int | None:
     return order.index(axis) if axis in order else None
 
 
-def has_sign(weight: Weight) -> bool:
+def is_nonnegative(weight: Weight) -> bool:
     """Whether no element of a weight matrix is negative, and not all are zero."""
     return weight.size <= _SMALL and float(np.real(weight.array()).min(initial=0.0)) >= 0.0 and weight.statistics.max_abs > 0.0
 
 
-def of_weight(weight: Weight, *, kept: bool = False) -> Interval:
+def weight_interval(weight: Weight, *, kept: bool = False) -> Interval:
     """The range of a weight: its present values where they all have one sign, which training then seldom changes, else any.
 
     With `kept` it is that of the present values in any case.
@@ -222,4 +222,4 @@ def of_weight(weight: Weight, *, kept: bool = False) -> Interval:
         return REALS
     if not low <= high:  # empty, or NaN
         return UNKNOWN
-    return Interval(low, high, at_low=True, at_high=True, null=low <= 0.0 <= high)
+    return Interval(low, high, at_low=True, at_high=True, all_zero=low <= 0.0 <= high)

@@ -32,7 +32,7 @@ def clipped(x: Interval, low: float, high: float) -> Interval:
         high=ends[1],
         at_low=x.at_low if x.low > low else x.low < low or x.at_low,
         at_high=x.at_high if x.high < high else True,
-        null=ends[0] <= 0.0 <= ends[1] and (x.null or low == 0.0),
+        all_zero=ends[0] <= 0.0 <= ends[1] and (x.all_zero or low == 0.0),
         peak=None if x.peak is None else min(max(x.peak, low), high),
     )
 
@@ -49,7 +49,7 @@ def _larger(a: Interval, b: Interval) -> Interval:
     low, high = max(a.low, b.low), max(a.high, b.high)
     at_low = all(one.at_low or -math.inf < one.low < low for one in (a, b))  # what is not known may be a guard
     at_high = any(one.at_high for one in (a, b) if one.high == high)
-    return Interval(low, high, at_low=at_low, at_high=at_high, null=a.null and b.null, maker=a.maker or b.maker)
+    return Interval(low, high, at_low=at_low, at_high=at_high, all_zero=a.all_zero and b.all_zero, maker=a.maker or b.maker)
 
 
 def chosen(case: Case) -> Interval:
@@ -79,7 +79,7 @@ def chosen(case: Case) -> Interval:
 def _where(case: Case, condition: Ref | None, ref: Ref, *, taken: bool) -> Interval:
     """The range of a tensor where a condition holds, or does not."""
     x = case.at(ref).plain
-    test = case.maker(condition, "compare")
+    test = case.producer(condition, "compare")
     if test is None:
         return x
     tested = next((item for item in test.inputs if item is not None), None)
@@ -91,15 +91,15 @@ def _where(case: Case, condition: Ref | None, ref: Ref, *, taken: bool) -> Inter
         at = float(limit)
         if above:
             return replace(
-                x, low=max(x.low, at), at_low=x.at_low and (closed or x.low > at), null=x.null and closed and at == 0.0
+                x, low=max(x.low, at), at_low=x.at_low and (closed or x.low > at), all_zero=x.all_zero and closed and at == 0.0
             )
-        return replace(x, high=min(x.high, at), at_high=x.at_high and (closed or x.high < at), null=x.null and closed)
-    if _looks_at(case, test, ref):  # somebody guards this, in a way that intervals do not see
-        return replace(x, at_low=False, at_high=False, null=False)
+        return replace(x, high=min(x.high, at), at_high=x.at_high and (closed or x.high < at), all_zero=x.all_zero and closed)
+    if _depends_on(case, test, ref):  # somebody guards this, in a way that intervals do not see
+        return replace(x, at_low=False, at_high=False, all_zero=False)
     return x
 
 
-def _looks_at(case: Case, test: Node, ref: Ref) -> bool:
+def _depends_on(case: Case, test: Node, ref: Ref) -> bool:
     """Whether a condition is made of a tensor, by a few operators."""
     level, goal = [test], case.source(ref)
     for _ in range(4):

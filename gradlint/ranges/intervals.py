@@ -29,7 +29,7 @@ class Interval:
     high: float = math.inf
     at_low: bool = False
     at_high: bool = False
-    null: bool = False
+    all_zero: bool = False
     peak: float | None = None
     total: float | None = None
     axis: int | None = None
@@ -56,7 +56,7 @@ class Interval:
 
 UNKNOWN = Interval()
 REALS = Interval(at_low=True, at_high=True)
-BITS = Interval(0.0, 1.0, at_low=True, at_high=True, null=True)
+BITS = Interval(0.0, 1.0, at_low=True, at_high=True, all_zero=True)
 
 
 def bounds(low: float, high: float) -> str:
@@ -67,7 +67,7 @@ def bounds(low: float, high: float) -> str:
 
 def constant(value: float) -> Interval:
     """One number."""
-    return Interval(value, value, at_low=True, at_high=True, null=value == 0.0)
+    return Interval(value, value, at_low=True, at_high=True, all_zero=value == 0.0)
 
 
 def largest_of(dtype: str | None) -> float:
@@ -90,9 +90,9 @@ def rounded(value: float, dtype: str | None) -> float:
         single = np.float32(value)
     if dtype != "bfloat16":
         return float(single)
-    bits = int(single.view(np.uint32))
-    bits += 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
-    return float(np.uint32(bits & 0xFFFF0000).view(np.float32))
+    comparison = int(single.view(np.uint32))
+    comparison += 0x7FFF + ((comparison >> 16) & 1)  # to nearest, ties to even
+    return float(np.uint32(comparison & 0xFFFF0000).view(np.float32))
 
 
 def times(x: float, y: float) -> float:
@@ -105,10 +105,10 @@ def plus(a: Interval, b: Interval) -> Interval:
     low, high = a.low + b.low, a.high + b.high
     at_low, at_high = a.at_low and b.at_low, a.at_high and b.at_high
     if a.low == b.low == 0.0 and a.high > 0.0 and b.high > 0.0:
-        at_low = a.null and b.null  # two that cross zero seldom do so together
+        at_low = a.all_zero and b.all_zero  # two that cross zero seldom do so together
     touches = (low == 0.0 and at_low) or (high == 0.0 and at_high)
-    null = (a.null and b.null) or (touches and low != high)
-    return Interval(low, high, at_low=at_low, at_high=at_high, null=null, maker=a.maker or b.maker)
+    all_zero = (a.all_zero and b.all_zero) or (touches and low != high)
+    return Interval(low, high, at_low=at_low, at_high=at_high, all_zero=all_zero, maker=a.maker or b.maker)
 
 
 def minus(a: Interval) -> Interval:
@@ -129,7 +129,7 @@ def product(a: Interval, b: Interval) -> Interval:
         high,
         at_low=any(at for value, at in corners if value == low),
         at_high=any(at for value, at in corners if value == high),
-        null=a.null or b.null,
+        all_zero=a.all_zero or b.all_zero,
         total=1.0 if a.unit and b.unit and a.axis == b.axis else None,
         axis=a.axis if a.unit and b.unit and a.axis == b.axis else None,
         maker=a.maker or b.maker,
@@ -148,7 +148,7 @@ def square(a: Interval, maker: str = "") -> Interval:
         top,
         at_low=a.crosses_zero,
         at_high=at_top,
-        null=a.null,
+        all_zero=a.all_zero,
         total=1.0 if a.unit else None,
         axis=a.axis if a.unit else None,
         maker=maker,
@@ -178,7 +178,7 @@ def hull(intervals: Iterable[Interval]) -> Interval:
         high,
         at_low=any(one.at_low for one in found if one.low == low),
         at_high=any(one.at_high for one in found if one.high == high),
-        null=any(one.null for one in found),
+        all_zero=any(one.all_zero for one in found),
         maker=next((one.maker for one in found if one.low == low and one.maker), ""),
     )
 
@@ -191,7 +191,7 @@ def monotone(function: Callable[[float], float], a: Interval, maker: str = "") -
         high,
         at_low=a.at_low or (math.isinf(a.low) and math.isfinite(low)),
         at_high=a.at_high or (math.isinf(a.high) and math.isfinite(high)),
-        null=(a.null and function(0.0) == 0.0) or (low == 0.0 and math.isinf(a.low)),
+        all_zero=(a.all_zero and function(0.0) == 0.0) or (low == 0.0 and math.isinf(a.low)),
         peak=None if a.peak is None else function(a.peak),
         axis=None if a.peak is None else a.axis,
         maker=maker or a.maker,
@@ -201,13 +201,15 @@ def monotone(function: Callable[[float], float], a: Interval, maker: str = "") -
 def widened(a: Interval) -> Interval:
     """The interval with a margin for functions that a library rounds in its own way; 0, 1 and -1 stay what they are."""
 
-    def moved(end: float, sign: float) -> float:
+    def reshaped(end: float, sign: float) -> float:
         return end if end in {0.0, 1.0, -1.0} or math.isinf(end) else end + sign * _MARGIN * abs(end)
 
-    return replace(a, low=moved(a.low, -1.0), high=moved(a.high, 1.0))
+    return replace(a, low=reshaped(a.low, -1.0), high=reshaped(a.high, 1.0))
 
 
 def within(a: Interval, dtype: str | None) -> Interval:
     """The interval with ends as a type holds them."""
     low, high = rounded(a.low, dtype), rounded(a.high, dtype)
-    return a if (low, high) == (a.low, a.high) else replace(a, low=low, high=high, null=a.null or (low == 0.0 and a.at_low))
+    return (
+        a if (low, high) == (a.low, a.high) else replace(a, low=low, high=high, all_zero=a.all_zero or (low == 0.0 and a.at_low))
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gradlint.ops import Kind, operator
 from gradlint.ranges import segments
-from gradlint.ranges.case import NORMS, TURNS, Case, has_sign, name_of, of_weight, turned
+from gradlint.ranges.case import NORMS, PERMUTATIONS, Case, is_nonnegative, name_of, permuted_axis, weight_interval
 from gradlint.ranges.intervals import BITS, REALS, UNKNOWN, Interval, constant, hull, product, square, widened
 
 _STORES = frozenset(
@@ -28,25 +28,25 @@ def layer(case: Case) -> Interval:
     weight, x = case.node.weights.get("weight"), case.x
     if weight is None or any("bias" in role for role in case.node.weights):
         return REALS
-    if weight.trainable and not (x.low >= 0.0 and has_sign(weight)):
+    if weight.trainable and not (x.low >= 0.0 and is_nonnegative(weight)):
         return REALS
     if x == UNKNOWN:
         return UNKNOWN
-    values = of_weight(weight, kept=True)
+    values = weight_interval(weight, kept=True)
     found = product(replace(x, at_low=True, at_high=True), values)
     low = 0.0 if found.low >= 0.0 else found.low * weight.fan_in
     high = 0.0 if found.high <= 0.0 else found.high * weight.fan_in
-    return Interval(low, high, at_low=x.null if low == 0.0 else x.at_low, at_high=x.at_high, null=x.null)
+    return Interval(low, high, at_low=x.all_zero if low == 0.0 else x.at_low, at_high=x.at_high, all_zero=x.all_zero)
 
 
 def matmul(case: Case) -> Interval:
     """A product of two signals: of unit vectors a cosine, of what is bounded or has a sign the same, else any number."""
     if case.name in {"cdist", "CDist"}:
-        return Interval(0.0, math.inf, at_low=True, at_high=True, null=True)
+        return Interval(0.0, math.inf, at_low=True, at_high=True, all_zero=True)
     if case.node.weights or len([ref for ref in case.node.inputs if ref is not None]) < 2:
-        return replace(REALS, null=case.x.null) if case.node.weights else UNKNOWN
+        return replace(REALS, all_zero=case.x.all_zero) if case.node.weights else UNKNOWN
     one, other = (case.at(ref) for ref in case.node.inputs[:2])
-    if one.unit and other.unit and _meets(case, one.axis, other.axis):
+    if one.unit and other.unit and _sums_over_unit_axes(case, one.axis, other.axis):
         return Interval(-1.0, 1.0, at_low=True, at_high=True)
     found = product(one, other)
     low = 0.0 if found.low >= 0.0 else -math.inf
@@ -54,10 +54,10 @@ def matmul(case: Case) -> Interval:
     inner = sizes[-1] if sizes and case.name not in {"einsum", "Einsum", "tensordot"} else None
     if inner is not None and math.isfinite(found.low) and math.isfinite(found.high):
         return replace(found, low=min(inner * found.low, found.low), high=max(inner * found.high, found.high), total=None)
-    return Interval(low, math.inf, at_low=found.at_low if low else found.null, at_high=found.at_high, null=found.null)
+    return Interval(low, math.inf, at_low=found.at_low if low else found.all_zero, at_high=found.at_high, all_zero=found.all_zero)
 
 
-def _meets(case: Case, left: int | None, right: int | None) -> bool:
+def _sums_over_unit_axes(case: Case, left: int | None, right: int | None) -> bool:
     """Whether a product sums over these axes of its two factors, along which they are unit vectors."""
     first, second = (case.graph[ref.node].shape or () for ref in case.node.inputs[:2] if ref is not None)
     if left is None or right is None:
@@ -79,7 +79,7 @@ def embedding(case: Case) -> Interval:
 def recurrent(case: Case) -> Interval:
     """Hidden states: a gate times tanh, or tanh, lies in [-1, 1]."""
     if case.node.op.startswith("rnn") and "relu" in str(case.node.attrs.get("nonlinearity", "")):
-        return Interval(0.0, math.inf, at_low=True, at_high=True, null=True)
+        return Interval(0.0, math.inf, at_low=True, at_high=True, all_zero=True)
     if any("projection" in role for role in case.node.weights) or case.node.op.endswith("_cell"):
         return REALS
     return Interval(-1.0, 1.0, at_low=True, at_high=True)
@@ -97,13 +97,13 @@ def normed(case: Case) -> Interval:
     """Normalised signals: n of them lie within sqrt(n) of their mean (Samuelson 1968), times the scale, plus the bias."""
     node = case.node
     if node.op == "l2_normalize":
-        eps = case.x.null
+        eps = case.x.all_zero
         axis = case.axes()
         unit = case.number("p") in {None, 2.0} and axis is not None and len(axis) == 1
-        return Interval(-1.0, 1.0, at_low=True, at_high=True, null=eps, unit=unit, axis=axis[0] if unit and axis else None)
+        return Interval(-1.0, 1.0, at_low=True, at_high=True, all_zero=eps, unit=unit, axis=axis[0] if unit and axis else None)
     if node.op == "local_response_norm":
         return case.x.plain
-    count = _normalised(case)
+    count = _normalized(case)
     scale, bias = (node.weights.get(role) for role in ("scale", "bias"))
     if count is None:
         return REALS
@@ -111,7 +111,7 @@ def normed(case: Case) -> Interval:
     return Interval(-bound, bound, at_low=True, at_high=True)
 
 
-def _normalised(case: Case) -> int | None:
+def _normalized(case: Case) -> int | None:
     """How many values are normalised together."""
     node, sizes = case.node, case.sizes()
     if not sizes or None in sizes:
@@ -137,7 +137,7 @@ def _dropped(x: Interval, p: float) -> Interval:
     if not 0.0 < p < 1.0:
         return x.plain if p == 0.0 else constant(0.0)
     kept = product(x.plain, constant(1.0 / (1.0 - p)))
-    return replace(hull([kept, constant(0.0)]), null=x.null)
+    return replace(hull([kept, constant(0.0)]), all_zero=x.all_zero)
 
 
 def softmax(case: Case) -> Interval:
@@ -153,9 +153,11 @@ def softmax(case: Case) -> Interval:
         low = 0.0
     if case.node.op == "log_softmax":
         least = -(spread + math.log(count or 1)) if math.isfinite(spread) and count else -math.inf
-        return widened(Interval(least, 0.0, at_low=True, at_high=True, null=True))
+        return widened(Interval(least, 0.0, at_low=True, at_high=True, all_zero=True))
     peak, axis = (1.0 / count, axes[0]) if count and axes else (None, None)
-    found = Interval(low, 1.0, at_low=True, at_high=True, null=low == 0.0, peak=peak, total=1.0, axis=axis, maker=case.node.id)
+    found = Interval(
+        low, 1.0, at_low=True, at_high=True, all_zero=low == 0.0, peak=peak, total=1.0, axis=axis, maker=case.node.id
+    )
     return found if count != 1 else constant(1.0)
 
 
@@ -174,44 +176,44 @@ def summed(case: Case) -> Interval:
         return Interval(x.low, x.high + more, at_low=x.at_low, at_high=x.at_high)
     if name in {"prod", "ReduceProd", "cumprod", "CumProd"}:
         ends = (0.0, 1.0 if x.high <= 1.0 else math.inf) if x.low >= 0.0 else (-math.inf, math.inf)
-        return Interval(*ends, at_low=x.at_low, at_high=x.at_high, null=x.null)
+        return Interval(*ends, at_low=x.at_low, at_high=x.at_high, all_zero=x.all_zero)
     if name == "ReduceSumSquare":
-        return total_of(case, square(x, case.node.id), count)
+        return sum_interval(case, square(x, case.node.id), count)
     if name in _RUNNING:
-        whole = total_of(case, x.plain, None if case.sizes() is None else count)
-        return replace(hull([x.plain, whole]), null=True)
+        whole = sum_interval(case, x.plain, None if case.sizes() is None else count)
+        return replace(hull([x.plain, whole]), all_zero=True)
     if name in {"ReduceLogSum", "trace", "segment_reduce"}:
         return UNKNOWN
-    return total_of(case, x, count)
+    return sum_interval(case, x, count)
 
 
 def _norm(case: Case, x: Interval, count: int | None) -> Interval:
     if name_of(case.node) == "dist" or case.name == "pairwise_distance":
-        return Interval(0.0, math.inf, at_low=case.name == "dist", at_high=True, null=True)
+        return Interval(0.0, math.inf, at_low=case.name == "dist", at_high=True, all_zero=True)
     high = x.largest * (1.0 if x.unit else math.sqrt(count) if count else math.inf)
     if case.node.attrs.get("p", 2) not in {2, "fro", None} or case.name == "ReduceL1":
         high = x.largest * count if count else math.inf
-    at_low = x.null or (count == 1 and x.crosses_zero)
-    return Interval(0.0, high, at_low=at_low, at_high=x.at_high or x.at_low, null=x.null, maker=case.node.id)
+    at_low = x.all_zero or (count == 1 and x.crosses_zero)
+    return Interval(0.0, high, at_low=at_low, at_high=x.at_high or x.at_low, all_zero=x.all_zero, maker=case.node.id)
 
 
-def total_of(case: Case, x: Interval, count: int | None) -> Interval:
+def sum_interval(case: Case, x: Interval, count: int | None) -> Interval:
     """A sum of `count` elements."""
-    low = _over(x.low, count, up=False)
-    high = _over(x.high, count, up=True)
+    low = _sum_bound(x.low, count, up=False)
+    high = _sum_bound(x.high, count, up=True)
     axes = case.axes()
     if x.peak is not None and x.low >= 0.0 and axes is not None and x.axis in axes:
-        low = max(low, x.peak + (_over(x.low, count - 1, up=False) if count else 0.0))
+        low = max(low, x.peak + (_sum_bound(x.low, count - 1, up=False) if count else 0.0))
     if x.total is not None:
         along = x.axis is None or (axes is not None and axes == (x.axis,))
         low, high = (max(low, -x.total), min(high, x.total)) if along else (low, high)
     alone = count == 1
-    at_low = (x.at_low if alone else x.null) if low == 0.0 else x.at_low
-    at_high = (x.at_high if alone else x.null) if high == 0.0 else x.at_high
-    return Interval(low, high, at_low=at_low, at_high=at_high, null=x.null, maker=x.maker)
+    at_low = (x.at_low if alone else x.all_zero) if low == 0.0 else x.at_low
+    at_high = (x.at_high if alone else x.all_zero) if high == 0.0 else x.at_high
+    return Interval(low, high, at_low=at_low, at_high=at_high, all_zero=x.all_zero, maker=x.maker)
 
 
-def _over(end: float, count: int | None, *, up: bool) -> float:
+def _sum_bound(end: float, count: int | None, *, up: bool) -> float:
     """The end of a sum of so many elements; of an unknown number of them at least one."""
     if end == 0.0 or math.isinf(end):
         return end
@@ -227,12 +229,12 @@ def averaged(case: Case) -> Interval:
     if x.peak is not None and x.low >= 0.0 and count and axes is not None and x.axis in axes:
         low = max(low, (x.peak + (count - 1) * x.low) / count)
     alone = count == 1
-    at_low = (x.at_low if alone else x.null) if low == 0.0 else x.at_low
-    at_high = (x.at_high if alone else x.null) if x.high == 0.0 else x.at_high
-    return Interval(low, x.high, at_low=at_low, at_high=at_high, null=x.null, maker=x.maker)
+    at_low = (x.at_low if alone else x.all_zero) if low == 0.0 else x.at_low
+    at_high = (x.at_high if alone else x.all_zero) if x.high == 0.0 else x.at_high
+    return Interval(low, x.high, at_low=at_low, at_high=at_high, all_zero=x.all_zero, maker=x.maker)
 
 
-def varied(case: Case) -> Interval:
+def variance(case: Case) -> Interval:
     """Variances and standard deviations: zero where all elements are equal."""
     x, count = case.x, case.count()
     most = ((x.high - x.low) / 2.0) ** 2 if math.isfinite(x.high - x.low) else math.inf
@@ -241,10 +243,10 @@ def varied(case: Case) -> Interval:
         most = math.sqrt(most)
     if case.name.endswith("_mean"):  # the mean is another output of the same node
         return UNKNOWN
-    return Interval(0.0, most, at_low=x.null, at_high=x.at_high, null=x.null, maker=case.node.id)
+    return Interval(0.0, most, at_low=x.all_zero, at_high=x.at_high, all_zero=x.all_zero, maker=case.node.id)
 
 
-def extreme(case: Case) -> Interval:
+def extremum(case: Case) -> Interval:
     """Largest, smallest or sorted elements."""
     x, axes = case.x, case.axes()
     if len([ref for ref in case.node.inputs if ref is not None]) > 1 and case.name in {"max", "min"}:
@@ -255,28 +257,30 @@ def extreme(case: Case) -> Interval:
         largest = case.node.attrs.get("largest", True)
         return x if largest else x.plain
     if "max" in name and x.peak is not None and axes is not None and x.axis in axes:
-        return replace(x.plain, low=max(x.low, x.peak), at_low=True, null=False)
+        return replace(x.plain, low=max(x.low, x.peak), at_low=True, all_zero=False)
     return x.plain
 
 
 # moves ------------------------------------------------------------------------------------------------------------------
 
 
-def moved(case: Case) -> Interval:
+def reshaped(case: Case) -> Interval:
     """The same elements in other places."""
     if case.name in {"fold", "col2im", "Col2Im"}:  # overlapping places are summed
-        return Interval(0.0 if case.x.low >= 0.0 else -math.inf, math.inf, at_low=case.x.null, at_high=case.x.at_high, null=True)
-    return _along(case, case.x)
+        return Interval(
+            0.0 if case.x.low >= 0.0 else -math.inf, math.inf, at_low=case.x.all_zero, at_high=case.x.at_high, all_zero=True
+        )
+    return _keep_axis(case, case.x)
 
 
-def _along(case: Case, x: Interval) -> Interval:
+def _keep_axis(case: Case, x: Interval) -> Interval:
     """The range of a tensor whose elements were moved or picked: what is known along an axis, where that is still whole."""
     before, after = case.sizes(), case.node.shape
     if x.axis is None:
         return x
     axis: int | None = x.axis
-    if case.name in TURNS:
-        axis = turned(case.node, x.axis)
+    if case.name in PERMUTATIONS:
+        axis = permuted_axis(case.node, x.axis)
     elif before is None or after is None or len(before) != len(after) or before[x.axis] != after[x.axis]:
         axis = None
     return replace(x, axis=axis) if axis is not None else x.plain
@@ -294,7 +298,7 @@ def selected(case: Case) -> Interval:
     if name in segments.ACCUMULATES:
         return segments.accumulated(case)
     if name in {"put", "diff"}:
-        return replace(REALS, null=x.null)
+        return replace(REALS, all_zero=x.all_zero)
     if name in _STORES:
         return hull([case.at(ref).plain for ref in refs]) if len(refs) > 1 else UNKNOWN
     if name in _FILLS:
@@ -304,12 +308,12 @@ def selected(case: Case) -> Interval:
     again = segments.gathered(case)
     if again is not None:
         return again
-    return x.plain if len(case.node.inputs) > 1 else _along(case, x)  # an index may take an element twice
+    return x.plain if len(case.node.inputs) > 1 else _keep_axis(case, x)  # an index may take an element twice
 
 
 def concatenated(case: Case) -> Interval:
     """The elements of all tensors; a constant among them may be any number."""
-    weights = [of_weight(weight) for weight in case.node.weights.values()]
+    weights = [weight_interval(weight) for weight in case.node.weights.values()]
     parts = [case.at(ref).plain for ref in case.node.inputs if ref is not None]
     missing = sum(ref is None for ref in case.node.inputs) > len(weights)
     found = hull([*parts, *weights, *([UNKNOWN] if missing else [])])
@@ -323,15 +327,15 @@ def pooled(case: Case) -> Interval:
     """Windows: their mean, with zeros around, or their largest element."""
     name = case.name
     if name.lower().startswith("lp_pool"):
-        return Interval(0.0, math.inf, at_low=case.x.null, at_high=case.x.at_high, null=case.x.null)
+        return Interval(0.0, math.inf, at_low=case.x.all_zero, at_high=case.x.at_high, all_zero=case.x.all_zero)
     if "bicubic" in name or case.node.attrs.get("mode") in {"bicubic", "cubic"}:
         return UNKNOWN
     if case.node.op == "avg_pool" and "adaptive" not in name and not name.startswith("Global"):
-        return replace(hull([case.x.plain, constant(0.0)]), null=case.x.null)
+        return replace(hull([case.x.plain, constant(0.0)]), all_zero=case.x.all_zero)
     return case.x.plain
 
 
-def unclear(case: Case) -> Interval:
+def unknown(case: Case) -> Interval:
     """Operators of which nothing is known but what their kind says."""
     kind = operator(case.node.op).kind
     if case.node.op == "one_hot" or case.name in {"one_hot", "OneHot"}:

@@ -54,11 +54,11 @@ def added(case: Case) -> Interval:
     if node.op == "add":
         return _shifted(plus(one, other), one, other)
     left, right = (*node.inputs, None, None)[:2]
-    found = _related(case, left, right)
+    found = _related_difference(case, left, right)
     if found is not None:
         return found
     found = _shifted(plus(one, minus(other)), one, other)
-    return replace(found, null=True) if left is not None and right is not None else found
+    return replace(found, all_zero=True) if left is not None and right is not None else found
 
 
 def _several(case: Case) -> Interval:
@@ -77,35 +77,35 @@ def _shifted(found: Interval, one: Interval, other: Interval) -> Interval:
     return found
 
 
-def _related(case: Case, left: Ref | None, right: Ref | None) -> Interval | None:
+def _related_difference(case: Case, left: Ref | None, right: Ref | None) -> Interval | None:
     """A difference of a tensor and its own maximum, mean, or a part of a variance."""
     if left is None or right is None:
         return None
-    top = case.maker(right, "max", "maximum")
+    top = case.producer(right, "max", "maximum")
     if top is not None and any(case.same(left, ref) for ref in top.inputs if ref is not None):
         smaller = "min" in name_of(top).lower()
         low = case.at(left)
         if smaller:
-            return Interval(0.0, math.inf, at_low=True, at_high=low.at_high, null=True)
+            return Interval(0.0, math.inf, at_low=True, at_high=low.at_high, all_zero=True)
         whole = top.op == "max"
         axis = _axis_of(top, len(case.node.shape or ()))
-        found = Interval(-math.inf, 0.0, at_low=low.at_low, at_high=True, null=True)
+        found = Interval(-math.inf, 0.0, at_low=low.at_low, at_high=True, all_zero=True)
         return replace(found, peak=0.0, axis=axis) if whole and axis is not None else found
     if _is_last(case, left, right) or is_shifted(case, left, right):
-        return Interval(-math.inf, 0.0, at_low=True, at_high=True, null=True)
+        return Interval(-math.inf, 0.0, at_low=True, at_high=True, all_zero=True)
     if case.averaged(right) is not None and case.same(case.averaged(right), left):
         spread = plus(case.at(left), minus(case.at(right)))
-        return replace(spread, null=case.at(left).null)
+        return replace(spread, all_zero=case.at(left).all_zero)
     inner = case.squared(right)
     squares = case.squared(case.averaged(left))
     if inner is not None and squares is not None and case.same(case.averaged(inner), squares):
-        return Interval(0.0, case.at(left).high, at_low=True, at_high=case.at(left).at_high, null=True, maker=case.node.id)
+        return Interval(0.0, case.at(left).high, at_low=True, at_high=case.at(left).at_high, all_zero=True, maker=case.node.id)
     return None
 
 
 def _is_last(case: Case, left: Ref, right: Ref) -> bool:
     """Whether a difference takes running sums of what is not positive from the last of them."""
-    sums, part = case.maker(right, "sum"), case.maker(left, "slice")
+    sums, part = case.producer(right, "sum"), case.producer(left, "slice")
     if sums is None or part is None or name_of(sums).lower() != "cumsum" or case.found[sums.id].high > 0.0:
         return False
     index = part.attrs.get("index", ())
@@ -147,7 +147,7 @@ def divided(case: Case) -> Interval:
     axes = case.norm_axes(right, left) if left is not None else None
     if axes is not None:
         axis = axes[0] if len(axes) == 1 else None
-        return Interval(-1.0, 1.0, at_low=True, at_high=True, null=one.null, unit=axis is not None, axis=axis)
+        return Interval(-1.0, 1.0, at_low=True, at_high=True, all_zero=one.all_zero, unit=axis is not None, axis=axis)
     below = inverse(other)
     found = _scaled(product(one, below), one, below)
     return replace(found, low=0.0) if one.low >= 0.0 and other.low >= 0.0 and math.isinf(found.low) else found
@@ -178,16 +178,16 @@ def activated(case: Case) -> Interval:
         return math.copysign(math.inf, found) if math.isinf(at) and abs(found) > 1e20 else found
 
     if case.node.op in {"tanhshrink", "hardshrink", "softshrink"}:
-        return replace(x.plain, low=min(x.low, 0.0), high=max(x.high, 0.0), null=True)
+        return replace(x.plain, low=min(x.low, 0.0), high=max(x.high, 0.0), all_zero=True)
     if case.node.op not in _BENDING:
         found = monotone(value, x, case.node.id if math.isfinite(value(-math.inf)) else "")
         touched = found.low == 0.0 and x.low < 0.0 and math.isfinite(x.low)
-        return widened(replace(found, at_low=found.at_low or touched, null=found.null or touched))
+        return widened(replace(found, at_low=found.at_low or touched, all_zero=found.all_zero or touched))
     inside = _GRID[(x.low <= _GRID) & (x.high >= _GRID)]
     values = [float(v) for v in function(inside)] if inside.size else []
     ends = [value(end) for end in (x.low, x.high)]
     low, high = min([*values, *ends]), max([*values, *ends])
-    return Interval(low - _TINY, high + _TINY, at_low=True, at_high=x.at_high, null=x.null)
+    return Interval(low - _TINY, high + _TINY, at_low=True, at_high=x.at_high, all_zero=x.all_zero)
 
 
 def exponential(case: Case) -> Interval:
@@ -196,7 +196,7 @@ def exponential(case: Case) -> Interval:
     shift = 1.0 if case.name == "expm1" else 0.0
     found = widened(monotone(lambda x: _power_of(base, x) - shift, case.x, case.node.id))
     vague = math.isinf(case.x.low) and not case.x.at_low
-    return replace(found, at_low=found.at_low and not vague, null=found.low == 0.0 and case.x.at_low)
+    return replace(found, at_low=found.at_low and not vague, all_zero=found.low == 0.0 and case.x.at_low)
 
 
 def _power_of(base: float, exponent: float) -> float:
@@ -218,10 +218,10 @@ def logarithm(case: Case) -> Interval:
         return -math.inf if at <= floor else function(at)
 
     found = widened(monotone(value, replace(x, peak=None), ""))
-    return replace(found, at_low=x.at_low and x.low > floor, null=x.null and floor < 0.0)
+    return replace(found, at_low=x.at_low and x.low > floor, all_zero=x.all_zero and floor < 0.0)
 
 
-def raised(case: Case) -> Interval:
+def power(case: Case) -> Interval:
     """Powers with a number as exponent or as base, roots and reciprocals."""
     exponent = _ROOT.get(case.node.op)
     if exponent is None:
@@ -234,11 +234,11 @@ def raised(case: Case) -> Interval:
     if exponent == 0.0:
         return constant(1.0)
     if exponent < 0.0:
-        return inverse(raise_to(x, -exponent, case.node.id))
-    return raise_to(x, exponent, case.node.id)
+        return inverse(to_power(x, -exponent, case.node.id))
+    return to_power(x, exponent, case.node.id)
 
 
-def raise_to(x: Interval, exponent: float, maker: str) -> Interval:
+def to_power(x: Interval, exponent: float, maker: str) -> Interval:
     """X to a positive power; of what is below zero a broken power is not known."""
     if exponent == 1.0:
         return x
@@ -264,7 +264,7 @@ def _base(case: Case) -> Interval:
         return UNKNOWN
     x = case.x if base >= 1.0 else minus(case.x)
     found = widened(monotone(lambda at: _power_of(max(base, 1.0 / base), at), x, case.node.id))
-    return replace(found, null=found.low == 0.0 and x.at_low)
+    return replace(found, all_zero=found.low == 0.0 and x.at_low)
 
 
 _ANGLES: dict[str, tuple[float, float, float, float]] = {  # domain, range
@@ -278,25 +278,25 @@ _ANGLES: dict[str, tuple[float, float, float, float]] = {  # domain, range
 _RISING: dict[str, Callable[[float], float]] = {"sinh": math.sinh, "asinh": math.asinh}
 
 
-def angled(case: Case) -> Interval:
+def trigonometric(case: Case) -> Interval:
     """Trigonometric functions and their inverses."""
     name = case.name.lower().replace("arc", "a")
     if name in _RISING:
-        return widened(monotone(lambda x: _careful(_RISING[name], x), case.x))
+        return widened(monotone(lambda x: _or_infinite(_RISING[name], x), case.x))
     if name in _ANGLES:
         _, _, low, high = _ANGLES[name]
-        return widened(Interval(low, high, at_low=True, at_high=math.isfinite(high), null=low == 0.0))
+        return widened(Interval(low, high, at_low=True, at_high=math.isfinite(high), all_zero=low == 0.0))
     return UNKNOWN
 
 
-def _careful(function: Callable[[float], float], at: float) -> float:
+def _or_infinite(function: Callable[[float], float], at: float) -> float:
     try:
         return function(at)
     except OverflowError:
         return math.copysign(math.inf, at)
 
 
-def bits(case: Case) -> Interval:
+def comparison(case: Case) -> Interval:
     """What a comparison gives; the row has sizes too."""
     return BITS if case.node.dtype in {"bool", None} else UNKNOWN
 
@@ -306,6 +306,6 @@ def absolute(case: Case) -> Interval:
     return magnitude(case.x, case.node.id)
 
 
-def waves(case: Case) -> Interval:
+def sine(case: Case) -> Interval:
     """Sine, cosine and sinc."""
-    return Interval(-1.0, 1.0, at_low=True, at_high=True, null=case.x.null and case.name.lower() == "sin")
+    return Interval(-1.0, 1.0, at_low=True, at_high=True, all_zero=case.x.all_zero and case.name.lower() == "sin")

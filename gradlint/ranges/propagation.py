@@ -15,10 +15,10 @@ from gradlint.graph import Graph
 from gradlint.ops import Kind, operator
 from gradlint.ranges import choices, layers
 from gradlint.ranges import pointwise as rules
-from gradlint.ranges.case import Case, first_alike
+from gradlint.ranges.case import Case, first_equivalent
 from gradlint.ranges.intervals import UNKNOWN, Interval, monotone, within
 
-_INPUT = replace(UNKNOWN, null=True)  # padding, silence, black
+_INPUT = replace(UNKNOWN, all_zero=True)  # padding, silence, black
 _WHOLE = frozenset({"round", "Round", "floor", "Floor", "ceil", "Ceil", "trunc", "fix"})
 
 _KINDS: dict[Kind, Callable[[Case], Interval]] = {
@@ -43,20 +43,20 @@ _OPERATORS: dict[str, Callable[[Case], Interval]] = {
     "neg": rules.negated,
     "exp": rules.exponential,
     "log": rules.logarithm,
-    **dict.fromkeys(("sqrt", "rsqrt", "reciprocal", "pow"), rules.raised),
+    **dict.fromkeys(("sqrt", "rsqrt", "reciprocal", "pow"), rules.power),
     "abs": rules.absolute,
     "clamp": choices.clamped,
     "maximum": choices.larger,
-    "sin": rules.waves,
-    "tan": rules.angled,
+    "sin": rules.sine,
+    "tan": rules.trigonometric,
     "mean": layers.averaged,
     "sum": layers.summed,
-    "var": layers.varied,
-    "max": layers.extreme,
-    "reshape": layers.moved,
+    "var": layers.variance,
+    "max": layers.extremum,
+    "reshape": layers.reshaped,
     "cast": layers.cast,
     "detach": layers.cast,
-    "compare": rules.bits,
+    "compare": rules.comparison,
     "glu": lambda case: replace(case.x.plain, low=min(case.x.low, 0.0), high=max(case.x.high, 0.0)),
 }
 _CHOICES = frozenset({"where", "Where", "masked_fill"})
@@ -70,10 +70,10 @@ def ranges_of(graph: Graph) -> Mapping[str, Interval]:
 def cases(graph: Graph, given: Mapping[str, Interval] = MappingProxyType({})) -> Iterator[Case]:
     """Every node with the ranges up to its own; `given` are those of inputs, by node."""
     found: dict[str, Interval] = {}
-    first = first_alike(graph)
+    first = first_equivalent(graph)
     for node in graph:
         case = Case(graph, node, found, first)
-        found[node.id] = given.get(node.id) or within(_sound(_rule(case)), node.dtype)
+        found[node.id] = given.get(node.id) or within(_without_nan(_rule(case)), node.dtype)
         yield case
 
 
@@ -83,7 +83,7 @@ def _rule(case: Case) -> Interval:
         return choices.chosen(case) if case.name in _CHOICES else layers.selected(case)
     if node.op == "round" and case.name in _WHOLE:
         return _rounded(case)
-    rule = _OPERATORS.get(node.op) or _KINDS.get(operator(node.op).kind, layers.unclear)
+    rule = _OPERATORS.get(node.op) or _KINDS.get(operator(node.op).kind, layers.unknown)
     return rule(case)
 
 
@@ -93,7 +93,7 @@ def _rounded(case: Case) -> Interval:
     return monotone(lambda x: float(function(x)) if math.isfinite(x) else x, case.x)
 
 
-def _sound(found: Interval) -> Interval:
+def _without_nan(found: Interval) -> Interval:
     """The interval without NaN for an end, which infinities of both signs leave."""
     low = -math.inf if math.isnan(found.low) else found.low
     high = math.inf if math.isnan(found.high) else found.high

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from gradlint.graph import Node, Ref
-from gradlint.ranges.case import MOVES, Case, of_weight
+from gradlint.ranges.case import MOVES, Case, weight_interval
 from gradlint.ranges.intervals import REALS, UNKNOWN, Interval, constant, hull
 
 ACCUMULATES = frozenset({"scatter_add", "index_add", "scatter_reduce", "index_reduce", "ScatterND", "ScatterElements"})
@@ -26,14 +26,14 @@ def accumulated(case: Case) -> Interval:
     if source is None:
         return UNKNOWN
     stores = _reduction(node) in _STORES
-    start = next((of_weight(weight) for weight in node.weights.values()), UNKNOWN if stores else constant(0.0))
+    start = next((weight_interval(weight) for weight in node.weights.values()), UNKNOWN if stores else constant(0.0))
     start, added = case.at(base) if base is not None else start, case.at(source)
     if stores:
         return hull([start.plain, added.plain])
     if start.low < 0.0 or added.low < 0.0 or (case.number("alpha") or 1.0) < 0.0:
         return REALS
     at_low = start.low == 0.0 and start.at_low
-    return Interval(0.0, math.inf, at_low=at_low, at_high=added.at_high, null=start.null, maker=node.id)
+    return Interval(0.0, math.inf, at_low=at_low, at_high=added.at_high, all_zero=start.all_zero, maker=node.id)
 
 
 def gathered(case: Case) -> Interval | None:
@@ -45,23 +45,23 @@ def gathered(case: Case) -> Interval | None:
     if sums is None or _reduction(sums) in _STORES or case.found[sums.id].low < 0.0 or case.at(sums.inputs[2]).low < 0.0:
         return None
     added = case.at(sums.inputs[2])
-    exponential = case.maker(sums.inputs[2], "exp")
-    shift = case.maker(exponential.inputs[0], "sub") if exponential is not None else None
+    exponential = case.producer(sums.inputs[2], "exp")
+    shift = case.producer(exponential.inputs[0], "sub") if exponential is not None else None
     shifted = shift is not None and len(shift.inputs) > 1 and is_shifted(case, shift.inputs[0], shift.inputs[1])
-    null = added.null and not shifted
-    return replace(case.found[sums.id], low=max(added.low, 0.0), at_low=null, null=null, maker=added.maker)
+    all_zero = added.all_zero and not shifted
+    return replace(case.found[sums.id], low=max(added.low, 0.0), at_low=all_zero, all_zero=all_zero, maker=added.maker)
 
 
 def is_shifted(case: Case, left: Ref | None, right: Ref | None) -> bool:
     """Whether one tensor holds for each element of another the maximum of its segment, or more."""
-    part = case.maker(right, "slice")
+    part = case.producer(right, "slice")
     tops = _segments(case, part) if part is not None else None
     return tops is not None and _reduction(tops) in {"amax", "max"} and case.same(left, tops.inputs[2])
 
 
 def _segments(case: Case, part: Node) -> Node | None:
     """The node whose segments an index picks, if it is the index that made them."""
-    made = case.maker(part.inputs[0], "slice") if part.called in _GATHERS and len(part.inputs) > 1 else None
+    made = case.producer(part.inputs[0], "slice") if part.called in _GATHERS and len(part.inputs) > 1 else None
     if made is None or made.called.rstrip("_") not in ACCUMULATES or len(made.inputs) < _OPERANDS:
         return None
     axes = [node.attrs.get("dim", node.attrs.get("axis", 0)) for node in (made, part)]

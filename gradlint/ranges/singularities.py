@@ -68,11 +68,13 @@ class Singularity:
             return max(high, 0.0) / self.high
         largest = max(abs(low), abs(high))
         if self.pole:
-            return self._gone(min(abs(low), abs(high)), 0.0, largest)
-        ways = [self._gone(low - self.low, self.low, largest)] if math.isfinite(self.low) else []
-        return max([*ways, self._gone(self.high - high, self.high, largest)] if math.isfinite(self.high) else ways, default=0.0)
+            return self._progress(min(abs(low), abs(high)), 0.0, largest)
+        ways = [self._progress(low - self.low, self.low, largest)] if math.isfinite(self.low) else []
+        return max(
+            [*ways, self._progress(self.high - high, self.high, largest)] if math.isfinite(self.high) else ways, default=0.0
+        )
 
-    def _gone(self, distance: float, point: float, largest: float) -> float:
+    def _progress(self, distance: float, point: float, largest: float) -> float:
         if distance <= 0.0:
             return 1.0
         if point == 0.0 and not self.cancels:
@@ -92,22 +94,22 @@ def singularities(graph: Graph, given: Mapping[str, Interval] = MappingProxyType
     `given` are ranges of inputs that a model before them makes, whose weights learn from what passes here. A hand-written softmax
     that overflows is reported once, at its exponential, and not at its denominator too.
     """
-    learned = _learned(graph, given)
+    with_gradient = _with_gradient(graph, given)
     found: list[Singularity] = []
     overflowing: set[str] = set()
     for case in cases(graph, given):
         node = case.node
         for item in _of(case):
-            if item.slope and (item.operand not in learned or "no-grad" in node.notes or _is_masked(case, item.operand)):
+            if item.slope and (item.operand not in with_gradient or "no-grad" in node.notes or _is_masked(case, item.operand)):
                 continue  # nobody learns from a gradient that goes to the inputs alone
             if item.overflows and item.expected:
                 overflowing.add(node.id)
-            spared = item.interval.maker in overflowing or _chosen_twice(case, item)
+            spared = item.interval.maker in overflowing or _is_guarded_twice(case, item)
             found.append(replace(item, expected=False) if spared and not item.overflows else item)
     return found
 
 
-def _learned(graph: Graph, given: Collection[str]) -> set[str]:
+def _with_gradient(graph: Graph, given: Collection[str]) -> set[str]:
     """The nodes whose gradient reaches a trainable weight."""
     found = set(given)
     for node in graph:
@@ -147,7 +149,7 @@ def _cancels(case: Case, item: Singularity) -> bool:
     """Whether an argument is a difference, whose zero is one of rounding."""
     maker = item.interval.maker
     return (maker in case.graph and case.graph[maker].op == "sub") or (
-        bool(item.operand) and case.maker(Ref(item.operand), "sub") is not None
+        bool(item.operand) and case.producer(Ref(item.operand), "sub") is not None
     )
 
 
@@ -193,7 +195,7 @@ def _pole(case: Case, ref: Ref, function: str) -> Iterator[Singularity]:
     if x.low <= 0.0 <= x.high:
         readers = case.graph.children(case.node.id)
         angle = bool(readers) and all(name_of(reader).lower() in {"atan", "arctan"} for reader in readers)
-        expected = x.crosses_zero and (x.null or not angle)  # the angle of a quotient stays what it is next to the pole
+        expected = x.crosses_zero and (x.all_zero or not angle)  # the angle of a quotient stays what it is next to the pole
         yield Singularity(case.node.id, ref.node, function, x, pole=True, expected=expected)
 
 
@@ -230,7 +232,7 @@ def _angles(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
         yield from _edge(case, refs[0], 1.0, slope=True, function="acosh")
     elif name == "atan2" and len(refs) > 1:
         other = case.at(refs[1])
-        if x.null and other.null and x.crosses_zero and other.crosses_zero:
+        if x.all_zero and other.all_zero and x.crosses_zero and other.crosses_zero:
             yield Singularity(*where, "atan2", x, pole=True, slope=True, expected=True)
     elif name == "tan":
         if max(abs(x.low), abs(x.high)) >= math.pi / 2 and x.high - x.low > 0.0:
@@ -274,11 +276,11 @@ def _variances(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
     attrs = case.node.attrs
     biased = attrs.get("unbiased") is False or attrs.get("correction") == 0
     if case.count() == 1 and not biased:
-        nothing = Interval(0.0, 0.0, at_low=True, at_high=True, null=True, maker=case.node.id)
+        nothing = Interval(0.0, 0.0, at_low=True, at_high=True, all_zero=True, maker=case.node.id)
         yield Singularity(case.node.id, refs[0].node, f"unbiased {case.name} of one element", nothing, pole=True, expected=True)
 
 
-def _chosen_twice(case: Case, item: Singularity) -> bool:
+def _is_guarded_twice(case: Case, item: Singularity) -> bool:
     """Whether one condition picks both a safe argument before an operator and its result behind it."""
     if not item.operand:
         return False

@@ -16,7 +16,7 @@ from gradlint.theory.arithmetic.equations import Equation, shown
 if TYPE_CHECKING:
     from gradlint.explain import Explanation
     from gradlint.graph import Node
-    from gradlint.theory.arithmetic.derivation import Back
+    from gradlint.theory.arithmetic.derivation import BackwardFactor
     from gradlint.theory.recurrence.loops import Loop
 from gradlint.theory.transfer.signal import Signal
 
@@ -136,7 +136,7 @@ def _level(item: Explanation) -> str:
     return f"level {_power(item.predicted.forward)}{_spread(item.predicted.forward_sd)}{measured}"
 
 
-def _backward(item: Explanation, back: Back, width: int) -> Iterator[str]:
+def _backward(item: Explanation, back: BackwardFactor, width: int) -> Iterator[str]:
     several = len(item.derivation.backward) > 1
     if several:
         yield from _wrapped("backward", f"to {printable(back.operand)}", width)

@@ -12,7 +12,7 @@ from gradlint.ops import Kind, operator
 from gradlint.signal_path import kind_of
 from gradlint.structure import Structure
 from gradlint.theory.transfer.attention import attention, matmul, multi_head, softmax
-from gradlint.theory.transfer.channel_rules import refined
+from gradlint.theory.transfer.channel_rules import refine_by_channel
 from gradlint.theory.transfer.fluctuation import Overlap
 from gradlint.theory.transfer.fused_recurrence import recurrent
 from gradlint.theory.transfer.joins import concat, dropout
@@ -21,8 +21,8 @@ from gradlint.theory.transfer.norms import norm
 from gradlint.theory.transfer.pointwise import add, glu, mapped, multiply
 from gradlint.theory.transfer.pools import pool, reduce
 from gradlint.theory.transfer.reshaping import reshape, select
-from gradlint.theory.transfer.rule import Call, Moved, Pulls, Transfer, plain
-from gradlint.theory.transfer.signal import Cotangent, Pull, Signal, joined, merged, part_of_pull
+from gradlint.theory.transfer.rule import Call, OperandCotangents, Transfer, TransferResult, as_gaussian
+from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, cotangent_of_term, joined, merged
 
 _UNKNOWN = (8, 64)  # lengths of a batch and of any other axis that the graph does not know
 _MOST_AXES = 16  # of a tensor that any rule speaks of
@@ -113,7 +113,7 @@ class _Forward:
         self._per_channel = per_channel
         self.contradictions: tuple[type[Exception], ...] = () if strict else _CONTRADICTIONS
         self.signals: dict[str, Signal] = {}
-        self.pullbacks: dict[str, Moved] = {}
+        self.pullbacks: dict[str, TransferResult] = {}
         self.because: dict[str, tuple[str, ...]] = {}
         self._fed: set[str] = set()
         for node in graph:
@@ -133,28 +133,28 @@ class _Forward:
             self.signals[node.id] = Signal(0.0, sizes, (0.0,) * len(sizes), 0.0, channels if sizes else None)
             return
         call = Call(node, operands, sizes, self.graph.mode == "train")
-        moved = embedding(call, fed=node.id in self._fed) if kind_of(node) is Kind.EMBEDDING else self._moved(call)
-        if moved is None:
-            moved = _unknown(call)
-        if moved is None:
+        result = embedding(call, fed=node.id in self._fed) if kind_of(node) is Kind.EMBEDDING else self._transfer(call)
+        if result is None:
+            result = _unknown(call)
+        if result is None:
             return
-        behind = moved.signal
-        if behind.channels is not None and behind.channels >= len(behind.sizes):  # shapes may contradict one another
-            behind = replace(behind, channels=None)
-        self.signals[node.id] = behind
-        self.pullbacks[node.id] = moved
-        if moved.because:
-            self.because[node.id] = moved.because
+        output = result.signal
+        if output.channels is not None and output.channels >= len(output.sizes):  # shapes may contradict one another
+            output = replace(output, channels=None)
+        self.signals[node.id] = output
+        self.pullbacks[node.id] = result
+        if result.because:
+            self.because[node.id] = result.because
 
-    def _moved(self, call: Call) -> Moved | None:
+    def _transfer(self, call: Call) -> TransferResult | None:
         if not call.signals:
             return None
         rule = _BY_OP.get(call.node.op) or _BY_KIND.get(kind_of(call.node))
         if rule is None or any(len(s.sizes) != len(s.shared) for _, s in call.signals):
             return None
         try:
-            moved = rule(call)
-            return refined(call, moved) if moved is not None and self._per_channel else moved
+            result = rule(call)
+            return refine_by_channel(call, result) if result is not None and self._per_channel else result
         except self.contradictions:
             return None
 
@@ -166,7 +166,7 @@ def _sizes(node: Node, operands: Sequence[Signal | None]) -> tuple[int, ...]:
     return tuple(size if size is not None else _UNKNOWN[min(axis, 1)] for axis, size in enumerate(node.shape))
 
 
-def _unknown(call: Call) -> Moved | None:
+def _unknown(call: Call) -> TransferResult | None:
     """An operator without a rule: the signal keeps its level, the uncertainty grows, and the report says why."""
     found = call.signals
     if not found:
@@ -174,59 +174,61 @@ def _unknown(call: Call) -> Moved | None:
     widest = max((signal for _, signal in found), key=lambda signal: signal.size)
     same = len(widest.sizes) == len(call.sizes)
     shared = widest.shared if same else (0.0,) * len(call.sizes)
-    behind = plain(widest, sizes=call.sizes, shared=shared, channels=None, variance=widest.variance + _NO_RULE)
+    output = as_gaussian(widest, sizes=call.sizes, shared=shared, channels=None, variance=widest.variance + _NO_RULE)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
         for slot, signal in found:
-            alike = cotangent.alike if len(signal.sizes) == len(cotangent.alike) else (0.0,) * len(signal.sizes)
-            yield slot, Pull(Cotangent(cotangent.energy, alike, cotangent.variance + _NO_RULE))
+            correlation = cotangent.correlation if len(signal.sizes) == len(cotangent.correlation) else (0.0,) * len(signal.sizes)
+            yield slot, CotangentTerm(Cotangent(cotangent.energy, correlation, cotangent.variance + _NO_RULE))
 
-    return Moved(behind, back, (f"no rule for {call.node.op}",))
+    return TransferResult(output, back, (f"no rule for {call.node.op}",))
 
 
 def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
     """The backward sweep over the signal of the structure."""
     graph = structure.graph
-    pulls: dict[str, list[Pull]] = defaultdict(list)
-    for ref, pull in _starts(structure.trunk, forward.signals):
-        pulls[ref.node].append(pull)
+    terms: dict[str, list[CotangentTerm]] = defaultdict(list)
+    for ref, term in _starts(structure.trunk, forward.signals):
+        terms[ref.node].append(term)
     cotangents: dict[str, Cotangent] = {}
     for node_id in reversed(structure.signal):
-        own, signal = pulls.pop(node_id, None), forward.signals.get(node_id)
+        own, signal = terms.pop(node_id, None), forward.signals.get(node_id)
         if not own or signal is None:
             continue
         own = merged(own)
-        own = [pull for pull in own if len(pull.cotangent.alike) == len(signal.sizes)]  # shapes may contradict one another
+        own = [term for term in own if len(term.cotangent.correlation) == len(signal.sizes)]  # shapes may contradict one another
         if not own:
             continue
         own = [
-            Pull(pull.cotangent, pull.root or f"{node_id}#{index}", pull.slope, pull.values, part_of_pull(pull, signal))
-            for index, pull in enumerate(own)
+            CotangentTerm(
+                term.cotangent, term.root or f"{node_id}#{index}", term.slope, term.values, cotangent_of_term(term, signal)
+            )
+            for index, term in enumerate(own)
         ]
         cotangent = joined(own, signal)
         if math.isnan(cotangent.energy):  # nothing divided by nothing
             continue
         cotangents[node_id] = cotangent
-        moved = forward.pullbacks.get(node_id)
-        if moved is None or operator(graph[node_id].op).cuts:
+        result = forward.pullbacks.get(node_id)
+        if result is None or operator(graph[node_id].op).cuts:
             continue
         try:
-            back = list(moved.pullback(own))
+            back = list(result.pullback(own))
         except forward.contradictions:
             continue
-        for slot, pull in back:
+        for slot, term in back:
             operand = graph[node_id].inputs[slot]
             if operand is not None and operand.node in structure.signal_set:
-                pulls[operand.node].append(pull)
+                terms[operand.node].append(term)
     return cotangents
 
 
-def _starts(trunk: Iterable[Ref], signals: Mapping[str, Signal]) -> Iterable[tuple[Ref, Pull]]:
+def _starts(trunk: Iterable[Ref], signals: Mapping[str, Signal]) -> Iterable[tuple[Ref, CotangentTerm]]:
     """Independent cotangents on the trunk outputs, of unit energy in all."""
     ends = [(ref, signals[ref.node]) for ref in trunk if ref.node in signals]
     total = sum(signal.size for _, signal in ends)
     for ref, signal in ends:
         energy = math.log10(signal.size / total) if total and signal.size else -math.inf if total else 0.0
         own = 1.0 / max(signal.sizes[signal.channels if signal.channels is not None else -1], 1) if signal.sizes else 1.0
-        yield ref, Pull(Cotangent(energy, (0.0,) * len(signal.sizes), overlap=Overlap(own, own)))
+        yield ref, CotangentTerm(Cotangent(energy, (0.0,) * len(signal.sizes), overlap=Overlap(own, own)))

@@ -174,10 +174,10 @@ def test_scaling_all_weights_of_rectifiers_moves_growth_by_as_much_a_layer(acts:
             nodes += [layer := builder.linear(nodes[-1], WIDTH, gain=gain), builder.op(act, layer)]
         return predicted(builder), nodes
 
-    (plain, nodes), (scaled, _) = made(1.4), made(1.4 * 10.0**decades)
+    (as_gaussian, nodes), (scaled, _) = made(1.4), made(1.4 * 10.0**decades)
     behind = [(index + 1) // 2 for index in range(len(nodes))]
-    forward = [(scaled[node].forward or 0.0) - (plain[node].forward or 0.0) for node in nodes]
-    backward = [(scaled[node].backward or 0.0) - (plain[node].backward or 0.0) for node in nodes]
+    forward = [(scaled[node].forward or 0.0) - (as_gaussian[node].forward or 0.0) for node in nodes]
+    backward = [(scaled[node].backward or 0.0) - (as_gaussian[node].backward or 0.0) for node in nodes]
     assert forward == pytest.approx([count * decades for count in behind], abs=1e-6)
     assert backward == pytest.approx([(len(acts) - count) * decades for count in behind], abs=1e-6)
 

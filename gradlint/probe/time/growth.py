@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gradlint.errors import GradlintError
-from gradlint.growth import along, signed, summarise
+from gradlint.growth import along, signed, summarize
 from gradlint.probe.time.cells import cell_exponents
 from gradlint.probe.time.steps import Fed, Line, Sites, lines
 from gradlint.result import Gains, Growth, TimeGrowth
@@ -93,7 +93,7 @@ def horizon_of(slope: float, error: float | None) -> float:
 def _unfed(structure: Structure, nodes: Sequence[str], gains: Mapping[str, Gains]) -> TimeGrowth:
     values = {node: gains[node].backward if node in gains else None for node in nodes}
     known = along(nodes, values)[1]
-    growth = summarise(structure.graph, nodes, gains)
+    growth = summarize(structure.graph, nodes, gains)
     levels = tuple(value for value in values.values() if value is not None)
     slope, error = slope_of(known) if len(known) > 1 else (None, None)
     return TimeGrowth(nodes[0], levels, replace(growth, per_step=slope), slope, error, steps=len(nodes))

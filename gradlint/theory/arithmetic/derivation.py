@@ -19,7 +19,7 @@ _RECURRENT = "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063"
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class BackwardFactor:
     """What an operator hands to one operand: the squared gradient factor, and the share of that operand's gradient it makes."""
 
     operand: str
@@ -32,40 +32,42 @@ class Derivation:
     """The second moment of a signal and the squared gradient factors, as equations; None where there is no formula."""
 
     forward: Equation | None
-    backward: tuple[Back, ...] = ()
+    backward: tuple[BackwardFactor, ...] = ()
     source: str = ""
 
 
 def derive(structure: Structure, prediction: Prediction, node_id: str) -> Derivation:
     """What theory says of a node, as arithmetic whose results are those of the prediction."""
-    node, behind = structure.graph[node_id], prediction.signals.get(node_id)
-    if behind is None:
+    node, output = structure.graph[node_id], prediction.signals.get(node_id)
+    if output is None:
         return Derivation(None)
     operands = tuple(prediction.signals.get(ref.node) if ref is not None else None for ref in node.inputs)
-    case = Case(Call(node, operands, behind.sizes, structure.graph.mode == "train"), behind, prediction.cotangents.get(node_id))
+    case = Case(Call(node, operands, output.sizes, structure.graph.mode == "train"), output, prediction.cotangents.get(node_id))
     if node.op == "input":
-        return Derivation(Equation("q' = 1, as inputs are standardised", ((number(1.0),),)).equal_to(behind.log_q))
+        return Derivation(Equation("q' = 1, as inputs are standardised", ((number(1.0),),)).equal_to(output.log_q))
     found = _formulas(case)
-    back: dict[str, Back] = {}
+    back: dict[str, BackwardFactor] = {}
     equations = found.backward if len(found.backward) > 1 else found.backward * len(case.call.signals)
     for (slot, _), equation in zip(case.call.signals, equations, strict=False):
         operand = case.call.ref(slot).node
         if operand not in back and node_id in structure.signal_set and operand in structure.signal_set:
             back[operand] = _back(structure, prediction, (node_id, operand), equation, random=found.random)
-    return Derivation(found.forward.equal_to(behind.log_q), tuple(back.values()), found.source)
+    return Derivation(found.forward.equal_to(output.log_q), tuple(back.values()), found.source)
 
 
-def _back(structure: Structure, prediction: Prediction, ends: tuple[str, str], equation: Equation, *, random: bool) -> Back:
+def _back(
+    structure: Structure, prediction: Prediction, ends: tuple[str, str], equation: Equation, *, random: bool
+) -> BackwardFactor:
     node, operand = ends
-    behind, before = prediction.cotangents.get(node), prediction.cotangents.get(operand)
-    if behind is None or before is None:
-        return Back(operand, equation)
-    ratio = before.energy - behind.energy
+    output, before = prediction.cotangents.get(node), prediction.cotangents.get(operand)
+    if output is None or before is None:
+        return BackwardFactor(operand, equation)
+    ratio = before.energy - output.energy
     readers = [child for child in structure.graph.children(operand) if child.id in prediction.cotangents]
     if len(readers) == 1 and all(ref.node != operand for ref in structure.trunk):
-        drawn = replace(equation, typical=fluctuation.shift_of(before.variance - behind.variance)) if random else equation
-        return Back(operand, drawn.equal_to(ratio))
-    return Back(operand, equation, min(10.0 ** min(equation.result - ratio, 0.0), 1.0))
+        drawn = replace(equation, typical=fluctuation.shift_of(before.variance - output.variance)) if random else equation
+        return BackwardFactor(operand, drawn.equal_to(ratio))
+    return BackwardFactor(operand, equation, min(10.0 ** min(equation.result - ratio, 0.0), 1.0))
 
 
 def _formulas(case: Case) -> Formulas:
@@ -74,7 +76,7 @@ def _formulas(case: Case) -> Formulas:
         second = number(mean_square(case.weight("weight")))
         return Formulas(Equation("q' = E[W^2] of the rows", ((second,),)))
     if not case.call.signals:
-        return Formulas(Equation("q', no operand of it is a signal", ((Number(case.behind.log_q),),)))
+        return Formulas(Equation("q', no operand of it is a signal", ((Number(case.output.log_q),),)))
     made = _BY_OP.get(case.node.op) or _BY_KIND.get(kind)
     found = made(case) if made is not None else None
     return found if found is not None else _other(case)

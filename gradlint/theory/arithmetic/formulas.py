@@ -32,7 +32,7 @@ class Case:
     """One operator with what theory carries before and behind it."""
 
     call: Call
-    behind: Signal
+    output: Signal
     cotangent: Cotangent | None
 
     @property
@@ -49,9 +49,9 @@ class Case:
         """The first weight that has one of these roles."""
         return next((self.node.weights[role] for role in roles if role in self.node.weights), None)
 
-    def alike(self, axis: int) -> float:
+    def correlation(self, axis: int) -> float:
         """Correlation of the gradients of two elements along an axis."""
-        return self.cotangent.alike[axis] if self.cotangent is not None else 0.0
+        return self.cotangent.correlation[axis] if self.cotangent is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _beside(case: Case, weight: Weight) -> str:
         "what gradients of the units share meets the mean of W": mean != 0.0,
         "padding": len(weight.shape) > 2,
         "rows of W of unlike size": bool(cotangent.profile),
-        "the norm behind divides by the size of the rows": bool(cotangent.spent),
+        "the norm behind divides by the size of the rows": bool(cotangent.projected_out),
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)
 
@@ -108,7 +108,7 @@ def _beside(case: Case, weight: Weight) -> str:
 def _typical(case: Case, terms: Sequence[Term]) -> float:
     """What a mean square over finitely many inputs takes off the first term; moments of channels (`means`) have none of it."""
     whole, *others = (sum(item.power for item in term) for term in terms)
-    if case.behind.means is not None or not math.isfinite(whole):
+    if case.output.means is not None or not math.isfinite(whole):
         return 0.0
     taken = fluctuation.shift(fluctuation.of_square(case.first.distribution_at(""), case.first.sizes))
     return log_sum([whole + taken, *others]) - log_sum([whole, *others])
@@ -118,8 +118,8 @@ def _fan(case: Case, weight: Weight) -> float:
     """Inputs that one output adds up; of a transposed convolution, on average over outputs."""
     if case.node.op != "conv_transpose":
         return float(weight.fan_in)
-    axis = len(case.behind.sizes) - len(weight.shape) + 1
-    spread = math.prod(old / new for old, new in zip(case.first.sizes[axis + 1 :], case.behind.sizes[axis + 1 :], strict=True))
+    axis = len(case.output.sizes) - len(weight.shape) + 1
+    spread = math.prod(old / new for old, new in zip(case.first.sizes[axis + 1 :], case.output.sizes[axis + 1 :], strict=True))
     groups = max(int(case.node.attrs.get("groups", case.node.attrs.get("group", 1))), 1)
     return case.first.sizes[axis] / groups * math.prod(weight.shape[2:]) * spread
 
@@ -143,11 +143,11 @@ def norm(case: Case) -> Formulas | None:
     over = statistics_of(case.call, signal)
     if over is None or node.op in {"l2_normalize", "local_response_norm"}:
         return None
-    common = averaged(over.sizes, signal.shared, over.axes) if over.centred else 0.0
+    common = averaged(over.sizes, signal.shared, over.axes) if over.centered else 0.0
     varying = Number(signal.log_q + log10(max(1.0 - common, 1e-9)))
     power = Number(max(varying.log, log10(eps)) + math.log10(1.0 + 10.0 ** -abs(varying.log - log10(eps)))) if eps else varying
     divisor = replace(power, divides=True)
-    name = "v" if over.centred else "q"
+    name = "v" if over.centered else "q"
     forward = Equation(f"q' = g^2 {name} / ({name} + eps) + b^2", ((gamma, varying, divisor), (beta,)), "units of unlike size")
     lost = "what lies along the mean and the signal falls out, and v fluctuates"
     backward = Equation(f"g^2 / ({name} + eps)", ((gamma, divisor),), lost)
@@ -172,7 +172,7 @@ def function(case: Case) -> Formulas | None:
     if function is None:
         return None
     moved = apply(function, signal.distribution_at(case.call.ref(case.call.signals[0][0]).node))
-    slope = log10(expect(moved.slope * moved.slope)) + moved.fade if np.isfinite(moved.slope).all() else math.nan
+    slope = log10(expect(moved.slope * moved.slope)) + moved.log_factor if np.isfinite(moved.slope).all() else math.nan
     if not (moved.distribution.finite and math.isfinite(slope)):
         return None
     kind = "Gaussian" if signal.distribution is None else "a function of a Gaussian"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gradlint.theory.arithmetic.equations import Equation, Number, below, number
 from gradlint.theory.arithmetic.formulas import Case, Formulas
-from gradlint.theory.transfer.attention import attention_scale, concentration, over_rows, scaled_logits, weights_of
+from gradlint.theory.transfer.attention import attention_scale, attention_weights, concentration, row_sharpness, scaled_logits
 from gradlint.theory.transfer.joins import axis_of
 from gradlint.theory.transfer.pools import reduced_axes, window_of
 from gradlint.theory.transfer.signal import Signal, averaged
@@ -20,10 +20,10 @@ def softmax(case: Case) -> Formulas | None:
     """A softmax."""
     if case.node.op == "log_softmax":
         return None
-    axis = axis_of(case.node, ("dim", "axis"), len(case.behind.sizes), len(case.behind.sizes) - 1)
-    sharp, length = concentration(case.first, axis), max(case.behind.sizes[axis], 1)
+    axis = axis_of(case.node, ("dim", "axis"), len(case.output.sizes), len(case.output.sizes) - 1)
+    sharp, length = concentration(case.first, axis), max(case.output.sizes[axis], 1)
     first, second = number(sharp), below(length)
-    passed = (number(over_rows(case.first, axis).passed), number(1.0 - case.alike(axis)))
+    passed = (number(row_sharpness(case.first, axis).passed), number(1.0 - case.correlation(axis)))
     return Formulas(
         Equation("q' = S / T, S = E sum A^2 of T weights", ((first, second),)),
         (Equation("P (1-r), P = E |J^T g|^2 / E g^2, r what gradients share along it", (passed,)),),
@@ -33,19 +33,21 @@ def softmax(case: Case) -> Formulas | None:
 
 def attend(case: Case) -> Formulas | None:
     """Scaled dot-product attention as one operator."""
-    found, node, sizes = dict(case.call.signals), case.node, case.behind.sizes
+    found, node, sizes = dict(case.call.signals), case.node, case.output.sizes
     if not {0, 1, 2} <= set(found) or any(len(found[slot].sizes) != len(sizes) for slot in (0, 1, 2)):
         return None
     query, key, value = found[0], found[1], found[2]
     scale = attention_scale(node, query)
     logits = scaled_logits(query, key, sizes, scale)
     causal, rows = bool(node.attrs.get("is_causal", False)), sizes[-2]
-    sharp, passed = map(number, over_rows(logits, len(sizes) - 1, causal=causal))
+    sharp, passed = map(number, row_sharpness(logits, len(sizes) - 1, causal=causal))
     q, r = Number(value.log_q), max(value.shared[-2], 0.0)
     forward = Equation(
         "q' = q_v S (1-r) + q_v r, r what tokens share, S = E sum A^2", ((q, sharp, number(1.0 - r)), (q, number(r))), "dropout"
     )
-    seen = max(weights_of(logits, len(sizes) - 1, causal=causal).shared[-2], 0.0) * max(case.alike(len(sizes) - 2), 0.0)
+    seen = max(attention_weights(logits, len(sizes) - 1, causal=causal).shared[-2], 0.0) * max(
+        case.correlation(len(sizes) - 2), 0.0
+    )
     averaged_over = Equation(
         "S + S (T-1) r, r what gradients share", ((sharp,), (sharp, number(rows - 1.0), number(seen))), "dropout"
     )
@@ -66,18 +68,18 @@ def product(case: Case) -> Formulas | None:
     if len(found) != 2 or len(found[0][1].sizes) < 2 or len(found[1][1].sizes) < 2 or case.node.attrs.get("equation"):
         return None
     (_, left), (_, right) = found
-    length, (rows, columns) = left.sizes[-1], case.behind.sizes[-2:]
+    length, (rows, columns) = left.sizes[-1], case.output.sizes[-2:]
     n, q1, q2 = number(length), Number(left.log_q), Number(right.log_q)
     together = number((length - 1.0) * left.shared[-1] * right.shared[-2])
     forward = Equation(
         "q' = n q1 q2 (1 + (n-1) r), n terms in a sum, r what they share", ((n, q1, q2), (n, q1, q2, together)), _BROADCAST
     )
-    rank = len(case.behind.sizes)
+    rank = len(case.output.sizes)
     sides = tuple(
         Equation(f"n q{index} (1 + (k-1) r), k sums it enters, r what they share", ((n, q), (n, q, number(beside))), _BROADCAST)
         for index, q, beside in (
-            (2, q2, (columns - 1.0) * case.alike(rank - 1) * right.shared[-1]),
-            (1, q1, (rows - 1.0) * case.alike(rank - 2) * left.shared[-2]),
+            (2, q2, (columns - 1.0) * case.correlation(rank - 1) * right.shared[-1]),
+            (1, q1, (rows - 1.0) * case.correlation(rank - 2) * left.shared[-2]),
         )
     )
     return Formulas(forward, sides, ATTENTION)
@@ -87,7 +89,7 @@ def concat(case: Case) -> Formulas | None:
     """Tensors side by side."""
     found = case.call.signals
     whole = sum(signal.size for _, signal in found)
-    if not whole or whole != case.behind.size:
+    if not whole or whole != case.output.size:
         return None
     shares = [number(signal.size / whole) for _, signal in found]
     terms = tuple((share, Number(signal.log_q)) for share, (_, signal) in zip(shares, found, strict=True))
@@ -99,9 +101,9 @@ def concat(case: Case) -> Formulas | None:
 def pool(case: Case) -> Formulas | None:
     """An average over windows."""
     signal = case.first
-    if case.node.op in {"upsample", "max_pool"} or len(signal.sizes) != len(case.behind.sizes):
+    if case.node.op in {"upsample", "max_pool"} or len(signal.sizes) != len(case.output.sizes):
         return None
-    window = window_of(case.node, signal.sizes, case.behind.sizes)
+    window = window_of(case.node, signal.sizes, case.output.sizes)
     axes = [axis for axis, size in enumerate(window) if size > 1]
     return _mean(signal, math.prod(window), averaged(window, signal.shared, axes))
 
@@ -109,7 +111,7 @@ def pool(case: Case) -> Formulas | None:
 def reduce(case: Case) -> Formulas | None:
     """A mean or a sum over axes."""
     signal = case.first
-    axes = reduced_axes(case.node, signal.sizes, case.behind.sizes)
+    axes = reduced_axes(case.node, signal.sizes, case.output.sizes)
     count = math.prod(signal.sizes[axis] for axis in axes)
     name = str(case.node.attrs.get("name", case.node.op)).lower()
     if name.removeprefix("reduce") not in {"mean", "sum", "nanmean", "nansum"}:

@@ -14,7 +14,7 @@ _SMALLEST, _LARGEST, _POINTS = -12.0, 40.0, 800  # of ln t, where E exp(-t v) ha
 
 
 @dataclass(frozen=True, slots=True)
-class Chance:
+class ChanceCorrelation:
     """What pairs of elements at different samples or positions have in common by chance, beyond what all pairs share.
 
     `square` is its mean square over that of their variance: where k directions of the kernel of all elements hold a share p of
@@ -35,21 +35,21 @@ class Chance:
         """The share p."""
         return math.sqrt(self.square * self.directions) if self.each > 0.0 else 0.0
 
-    def scaled(self, factor: float) -> Chance:
+    def scaled(self, factor: float) -> ChanceCorrelation:
         """The same with another share, by a factor."""
-        return Chance(self.square * factor**2, self.each * factor**2)
+        return ChanceCorrelation(self.square * factor**2, self.each * factor**2)
 
-    def plus(self, other: Chance) -> Chance:
+    def plus(self, other: ChanceCorrelation) -> ChanceCorrelation:
         """The same with other directions beside these, which hold no more than all of the variance."""
         square = self.square + other.square
-        return Chance(square, max(self.each + other.each, square * square))
+        return ChanceCorrelation(square, max(self.each + other.each, square * square))
 
-    def less(self, square: float) -> Chance:
+    def less(self, square: float) -> ChanceCorrelation:
         """The same without a part of the square that is known."""
         left = max(self.square - square, 0.0)
         return self.scaled(math.sqrt(left / self.square)) if self.square > 0.0 else self
 
-    def evened(self, inverse: float) -> Chance:
+    def evened(self, inverse: float) -> ChanceCorrelation:
         """Behind a norm that divides each channel by its own variance v, with E 1/v = inverse over 1 / E v.
 
         The directions keep the share E p u / (p u + 1 - p) = 1 - (1 - p) E 1/v, for u = chi^2_k / k.
@@ -59,26 +59,26 @@ class Chance:
         return self.scaled(max(1.0 - (1.0 - self.share) * max(inverse, 1.0), 0.0) / self.share)
 
 
-NO_CHANCE = Chance()
+UNCORRELATED = ChanceCorrelation()
 
 
-def in_sum(parts: Iterable[tuple[float, Chance]]) -> Chance:
+def in_sum(parts: Iterable[tuple[float, ChanceCorrelation]]) -> ChanceCorrelation:
     """What summands of these variances have in common along the same directions: pairs of them what the lesser has."""
     items = sorted(parts, key=lambda part: part[1].square)
     total = rest = sum(size for size, _ in items)
     if total * total <= 0.0:  # nothing, or too little to be squared
-        return NO_CHANCE
+        return UNCORRELATED
     square = each = 0.0
     for size, chance in items:
         weight = size * (2.0 * rest - size)  # of the pairs with itself and with those that have more
         rest -= size
         square += weight * chance.square
         each += weight * chance.each
-    return Chance(square / total**2, each / total**2)
+    return ChanceCorrelation(square / total**2, each / total**2)
 
 
 @dataclass(frozen=True, slots=True)
-class Scatter:
+class VarianceSpread:
     """A variance v over its mean: a sum of squares of normal variables, `counts` of them with each of `shares` (which add to 1).
 
     `steady` is the share of v that does not scatter.
@@ -94,7 +94,7 @@ class Scatter:
         squares = sum(share * share / count for count, share in zip(self.counts, self.shares, strict=True))
         return 1.0 / squares if squares > 0.0 else math.inf
 
-    def uneven(self, chance: Chance) -> Scatter:
+    def uneven(self, chance: ChanceCorrelation) -> VarianceSpread:
         """The scatter of values that have more in common by chance, so that fewer directions hold more of their variance.
 
         Some of the directions hold a share of it where there are so few, else half of them more and half of them less where the
@@ -123,7 +123,9 @@ class Scatter:
         return (1.0 + floor) * _inverse_mean(self.counts, self.shares, round(self.steady, 6), floor)
 
 
-def scatter(sizes: Sequence[int], shared: Sequence[float], axes: Sequence[int], *, centred: bool, steady: float = 0.0) -> Scatter:
+def variance_spread(
+    sizes: Sequence[int], shared: Sequence[float], axes: Sequence[int], *, centered: bool, steady: float = 0.0
+) -> VarianceSpread:
     """The scatter of the mean square over `axes` of normal values that share `shared` along each; about their mean if `centred`.
 
     Two elements have in common what the least alike of the axes along which they differ lets them (signal.averaged): values are a
@@ -137,14 +139,14 @@ def scatter(sizes: Sequence[int], shared: Sequence[float], axes: Sequence[int], 
     counts, sums, below = [], [], 0.0
     for level in range(len(ordered), -1, -1):
         below += parts[level] * whole / branches[level]
-        if level == 0 and centred:
+        if level == 0 and centered:
             break
         counts.append(branches[level] - branches[level - 1] if level else 1.0)
         sums.append(max(below, 0.0) * counts[-1])
     total = sum(sums)
     if total <= 0.0:
-        return Scatter((1.0,), (1.0,), steady)
-    return Scatter(tuple(map(float, counts)), tuple(float(item) / float(total) for item in sums), steady)
+        return VarianceSpread((1.0,), (1.0,), steady)
+    return VarianceSpread(tuple(map(float, counts)), tuple(float(item) / float(total) for item in sums), steady)
 
 
 @lru_cache(maxsize=1024)

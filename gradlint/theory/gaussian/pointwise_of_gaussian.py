@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.ops.activations import derivative
-from gradlint.theory.gaussian.dispersion import NO_CHANCE, Chance
+from gradlint.theory.gaussian.dispersion import UNCORRELATED, ChanceCorrelation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,10 +63,10 @@ def _powers(correlation: float) -> Array:
 
 
 @lru_cache(maxsize=4096)
-def _kept(alike: tuple[tuple[float, int], ...]) -> Array:
+def _kept(correlation: tuple[tuple[float, int], ...]) -> Array:
     """Means of rho^k over pairs of elements, from the correlation along each axis and its length: most alike axes first."""
     found = np.ones(_ORDERS + 1)
-    for rho, size in sorted(alike, key=lambda item: -item[0]):
+    for rho, size in sorted(correlation, key=lambda item: -item[0]):
         found = found / size + (1.0 - 1.0 / size) * _powers(rho)
     return np.maximum(found, 0.0)
 
@@ -142,11 +142,11 @@ class Distribution:
 
     base: str
     values: Array
-    alike: tuple[float, ...]
+    correlation: tuple[float, ...]
     shift: float = 0.0
     sphere: int = 0
-    chance: Chance = NO_CHANCE
-    near: float = 0.0
+    chance: ChanceCorrelation = UNCORRELATED
+    neighbor_correlation: float = 0.0
     settled: float = 0.0
 
     @cached_property
@@ -178,16 +178,17 @@ class Distribution:
         return self._together(values, spectrum(values))
 
     def _together(self, values: Array, shares: Array | None) -> tuple[float, ...]:
-        found = _in_common(shares, self.alike)
+        found = _in_common(shares, self.correlation)
         if not self.sphere:
             return found
         together = _on_sphere(values, self.sphere)
         return tuple(
-            together if abs(rho * self.sphere + 1.0) < _SIMPLEX else share for rho, share in zip(self.alike, found, strict=True)
+            together if abs(rho * self.sphere + 1.0) < _SIMPLEX else share
+            for rho, share in zip(self.correlation, found, strict=True)
         )
 
     @property
-    def chance_left(self) -> Chance:
+    def chance_left(self) -> ChanceCorrelation:
         """What is left of `chance`: what samples do not share goes by the slope of E f(a) f(b) in their correlation.
 
         What the function makes anew is even over directions, but for what all samples share of it: the second order has the mean
@@ -195,23 +196,23 @@ class Distribution:
         """
         squares = self._spectrum
         if self.chance.square <= 0.0 or squares is None:
-            return NO_CHANCE
-        powers, orders = _powers(self.alike[0]), np.arange(1, _ORDERS + 1)
+            return UNCORRELATED
+        powers, orders = _powers(self.correlation[0]), np.arange(1, _ORDERS + 1)
         left = 1.0 - float(squares @ powers) - float(squares[2]) * self.chance.square
-        slope = float((orders * squares[1:]) @ powers[:-1]) * (1.0 - self.alike[0])
+        slope = float((orders * squares[1:]) @ powers[:-1]) * (1.0 - self.correlation[0])
         return self.chance.scaled(min(slope / left, 1.0)) if left > 1e-9 else self.chance
 
     def kept(self, sizes: Sequence[int], axes: Iterable[int]) -> Array:
         """What each Hermite order keeps of its share in a mean over axes (signal.averaged)."""
-        return _kept(tuple((self.alike[axis], sizes[axis]) for axis in axes))
+        return _kept(tuple((self.correlation[axis], sizes[axis]) for axis in axes))
 
     @property
-    def near_left(self) -> float:
+    def neighbor_correlation_left(self) -> float:
         """The correlation of neighbours behind the function."""
-        if self.near == 0.0:
+        if self.neighbor_correlation == 0.0:
             return 0.0
-        far = min(max(self.alike[-1], -1.0), 1.0)
-        close, apart = _in_common(self._spectrum, (far + (1.0 - far) * self.near, far))
+        far = min(max(self.correlation[-1], -1.0), 1.0)
+        close, apart = _in_common(self._spectrum, (far + (1.0 - far) * self.neighbor_correlation, far))
         return max(close - apart, 0.0) / (1.0 - apart) if apart < 1.0 - 1e-9 else 0.0
 
     @property
@@ -226,18 +227,20 @@ def gaussian(
     mean: float,
     shared: Sequence[float],
     *,
-    chance: Chance = NO_CHANCE,
-    near: float = 0.0,
+    chance: ChanceCorrelation = UNCORRELATED,
+    neighbor_correlation: float = 0.0,
     settled: float = 0.0,
 ) -> Distribution:
     """The distribution of a Gaussian tensor: rms 10^level, mean in units of the rms, shares per axis; the rest as the class."""
     mean = min(max(mean, -1.0), 1.0)
-    held = min(max(level, _LOWEST), _HIGHEST) if math.isfinite(level) else _LOWEST
+    rescaled = min(max(level, _LOWEST), _HIGHEST) if math.isfinite(level) else _LOWEST
     private = max(1.0 - mean * mean, 0.0)
-    values = (mean + math.sqrt(private) * _grid()[0]) * 10.0**held
-    alike = tuple(min(max((share - mean * mean) / private, -1.0), 1.0) if private > 1e-12 else 1.0 for share in shared)
-    shift = level - held if math.isfinite(level) else 0.0
-    return Distribution(base, values, alike, shift, chance=chance, near=near, settled=settled)
+    values = (mean + math.sqrt(private) * _grid()[0]) * 10.0**rescaled
+    correlation = tuple(min(max((share - mean * mean) / private, -1.0), 1.0) if private > 1e-12 else 1.0 for share in shared)
+    shift = level - rescaled if math.isfinite(level) else 0.0
+    return Distribution(
+        base, values, correlation, shift, chance=chance, neighbor_correlation=neighbor_correlation, settled=settled
+    )
 
 
 @lru_cache(maxsize=256)
@@ -277,7 +280,7 @@ class Mapped:
 
     distribution: Distribution
     slope: Array
-    fade: float = 0.0
+    log_factor: float = 0.0
 
 
 def apply(function: Function, distribution: Distribution) -> Mapped:
@@ -290,7 +293,7 @@ def apply(function: Function, distribution: Distribution) -> Mapped:
         values = np.asarray(function(distribution.values), dtype=np.float64)
         slope = np.asarray(derivative(function)(distribution.values), dtype=np.float64)
         if distribution.shift == 0.0:
-            return Mapped(held(replace(distribution, values=values)), *_held_slope(slope, 0.0))
+            return Mapped(rescaled(replace(distribution, values=values)), *_rescaled_slope(slope, 0.0))
         inside = distribution.values * (0.1 if distribution.shift > 0.0 else 10.0)
         step = -1.0 if distribution.shift > 0.0 else 1.0
         degree = _limit((_half(function(inside)) - _half(values)) / step)
@@ -298,8 +301,8 @@ def apply(function: Function, distribution: Distribution) -> Mapped:
     if not (math.isfinite(degree) and math.isfinite(bend)):
         degree, bend = 1.0, 0.0
     return Mapped(
-        held(replace(distribution, values=values, shift=degree * distribution.shift)),
-        *_held_slope(slope, bend * distribution.shift),
+        rescaled(replace(distribution, values=values, shift=degree * distribution.shift)),
+        *_rescaled_slope(slope, bend * distribution.shift),
     )
 
 
@@ -309,14 +312,14 @@ def _limit(degree: float) -> float:
     return near if abs(degree - near) < _NEAR else degree
 
 
-def _held_slope(slope: Array, fade: float) -> tuple[Array, float]:
+def _rescaled_slope(slope: Array, fade: float) -> tuple[Array, float]:
     largest = float(np.abs(slope).max())
     if not math.isfinite(largest) or largest < 1.0 / _TINY:
         return slope, fade
     return slope / largest, fade + 2.0 * math.log10(largest)
 
 
-def held(distribution: Distribution) -> Distribution:
+def rescaled(distribution: Distribution) -> Distribution:
     """The same distribution in units in which the squares of its values stay in the range of floats."""
     largest = float(np.abs(distribution.values).max())
     if not math.isfinite(largest) or _TINY < largest < 1.0 / _TINY or largest == 0.0:
@@ -331,14 +334,14 @@ def _half(values: Array) -> float:
     return 0.5 * math.log10(second) if 0.0 < second < math.inf else math.nan
 
 
-def largest_of(distribution: Distribution, draws: float, alike: float) -> tuple[Distribution, Array]:
+def largest_of(distribution: Distribution, draws: float, correlation: float) -> tuple[Distribution, Array]:
     """The largest of `draws` elements with correlation `alike`, and the density of the winners' slopes.
 
     The second result is sqrt(w'/w): an element drawn from it is the winner among its competitors. Holds for functions that do
     not decrease; competitors of correlation rho count as draws^(1 - rho) independent ones.
     """
     _, weights = _grid()
-    count = max(draws, 1.0) ** (1.0 - min(max(alike, 0.0), 1.0))
+    count = max(draws, 1.0) ** (1.0 - min(max(correlation, 0.0), 1.0))
     below = np.cumsum(weights)
     won = np.diff(np.concatenate([[0.0], np.minimum(below, 1.0) ** count]))
     density = np.sqrt(np.maximum(won, 0.0) / weights)

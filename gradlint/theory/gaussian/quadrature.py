@@ -46,19 +46,19 @@ def grid(phi: Pointwise, mean: Array, sigma: float, blur: float = 0.0) -> Grid:
 
     `mean` has shape (rows,), the results (rows, points). With `blur` the function is one smoothed over that length.
     """
-    centre = mean[:, None]
+    center = mean[:, None]
     bends = phi.scale * _BENDS
     bends = bends[bends < np.abs(mean).max() + _WIDTH * sigma]
     spread = blur * np.array([-8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0]) if blur else np.zeros(1)
     kinks = np.add.outer(np.array(phi.kinks), spread).ravel()
-    features = (np.concatenate([-bends, [0.0], bends, kinks]) - centre) / sigma
+    features = (np.concatenate([-bends, [0.0], bends, kinks]) - center) / sigma
     ends = np.concatenate([np.clip(features, -_WIDTH, _WIDTH), np.broadcast_to(_DEVIATIONS, (mean.size, 17))], axis=1)
     ends.sort(axis=1)
     points, shares = _legendre()
     half = 0.5 * np.diff(ends, axis=1)[..., None]
     z = (ends[:, :-1, None] + half * (1.0 + points)).reshape(mean.size, -1)
     weights = (half * shares).reshape(mean.size, -1) * np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
-    return Grid(z, weights, centre + sigma * z)
+    return Grid(z, weights, center + sigma * z)
 
 
 def smoothed(phi: Pointwise, mean: Array, sigma: float) -> Array:

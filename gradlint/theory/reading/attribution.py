@@ -66,22 +66,22 @@ class Attribution:
         least = _SMALL * max(abs(share.decades) for share in self.shares)
         named = [share for share in self.shares if abs(share.decades) >= least]
         largest = sorted(named, key=lambda share: -abs(share.decades))[:_NAMED]
-        parts = [_words(share, self.layers, self.unit) for share in named if share in largest]
+        parts = [_share_text(share, self.layers, self.unit) for share in named if share in largest]
         rest = sum(share.decades for share in self.shares if share not in largest) / self.layers
-        parts += [f"the rest x{_shown(10.0**rest)}"] if abs(rest) * self.layers >= least else []
+        parts += [f"the rest x{_factor_text(10.0**rest)}"] if abs(rest) * self.layers >= least else []
         each = f"{self.per_layer:+.{2 if abs(self.per_layer) >= 0.095 else 3}f} decades a {self.unit}"
         return f"{', '.join(parts)}: {each}, {self.layers} {self.unit}s"
 
 
-def _words(share: Share, layers: int, unit: str) -> str:
-    text = f"{share.op} x{_shown(share.factor)}"
+def _share_text(share: Share, layers: int, unit: str) -> str:
+    text = f"{share.op} x{_factor_text(share.factor)}"
     often, rest = divmod(share.count, layers)
     if often > 1 and rest <= 1:
         return f"{text} ({often} a {unit})"
     return text if abs(share.count - layers) <= 1 else f"{text} ({share.count} in all)"
 
 
-def _shown(factor: float) -> str:
+def _factor_text(factor: float) -> str:
     return f"{factor:.2f}" if 0.1 <= factor < 100.0 else f"{factor:.2g}"
 
 
@@ -99,7 +99,7 @@ def attribute(structure: Structure, steps: Sequence[Step], start: str, end: str)
         return None
     skipped = _one_off(within)
     members = [_members(structure, step) for step in within]
-    layers, unit = _units(structure, within, members)
+    layers, unit = _repeats(structure, within, members)
     found: dict[str, list[float]] = {}
     for position, (step, inside) in enumerate(zip(within, members, strict=True)):
         if position != skipped:
@@ -113,11 +113,11 @@ def attribute(structure: Structure, steps: Sequence[Step], start: str, end: str)
 
 def interval(prediction: Prediction, start: str, end: str) -> tuple[float, float] | None:
     """What holds the growth between two nodes with 90 % probability, in decades; None where theory does not follow both."""
-    before, behind = prediction.nodes.get(start), prediction.nodes.get(end)
-    if before is None or behind is None or before.backward is None or behind.backward is None:
+    before, after = prediction.nodes.get(start), prediction.nodes.get(end)
+    if before is None or after is None or before.backward is None or after.backward is None:
         return None
-    expected = before.backward - behind.backward
-    spread = _INTERVAL * math.sqrt(max(before.backward_sd**2 - behind.backward_sd**2, 0.0)) + _SAMPLING
+    expected = before.backward - after.backward
+    spread = _INTERVAL * math.sqrt(max(before.backward_sd**2 - after.backward_sd**2, 0.0)) + _SAMPLING
     return expected - spread, expected + spread
 
 
@@ -163,7 +163,7 @@ def _name(structure: Structure, step: Step, inside: Sequence[Node]) -> str:
     return "attention" if attends else f"branches into {op}"
 
 
-def _units(structure: Structure, steps: Sequence[Step], members: Sequence[Sequence[Node]]) -> tuple[int, str]:
+def _repeats(structure: Structure, steps: Sequence[Step], members: Sequence[Sequence[Node]]) -> tuple[int, str]:
     """How often the stretch repeats itself, and what to call one of it: modules with a number, residual sums, weight layers."""
     layers = [node for inside in members for node in inside if is_weight_layer(node)]
     names = [block_name(node.module) for node in layers]

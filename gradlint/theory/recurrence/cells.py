@@ -67,7 +67,7 @@ class CellResponse:
     independent: float
     equal: float
     last: float
-    drift: float
+    steady_step: float
 
     def factor_for(self, over_time: float) -> float:
         """The factor for cotangents of which two time steps share this much of their energy; exact between the two ends."""
@@ -136,7 +136,7 @@ def _within(cells: Cells, drive: Drive, window: int, steps: int, *, single: bool
         run = _run(cells, drive, window)
         if run is not None:
             found = _summary(*run, cells=cells, drive=drive, steps=steps, single=single)
-            return found, 2.0 * found.drift if run[0].shape[0] == window else -math.inf
+            return found, 2.0 * found.steady_step if run[0].shape[0] == window else -math.inf
         window //= 2
     return None, -math.inf
 
@@ -225,7 +225,7 @@ def _summary(y: Array, squares: Array, *, cells: Cells, drive: Drive, steps: int
         independent=independent,
         equal=equal,
         last=_log_sum(late),
-        drift=0.5 * tail,
+        steady_step=0.5 * tail,
     )
 
 

@@ -101,7 +101,7 @@ class Loop:
     def lyapunov(self, level: float = 0.0) -> float | None:
         """Largest Lyapunov exponent, in nats per step: the growth of the gradient once the run is steady (Engelken 2020)."""
         found = self.response(max(self.steps or STEPS, STEPS), level)
-        return None if found is None else found.drift * math.log(10.0)
+        return None if found is None else found.steady_step * math.log(10.0)
 
     def horizon(self, level: float = 0.0) -> float | None:
         """Steps until the gradient has gained or lost three decades; infinite where it keeps its size."""

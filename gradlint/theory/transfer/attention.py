@@ -15,9 +15,19 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.gaussian.sharpness import Sharpness, sharpness
-from gradlint.theory.transfer.profiles import both, moved, without
-from gradlint.theory.transfer.rule import Call, Moved, Pulls, half_log, log10, mean_square, one, plain, scaled
-from gradlint.theory.transfer.signal import Cotangent, Pull, Signal, averaged, gathered, joined
+from gradlint.theory.transfer.profiles import both, renumbered, without
+from gradlint.theory.transfer.rule import (
+    Call,
+    OperandCotangents,
+    TransferResult,
+    as_gaussian,
+    half_log,
+    log10,
+    mean_square,
+    scaled,
+    single_operand,
+)
+from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, averaged, coherent_sum, joined
 
 if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
@@ -40,7 +50,7 @@ class Product:
         return [letter for letter in self.left if letter in self.right and letter not in self.out]
 
 
-def matmul(call: Call) -> Moved | None:
+def matmul(call: Call) -> TransferResult | None:
     """A product of two signals."""
     found = call.signals
     if len(found) == 1:
@@ -51,17 +61,20 @@ def matmul(call: Call) -> Moved | None:
     product = _letters(call.node, left, right, call.sizes)
     if product is None:
         return None
-    behind = contracted(product, left, right, call.sizes)
+    output = contracted(product, left, right, call.sizes)
     scale = _scale_of(call.node)
-    behind = replace(behind, level=behind.level + log10(scale))
+    output = replace(output, level=output.level + log10(scale))
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
         cotangent = replace(cotangent, energy=cotangent.energy + 2.0 * log10(scale))
-        yield i, Pull(pulled_left(product, cotangent, left, right, call.sizes))
-        yield j, Pull(pulled_left(Product(product.right, product.left, product.out), cotangent, right, left, call.sizes))
+        yield i, CotangentTerm(left_cotangent(product, cotangent, left, right, call.sizes))
+        yield (
+            j,
+            CotangentTerm(left_cotangent(Product(product.right, product.left, product.out), cotangent, right, left, call.sizes)),
+        )
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
 def _scale_of(node: Node) -> float:
@@ -69,7 +82,7 @@ def _scale_of(node: Node) -> float:
     return abs(float(alpha)) if isinstance(alpha, (int, float)) and alpha else 1.0
 
 
-def _with_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
+def _with_constant(call: Call, slot: int, signal: Signal) -> TransferResult | None:
     """A product with a weight that is no layer, or with a constant tensor."""
     weight = next(iter(call.node.weights.values()), None)
     if weight is None or len(signal.sizes) != len(call.sizes):
@@ -79,12 +92,12 @@ def _with_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
     fan = signal.sizes[axis]
     gain = fan * mean_square(weight)
     shared = tuple(0.0 if a == axis else share for a, share in enumerate(signal.shared))
-    behind = plain(signal, level=signal.level + half_log(gain), sizes=call.sizes, shared=shared, mean=0.0, channels=axis)
+    output = as_gaussian(signal, level=signal.level + half_log(gain), sizes=call.sizes, shared=shared, mean=0.0, channels=axis)
 
     def back(cotangent: Cotangent) -> Cotangent:
-        return scaled(cotangent, gain, tuple(0.0 if a == axis else value for a, value in enumerate(cotangent.alike)))
+        return scaled(cotangent, gain, tuple(0.0 if a == axis else value for a, value in enumerate(cotangent.correlation)))
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 def _letters(node: Node, left: Signal, right: Signal, sizes: tuple[int, ...]) -> Product | None:
@@ -127,7 +140,7 @@ def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, 
     ours = [_share(product.left, left, letter) for letter in summed]
     theirs = [_share(product.right, right, letter) for letter in summed]
     both = [a * b for a, b in zip(ours, theirs, strict=True)]
-    sums = gathered(counts, both, range(len(counts)))
+    sums = coherent_sum(counts, both, range(len(counts)))
     shared = []
     for letter in product.out:
         a, b = _share(product.left, left, letter), _share(product.right, right, letter)
@@ -150,25 +163,26 @@ def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, 
 def _outer(product: Product, left: Profile, right: Profile) -> Profile:
     """The profile of a product along the axes of the result."""
     out = product.out
-    first = moved(left, lambda axis: out.index(product.left[axis]) if product.left[axis] in out else None)
-    return both(first, moved(right, lambda axis: out.index(product.right[axis]) if product.right[axis] in out else None))
+    first = renumbered(left, lambda axis: out.index(product.left[axis]) if product.left[axis] in out else None)
+    return both(first, renumbered(right, lambda axis: out.index(product.right[axis]) if product.right[axis] in out else None))
 
 
-def pulled_left(product: Product, cotangent: Cotangent, left: Signal, right: Signal, sizes: Sequence[int]) -> Cotangent:
+def left_cotangent(product: Product, cotangent: Cotangent, left: Signal, right: Signal, sizes: Sequence[int]) -> Cotangent:
     """The cotangent of the left factor: that of the result, summed against the right one over the axes that the left has not."""
     lengths = _lengths(product, left, right, sizes)
-    alike = dict(zip(product.out, cotangent.alike, strict=True))
+    correlation = dict(zip(product.out, cotangent.correlation, strict=True))
     gone = [
         letter for letter in product.out if letter not in product.left or left.sizes[product.left.index(letter)] < lengths[letter]
     ]
-    together = gathered(
+    together = coherent_sum(
         [lengths[letter] for letter in gone],
-        [alike[letter] * _share(product.right, right, letter) for letter in gone],
+        [correlation[letter] * _share(product.right, right, letter) for letter in gone],
         range(len(gone)),
     )
     factor = math.prod(lengths[letter] for letter in product.summed) * together
     own = tuple(
-        (alike.get(letter, 1.0) if letter not in gone else 1.0) * _share(product.right, right, letter) for letter in product.left
+        (correlation.get(letter, 1.0) if letter not in gone else 1.0) * _share(product.right, right, letter)
+        for letter in product.left
     )
     result, axes = Product(product.out, product.right, product.left), without(cotangent.profile, _places(product.out, gone))
     profile = _outer(result, axes, right.profile)
@@ -179,7 +193,7 @@ def _places(letters: str, chosen: Sequence[str]) -> list[int]:
     return [index for index, letter in enumerate(letters) if letter in chosen]
 
 
-def softmax(call: Call) -> Moved | None:
+def softmax(call: Call) -> TransferResult | None:
     """A softmax over the axis `dim`."""
     found = call.signals
     if not found or not call.sizes:
@@ -187,14 +201,14 @@ def softmax(call: Call) -> Moved | None:
     slot, logits = found[0]
     axis = call.node.attrs.get("dim", call.node.attrs.get("axis", -1))
     axis = (int(axis) if isinstance(axis, int) else -1) % len(call.sizes)
-    behind = weights_of(logits, axis)
+    output = attention_weights(logits, axis)
     if call.node.op == "log_softmax":
         return _log_softmax(slot, logits, axis)
 
     def back(cotangent: Cotangent) -> Cotangent:
-        return pulled_logits(cotangent, logits, behind, axis)
+        return logits_cotangent(cotangent, logits, output, axis)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 def _private(logits: Signal, axis: int) -> float:
@@ -204,10 +218,10 @@ def _private(logits: Signal, axis: int) -> float:
 
 def concentration(logits: Signal, axis: int, *, causal: bool = False) -> float:
     """E sum A^2 over the axis."""
-    return over_rows(logits, axis, causal=causal).squares
+    return row_sharpness(logits, axis, causal=causal).squares
 
 
-def over_rows(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
+def row_sharpness(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
     """How sharp the softmax over an axis is; where attention is causal, the mean over rows of 1, 2, ... T entries."""
     count, variance = max(logits.sizes[axis], 1), _private(logits, axis)
     if not causal:
@@ -219,7 +233,7 @@ def over_rows(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
     return Sharpness(float(squares.mean()), float((passed * rows).mean()) / count)
 
 
-def weights_of(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
+def attention_weights(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
     """Attention weights as a signal: mean 1/T, sum of squares `concentration`."""
     peak, count = concentration(logits, axis, causal=causal), max(logits.sizes[axis], 1)
     along = max((1.0 / peak - 1.0) / max(count - 1, 1), 0.0)
@@ -231,28 +245,28 @@ def weights_of(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
         shared.append(min(together, 1.0) if other != axis else min(along, 1.0))
     level = half_log(peak / count)
     mean = min(1.0 / math.sqrt(count * peak), 1.0)
-    return plain(logits, level=level, mean=mean, shared=tuple(shared), variance=0.0, channels=None)
+    return as_gaussian(logits, level=level, mean=mean, shared=tuple(shared), variance=0.0, channels=None)
 
 
-def pulled_logits(cotangent: Cotangent, logits: Signal, weights: Signal, axis: int, *, causal: bool = False) -> Cotangent:
+def logits_cotangent(cotangent: Cotangent, logits: Signal, weights: Signal, axis: int, *, causal: bool = False) -> Cotangent:
     """A (g - sum A g): what cotangents share along the softmax falls out."""
-    factor = over_rows(logits, axis, causal=causal).passed * max(1.0 - cotangent.alike[axis], 0.0)
-    alike = tuple(
-        0.0 if other == axis else a * s for other, (a, s) in enumerate(zip(cotangent.alike, weights.shared, strict=True))
+    factor = row_sharpness(logits, axis, causal=causal).passed * max(1.0 - cotangent.correlation[axis], 0.0)
+    correlation = tuple(
+        0.0 if other == axis else a * s for other, (a, s) in enumerate(zip(cotangent.correlation, weights.shared, strict=True))
     )
-    return scaled(cotangent, factor, alike, profile=without(cotangent.profile, (axis,)))
+    return scaled(cotangent, factor, correlation, profile=without(cotangent.profile, (axis,)))
 
 
-def _log_softmax(slot: int, logits: Signal, axis: int) -> Moved:
+def _log_softmax(slot: int, logits: Signal, axis: int) -> TransferResult:
     count = logits.sizes[axis]
     offset = math.log(max(count, 1)) ** 2
     level = half_log(10.0 ** min(logits.log_q, 300.0) * (1.0 - logits.shared[axis]) + offset)
-    behind = plain(logits, level=level, mean=0.0)
+    output = as_gaussian(logits, level=level, mean=0.0)
 
     def back(cotangent: Cotangent) -> Cotangent:
-        return scaled(cotangent, 1.0 + cotangent.alike[axis] * count)
+        return scaled(cotangent, 1.0 + cotangent.correlation[axis] * count)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +278,7 @@ class _Heads:
     value: Signal
 
 
-def attention(call: Call) -> Moved | None:
+def attention(call: Call) -> TransferResult | None:
     """Scaled dot-product attention as one operator."""
     found = dict(call.signals)
     if not {0, 1, 2} <= set(found):
@@ -297,14 +311,14 @@ def scaled_logits(query: Signal, key: Signal, sizes: Sequence[int], scale: float
     return replace(logits, level=logits.level + log10(scale))
 
 
-def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool, drop: float) -> Moved:
+def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool, drop: float) -> TransferResult:
     """Logits, softmax, average of the values; gradients through the values and through the logits."""
     query, key, value = heads.query, heads.key, heads.value
     pairs = scores(sizes)
     mixing = Product(pairs.out, pairs.out[:-2] + "jv", pairs.out[:-1] + "v")
     logits = scaled_logits(query, key, sizes, scale)
     square = logits.sizes
-    weights = weights_of(logits, len(square) - 1, causal=causal)
+    weights = attention_weights(logits, len(square) - 1, causal=causal)
     keep = 1.0 - min(max(drop, 0.0), 0.99)
     dropped = replace(
         weights,
@@ -312,26 +326,26 @@ def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool,
         shared=tuple(s * keep for s in weights.shared),
         mean=weights.mean * math.sqrt(keep),
     )
-    behind = contracted(mixing, dropped, value, sizes)
+    output = contracted(mixing, dropped, value, sizes)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
-        yield 2, Pull(pulled_left(Product(mixing.right, mixing.left, mixing.out), cotangent, value, dropped, sizes))
-        on_weights = pulled_left(mixing, cotangent, dropped, value, sizes)
-        on_logits = pulled_logits(on_weights, logits, weights, len(square) - 1, causal=causal)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
+        yield 2, CotangentTerm(left_cotangent(Product(mixing.right, mixing.left, mixing.out), cotangent, value, dropped, sizes))
+        on_weights = left_cotangent(mixing, cotangent, dropped, value, sizes)
+        on_logits = logits_cotangent(on_weights, logits, weights, len(square) - 1, causal=causal)
         on_logits = replace(on_logits, energy=on_logits.energy + 2.0 * log10(scale), variance=on_logits.variance + _LOGITS)
-        yield 0, Pull(_centred(pulled_left(pairs, on_logits, query, key, square), key))
-        yield 1, Pull(pulled_left(Product(pairs.right, pairs.left, pairs.out), on_logits, key, query, square))
+        yield 0, CotangentTerm(_centered(left_cotangent(pairs, on_logits, query, key, square), key))
+        yield 1, CotangentTerm(left_cotangent(Product(pairs.right, pairs.left, pairs.out), on_logits, key, query, square))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
-def _centred(cotangent: Cotangent, key: Signal) -> Cotangent:
+def _centered(cotangent: Cotangent, key: Signal) -> Cotangent:
     """The cotangents of a softmax sum to zero over the keys, so that what all keys share does not reach the queries."""
     return replace(cotangent, energy=cotangent.energy + log10(max(1.0 - key.shared[-2], 1e-12)))
 
 
-def multi_head(call: Call) -> Moved | None:
+def multi_head(call: Call) -> TransferResult | None:
     """Projections, attention and projection as one operator: torch's fused multi-head attention, batch axis second."""
     found, weights = call.signals, call.node.weights
     entry = weights.get("in_proj") or weights.get("q_proj")
@@ -351,18 +365,18 @@ def multi_head(call: Call) -> Moved | None:
     last = out.fan_in * mean_square(out)
     mixed = inside.signal
     shared = (mixed.shared[2], mixed.shared[0], 0.0)
-    behind = plain(
+    output = as_gaussian(
         signals[0], level=mixed.level + half_log(last), mean=0.0, sizes=call.sizes, shared=shared, variance=mixed.variance
     )
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
-        inner_cotangent = scaled(cotangent, last, (cotangent.alike[1], 0.0, cotangent.alike[0], 0.0))
-        for place, pull in inside.pullback([Pull(inner_cotangent)]):
-            alike = pull.cotangent.alike
-            yield slots[place], Pull(scaled(pull.cotangent, gain, (alike[2], alike[0], 0.0)))
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
+        inner_cotangent = scaled(cotangent, last, (cotangent.correlation[1], 0.0, cotangent.correlation[0], 0.0))
+        for place, term in inside.pullback([CotangentTerm(inner_cotangent)]):
+            correlation = term.cotangent.correlation
+            yield slots[place], CotangentTerm(scaled(term.cotangent, gain, (correlation[2], correlation[0], 0.0)))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
 def _per_head(signal: Signal, gain: float, heads: int) -> Signal:
@@ -370,4 +384,4 @@ def _per_head(signal: Signal, gain: float, heads: int) -> Signal:
     steps, batch, width = signal.sizes
     sizes = (batch, heads, steps, max(width // heads, 1))
     shared = (signal.shared[1], 0.0, signal.shared[0], 0.0)
-    return plain(signal, level=signal.level + half_log(gain), mean=0.0, sizes=sizes, shared=shared, channels=3)
+    return as_gaussian(signal, level=signal.level + half_log(gain), mean=0.0, sizes=sizes, shared=shared, channels=3)

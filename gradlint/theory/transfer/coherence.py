@@ -43,7 +43,7 @@ class Coherence:
 
     moments: Array
     axis: int
-    alike: tuple[float, ...]
+    correlation: tuple[float, ...]
     source: Source | None = None
     rows: Array = field(default_factory=lambda: np.zeros((2, 0)))
 
@@ -82,23 +82,23 @@ def through_slope(
     `values` are those of the function behind which `own` is known (None where it is not) and of the tensor before it; `layout` is
     the axis of the channels, the lengths of all axes and the correlations of the cotangent along them.
     """
-    behind, before = values
-    axis, sizes, alike = layout
+    output, before = values
+    axis, sizes, correlation = layout
     second, power = expect(slope * slope), expect(before * before)
     if not (second > 0.0 and power > 0.0) or sizes[axis] < _FEWEST:
         return second, None
     functions = [slope, slope * (before / math.sqrt(power))]
-    known = own is not None and own.axis == axis and behind is not None and (scale := expect(behind * behind)) > 0.0
-    if not known or own is None or behind is None:
-        return second, Coherence(products(functions) / second, axis, tuple(alike))
-    tensor = behind / math.sqrt(scale)
+    known = own is not None and own.axis == axis and output is not None and (scale := expect(output * output)) > 0.0
+    if not known or own is None or output is None:
+        return second, Coherence(products(functions) / second, axis, tuple(correlation))
+    tensor = output / math.sqrt(scale)
     found = products([*functions, np.ones_like(tensor), tensor, slope * tensor])
     whole, first, bent = found[:2, :2], found[2:4, 2:4], found[::4, ::4]  # bent: the basis (1, tensor) times the slope
     along, rest = _parts(own.moments, first, sizes[axis])
     factor = max(rest * second + float((along * bent).sum()) / sizes[axis], second / sizes[axis])
     images = _inverse(first) @ found[2:4, :2]  # of the wanted functions in the basis
     moments = images.T @ own.moments @ images + whole - images.T @ first @ images
-    return factor, Coherence(moments / factor, axis, own.alike, own.source, images.T @ own.rows / math.sqrt(factor))
+    return factor, Coherence(moments / factor, axis, own.correlation, own.source, images.T @ own.rows / math.sqrt(factor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,42 +131,45 @@ def through_layer(
         own = None
     reads, lands = math.prod(tap.reads for tap in taps), math.prod(tap.lands for tap in taps)
     before = own.moments[1, 1] if own is not None else 1.0
-    alike = own.alike if own is not None else both
-    along = float(share * before * _together(alike, taps) / reads)
+    correlation = own.correlation if own is not None else both
+    along = float(share * before * _together(correlation, taps) / reads)
     total = along + max(1.0 - share * _together(both, taps) / reads, 0.0)
     factor = max(1.0 + (total - 1.0) / sizes[axis], 1.0 / sizes[axis])
     weight = along / total if total > 0.0 else 0.0
-    mixed = [weight * a + (1.0 - weight) * b for a, b in zip(alike, both, strict=True)]
+    mixed = [weight * a + (1.0 - weight) * b for a, b in zip(correlation, both, strict=True)]
     if taps and total > 0.0:
-        kept = share * before * lands / reads * _even(alike, taps) + (1.0 - share) * _even(both, taps)
-        for tap, value in _evened(alike, taps, kept / total):
+        kept = share * before * lands / reads * _even(correlation, taps) + (1.0 - share) * _even(both, taps)
+        for tap, value in _evened(correlation, taps, kept / total):
             mixed[tap.axis] = value
     direction = np.array([mean, 1.0])
     moments = total * np.outer(direction, direction)
     moments[0, 0] += 1.0 - mean * mean
     if own is None:
         return factor, Coherence(moments / factor, axis, tuple(mixed))
-    image = math.sqrt(max(share, 0.0) / (reads * lands)) * _together(alike, taps) / math.sqrt(factor) * own.rows[1]
+    image = math.sqrt(max(share, 0.0) / (reads * lands)) * _together(correlation, taps) / math.sqrt(factor) * own.rows[1]
     return factor, Coherence(moments / factor, axis, tuple(mixed), own.source, np.outer(direction, image))
 
 
-def _together(alike: Sequence[float], taps: Sequence[Taps]) -> float:
+def _together(correlation: Sequence[float], taps: Sequence[Taps]) -> float:
     """E (sum over the outputs that one input reaches)^2 / E (one)^2."""
-    return math.prod(1.0 + (tap.lands - 1.0) * alike[tap.axis] for tap in taps)
+    return math.prod(1.0 + (tap.lands - 1.0) * correlation[tap.axis] for tap in taps)
 
 
-def _even(alike: Sequence[float], taps: Sequence[Taps]) -> float:
+def _even(correlation: Sequence[float], taps: Sequence[Taps]) -> float:
     """The share of the outputs' squares that is even over all of them: a kernel passes it on whole, and its noise has none."""
     counts = [tap.size * tap.lands / tap.reads for tap in taps]
-    return math.prod((1.0 + (count - 1.0) * alike[tap.axis]) / count for tap, count in zip(taps, counts, strict=True))
+    return math.prod((1.0 + (count - 1.0) * correlation[tap.axis]) / count for tap, count in zip(taps, counts, strict=True))
 
 
-def _evened(alike: Sequence[float], taps: Sequence[Taps], kept: float) -> Iterator[tuple[Taps, float]]:
+def _evened(correlation: Sequence[float], taps: Sequence[Taps], kept: float) -> Iterator[tuple[Taps, float]]:
     """Correlations along each axis of the inputs of which this share is even: all axes become more even, or less, alike."""
-    shares = [(1.0 + (tap.size - 1.0) * alike[tap.axis]) / tap.size for tap in taps]
+    shares = [(1.0 + (tap.size - 1.0) * correlation[tap.axis]) / tap.size for tap in taps]
     change = (kept / math.prod(shares)) ** (1.0 / len(taps))
     for tap, share in zip(taps, shares, strict=True):
-        yield tap, min(max((share * change * tap.size - 1.0) / (tap.size - 1.0), 0.0), 1.0) if tap.size > 1 else alike[tap.axis]
+        yield (
+            tap,
+            min(max((share * change * tap.size - 1.0) / (tap.size - 1.0), 0.0), 1.0) if tap.size > 1 else correlation[tap.axis],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ def at_sum(
     own: Coherence | None, name: str, layout: tuple[int, Sequence[int], Sequence[float]], mean: float, summands: Sequence[Summand]
 ) -> list[Coherence | None]:
     """Coherence of the cotangent of a sum with each summand; these have nothing in common but their means."""
-    axis, sizes, alike = layout
+    axis, sizes, correlation = layout
     if sizes[axis] < _FEWEST or any(abs(item.mean) > 1.0 for item in summands):
         return [None] * len(summands)
     moments = own.moments if own is not None and own.axis == axis else gram(mean)
@@ -200,7 +203,9 @@ def at_sum(
         rows = np.zeros((2, len(summands) + 1))
         rows[0, 0], rows[1, index + 1] = item.sign, 1.0
         found.append(
-            Coherence(rows @ source.moments @ rows.T, axis, own.alike if own is not None else tuple(alike), source, rows)
+            Coherence(
+                rows @ source.moments @ rows.T, axis, own.correlation if own is not None else tuple(correlation), source, rows
+            )
         )
     return found
 
@@ -224,7 +229,7 @@ def added(
     unknown = 1.0 - sum(share for share, _ in known)
     moments = unknown * basis + sum(share * own.moments for share, own in known)
     crossed = np.zeros((2, 2))
-    heard = [(max(share * float(own.moments[1, 1]), 1e-300), own.alike) for share, own in known]
+    heard = [(max(share * float(own.moments[1, 1]), 1e-300), own.correlation) for share, own in known]
     source = known[0][1].source
     rows = np.zeros((2, source.moments.shape[0])) if source is not None else np.zeros((2, 0))
     for index, (share, own) in enumerate(known):
@@ -238,9 +243,9 @@ def added(
                 heard.append((max(2.0 * float(half[1, 1]), 0.0), _crossed(own, second, even, sizes)))
     factor = max(1.0 + float(np.trace(_inverse(basis) @ crossed)) / count, 1e-6)
     whole = sum(weight for weight, _ in heard)
-    columns = zip(*(alike for _, alike in heard), strict=True)
-    alike = tuple(sum(weight * a for (weight, _), a in zip(heard, column, strict=True)) / whole for column in columns)
-    return factor, Coherence((moments + crossed) / factor, axis, alike, source, rows / math.sqrt(factor))
+    columns = zip(*(correlation for _, correlation in heard), strict=True)
+    correlation = tuple(sum(weight * a for (weight, _), a in zip(heard, column, strict=True)) / whole for column in columns)
+    return factor, Coherence((moments + crossed) / factor, axis, correlation, source, rows / math.sqrt(factor))
 
 
 def _crossed(left: Coherence, right: Coherence, ratio: float, sizes: Sequence[int]) -> tuple[float, ...]:
@@ -248,15 +253,18 @@ def _crossed(left: Coherence, right: Coherence, ratio: float, sizes: Sequence[in
 
     What is even over all places is so in both, and multiplies: less of the product is left to be uneven than of each.
     """
-    alike = [max(a, b) for a, b in zip(left.alike, right.alike, strict=True)]
-    axes = [index for index, value in enumerate(alike) if value > 0.0 and index != left.axis and sizes[index] > 1]
-    shares = [[(1.0 + (sizes[index] - 1.0) * own[index]) / sizes[index] for index in axes] for own in (left.alike, right.alike)]
+    correlation = [max(a, b) for a, b in zip(left.correlation, right.correlation, strict=True)]
+    axes = [index for index, value in enumerate(correlation) if value > 0.0 and index != left.axis and sizes[index] > 1]
+    shares = [
+        [(1.0 + (sizes[index] - 1.0) * own[index]) / sizes[index] for index in axes]
+        for own in (left.correlation, right.correlation)
+    ]
     highest = [max(pair) for pair in zip(*shares, strict=True)]
     even = min(ratio * math.sqrt(math.prod(shares[0]) * math.prod(shares[1])), 1.0)
     change = max(even / math.prod(highest), 1.0) ** (1.0 / max(len(axes), 1))
     for index, share in zip(axes, highest, strict=True):
-        alike[index] = min((share * change * sizes[index] - 1.0) / (sizes[index] - 1.0), 1.0)
-    return tuple(alike)
+        correlation[index] = min((share * change * sizes[index] - 1.0) / (sizes[index] - 1.0), 1.0)
+    return tuple(correlation)
 
 
 def _same(left: Source | None, right: Source | None) -> bool:

@@ -33,12 +33,12 @@ class Overlap:
         """The overlap of two places that differ."""
         return _between(self.own, self.mean, places)
 
-    def raised(self, own: float, shared: float) -> Overlap:
+    def at_least(self, own: float, shared: float) -> Overlap:
         """The overlap of a cotangent that has at least this one, in a direction that two places share so far."""
         return Overlap(min(max(self.own, own), 1.0), min(max(self.mean, own * max(shared, 0.0) ** 2), 1.0))
 
 
-def even(count: int) -> Overlap:
+def isotropic(count: int) -> Overlap:
     """The overlap of cotangents that have as many directions as channels."""
     return Overlap(1.0 / max(count, 1), 1.0 / max(count, 1))
 
@@ -79,7 +79,7 @@ def of_square(distribution: Distribution, sizes: Sequence[int]) -> float:
     )
 
 
-def behind_slope(
+def through_slope(
     before: Overlap | None, slope: Array, distribution: Distribution, layout: tuple[int, Sequence[int]]
 ) -> tuple[float, Overlap]:
     """Relative variance that a slope adds to the square of a cotangent, and the overlap behind it.
@@ -90,7 +90,7 @@ def behind_slope(
     axis, sizes = layout
     sites = [index for index in range(len(sizes)) if index != axis]
     count, places, second = sizes[axis], math.prod(sizes[index] for index in sites), expect(slope * slope)
-    before = before or even(count)
+    before = before or isotropic(count)
     if not 0.0 < second < math.inf or places < 1:
         return 0.0, before
     slope = slope / math.sqrt(second)
@@ -121,13 +121,13 @@ def _bent(overlap: float, same: float, variance: float, count: int) -> float:
     return min((same * overlap + (1.0 + variance - same) * diagonal) / (1.0 + variance * diagonal), 1.0)
 
 
-def behind_layer(before: Overlap | None, count: int, group: int, taps: float) -> tuple[float, Overlap]:
+def through_layer(before: Overlap | None, count: int, group: int, taps: float) -> tuple[float, Overlap]:
     """Relative variance that W^T adds to the square of a cotangent, 2 / (r n) over r directions, and the overlap behind it.
 
     `count` are the inputs of the layer, `group` those that one output sees, `taps` the outputs that one input reaches along other
     axes: different taps have independent weights. Orthogonal weights are taken for Gaussian ones, which is a little too much.
     """
-    before, group = before or even(count), max(group, 1)
+    before, group = before or isotropic(count), max(group, 1)
     own, mean = (_mixed(value / max(taps, 1.0), group) for value in (before.own, before.mean))
     return 2.0 * before.mean / (max(taps, 1.0) * group), Overlap(own, mean)
 
@@ -139,7 +139,7 @@ def _mixed(overlap: float, count: int) -> float:
 
 def joined(parts: Sequence[tuple[float, Overlap | None]], count: int) -> Overlap:
     """The overlap of a sum of independent cotangents, each with its share of the energy."""
-    known = [(share * share, part or even(count)) for share, part in parts]
+    known = [(share * share, part or isotropic(count)) for share, part in parts]
     crossed = (1.0 - sum(square for square, _ in known)) / max(count, 1)
     own, mean = (crossed + sum(square * getattr(part, name) for square, part in known) for name in ("own", "mean"))
     return Overlap(min(own, 1.0), min(mean, 1.0))

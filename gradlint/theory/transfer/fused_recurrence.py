@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradlint.theory.recurrence.cells import CellResponse, respond
-from gradlint.theory.transfer.rule import Call, Moved, Pulls, plain
-from gradlint.theory.transfer.signal import Cotangent, Pull, Signal, joined
+from gradlint.theory.transfer.rule import Call, OperandCotangents, TransferResult, as_gaussian
+from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, joined
 
 _LATE = 0.5  # share of the cotangent on the last tenth of the steps from where on it counts as sitting on the last step
 
 
-def recurrent(call: Call) -> Moved | None:
+def recurrent(call: Call) -> TransferResult | None:
     """A fused RNN, LSTM or GRU: level of its output, and the gradient that comes back to its input."""
     found = call.signals
     packed = call.node.attrs.get("batch_sizes")
@@ -30,15 +30,15 @@ def recurrent(call: Call) -> Moved | None:
     )
     if response is None:
         return None
-    behind = _output(call, signal, response, time)
+    output = _output(call, signal, response, time)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
         factor = _factor(response, cotangent, time)
-        alike = tuple(0.0 for _ in signal.sizes)
-        yield slot, Pull(Cotangent(cotangent.energy + factor, alike, cotangent.variance + response.sd**2))
+        correlation = tuple(0.0 for _ in signal.sizes)
+        yield slot, CotangentTerm(Cotangent(cotangent.energy + factor, correlation, cotangent.variance + response.sd**2))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
 def _factor(response: CellResponse, cotangent: Cotangent, time: int) -> float:
@@ -46,7 +46,7 @@ def _factor(response: CellResponse, cotangent: Cotangent, time: int) -> float:
     profile = cotangent.profile.get(time)
     if profile is not None and profile[-max(profile.size // 10, 1) :].sum() > _LATE * profile.size:
         return response.last
-    return response.factor_for(cotangent.alike[time])
+    return response.factor_for(cotangent.correlation[time])
 
 
 def _output(call: Call, signal: Signal, response: CellResponse, time: int) -> Signal:
@@ -57,4 +57,6 @@ def _output(call: Call, signal: Signal, response: CellResponse, time: int) -> Si
     own = {time: response.over_time, 1 - time if time < 2 else 0: response.over_batch} if last == 2 else {}
     shared = tuple(own.get(axis, response.mean**2) for axis in range(last + 1))
     variance = signal.variance + response.level_sd**2
-    return plain(signal, level=response.level, mean=response.mean, sizes=sizes, shared=shared, variance=variance, channels=last)
+    return as_gaussian(
+        signal, level=response.level, mean=response.mean, sizes=sizes, shared=shared, variance=variance, channels=last
+    )

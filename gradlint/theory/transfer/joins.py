@@ -15,20 +15,20 @@ from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, expect
 from gradlint.theory.transfer.profiles import FLAT, along, mixed, replaced, values_along, without
 from gradlint.theory.transfer.rule import (
     Call,
-    Moved,
+    OperandCotangents,
     Part,
-    Pulls,
+    TransferResult,
+    as_gaussian,
     constant_part,
     log10,
     mean_of,
     mean_square,
-    near_in,
-    one,
+    neighbor_correlation_in,
     part_of,
-    plain,
     scaled,
+    single_operand,
 )
-from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, joined, varying
+from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, Signal, joined, varying
 
 if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
@@ -40,7 +40,7 @@ _EVEN = 0.05  # decades between the levels of such parts: the profile knows them
 _NOISE = 4e-3  # decades^2 that each concatenation adds: its parts differ in more than their size
 
 
-def concat(call: Call) -> Moved | None:
+def concat(call: Call) -> TransferResult | None:
     """Tensors side by side: second moments average by size, and each part gets its own slice of the cotangent."""
     found = call.signals
     if not found:
@@ -52,16 +52,16 @@ def concat(call: Call) -> Moved | None:
     pieces = _pieces(call, axis)
     parts, lengths = [part for _, part, _ in pieces], [length for _, _, length in pieces]
     whole = sum(lengths)
-    behind = _side_by_side(parts, [length / whole for length in lengths], plain(first, sizes=call.sizes), axis)
+    output = _side_by_side(parts, [length / whole for length in lengths], as_gaussian(first, sizes=call.sizes), axis)
     if whole == call.sizes[axis]:
-        behind = replace(behind, profile={**behind.profile, **_lengthwise(parts, lengths, axis)})
-        behind = replace(behind, inside=_inside([signal for _, signal in found], behind, axis))
+        output = replace(output, profile={**output.profile, **_lengthwise(parts, lengths, axis)})
+        output = replace(output, channel_variance=_channel_variance([signal for _, signal in found], output, axis))
     if len(pieces) == len(found):
-        behind = replace(behind, distribution=_one_distribution(call, behind, [signal for _, signal in found], axis))
+        output = replace(output, distribution=_one_distribution(call, output, [signal for _, signal in found], axis))
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        for pull in pulls if behind.distribution is not None else [Pull(joined(pulls, behind))]:
-            cotangent, start = pull.cotangent, 0
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        for term in terms if output.distribution is not None else [CotangentTerm(joined(terms, output))]:
+            cotangent, start = term.cotangent, 0
             values = values_along(cotangent.profile, axis, whole)
             for slot, _, length in pieces:
                 piece = values[start : start + length]
@@ -70,48 +70,48 @@ def concat(call: Call) -> Moved | None:
                     profile = replaced(cotangent.profile, axis, piece)
                     share = float(piece.sum()) / max(whole, call.sizes[axis])
                     own = scaled(cotangent, share, variance=_NOISE, profile=profile)
-                    yield slot, Pull(own, pull.root, pull.slope, pull.values)
+                    yield slot, CotangentTerm(own, term.root, term.slope, term.values)
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
-def _inside(parts: Sequence[Signal], behind: Signal, axis: int) -> Array | None:
+def _channel_variance(parts: Sequence[Signal], output: Signal, axis: int) -> Array | None:
     """Variance of each channel around its own mean, for parts that share unlike amounts over samples and positions."""
-    if axis != 1 or behind.sizes[axis] != sum(part.sizes[axis] for part in parts) or not math.isfinite(behind.level):
+    if axis != 1 or output.sizes[axis] != sum(part.sizes[axis] for part in parts) or not math.isfinite(output.level):
         return None
-    others = [other for other in range(len(behind.sizes)) if other != axis]
+    others = [other for other in range(len(output.sizes)) if other != axis]
     pieces = []
     for part in parts:
-        own = part.inside if part.inside is not None else values_along(part.profile, axis, part.sizes[axis])
-        pieces.append(own * varying(part.sizes, part.shared, others) * 10.0 ** (part.log_q - behind.log_q))
+        own = part.channel_variance if part.channel_variance is not None else values_along(part.profile, axis, part.sizes[axis])
+        pieces.append(own * varying(part.sizes, part.shared, others) * 10.0 ** (part.log_q - output.log_q))
     values = np.concatenate(pieces)
     mean = float(values.mean())
     return values / mean if 0.0 < mean < math.inf else None
 
 
-def _one_distribution(call: Call, behind: Signal, parts: Sequence[Signal], axis: int) -> Distribution | None:
+def _one_distribution(call: Call, output: Signal, parts: Sequence[Signal], axis: int) -> Distribution | None:
     """The distribution of parts that all have the same one: rectified units stay rectified, whichever branch they come from."""
     distributions = [part.distribution for part in parts]
     first = distributions[0]
-    if first is None or not all(math.isfinite(part.level) for part in (behind, *parts)):
+    if first is None or not all(math.isfinite(part.level) for part in (output, *parts)):
         return None
     shape = first.values * 10.0 ** (first.shift - parts[0].level)
     for distribution, part in zip(distributions, parts, strict=True):
-        if distribution is None or abs(part.level - behind.level) > _EVEN:
+        if distribution is None or abs(part.level - output.level) > _EVEN:
             return None
         if expect((distribution.values * 10.0 ** (distribution.shift - part.level) - shape) ** 2) > _SAME:
             return None
     shares = [part.sizes[axis] / call.sizes[axis] for part in parts]
-    alike = [
+    correlation = [
         sum(
-            share * distribution.alike[a] * (share if a == axis else 1.0)
+            share * distribution.correlation[a] * (share if a == axis else 1.0)
             for share, distribution in zip(shares, distributions, strict=True)
             if distribution is not None
         )
         for a in range(len(call.sizes))
     ]
-    made = replace(first, base=call.node.id, values=shape, shift=behind.level, alike=tuple(alike), sphere=0)
-    return replace(made, chance=behind.chance, near=behind.near)
+    made = replace(first, base=call.node.id, values=shape, shift=output.level, correlation=tuple(correlation), sphere=0)
+    return replace(made, chance=output.chance, neighbor_correlation=output.neighbor_correlation)
 
 
 def _pieces(call: Call, axis: int) -> list[tuple[int | None, Part, int]]:
@@ -134,7 +134,7 @@ def _side_by_side(parts: Sequence[Part], shares: Sequence[float], layout: Signal
     logs = [part.log_q + log10(share) for part, share in zip(parts, shares, strict=True)]
     top = max(logs)
     if not math.isfinite(top):
-        return plain(layout, level=0.5 * top)
+        return as_gaussian(layout, level=0.5 * top)
     sizes = [10.0 ** (value - top) for value in logs]
     second = sum(sizes)
     roots = [math.sqrt(size * share) * part.mean for size, share, part in zip(sizes, shares, parts, strict=True)]
@@ -144,13 +144,13 @@ def _side_by_side(parts: Sequence[Part], shares: Sequence[float], layout: Signal
     inside = sum(size * share * part.shared[axis] for size, share, part in zip(sizes, shares, parts, strict=True))
     across = sum(roots) ** 2 - sum(root * root for root in roots)
     shared[axis] = min(max((inside + across) / second, 0.0), 1.0)
-    return plain(
+    return as_gaussian(
         layout,
         level=0.5 * (top + math.log10(second)),
         mean=sum(roots) / math.sqrt(second),
         shared=tuple(shared),
         variance=sum(size**2 * part.variance for size, part in zip(sizes, parts, strict=True)) / second**2,
-        near=near_in(list(zip(sizes, parts, strict=True))),
+        neighbor_correlation=neighbor_correlation_in(list(zip(sizes, parts, strict=True))),
         chance=in_sum((size * max(1.0 - part.shared[0], 0.0), part.chance) for size, part in zip(sizes, parts, strict=True)),
         profile=without(mixed([(size / second, part.profile) for size, part in zip(sizes, parts, strict=True)]), (axis,)),
     )
@@ -167,24 +167,24 @@ def _lengthwise(parts: Sequence[Part], lengths: Sequence[int], axis: int) -> Pro
     return along(axis, np.concatenate(pieces))
 
 
-def _stacked(call: Call, found: Sequence[tuple[int, Signal]], axis: int) -> Moved | None:
+def _stacked(call: Call, found: Sequence[tuple[int, Signal]], axis: int) -> TransferResult | None:
     first = found[0][1]
     if len(first.sizes) + 1 != len(call.sizes) or any(len(s.shared) != len(first.shared) for _, s in found):
         return None
     share = [1.0 / len(found)] * len(found)
-    layout = plain(first, sizes=call.sizes, shared=(*first.shared[:axis], 0.0, *first.shared[axis:]), channels=None)
+    layout = as_gaussian(first, sizes=call.sizes, shared=(*first.shared[:axis], 0.0, *first.shared[axis:]), channels=None)
     parts = [
         replace(part_of(s), shared=(*s.shared[:axis], s.mean**2, *s.shared[axis:]), profile=FLAT, fixed=NOTHING) for _, s in found
     ]
-    behind = _side_by_side(parts, share, layout, axis)
+    output = _side_by_side(parts, share, layout, axis)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
-        alike = (*cotangent.alike[:axis], *cotangent.alike[axis + 1 :])
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
+        correlation = (*cotangent.correlation[:axis], *cotangent.correlation[axis + 1 :])
         for slot, _ in found:
-            yield slot, Pull(scaled(cotangent, 1.0 / len(found), alike))
+            yield slot, CotangentTerm(scaled(cotangent, 1.0 / len(found), correlation))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
 def axis_of(node: Node, names: Sequence[str], rank: int, default: int) -> int:
@@ -193,7 +193,7 @@ def axis_of(node: Node, names: Sequence[str], rank: int, default: int) -> int:
     return int(value) % max(rank, 1)
 
 
-def dropout(call: Call) -> Moved | None:
+def dropout(call: Call) -> TransferResult | None:
     """Zeros at random: q grows by 1/(1-p), what elements share does not."""
     found = call.signals
     if not found:
@@ -202,9 +202,9 @@ def dropout(call: Call) -> Moved | None:
     active = bool(call.node.attrs.get("training", call.node.attrs.get("train", call.training)))
     p = float(call.node.attrs.get("p", 0.0)) if active else 0.0
     if not 0.0 < p < 1.0:
-        return Moved(signal, lambda pulls: ((slot, pull) for pull in pulls))
+        return TransferResult(signal, lambda terms: ((slot, term) for term in terms))
     keep = 1.0 - p
-    behind = plain(
+    output = as_gaussian(
         signal,
         level=signal.level - 0.5 * math.log10(keep),
         mean=signal.mean * math.sqrt(keep),
@@ -213,6 +213,8 @@ def dropout(call: Call) -> Moved | None:
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        return replace(cotangent, energy=cotangent.energy - math.log10(keep), alike=tuple(a * keep for a in cotangent.alike))
+        return replace(
+            cotangent, energy=cotangent.energy - math.log10(keep), correlation=tuple(a * keep for a in cotangent.correlation)
+        )
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))

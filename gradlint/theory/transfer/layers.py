@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Weight
-from gradlint.theory.gaussian.dispersion import Chance
+from gradlint.theory.gaussian.dispersion import ChanceCorrelation
 from gradlint.theory.transfer import fluctuation
 from gradlint.theory.transfer.coherence import Taps, through_layer
 from gradlint.theory.transfer.profiles import mean_product, replaced, times, values_along, without
 from gradlint.theory.transfer.rule import (
     Call,
     LayerShape,
-    Moved,
     Part,
+    TransferResult,
+    as_gaussian,
     constant_part,
     half_log,
     log10,
     mean_of,
     mean_square,
-    one,
-    plain,
+    single_operand,
     total,
 )
 from gradlint.theory.transfer.signal import Cotangent, Signal
@@ -117,7 +117,7 @@ def _kept(amplitude: Array, square: Array, values: Array) -> float:
     return min(float((amplitude * amplitude).sum()) / whole / before, 1.0) if whole > 0.0 and before > 0.0 else 1.0
 
 
-def linear(call: Call) -> Moved | None:
+def linear(call: Call) -> TransferResult | None:
     """A weight matrix along one axis of the signal."""
     weight, found = call.node.weights.get("weight"), call.signals
     if weight is None or len(found) != 1 or len(weight.shape) < 2:
@@ -140,7 +140,7 @@ def _contracted(signal: Signal, sizes: tuple[int, ...], weight: Weight) -> int |
     return chosen[-1] if chosen else None
 
 
-def conv(call: Call) -> Moved | None:
+def conv(call: Call) -> TransferResult | None:
     """A convolution, grouped, dilated or transposed, with what falls on its padding left out."""
     weight, found = call.node.weights.get("weight"), call.signals
     if weight is None or not found or len(weight.shape) < 3:
@@ -213,7 +213,7 @@ def _rows(weight: Weight) -> Array | None:
     return squares / mean if 0.0 < mean < math.inf else None
 
 
-def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
+def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> TransferResult:
     axis, average = layer.axis, mean_of(layer.weight)
     gain, profile, kept = _spread(signal.profile, layer)
     shared = tuple(0.0 if index == axis else share * kept.get(index, 1.0) for index, share in enumerate(signal.shared))
@@ -222,7 +222,7 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     level = signal.log_q + log10(gain) + fluctuation.shift(spread)
     inside = layer.rows if axis == 1 and not layer.depthwise else None
     variance, near = signal.variance + fluctuation.decades(spread), _near(signal, layer)
-    parts = [Part(level, 0.0, shared, variance, profile, chance=chance, near=near, inside=inside)]
+    parts = [Part(level, 0.0, shared, variance, profile, chance=chance, neighbor_correlation=near, channel_variance=inside)]
     aligned = (average * signal.mean) ** 2 * layer.fan * max(layer.fan - 1.0, 0.0)
     if aligned > 0.0:
         sign = math.copysign(1.0, average * signal.mean)
@@ -230,24 +230,24 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> Moved:
     bias = call.node.weights.get("bias")
     if bias is not None and mean_square(bias) > 0.0:
         parts.append(constant_part(mean_square(bias), mean_of(bias), [index == axis for index in range(len(call.sizes))]))
-    behind = total(parts, plain(signal, sizes=call.sizes, channels=axis))
+    output = total(parts, as_gaussian(signal, sizes=call.sizes, channels=axis))
 
-    share = 10.0 ** min(parts[0].log_q - behind.log_q, 0.0) if math.isfinite(behind.level) else 1.0  # that depends on the input
+    share = 10.0 ** min(parts[0].log_q - output.log_q, 0.0) if math.isfinite(output.level) else 1.0  # that depends on the input
 
     def back(cotangent: Cotangent) -> Cotangent:
-        gain, alike, profile = _pulled(cotangent, layer)
+        gain, correlation, profile = _pulled(cotangent, layer)
         inputs, taps = signal.sizes[axis], math.prod(tap.lands for tap in layer.taps)
-        spread, overlap = fluctuation.behind_layer(cotangent.overlap, inputs, inputs // layer.groups, taps)
+        spread, overlap = fluctuation.through_layer(cotangent.overlap, inputs, inputs // layer.groups, taps)
         factor, coherence = 1.0, None
         if average == 0.0 and layer.groups == 1:
-            both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.alike, behind.shared, strict=True))
+            both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.correlation, output.shared, strict=True))
             layout = axis, signal.sizes, both
             factor, coherence = through_layer(cotangent.coherence, layout, signal.mean, share, layer.taps)
         energy = cotangent.energy + log10(gain) + log10(factor * _evened(cotangent, layer)) + fluctuation.shift(spread)
         variance = cotangent.variance + fluctuation.decades(spread)
-        return Cotangent(energy, alike, variance, profile, coherence=coherence, overlap=overlap)
+        return Cotangent(energy, correlation, variance, profile, coherence=coherence, overlap=overlap)
 
-    return Moved(behind, one(slot, behind, back), layer=layer.shape)
+    return TransferResult(output, single_operand(slot, output, back), layer=layer.shape)
 
 
 def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, float]]:
@@ -275,19 +275,19 @@ def _evened(cotangent: Cotangent, layer: _Layer) -> float:
     """
     if layer.rows is not None:
         return 1.0
-    units = max((share for axes, share in cotangent.spent.items() if layer.axis not in axes), default=0.0)
+    units = max((share for axes, share in cotangent.projected_out.items() if layer.axis not in axes), default=0.0)
     return max(1.0 - 2.0 * units / max(layer.fan, 4.0), 0.5)
 
 
 def _near(signal: Signal, layer: _Layer) -> float:
     """Neighbours behind a kernel are as like as inputs a stride apart: each tap has its own random weight."""
-    if signal.near == 0.0 or not layer.windows:
-        return signal.near
+    if signal.neighbor_correlation == 0.0 or not layer.windows:
+        return signal.neighbor_correlation
     window = layer.windows[-1]
-    return float(signal.near ** max(window.size / max(window.out, 1), 1.0))
+    return float(signal.neighbor_correlation ** max(window.size / max(window.out, 1), 1.0))
 
 
-def _chance(signal: Signal, layer: _Layer) -> Chance:
+def _chance(signal: Signal, layer: _Layer) -> ChanceCorrelation:
     """What two outputs have in common by chance: what inputs had, and 1/fan for inputs that are all of a kernel that there is.
 
     Taps of one kernel are as many more inputs as they are unlike; what neighbours had in common by chance averages out by half
@@ -304,13 +304,13 @@ def _chance(signal: Signal, layer: _Layer) -> Chance:
         distribution = signal.distribution_at("")  # such layers keep what was linear as it was
         before = distribution.chance.square
         anew *= max(1.0 - distribution.chance_left.square / before, 0.0) if before > 0.0 else 1.0
-    return signal.chance.scaled(math.sqrt(kept)).plus(Chance(anew, anew * anew))
+    return signal.chance.scaled(math.sqrt(kept)).plus(ChanceCorrelation(anew, anew * anew))
 
 
 def _pulled(cotangent: Cotangent, layer: _Layer) -> tuple[float, tuple[float, ...], Profile]:
     """Squared gain, correlations and profile: a mean of the weight adds up what the cotangents of the units have in common."""
     average, square = mean_of(layer.weight) ** 2, mean_square(layer.weight)
-    shared = max(layer.outs - 1.0, 0.0) * cotangent.alike[layer.axis]
+    shared = max(layer.outs - 1.0, 0.0) * cotangent.correlation[layer.axis]
     own = min(average * (1.0 + shared) / (square + shared * average), 1.0) if square > 0.0 else 0.0
     gain = (square + shared * average) * layer.fan / math.prod(window.taps / window.out for window in layer.windows)
     profile = cotangent.profile
@@ -326,11 +326,13 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> tuple[float, tuple[float, ..
             gain *= float(landed.sum()) / window.out
             profile = replaced(profile, window.axis, landed)
         shares[window.axis] = common
-    alike = tuple(own if index == layer.axis else value * shares.get(index, 1.0) for index, value in enumerate(cotangent.alike))
-    return gain, alike, profile
+    correlation = tuple(
+        own if index == layer.axis else value * shares.get(index, 1.0) for index, value in enumerate(cotangent.correlation)
+    )
+    return gain, correlation, profile
 
 
-def embedding(call: Call, *, fed: bool) -> Moved | None:
+def embedding(call: Call, *, fed: bool) -> TransferResult | None:
     """Rows of a table, picked by what was fed (`fed`) or by fixed numbers such as positions."""
     weight = call.node.weights.get("weight")
     if weight is None or not call.sizes:
@@ -342,4 +344,4 @@ def embedding(call: Call, *, fed: bool) -> Moved | None:
         shared[0] = 1.0
     level = half_log(second)
     signal = Signal(level, call.sizes, tuple(shared), math.copysign(math.sqrt(own), mean), len(call.sizes) - 1)
-    return Moved(signal, lambda _: ())
+    return TransferResult(signal, lambda _: ())

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Weight
-from gradlint.theory.gaussian.dispersion import NO_CHANCE, Chance, Scatter, scatter
+from gradlint.theory.gaussian.dispersion import UNCORRELATED, ChanceCorrelation, VarianceSpread, variance_spread
 from gradlint.theory.gaussian.pointwise_of_gaussian import spherical
 from gradlint.theory.initialization import is_constant
 from gradlint.theory.transfer.coherence import Coherence
 from gradlint.theory.transfer.profiles import mean_product, times, without
 from gradlint.theory.transfer.rule import (
     Call,
-    Moved,
-    Pulls,
+    OperandCotangents,
+    TransferResult,
+    as_gaussian,
     constant_part,
     half_log,
     mean_of,
     mean_square,
-    one,
     part_of,
-    plain,
     scaled,
+    single_operand,
     total,
 )
-from gradlint.theory.transfer.signal import Cotangent, Pull, Signal, along_signal, averaged, joined
+from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, along_signal, averaged, joined
 
 if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
@@ -40,15 +40,15 @@ _NOISE = 5e-4  # decades^2 that each norm adds: 90 % intervals hold for 49 netwo
 
 
 @dataclass(frozen=True, slots=True)
-class Over:
+class NormalizedAxes:
     """What is normalised together: lengths and shares of all axes as the statistics see them, and the axes they run over."""
 
     axes: tuple[int, ...]
     sizes: tuple[int, ...]
-    centred: bool = True
+    centered: bool = True
 
 
-def norm(call: Call) -> Moved | None:
+def norm(call: Call) -> TransferResult | None:
     """Any normalisation layer."""
     found = call.signals
     if not found or len(found[0][1].sizes) != len(call.sizes) or not call.sizes:
@@ -59,34 +59,34 @@ def norm(call: Call) -> Moved | None:
     if call.node.op == "local_response_norm":
         return None
     over = statistics_of(call, signal)
-    return None if over is None else _normalised(call, slot, signal, over)
+    return None if over is None else _normalized(call, slot, signal, over)
 
 
 def _on_batch(call: Call) -> bool:
     return bool(call.node.attrs.get("training", call.training)) or "running_var" not in call.node.weights
 
 
-def statistics_of(call: Call, signal: Signal) -> Over | None:
+def statistics_of(call: Call, signal: Signal) -> NormalizedAxes | None:
     """What a norm on the statistics of its input normalises together; None for a norm of another kind."""
     node, sizes = call.node, signal.sizes
     rank = len(sizes)
     channel = 1 if rank > 1 else 0
     if node.op == "batch_norm":
-        return Over(tuple(axis for axis in range(rank) if axis != channel), sizes)
+        return NormalizedAxes(tuple(axis for axis in range(rank) if axis != channel), sizes)
     if node.op == "instance_norm":
-        return Over(tuple(range(channel + 1, rank)), sizes)
+        return NormalizedAxes(tuple(range(channel + 1, rank)), sizes)
     if node.op == "group_norm":
         groups = int(node.attrs.get("num_groups", 1))
         inside = tuple(max(size // groups, 1) if axis == channel else size for axis, size in enumerate(sizes))
-        return Over(tuple(range(channel, rank)), inside)
+        return NormalizedAxes(tuple(range(channel, rank)), inside)
     if node.op == "l2_normalize":
         axis = node.attrs.get("dim", node.attrs.get("axis", 1))
-        return Over((int(axis) % rank,) if isinstance(axis, int) else (channel,), sizes, centred=False)
-    count = _normalised_axes(node.attrs, rank)
-    return Over(tuple(range(rank - count, rank)), sizes, centred=node.op != "rms_norm")
+        return NormalizedAxes((int(axis) % rank,) if isinstance(axis, int) else (channel,), sizes, centered=False)
+    count = _normalized_axes(node.attrs, rank)
+    return NormalizedAxes(tuple(range(rank - count, rank)), sizes, centered=node.op != "rms_norm")
 
 
-def _normalised_axes(attrs: object, rank: int) -> int:
+def _normalized_axes(attrs: object, rank: int) -> int:
     """How many of the last axes a layer norm runs over: `normalized_shape` in torch, `axis` in ONNX."""
     known = attrs if hasattr(attrs, "get") else {}
     shape, axis = known.get("normalized_shape"), known.get("axis")
@@ -95,10 +95,10 @@ def _normalised_axes(attrs: object, rank: int) -> int:
     return rank - int(axis) % rank if isinstance(axis, int) else 1
 
 
-def _normalised(call: Call, slot: int, signal: Signal, over: Over) -> Moved:
+def _normalized(call: Call, slot: int, signal: Signal, over: NormalizedAxes) -> TransferResult:
     """Second moment gamma^2 v / (v + eps), v the variance over the axes; the gradient loses what lies along 1 and x."""
     common = min(averaged(over.sizes, signal.shared, over.axes), 1.0 - 1e-9)
-    lost = common if over.centred else 0.0
+    lost = common if over.centered else 0.0
     summed = math.prod(over.sizes[axis] for axis in over.axes) if call.node.op == "l2_normalize" else 1.0
     eps = (
         0.0 if call.node.op == "l2_normalize" else float(call.node.attrs.get("eps", call.node.attrs.get("epsilon", _EPS)) or 0.0)
@@ -107,32 +107,36 @@ def _normalised(call: Call, slot: int, signal: Signal, over: Over) -> Moved:
     units = _Units(call, signal, over, small)
     shared = tuple(_rest(share, lost, low=-1.0 if axis in over.axes else 0.0) for axis, share in enumerate(signal.shared))
     level = half_log(units.power) - 0.5 * math.log10(summed)
-    layout = plain(signal, level=level, mean=0.0 if over.centred else signal.mean, shared=shared, variance=0.0)
-    behind = replace(_with_bias(call, layout), profile=units.profile(signal.profile), variance=0.0)
-    behind = replace(behind, fixed={over.axes: 10.0 ** (2.0 * (2.0 * level - 2.0 * behind.level))})
-    found = _scatter(signal, over, common)
+    layout = as_gaussian(signal, level=level, mean=0.0 if over.centered else signal.mean, shared=shared, variance=0.0)
+    output = replace(_with_bias(call, layout), profile=units.profile(signal.profile), variance=0.0)
+    output = replace(output, fixed={over.axes: 10.0 ** (2.0 * (2.0 * level - 2.0 * output.level))})
+    found = _variance_spread(signal, over, common)
     limited = found.uneven(units.unlike(signal.chance.scaled(min(max(1.0 - signal.shared[0], 0.0) / (1.0 - lost), 1.0))))
     chance = signal.chance
     if units.whole:
         few = chance.share < 1.0 - 1e-9 and 2.0 * chance.directions < found.degrees
-        inverse = Scatter((chance.directions,), (chance.share,), 1.0 - chance.share).inverse_mean() if few else 1.0
+        inverse = VarianceSpread((chance.directions,), (chance.share,), 1.0 - chance.share).inverse_mean() if few else 1.0
         chance = chance.evened(inverse) if few else chance.scaled(found.degrees / (found.degrees + 2.0))
-    behind = replace(behind, chance=chance)
-    if over.centred and behind.mean == 0.0 and behind.level == level:
-        distribution = spherical(call.node.id, level, behind.shared, found.degrees)
-        behind = replace(behind, distribution=replace(distribution, chance=behind.chance, near=behind.near))
+    output = replace(output, chance=chance)
+    if over.centered and output.mean == 0.0 and output.level == level:
+        distribution = spherical(call.node.id, level, output.shared, found.degrees)
+        output = replace(
+            output, distribution=replace(distribution, chance=output.chance, neighbor_correlation=output.neighbor_correlation)
+        )
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
         factor = 10.0 ** min(-signal.log_q, 300.0) / (1.0 - lost) / summed
         gain, profile = units.pulled(cotangent.profile)
-        kept = _kept(cotangent, behind, over, *along_signal(pulls, behind))
+        kept = _kept(cotangent, output, over, *along_signal(terms, output))
         factor *= gain * kept
         factor *= limited.inverse_mean(small)  # the units hold 1 / (1 + small)
-        pulled = scaled(cotangent, factor, _centred_along(cotangent, over), variance=signal.variance + _NOISE, profile=profile)
-        yield slot, Pull(replace(pulled, spent={over.axes: 1.0}, coherence=_left(cotangent, behind, over, kept)))
+        pulled = scaled(
+            cotangent, factor, _centered_correlation(cotangent, over), variance=signal.variance + _NOISE, profile=profile
+        )
+        yield slot, CotangentTerm(replace(pulled, projected_out={over.axes: 1.0}, coherence=_left(cotangent, output, over, kept)))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
 def _rest(share: float, lost: float, *, low: float = -1.0) -> float:
@@ -140,25 +144,25 @@ def _rest(share: float, lost: float, *, low: float = -1.0) -> float:
     return min(max((share - lost) / (1.0 - lost), low), 1.0)
 
 
-def _scatter(signal: Signal, over: Over, common: float) -> Scatter:
+def _variance_spread(signal: Signal, over: NormalizedAxes, common: float) -> VarianceSpread:
     """How the variance that a norm takes scatters: less by what a BatchNorm has just set of it, or by the square of a mean."""
-    if over.centred:
+    if over.centered:
         before = min(signal.fixed.get(over.axes, 0.0) / (1.0 - common) ** 2, 1.0)
-        return scatter(over.sizes, signal.shared, over.axes, centred=True, steady=1.0 - math.sqrt(1.0 - before))
+        return variance_spread(over.sizes, signal.shared, over.axes, centered=True, steady=1.0 - math.sqrt(1.0 - before))
     constant = min(max(min((signal.shared[axis] for axis in over.axes), default=0.0), 0.0), 1.0 - 1e-9)
     before = min(signal.fixed.get(over.axes, 0.0) + constant**2, 1.0)
     rest = [_rest(share, constant) for share in signal.shared]
-    return scatter(over.sizes, rest, over.axes, centred=False, steady=1.0 - math.sqrt(1.0 - before))
+    return variance_spread(over.sizes, rest, over.axes, centered=False, steady=1.0 - math.sqrt(1.0 - before))
 
 
 class _Units:
     """What a norm does to the axes that it keeps apart: each unit is divided by its own deviation, and scaled by its gamma."""
 
-    def __init__(self, call: Call, signal: Signal, over: Over, small: float) -> None:
+    def __init__(self, call: Call, signal: Signal, over: NormalizedAxes, small: float) -> None:
         own = {axis: values for axis, values in signal.profile.items() if axis not in over.axes}
-        if signal.inside is not None and over.axes == tuple(axis for axis in range(len(signal.sizes)) if axis != 1):
-            own |= {1: signal.inside}
-        self._apart, self._over, self._inside = own, over.axes, over.sizes
+        if signal.channel_variance is not None and over.axes == tuple(axis for axis in range(len(signal.sizes)) if axis != 1):
+            own |= {1: signal.channel_variance}
+        self._apart, self._over, self._sizes = own, over.axes, over.sizes
         self._small = small
         self._axis = _scale_axis(call, over)
         self._gamma = _squares(call.node.weights.get("scale"), signal.sizes[self._axis])
@@ -178,16 +182,16 @@ class _Units:
         """Whether each channel is divided by its own deviation, which evens out the sizes of directions over samples."""
         return self._axis not in self._over
 
-    def unlike(self, chance: Chance) -> Chance:
+    def unlike(self, chance: ChanceCorrelation) -> ChanceCorrelation:
         """What elements normalised together have in common by chance, in square: those of one channel at other places.
 
         Less what is known already of the variances of channels: half of their own variance, as that of a `Scatter`.
         """
-        if not any(self._inside[axis] > 1 for axis in self._over if axis != self._axis):
-            return NO_CHANCE
+        if not any(self._sizes[axis] > 1 for axis in self._over if axis != self._axis):
+            return UNCORRELATED
         own = self._apart.get(self._axis)
         known = 0.5 * float(np.var(own)) if own is not None else 0.0
-        return chance.less(known).scaled(1.0 if self.whole else self._inside[self._axis] ** -0.5)
+        return chance.less(known).scaled(1.0 if self.whole else self._sizes[self._axis] ** -0.5)
 
     @property
     def power(self) -> float:
@@ -209,7 +213,7 @@ class _Units:
         return gain, profile
 
 
-def _scale_axis(call: Call, over: Over) -> int:
+def _scale_axis(call: Call, over: NormalizedAxes) -> int:
     """The axis that gamma runs along."""
     rank = len(call.sizes)
     if call.node.op in {"batch_norm", "group_norm", "instance_norm"}:
@@ -217,40 +221,40 @@ def _scale_axis(call: Call, over: Over) -> int:
     return over.axes[-1] if over.axes else rank - 1
 
 
-def _kept(cotangent: Cotangent, behind: Signal, over: Over, ratio: float, alike: Sequence[float]) -> float:
+def _kept(cotangent: Cotangent, output: Signal, over: NormalizedAxes, ratio: float, correlation: Sequence[float]) -> float:
     """Share of a cotangent that is orthogonal to the constant vector (where the norm centres) and to the normalised signal.
 
     Of what is known about the cotangent and all channels together, a norm over one group of them takes the part that each group
     has by itself.
     """
-    along_one = averaged(over.sizes, cotangent.alike, over.axes) if over.centred else 0.0
-    free, own = 1.0 - cotangent.spent.get(over.axes, 0.0), cotangent.coherence
-    if own is None or own.axis not in over.axes or (over.centred and behind.mean != 0.0):
-        return max(1.0 - along_one - free * ratio * averaged(over.sizes, alike, over.axes), 1e-6)
+    along_one = averaged(over.sizes, cotangent.correlation, over.axes) if over.centered else 0.0
+    free, own = 1.0 - cotangent.projected_out.get(over.axes, 0.0), cotangent.coherence
+    if own is None or own.axis not in over.axes or (over.centered and output.mean != 0.0):
+        return max(1.0 - along_one - free * ratio * averaged(over.sizes, correlation, over.axes), 1e-6)
     inside = over.sizes[own.axis]
-    groups, places = behind.sizes[own.axis] / inside, [axis for axis in over.axes if axis != own.axis]
+    groups, places = output.sizes[own.axis] / inside, [axis for axis in over.axes if axis != own.axis]
     known = free * (1.0 - 1.0 / groups) + float(own.moments[1, 1]) / groups
-    return max(1.0 - along_one - known * averaged(over.sizes, own.alike, places) / inside, 1e-6)
+    return max(1.0 - along_one - known * averaged(over.sizes, own.correlation, places) / inside, 1e-6)
 
 
-def _left(cotangent: Cotangent, behind: Signal, over: Over, kept: float) -> Coherence | None:
+def _left(cotangent: Cotangent, output: Signal, over: NormalizedAxes, kept: float) -> Coherence | None:
     """What a cotangent has in common with the signal before a norm over channels: nothing but, without centring, its sum."""
     own = cotangent.coherence
     if own is None or own.axis not in over.axes:
         return None
     (ones, both), (_, along) = own.moments
     moments = np.zeros((2, 2))
-    if not over.centred:
-        moments[0, 0] = max(ones - 2.0 * behind.mean * both + behind.mean**2 * along, 0.0) / kept
-    return Coherence(moments, own.axis, own.alike)
+    if not over.centered:
+        moments[0, 0] = max(ones - 2.0 * output.mean * both + output.mean**2 * along, 0.0) / kept
+    return Coherence(moments, own.axis, own.correlation)
 
 
-def _centred_along(cotangent: Cotangent, over: Over) -> tuple[float, ...]:
+def _centered_correlation(cotangent: Cotangent, over: NormalizedAxes) -> tuple[float, ...]:
     """Correlations of a cotangent that has lost its mean over the normalised axes: -1/(N-1) between N that were independent."""
-    if not over.centred:
-        return cotangent.alike
-    mean = min(averaged(over.sizes, cotangent.alike, over.axes), 1.0 - 1e-9)
-    return tuple(_rest(value, mean) if axis in over.axes else value for axis, value in enumerate(cotangent.alike))
+    if not over.centered:
+        return cotangent.correlation
+    mean = min(averaged(over.sizes, cotangent.correlation, over.axes), 1.0 - 1e-9)
+    return tuple(_rest(value, mean) if axis in over.axes else value for axis, value in enumerate(cotangent.correlation))
 
 
 def _squares(gamma: Weight | None, size: int) -> Array | None:
@@ -269,7 +273,7 @@ def _with_bias(call: Call, layout: Signal) -> Signal:
     return total([part_of(layout), constant_part(mean_square(bias), mean_of(bias), spans)], layout)
 
 
-def _running(call: Call, slot: int, signal: Signal) -> Moved:
+def _running(call: Call, slot: int, signal: Signal) -> TransferResult:
     """On running statistics a norm is a scale and a shift per channel."""
     node = call.node
     eps = float(node.attrs.get("eps", node.attrs.get("epsilon", _EPS)) or 0.0)
@@ -279,20 +283,20 @@ def _running(call: Call, slot: int, signal: Signal) -> Moved:
     factors = gamma * gamma / variance if fit else mean_square(node.weights["scale"]) / float(np.mean(variance))
     axis = 1 if len(call.sizes) > 1 else 0
     factor = mean_product(signal.profile, axis, factors)
-    scaled_down = plain(signal, level=signal.level + half_log(factor), profile=times(signal.profile, axis, factors))
+    scaled_down = as_gaussian(signal, level=signal.level + half_log(factor), profile=times(signal.profile, axis, factors))
     mean = node.weights.get("running_mean")
     if mean is not None and mean_square(mean) > 0.0:
         means = _values(mean)
         offset = float(np.mean(means * means * factors)) if _fit(means, factors) else 0.0
         spans = [axis == 1 for axis in range(len(call.sizes))]
         scaled_down = total([part_of(scaled_down), constant_part(offset, 0.0, spans)], scaled_down)
-    behind = _with_bias(call, scaled_down)
+    output = _with_bias(call, scaled_down)
 
     def back(cotangent: Cotangent) -> Cotangent:
         gain = mean_product(cotangent.profile, axis, factors)
         return scaled(cotangent, gain, profile=times(cotangent.profile, axis, factors))
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 def _values(weight: Weight) -> Array | float:

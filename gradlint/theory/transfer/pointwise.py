@@ -11,23 +11,32 @@ import numpy as np
 
 from gradlint.ops.activations import activation
 from gradlint.theory.gaussian.functions import function_of
-from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, Mapped, apply, expect, held, positive
+from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, Mapped, apply, expect, positive, rescaled
 from gradlint.theory.transfer.coherence import Coherence, Summand, at_sum
-from gradlint.theory.transfer.profiles import FLAT, both, mean_product, moved, power, times, without
+from gradlint.theory.transfer.profiles import FLAT, both, mean_product, power, renumbered, times, without
 from gradlint.theory.transfer.rule import (
     Call,
-    Moved,
+    OperandCotangents,
     Part,
-    Pulls,
+    TransferResult,
+    as_gaussian,
     constant_part,
     half_log,
     log10,
     mean_of,
     mean_square,
-    plain,
     total,
 )
-from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, gathered, joined, of_distribution, varying
+from gradlint.theory.transfer.signal import (
+    NOTHING,
+    Cotangent,
+    CotangentTerm,
+    Signal,
+    coherent_sum,
+    joined,
+    of_distribution,
+    varying,
+)
 
 if TYPE_CHECKING:
     from gradlint.ops.activations import Function
@@ -41,7 +50,7 @@ _UNLIKE_NORMAL = 1.8e-3  # decades^2 that each such sum adds, which counts as no
 _UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
 
 
-def mapped(call: Call) -> Moved | None:
+def mapped(call: Call) -> TransferResult | None:
     """A function of one tensor, exact on the grid of its distribution."""
     found = call.signals
     function = function_of(call.node)
@@ -53,19 +62,19 @@ def mapped(call: Call) -> Moved | None:
     if result is None:
         return None
     value, bend = _degrees(function, signal, call) if signal.profile and call.node.op not in _RECTIFIERS else (1.0, 0.0)
-    behind = of_distribution(result.distribution, signal, power(signal.profile, value), _degree(result, distribution))
+    output = of_distribution(result.distribution, signal, power(signal.profile, value), _degree(result, distribution))
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        for pull in pulls:
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        for term in terms:
             slope, values = (
-                (result.slope, result.distribution.values) if pull.slope is None else (pull.slope * result.slope, pull.values)
+                (result.slope, result.distribution.values) if term.slope is None else (term.slope * result.slope, term.values)
             )
-            cotangent = replace(pull.cotangent, energy=pull.cotangent.energy + result.fade, spent=NOTHING)
+            cotangent = replace(term.cotangent, energy=term.cotangent.energy + result.log_factor, projected_out=NOTHING)
             if signal.profile and bend:
                 cotangent = _bent(cotangent, signal.profile, bend)
-            yield slot, Pull(cotangent, pull.root, slope, values)
+            yield slot, CotangentTerm(cotangent, term.root, slope, values)
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
 def _applied(function: Function, distribution: Distribution, *, steady: bool) -> Mapped | None:
@@ -106,7 +115,7 @@ def _bent(cotangent: Cotangent, profile: Profile, exponent: float) -> Cotangent:
     return replace(cotangent, energy=energy, profile=own)
 
 
-def add(call: Call) -> Moved | None:
+def add(call: Call) -> TransferResult | None:
     """A sum: second moments add where the summands have nothing in common but their means."""
     found = call.signals
     if len(found) == 1:
@@ -120,65 +129,67 @@ def add(call: Call) -> Moved | None:
         return _combined(call, found, replace(together[0], values=sum(distributions[1:], distributions[0])), slopes)
     parts = [_spread(call, signal, sign) for (_, signal), sign in zip(found, signs, strict=True)]
     widest = max((signal for _, signal in found), key=lambda signal: signal.size)
-    behind = total(parts, plain(widest, sizes=call.sizes, shared=parts[0].shared))
+    output = total(parts, as_gaussian(widest, sizes=call.sizes, shared=parts[0].shared))
     skewed = any(signal.distribution is not None and abs(signal.mean) > _SKEWED for _, signal in found)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
         cotangent = replace(cotangent, variance=cotangent.variance + _UNLIKE_NORMAL) if skewed else cotangent
-        views = _views(call, cotangent, behind, parts, signs)
+        views = _views(call, cotangent, output, parts, signs)
         for (slot, signal), sign, part, view in zip(found, signs, parts, views, strict=True):
-            spent = {axes: share * _angle(part, behind, call.sizes, axes) for axes, share in cotangent.spent.items()}
-            own = replace(cotangent, spent=spent, coherence=view)
-            yield slot, Pull(unbroadcast(own, call.sizes, signal, sign * sign))
+            projected_out = {
+                axes: share * _angle(part, output, call.sizes, axes) for axes, share in cotangent.projected_out.items()
+            }
+            own = replace(cotangent, projected_out=projected_out, coherence=view)
+            yield slot, CotangentTerm(unbroadcast(own, call.sizes, signal, sign * sign))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
-def _angle(part: Part, behind: Signal, sizes: tuple[int, ...], axes: tuple[int, ...]) -> float:
+def _angle(part: Part, output: Signal, sizes: tuple[int, ...], axes: tuple[int, ...]) -> float:
     """Square of the cosine between a summand and the sum, both around their means over axes: the ratio of their variances."""
-    varies = varying(sizes, part.shared, axes) / max(varying(sizes, behind.shared, axes), 1e-12)
-    return float(min(10.0 ** min(part.log_q - behind.log_q, 300.0) * varies, 1.0))
+    varies = varying(sizes, part.shared, axes) / max(varying(sizes, output.shared, axes), 1e-12)
+    return float(min(10.0 ** min(part.log_q - output.log_q, 300.0) * varies, 1.0))
 
 
 def _views(
-    call: Call, cotangent: Cotangent, behind: Signal, parts: Sequence[Part], signs: Sequence[float]
+    call: Call, cotangent: Cotangent, output: Signal, parts: Sequence[Part], signs: Sequence[float]
 ) -> Sequence[Coherence | None]:
     """What the cotangent of a sum has in common with each summand."""
-    if behind.channels is None or not math.isfinite(behind.level):
+    if output.channels is None or not math.isfinite(output.level):
         return [None] * len(parts)
-    layout = behind.channels, call.sizes, [a * b for a, b in zip(cotangent.alike, behind.shared, strict=True)]
-    sizes = [10.0 ** min(0.5 * (part.log_q - behind.log_q), 100.0) for part in parts]
+    layout = output.channels, call.sizes, [a * b for a, b in zip(cotangent.correlation, output.shared, strict=True)]
+    sizes = [10.0 ** min(0.5 * (part.log_q - output.log_q), 100.0) for part in parts]
     summands = [Summand(*item) for item in zip(sizes, (part.mean for part in parts), signs, strict=True)]
-    return at_sum(cotangent.coherence, call.node.id, layout, behind.mean, summands)
+    return at_sum(cotangent.coherence, call.node.id, layout, output.mean, summands)
 
 
-def _add_constant(call: Call, slot: int, signal: Signal) -> Moved | None:
+def _add_constant(call: Call, slot: int, signal: Signal) -> TransferResult | None:
     weight = next(iter(call.node.weights.values()), None)
     if weight is None and isinstance(call.node.attrs.get("constant"), (int, float)):
         return mapped(call)
     negative = call.node.op == "sub" and slot == 1
     parts: list[Part] = []
     if weight is None or mean_square(weight) == 0.0:  # a mask, or a bias that starts at zero
-        behind = replace(signal, mean=-signal.mean, distribution=None) if negative else signal
+        output = replace(signal, mean=-signal.mean, distribution=None) if negative else signal
     else:
         part = _spread(call, signal, -1.0 if negative else 1.0)
         spans = [size > 1 for size in _aligned(weight.shape, len(call.sizes))]
         bias = constant_part(mean_square(weight), mean_of(weight), spans)
         parts = [part, bias]
-        behind = total(parts, plain(signal, sizes=call.sizes, shared=part.shared))
-    if behind.sizes != call.sizes:
-        behind = plain(behind, sizes=call.sizes, shared=_spread(call, signal).shared, profile=_spread(call, signal).profile)
+        output = total(parts, as_gaussian(signal, sizes=call.sizes, shared=part.shared))
+    if output.sizes != call.sizes:
+        output = as_gaussian(output, sizes=call.sizes, shared=_spread(call, signal).shared, profile=_spread(call, signal).profile)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        if behind is signal:
-            yield from ((slot, pull) for pull in pulls)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        if output is signal:
+            yield from ((slot, term) for term in terms)
         else:
-            cotangent = joined(pulls, behind)
-            view = _views(call, cotangent, behind, parts, [-1.0 if negative else 1.0, 1.0])[0] if parts else None
-            yield slot, Pull(unbroadcast(replace(cotangent, coherence=view), call.sizes, signal))
+            cotangent = joined(terms, output)
+            view = _views(call, cotangent, output, parts, [-1.0 if negative else 1.0, 1.0])[0] if parts else None
+            yield slot, CotangentTerm(unbroadcast(replace(cotangent, coherence=view), call.sizes, signal))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
 def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Distribution] | None:
@@ -190,26 +201,28 @@ def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Distribu
     return distributions if all(distribution.shift == distributions[0].shift for distribution in distributions) else None
 
 
-def _combined(call: Call, found: Sequence[tuple[int, Signal]], made: Distribution, slopes: Sequence[Array]) -> Moved | None:
+def _combined(
+    call: Call, found: Sequence[tuple[int, Signal]], made: Distribution, slopes: Sequence[Array]
+) -> TransferResult | None:
     """A join of functions of one Gaussian tensor: another one."""
-    made = held(made)
+    made = rescaled(made)
     if not (made.finite and all(np.isfinite(slope).all() for slope in slopes)):
         return None
-    behind = of_distribution(made, found[0][1])
+    output = of_distribution(made, found[0][1])
     if len({call.ref(slot) for slot, _ in found}) < len(found) and len(found) == 2:
         slopes = [slopes[0] + slopes[1]]
         found = found[:1]
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
         for (slot, _), slope in zip(found, slopes, strict=True):
-            for pull in pulls:
-                own, values = (slope, made.values) if pull.slope is None else (pull.slope * slope, pull.values)
-                yield slot, Pull(pull.cotangent, pull.root, own, values)
+            for term in terms:
+                own, values = (slope, made.values) if term.slope is None else (term.slope * slope, term.values)
+                yield slot, CotangentTerm(term.cotangent, term.root, own, values)
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
-def multiply(call: Call) -> Moved | None:
+def multiply(call: Call) -> TransferResult | None:
     """A product: of independent tensors the second moments multiply, of functions of one tensor the functions do."""
     found = call.signals
     if len(found) != 2:
@@ -243,11 +256,11 @@ def inverted(signal: Signal, node: str) -> Signal | None:
     return of_distribution(result.distribution, signal) if result.distribution.finite else None
 
 
-def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, right: Signal, *, division: bool) -> Moved:
+def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, right: Signal, *, division: bool) -> TransferResult:
     parts = [_spread(call, signal) for signal in (left, right)]
     shared = tuple(a * b for a, b in zip(parts[0].shared, parts[1].shared, strict=True))
     widest = max((left, right), key=lambda signal: signal.size)
-    behind = plain(
+    output = as_gaussian(
         widest,
         level=left.level + right.level,
         mean=left.mean * right.mean,
@@ -257,21 +270,21 @@ def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, righ
         profile=both(parts[0].profile, parts[1].profile),
     )
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
         factors = [right.log_q, left.log_q + (2.0 * right.log_q if division else 0.0)]
         for (slot, signal), factor, other in zip(found, factors, (parts[1], parts[0]), strict=True):
-            alike = tuple(a * b for a, b in zip(cotangent.alike, other.shared, strict=True))
+            correlation = tuple(a * b for a, b in zip(cotangent.correlation, other.shared, strict=True))
             energy = cotangent.energy + factor
             for axis, values in other.profile.items():
                 energy += log10(mean_product(cotangent.profile, axis, values))
-            grown = Cotangent(energy, alike, cotangent.variance + other.variance, both(cotangent.profile, other.profile))
-            yield slot, Pull(unbroadcast(grown, call.sizes, signal))
+            grown = Cotangent(energy, correlation, cotangent.variance + other.variance, both(cotangent.profile, other.profile))
+            yield slot, CotangentTerm(unbroadcast(grown, call.sizes, signal))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
-def _scale(call: Call, slot: int, signal: Signal) -> Moved | None:
+def _scale(call: Call, slot: int, signal: Signal) -> TransferResult | None:
     """A factor that is a weight or a constant."""
     weight = next(iter(call.node.weights.values()), None)
     if weight is None:
@@ -281,9 +294,9 @@ def _scale(call: Call, slot: int, signal: Signal) -> Moved | None:
             return None
         part = _spread(call, signal)
         spread = signal.variance + _UNKNOWN_FACTOR
-        behind = plain(signal, sizes=call.sizes, shared=part.shared, variance=spread, profile=part.profile)
+        output = as_gaussian(signal, sizes=call.sizes, shared=part.shared, variance=spread, profile=part.profile)
         name = call.node.op
-        return Moved(behind, _flat(call, slot, behind, 0.0, _UNKNOWN_FACTOR), (f"a constant operand of {name}",))
+        return TransferResult(output, _flat(call, slot, output, 0.0, _UNKNOWN_FACTOR), (f"a constant operand of {name}",))
     second = mean_square(weight)
     if call.node.op == "div":
         if slot == 1 or second == 0.0:
@@ -294,18 +307,20 @@ def _scale(call: Call, slot: int, signal: Signal) -> Moved | None:
     mean = mean_of(weight) / math.sqrt(mean_square(weight)) if mean_square(weight) > 0.0 else 1.0
     part = _spread(call, signal)
     level = signal.level + half_log(second)
-    behind = plain(signal, level=level, mean=signal.mean * mean, sizes=call.sizes, shared=part.shared, profile=part.profile)
-    return Moved(behind, _flat(call, slot, behind, log10(second), 0.0))
+    output = as_gaussian(signal, level=level, mean=signal.mean * mean, sizes=call.sizes, shared=part.shared, profile=part.profile)
+    return TransferResult(output, _flat(call, slot, output, log10(second), 0.0))
 
 
-def _flat(call: Call, slot: int, behind: Signal, factor: float, variance: float) -> Callable[[Sequence[Pull]], Pulls]:
+def _flat(
+    call: Call, slot: int, output: Signal, factor: float, variance: float
+) -> Callable[[Sequence[CotangentTerm]], OperandCotangents]:
     """A pullback through a factor that does not depend on the signal."""
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent, signal = joined(pulls, behind), call.operands[slot]
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent, signal = joined(terms, output), call.operands[slot]
         assert signal is not None
         grown = replace(cotangent, energy=cotangent.energy + factor, variance=cotangent.variance + variance, coherence=None)
-        yield slot, Pull(unbroadcast(grown, call.sizes, signal))
+        yield slot, CotangentTerm(unbroadcast(grown, call.sizes, signal))
 
     return back
 
@@ -319,7 +334,7 @@ def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
     rank = len(call.sizes)
     sizes, shared = _aligned(signal.sizes, rank), [1.0] * (rank - len(signal.shared)) + list(signal.shared)
     stretched = tuple(1.0 if a == 1 and b > 1 else s for a, b, s in zip(sizes, call.sizes, shared, strict=False))
-    profile = moved(signal.profile, lambda axis: axis + rank - len(signal.sizes))
+    profile = renumbered(signal.profile, lambda axis: axis + rank - len(signal.sizes))
     level = signal.log_q + 2.0 * log10(abs(sign))
     return Part(
         level,
@@ -329,8 +344,8 @@ def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
         profile,
         signal.fixed,
         signal.chance,
-        signal.near,
-        signal.inside,
+        signal.neighbor_correlation,
+        signal.channel_variance,
     )
 
 
@@ -341,14 +356,14 @@ def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, fa
     rank = len(sizes)
     own = _aligned(signal.sizes, rank)
     stretched = [axis for axis in range(rank) if own[axis] == 1 and sizes[axis] > 1]
-    energy = cotangent.energy + log10(factor * gathered(sizes, cotangent.alike, stretched))
+    energy = cotangent.energy + log10(factor * coherent_sum(sizes, cotangent.correlation, stretched))
     lead = rank - len(signal.sizes)
-    profile = moved(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
-    alike, coherence = cotangent.alike[lead:], cotangent.coherence if signal.sizes == sizes else None
-    return replace(cotangent, energy=energy, alike=alike, profile=profile, coherence=coherence)
+    profile = renumbered(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
+    correlation, coherence = cotangent.correlation[lead:], cotangent.coherence if signal.sizes == sizes else None
+    return replace(cotangent, energy=energy, correlation=correlation, profile=profile, coherence=coherence)
 
 
-def glu(call: Call) -> Moved | None:
+def glu(call: Call) -> TransferResult | None:
     """One half of the channels times the sigmoid of the other."""
     found, function = call.signals, activation("sigmoid", {})
     if not found or function is None:
@@ -358,7 +373,7 @@ def glu(call: Call) -> Moved | None:
     open_ = 10.0 ** (2.0 * gate.distribution.level)
     bend = expect(gate.slope * gate.slope) * 10.0 ** min(signal.log_q, 300.0)
     shared = tuple(a * b for a, b in zip(signal.shared, gate.distribution.shared, strict=True))
-    behind = plain(
+    output = as_gaussian(
         signal,
         level=signal.level + gate.distribution.level,
         sizes=call.sizes,
@@ -366,8 +381,8 @@ def glu(call: Call) -> Moved | None:
         mean=signal.mean * gate.distribution.mean,
     )
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
-        yield slot, Pull(replace(cotangent, energy=cotangent.energy + log10(open_ + bend), profile=FLAT, coherence=None))
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
+        yield slot, CotangentTerm(replace(cotangent, energy=cotangent.energy + log10(open_ + bend), profile=FLAT, coherence=None))
 
-    return Moved(behind, back)
+    return TransferResult(output, back)

@@ -11,9 +11,18 @@ import numpy as np
 
 from gradlint.graph import Node
 from gradlint.theory.gaussian.pointwise_of_gaussian import largest_of
-from gradlint.theory.transfer.profiles import FLAT, moved, replaced
-from gradlint.theory.transfer.rule import Call, Moved, Pulls, half_log, log10, one, plain, scaled
-from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, averaged, averaged_apart, joined
+from gradlint.theory.transfer.profiles import FLAT, renumbered, replaced
+from gradlint.theory.transfer.rule import (
+    Call,
+    OperandCotangents,
+    TransferResult,
+    as_gaussian,
+    half_log,
+    log10,
+    scaled,
+    single_operand,
+)
+from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, Signal, averaged, averaged_apart, joined
 
 if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
@@ -25,7 +34,7 @@ _NOISE = 1e-3  # decades^2 that each maximum adds: windows that overlap share wi
 _NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "reducel2", "frobenius_norm"})
 
 
-def pool(call: Call) -> Moved | None:
+def pool(call: Call) -> TransferResult | None:
     """Average, maximum and resampling windows over the last axes."""
     found = call.signals
     if not found or len(found[0][1].sizes) != len(call.sizes):
@@ -50,40 +59,40 @@ def window_of(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int
     return tuple(1 if axis < lead else min(kernel[axis - lead], sizes[axis]) for axis in range(len(sizes)))
 
 
-def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> Moved:
+def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> TransferResult:
     axes = [axis for axis, size in enumerate(window) if size > 1 or signal.sizes[axis] != call.sizes[axis]]
     share = averaged(window, signal.shared, axes) + _neighbours(signal, window, axes)
     shared = tuple(min(averaged_apart(window, signal.shared, axes, axis) / share, 1.0) for axis in range(len(window)))
-    behind = plain(
+    output = as_gaussian(
         signal,
         level=signal.level + half_log(share),
         sizes=call.sizes,
         shared=shared,
         mean=min(max(signal.mean / math.sqrt(share), -1.0), 1.0),
         profile=_pooled(signal.profile, call.sizes),
-        near=_overlap(signal, window, call.sizes),
+        neighbor_correlation=_overlap(signal, window, call.sizes),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
         # each element lies in window x out / in windows, and gets 1/window of the cotangent of each
         overlap = [max(window[axis] * call.sizes[axis] / signal.sizes[axis], 1.0) for axis in axes]
-        coherent = math.prod(1.0 + (count - 1.0) * cotangent.alike[axis] for count, axis in zip(overlap, axes, strict=True))
-        alike = tuple(
+        coherent = math.prod(1.0 + (count - 1.0) * cotangent.correlation[axis] for count, axis in zip(overlap, axes, strict=True))
+        correlation = tuple(
             _spread(value, window[axis], signal.sizes[axis]) if axis in axes else value
-            for axis, value in enumerate(cotangent.alike)
+            for axis, value in enumerate(cotangent.correlation)
         )
         profile = _pooled(cotangent.profile, signal.sizes)
-        return scaled(cotangent, coherent / math.prod(window[axis] for axis in axes), alike, profile=profile)
+        return scaled(cotangent, coherent / math.prod(window[axis] for axis in axes), correlation, profile=profile)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 def _neighbours(signal: Signal, window: Sequence[int], axes: Sequence[int]) -> float:
     """What the mean over a window keeps of what only neighbours share."""
-    if signal.near == 0.0 or not axes:
+    if signal.neighbor_correlation == 0.0 or not axes:
         return 0.0
     private = 1.0 - max(signal.shared[axis] for axis in axes)
-    close = math.prod(_mean_power(signal.near, window[axis], 0) for axis in axes)
+    close = math.prod(_mean_power(signal.neighbor_correlation, window[axis], 0) for axis in axes)
     return max(private, 0.0) * (close - math.prod(1.0 / window[axis] for axis in axes))
 
 
@@ -91,9 +100,11 @@ def _overlap(signal: Signal, window: Sequence[int], out: Sequence[int]) -> float
     """Correlation of what two neighbouring windows hold, in what windows far apart do not share."""
     axis = len(window) - 1
     if window[axis] < 2 or out[axis] < 2:
-        return signal.near if out[axis] > 1 else 0.0
+        return signal.neighbor_correlation if out[axis] > 1 else 0.0
     stride = max(round(signal.sizes[axis] / out[axis]), 1)
-    return _mean_power(signal.near, window[axis], stride) / _mean_power(signal.near, window[axis], 0)
+    return _mean_power(signal.neighbor_correlation, window[axis], stride) / _mean_power(
+        signal.neighbor_correlation, window[axis], 0
+    )
 
 
 def _mean_power(near: float, length: int, shift: int) -> float:
@@ -112,19 +123,19 @@ def _pooled(profile: Profile, out: Sequence[int]) -> Profile:
     return found
 
 
-def _spread(alike: float, window: int, size: int) -> float:
+def _spread(correlation: float, window: int, size: int) -> float:
     """Correlation of the cotangents of two elements along an axis: within one window they are equal."""
     same = min((window - 1.0) / max(size - 1.0, 1.0), 1.0)
-    return same + (1.0 - same) * alike
+    return same + (1.0 - same) * correlation
 
 
-def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> Moved:
+def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> TransferResult:
     """The winner of a window gets its whole cotangent; a rectifier before it lets nearly all winners through."""
     axes = [axis for axis, size in enumerate(window) if size > 1]
     distribution = signal.distribution_at(call.ref(slot).node)
-    alike = min((distribution.alike[axis] for axis in axes), default=1.0)
-    largest, density = largest_of(distribution, math.prod(window), alike)
-    behind = replace(
+    correlation = min((distribution.correlation[axis] for axis in axes), default=1.0)
+    largest, density = largest_of(distribution, math.prod(window), correlation)
+    output = replace(
         signal,
         level=largest.level,
         mean=largest.mean,
@@ -134,21 +145,21 @@ def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> 
         fixed=NOTHING,
     )
     near = _overlap(signal, window, call.sizes)
-    behind = replace(behind, profile=_pooled(signal.profile, call.sizes), chance=signal.chance, near=near)
+    output = replace(output, profile=_pooled(signal.profile, call.sizes), chance=signal.chance, neighbor_correlation=near)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        total = joined(pulls, behind)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        total = joined(terms, output)
         sparse = tuple(
-            value / window[axis] if axis in axes else value for axis, value in enumerate(total.alike)
+            value / window[axis] if axis in axes else value for axis, value in enumerate(total.correlation)
         )  # two windows agree, but not on where in them the winner is
         profile = _pooled(total.profile, signal.sizes)
-        spread = replace(total, alike=sparse, profile=profile, variance=total.variance + _NOISE, coherence=None)
-        yield slot, Pull(spread, f"{call.node.id}|max", density)
+        spread = replace(total, correlation=sparse, profile=profile, variance=total.variance + _NOISE, coherence=None)
+        yield slot, CotangentTerm(spread, f"{call.node.id}|max", density)
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
-def _resampled(call: Call, slot: int, signal: Signal) -> Moved:
+def _resampled(call: Call, slot: int, signal: Signal) -> TransferResult:
     """Nearest neighbour copies; linear and cubic interpolation also average neighbours."""
     mode = str(call.node.attrs.get("mode", "nearest")).lower()
     axes = [axis for axis, (old, new) in enumerate(zip(signal.sizes, call.sizes, strict=True)) if old != new]
@@ -157,7 +168,7 @@ def _resampled(call: Call, slot: int, signal: Signal) -> Moved:
     for axis in axes:
         level *= signal.shared[axis] + (1.0 - signal.shared[axis]) * weight
         coherent.append((axis, call.sizes[axis] / signal.sizes[axis]))
-    behind = plain(
+    output = as_gaussian(
         signal,
         level=signal.level + half_log(level),
         sizes=call.sizes,
@@ -167,13 +178,13 @@ def _resampled(call: Call, slot: int, signal: Signal) -> Moved:
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        factor = math.prod(weight + max(count - weight, 0.0) * cotangent.alike[axis] for axis, count in coherent)
+        factor = math.prod(weight + max(count - weight, 0.0) * cotangent.correlation[axis] for axis, count in coherent)
         return scaled(cotangent, factor, profile=_pooled(cotangent.profile, signal.sizes))
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
-def reduce(call: Call) -> Moved | None:
+def reduce(call: Call) -> TransferResult | None:
     """Means, sums, norms and extremes over axes."""
     found = call.signals
     if not found:
@@ -195,30 +206,30 @@ def reduce(call: Call) -> Moved | None:
     apart = [None if axis is None else averaged_apart(signal.sizes, signal.shared, axes, axis) for axis in kept]
     scale = float(count) if call.node.op == "sum" else 1.0
     shared = tuple(1.0 if value is None else min(value / share, 1.0) for value in apart)
-    behind = plain(
+    output = as_gaussian(
         signal,
         level=signal.level + half_log(share) + log10(scale),
         sizes=call.sizes,
         shared=shared,
         channels=None,
         mean=min(max(signal.mean / math.sqrt(share), -1.0), 1.0),
-        profile=moved(signal.profile, lambda axis: kept.index(axis) if axis in kept else None),
+        profile=renumbered(signal.profile, lambda axis: kept.index(axis) if axis in kept else None),
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        profile = moved(cotangent.profile, kept.__getitem__)
+        profile = renumbered(cotangent.profile, kept.__getitem__)
         return scaled(cotangent, scale * scale / count, _widened(cotangent, signal, kept), profile=profile)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 def _widened(cotangent: Cotangent, signal: Signal, kept: Sequence[int | None]) -> tuple[float, ...]:
     """Correlations before a reduction: all elements that were averaged get the same."""
-    alike = [1.0] * len(signal.sizes)
-    for value, axis in zip(cotangent.alike, kept, strict=True):
+    correlation = [1.0] * len(signal.sizes)
+    for value, axis in zip(cotangent.correlation, kept, strict=True):
         if axis is not None:
-            alike[axis] = value
-    return tuple(alike)
+            correlation[axis] = value
+    return tuple(correlation)
 
 
 def reduced_axes(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:
@@ -249,31 +260,36 @@ def matched_after(sizes: Sequence[int], axes: Sequence[int], out: Sequence[int])
     return [*rest] if len(out) == len(rest) else None
 
 
-def _extreme(call: Call, slot: int, signal: Signal, axes: Sequence[int], kept: Sequence[int | None]) -> Moved:
+def _extreme(call: Call, slot: int, signal: Signal, axes: Sequence[int], kept: Sequence[int | None]) -> TransferResult:
     count = math.prod(signal.sizes[axis] for axis in axes)
     distribution = signal.distribution_at(call.ref(slot).node)
-    largest, density = largest_of(distribution, count, min((distribution.alike[axis] for axis in axes), default=1.0))
+    largest, density = largest_of(distribution, count, min((distribution.correlation[axis] for axis in axes), default=1.0))
     shared = tuple(1.0 if axis is None else largest.shared[axis] for axis in kept)
-    behind = plain(signal, level=largest.level, mean=largest.mean, sizes=call.sizes, shared=shared, channels=None)
+    output = as_gaussian(signal, level=largest.level, mean=largest.mean, sizes=call.sizes, shared=shared, channels=None)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
-        alike = tuple(0.0 if a in axes else value for a, value in enumerate(_widened(cotangent, signal, kept)))
-        yield slot, Pull(replace(cotangent, alike=alike, profile=FLAT, coherence=None), f"{call.node.id}|max", density)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
+        correlation = tuple(0.0 if a in axes else value for a, value in enumerate(_widened(cotangent, signal, kept)))
+        yield (
+            slot,
+            CotangentTerm(
+                replace(cotangent, correlation=correlation, profile=FLAT, coherence=None), f"{call.node.id}|max", density
+            ),
+        )
 
-    return Moved(behind, back)
+    return TransferResult(output, back)
 
 
-def _norm(call: Call, slot: int, signal: Signal, count: int, kept: Sequence[int | None]) -> Moved:
+def _norm(call: Call, slot: int, signal: Signal, count: int, kept: Sequence[int | None]) -> TransferResult:
     """A Euclidean norm: nearly constant over many elements, its gradient a unit vector."""
     shared = tuple(1.0 for _ in kept)
     steady = math.sqrt(max(1.0 - 0.5 / count, 0.0))
-    behind = plain(
+    output = as_gaussian(
         signal, level=signal.level + half_log(float(count)), mean=steady, sizes=call.sizes, shared=shared, channels=None
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        alike = tuple(a * s for a, s in zip(_widened(cotangent, signal, kept), signal.shared, strict=True))
-        return scaled(cotangent, 1.0, alike)
+        correlation = tuple(a * s for a, s in zip(_widened(cotangent, signal, kept), signal.shared, strict=True))
+        return scaled(cotangent, 1.0, correlation)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))

@@ -75,7 +75,7 @@ def without(profile: Profile, axes: Collection[int]) -> Profile:
     return {axis: values for axis, values in profile.items() if axis not in axes} if profile else FLAT
 
 
-def moved(profile: Profile, to: Callable[[int], int | None]) -> Profile:
+def renumbered(profile: Profile, to: Callable[[int], int | None]) -> Profile:
     """The profile with its axes renumbered; None drops one."""
     if not profile:
         return FLAT

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Node
-from gradlint.theory.transfer.profiles import FLAT, moved, replaced, without
-from gradlint.theory.transfer.rule import Call, Moved, Pulls, log10, one, part_of, plain, scaled, total
+from gradlint.theory.transfer.profiles import FLAT, renumbered, replaced, without
+from gradlint.theory.transfer.rule import (
+    Call,
+    OperandCotangents,
+    TransferResult,
+    as_gaussian,
+    log10,
+    part_of,
+    scaled,
+    single_operand,
+    total,
+)
 from gradlint.theory.transfer.selection import padding, taken
-from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, averaged, gathered, joined
+from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, Signal, averaged, coherent_sum, joined
 
 if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
@@ -23,7 +33,7 @@ _CHOSEN = 0.05  # decades^2: a condition may pick nearly all or nearly none
 _SPREAD = 0.01  # decades^2: a selection whose share of the signal is told from sizes alone
 
 
-def reshape(call: Call) -> Moved | None:
+def reshape(call: Call) -> TransferResult | None:
     """Views, permutations, splits and expansions."""
     found = call.signals
     if not found:
@@ -68,33 +78,37 @@ def _by_size(sizes: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...] | N
     )
 
 
-def _permuted(call: Call, slot: int, signal: Signal, axes: Sequence[int]) -> Moved:
+def _permuted(call: Call, slot: int, signal: Signal, axes: Sequence[int]) -> TransferResult:
     distribution = signal.distribution
     if distribution is not None:
         distribution = replace(
-            distribution, base=f"{distribution.base}|{call.node.id}", alike=tuple(distribution.alike[axis] for axis in axes)
+            distribution,
+            base=f"{distribution.base}|{call.node.id}",
+            correlation=tuple(distribution.correlation[axis] for axis in axes),
         )
     channels = axes.index(signal.channels) if signal.channels is not None and signal.channels in axes else None
     shared = tuple(signal.shared[axis] for axis in axes)
-    profile = moved(signal.profile, axes.index)
+    profile = renumbered(signal.profile, axes.index)
     fixed = {tuple(sorted(axes.index(axis) for axis in over)): share for over, share in signal.fixed.items()}
-    behind = replace(
+    output = replace(
         signal, sizes=call.sizes, shared=shared, channels=channels, distribution=distribution, profile=profile, fixed=fixed
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        alike = tuple(cotangent.alike[axes.index(axis)] for axis in range(len(axes)))
+        correlation = tuple(cotangent.correlation[axes.index(axis)] for axis in range(len(axes)))
         own = cotangent.coherence
         if own is not None:
-            own = replace(own, axis=axes[own.axis], alike=tuple(own.alike[axes.index(axis)] for axis in range(len(axes))))
-        spent = {tuple(sorted(axes[axis] for axis in over)): share for over, share in cotangent.spent.items()}
-        profile = moved(cotangent.profile, axes.__getitem__)
-        return replace(cotangent, alike=alike, profile=profile, spent=spent, coherence=own)
+            own = replace(
+                own, axis=axes[own.axis], correlation=tuple(own.correlation[axes.index(axis)] for axis in range(len(axes)))
+            )
+        projected_out = {tuple(sorted(axes[axis] for axis in over)): share for over, share in cotangent.projected_out.items()}
+        profile = renumbered(cotangent.profile, axes.__getitem__)
+        return replace(cotangent, correlation=correlation, profile=profile, projected_out=projected_out, coherence=own)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
-def _viewed(call: Call, slot: int, signal: Signal) -> Moved:
+def _viewed(call: Call, slot: int, signal: Signal) -> TransferResult:
     groups = groups_of(signal.sizes, call.sizes)
     shared = regrouped(signal.sizes, signal.shared, groups, backwards=False)
     channels = next((new[0] for old, new in groups if old == (signal.channels,) and len(new) == 1), None)
@@ -103,31 +117,31 @@ def _viewed(call: Call, slot: int, signal: Signal) -> Moved:
         distribution = replace(
             distribution,
             base=f"{distribution.base}|{call.node.id}",
-            alike=regrouped(signal.sizes, distribution.alike, groups, backwards=False),
+            correlation=regrouped(signal.sizes, distribution.correlation, groups, backwards=False),
         )
     kept = {old[0]: new[0] for old, new in groups if len(old) == len(new) == 1}
     back_to = {new: old for old, new in kept.items()}
-    profile = moved(signal.profile, kept.get)
-    behind = replace(
+    profile = renumbered(signal.profile, kept.get)
+    output = replace(
         signal, sizes=call.sizes, shared=shared, channels=channels, distribution=distribution, profile=profile, fixed=NOTHING
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        alike = regrouped(call.sizes, cotangent.alike, groups, backwards=True)
-        profile, spent = moved(cotangent.profile, back_to.get), _before_view(cotangent.spent, groups)
+        correlation = regrouped(call.sizes, cotangent.correlation, groups, backwards=True)
+        profile, projected_out = renumbered(cotangent.profile, back_to.get), _before_view(cotangent.projected_out, groups)
         coherence = cotangent.coherence if call.sizes == signal.sizes else None
-        return replace(cotangent, alike=alike, profile=profile, spent=spent, coherence=coherence)
+        return replace(cotangent, correlation=correlation, profile=profile, projected_out=projected_out, coherence=coherence)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 Group = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def _before_view(spent: Mapping[tuple[int, ...], float], groups: Sequence[Group]) -> dict[tuple[int, ...], float]:
+def _before_view(projected_out: Mapping[tuple[int, ...], float], groups: Sequence[Group]) -> dict[tuple[int, ...], float]:
     """Shares by the axes behind a view as shares by those before it; of axes that it split, only where all parts are meant."""
     found = {}
-    for axes, share in spent.items():
+    for axes, share in projected_out.items():
         whole = [(old, new) for old, new in groups if set(new) <= set(axes)]
         if {axis for _, new in whole for axis in new} == set(axes):
             found[tuple(sorted(axis for old, _ in whole for axis in old))] = share
@@ -178,7 +192,7 @@ def _merged(sizes: Sequence[int], values: Sequence[float], axes: Iterable[int]) 
     return max((count * averaged(sizes, values, kept) - 1.0) / (count - 1.0), 0.0)
 
 
-def _expanded(call: Call, slot: int, signal: Signal) -> Moved:
+def _expanded(call: Call, slot: int, signal: Signal) -> TransferResult:
     """Copies along new or stretched axes: the copies are equal, and their cotangents add up."""
     rank = len(call.sizes)
     own = [1] * (rank - len(signal.sizes)) + list(signal.sizes)
@@ -188,29 +202,29 @@ def _expanded(call: Call, slot: int, signal: Signal) -> Moved:
     stretched = [axis for axis in range(rank) if own[axis] != call.sizes[axis]]
     shared = [1.0 if axis in stretched else value for axis, value in enumerate(shared)]
     lead = rank - len(signal.sizes)
-    profile = moved(signal.profile, lambda axis: axis + lead)
-    behind = plain(signal, sizes=call.sizes, shared=tuple(shared), channels=None, profile=profile)
+    profile = renumbered(signal.profile, lambda axis: axis + lead)
+    output = as_gaussian(signal, sizes=call.sizes, shared=tuple(shared), channels=None, profile=profile)
 
     def back(cotangent: Cotangent) -> Cotangent:
-        factor = gathered(call.sizes, cotangent.alike, stretched)
-        left = moved(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
-        return scaled(cotangent, factor, cotangent.alike[lead:], profile=left)
+        factor = coherent_sum(call.sizes, cotangent.correlation, stretched)
+        left = renumbered(without(cotangent.profile, stretched), lambda axis: axis - lead if axis >= lead else None)
+        return scaled(cotangent, factor, cotangent.correlation[lead:], profile=left)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
-def _repeated(call: Call, slot: int, signal: Signal) -> Moved:
+def _repeated(call: Call, slot: int, signal: Signal) -> TransferResult:
     """Whole copies (repeat, tile, pixel windows that overlap): each element is used several times, by independent cotangents."""
     copies = math.prod(call.sizes) / max(signal.size, 1)
     shared = matched(signal.sizes, signal.shared, call.sizes, 0.0)
-    behind = plain(signal, sizes=call.sizes, shared=shared, channels=None)
+    output = as_gaussian(signal, sizes=call.sizes, shared=shared, channels=None)
 
     def back(cotangent: Cotangent) -> Cotangent:
-        alike = matched(call.sizes, cotangent.alike, signal.sizes, 0.0)
-        coherent = 1.0 + (copies - 1.0) * min(cotangent.alike, default=0.0)
-        return scaled(cotangent, coherent, alike, variance=_SPREAD)
+        correlation = matched(call.sizes, cotangent.correlation, signal.sizes, 0.0)
+        coherent = 1.0 + (copies - 1.0) * min(cotangent.correlation, default=0.0)
+        return scaled(cotangent, coherent, correlation, variance=_SPREAD)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 def matched(old: Sequence[int], values: Sequence[float], new: Sequence[int], default: float) -> tuple[float, ...]:
@@ -228,7 +242,7 @@ def matched(old: Sequence[int], values: Sequence[float], new: Sequence[int], def
     return tuple(default if value is None else value for value in found)
 
 
-def select(call: Call) -> Moved | None:
+def select(call: Call) -> TransferResult | None:
     """Slices, gathers and padding: a share of the elements, or some zeros more."""
     found = call.signals
     if not found:
@@ -246,7 +260,7 @@ def select(call: Call) -> Moved | None:
     share = min(signal.size / size, 1.0) if padded and size and not copies else 1.0
     kept = [min(new / old, 1.0) if old else 1.0 for new, old in zip(call.sizes, signal.sizes, strict=True)] if same_rank else []
     even = {axis for axis in range(len(kept)) if call.sizes[axis] == signal.sizes[axis]}
-    behind = plain(
+    output = as_gaussian(
         signal,
         level=signal.level + 0.5 * math.log10(share),
         sizes=call.sizes,
@@ -256,15 +270,15 @@ def select(call: Call) -> Moved | None:
         profile=without(signal.profile, set(signal.profile) - even),
     )
     if size == signal.size and call.sizes == signal.sizes:
-        behind = signal
+        output = signal
 
     def back(cotangent: Cotangent) -> Cotangent:
-        alike = matched(call.sizes, cotangent.alike, signal.sizes, 0.0)
+        correlation = matched(call.sizes, cotangent.correlation, signal.sizes, 0.0)
         if same_rank:
-            alike = tuple(a * k for a, k in zip(cotangent.alike, kept, strict=True))
-        return scaled(cotangent, share, alike, profile=without(cotangent.profile, set(cotangent.profile) - even))
+            correlation = tuple(a * k for a, k in zip(cotangent.correlation, kept, strict=True))
+        return scaled(cotangent, share, correlation, profile=without(cotangent.profile, set(cotangent.profile) - even))
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 def _words(node: Node) -> set[str]:
@@ -273,24 +287,24 @@ def _words(node: Node) -> set[str]:
     return {*name.split("_"), str(node.attrs.get("mode", "")).lower()}
 
 
-def _chosen(call: Call, found: Sequence[tuple[int, Signal]]) -> Moved | None:
+def _chosen(call: Call, found: Sequence[tuple[int, Signal]]) -> TransferResult | None:
     """Elements of one tensor or another, as a condition says: taken for half of each."""
     if any(signal.sizes != call.sizes for _, signal in found):
         return None
     count = float(len(found))
     parts = [replace(part_of(signal), log_q=signal.log_q - math.log10(count), fixed=NOTHING) for _, signal in found]
-    behind = replace(total(parts, plain(found[0][1])), variance=max(part.variance for part in parts) + _CHOSEN)
+    output = replace(total(parts, as_gaussian(found[0][1])), variance=max(part.variance for part in parts) + _CHOSEN)
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        cotangent = joined(pulls, behind)
-        alike = tuple(value / count for value in cotangent.alike)
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        cotangent = joined(terms, output)
+        correlation = tuple(value / count for value in cotangent.correlation)
         for slot, _ in found:
-            yield slot, Pull(scaled(cotangent, 1.0 / count, alike, variance=_CHOSEN, profile=cotangent.profile))
+            yield slot, CotangentTerm(scaled(cotangent, 1.0 / count, correlation, variance=_CHOSEN, profile=cotangent.profile))
 
-    return Moved(behind, back, ("which elements a condition picks",))
+    return TransferResult(output, back, ("which elements a condition picks",))
 
 
-def _picked(call: Call, slot: int, signal: Signal) -> Moved | None:
+def _picked(call: Call, slot: int, signal: Signal) -> TransferResult | None:
     """A slice that says which elements it takes: what is uneven along an axis is picked with them."""
     items = taken(call.node, signal.sizes)
     if items is None or any(isinstance(i, int) and not -n <= i < n for i, n in zip(items, signal.sizes, strict=True)):
@@ -304,7 +318,7 @@ def _picked(call: Call, slot: int, signal: Signal) -> Moved | None:
         chosen = np.atleast_1d(values[places[axis]])
         level += log10(float(chosen.mean()))
         profile = replaced(profile, left.index(axis), chosen) if axis in left else profile
-    behind = plain(
+    output = as_gaussian(
         signal,
         level=0.5 * level,
         sizes=call.sizes,
@@ -316,10 +330,10 @@ def _picked(call: Call, slot: int, signal: Signal) -> Moved | None:
     def back(cotangent: Cotangent) -> Cotangent:
         return _put_back(cotangent, signal.sizes, places, left)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
-def _padded(call: Call, slot: int, signal: Signal) -> Moved | None:
+def _padded(call: Call, slot: int, signal: Signal) -> TransferResult | None:
     """Zeros around a signal: all of it stays where it was."""
     before = padding(call.node, len(signal.sizes))
     if before is None or any(new < old + pad for new, old, pad in zip(call.sizes, signal.sizes, before, strict=True)):
@@ -330,7 +344,7 @@ def _padded(call: Call, slot: int, signal: Signal) -> Moved | None:
         values = np.zeros(new)
         values[before[axis] : before[axis] + old] = signal.profile.get(axis, 1.0)
         profile = replaced(profile, axis, values)
-    behind = plain(
+    output = as_gaussian(
         signal,
         level=signal.level + 0.5 * math.log10(share),
         sizes=call.sizes,
@@ -347,20 +361,20 @@ def _padded(call: Call, slot: int, signal: Signal) -> Moved | None:
             left = replaced(left, axis, inside)
         return replace(cotangent, energy=cotangent.energy + energy, profile=left, coherence=None)
 
-    return Moved(behind, one(slot, behind, back))
+    return TransferResult(output, single_operand(slot, output, back))
 
 
 def _put_back(cotangent: Cotangent, sizes: Sequence[int], places: Sequence[Any], left: Sequence[int]) -> Cotangent:
     """The cotangent of what was sliced: all of it on the elements that were taken, which are alike where those were."""
-    alike = [float(size == 1) for size in sizes]
+    correlation = [float(size == 1) for size in sizes]
     profile: Profile = FLAT
     for axis, size in enumerate(sizes):
         own: Array | float = 1.0
         if axis in left:
             at = left.index(axis)
             own = cotangent.profile.get(at, 1.0)
-            alike[axis] = cotangent.alike[at] * np.size(places[axis]) / max(size, 1)
+            correlation[axis] = cotangent.correlation[at] * np.size(places[axis]) / max(size, 1)
         landed = np.zeros(size)
         landed[places[axis]] = own
         profile = replaced(profile, axis, landed)
-    return scaled(cotangent, 1.0, tuple(alike), profile=profile)
+    return scaled(cotangent, 1.0, tuple(correlation), profile=profile)

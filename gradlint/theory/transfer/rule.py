@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Node, Ref, Weight
-from gradlint.theory.gaussian.dispersion import NO_CHANCE, Chance, in_sum
+from gradlint.theory.gaussian.dispersion import UNCORRELATED, ChanceCorrelation, in_sum
 from gradlint.theory.transfer.profiles import FLAT, flat, mixed, values_along
-from gradlint.theory.transfer.signal import NOTHING, Cotangent, Pull, Signal, joined, varying
+from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, Signal, joined, varying
 
 if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
     from gradlint.theory.transfer.profiles import Profile
     from gradlint.theory.transfer.signal import Fixed
 
-Pulls = Iterable[tuple[int, Pull]]
-Pullback = Callable[[Sequence[Pull]], Pulls]
+OperandCotangents = Iterable[tuple[int, CotangentTerm]]
+Pullback = Callable[[Sequence[CotangentTerm]], OperandCotangents]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class LayerShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class TransferResult:
     """The signal behind an operator, and how pulls on it reach the operands."""
 
     signal: Signal
@@ -69,14 +69,14 @@ class Moved:
     layer: LayerShape | None = None
 
 
-Transfer = Callable[[Call], Moved | None]
+Transfer = Callable[[Call], TransferResult | None]
 
 
-def one(slot: int, law_of: Signal, pull: Callable[[Cotangent], Cotangent]) -> Pullback:
+def single_operand(slot: int, output: Signal, pull_back: Callable[[Cotangent], Cotangent]) -> Pullback:
     """A pullback to one operand that looks at the total cotangent; `law_of` is the signal behind the operator."""
 
-    def back(pulls: Sequence[Pull]) -> Pulls:
-        yield slot, Pull(pull(joined(pulls, law_of)))
+    def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
+        yield slot, CotangentTerm(pull_back(joined(terms, output)))
 
     return back
 
@@ -84,16 +84,16 @@ def one(slot: int, law_of: Signal, pull: Callable[[Cotangent], Cotangent]) -> Pu
 def scaled(
     cotangent: Cotangent,
     factor: float,
-    alike: tuple[float, ...] | None = None,
+    correlation: tuple[float, ...] | None = None,
     *,
     variance: float = 0.0,
     profile: Profile | None = None,
 ) -> Cotangent:
     """A cotangent times a squared gradient factor; it keeps its profile unless it gets another layout or another profile."""
-    kept = cotangent.profile if alike is None else FLAT
+    kept = cotangent.profile if correlation is None else FLAT
     return Cotangent(
         cotangent.energy + log10(factor),
-        cotangent.alike if alike is None else alike,
+        cotangent.correlation if correlation is None else correlation,
         cotangent.variance + variance,
         kept if profile is None else profile,
         overlap=cotangent.overlap,
@@ -126,9 +126,12 @@ def mean_of(weight: Weight | None) -> float:
     return 0.0 if drawn and found.std > 0.0 else found.mean
 
 
-def plain(signal: Signal, **changes: object) -> Signal:
+def as_gaussian(signal: Signal, **changes: object) -> Signal:
     """A signal with some fields changed that is Gaussian anew, and even unless a profile is given."""
-    return replace(signal, **{"distribution": None, "profile": FLAT, "fixed": NOTHING, "inside": None, "means": None, **changes})  # type: ignore[arg-type]
+    return replace(
+        signal,
+        **{"distribution": None, "profile": FLAT, "fixed": NOTHING, "channel_variance": None, "means": None, **changes},  # type: ignore[arg-type]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +144,9 @@ class Part:
     variance: float = 0.0
     profile: Profile = field(default_factory=flat)
     fixed: Fixed = field(default_factory=lambda: NOTHING)
-    chance: Chance = NO_CHANCE
-    near: float = 0.0
-    inside: Array | None = None
+    chance: ChanceCorrelation = UNCORRELATED
+    neighbor_correlation: float = 0.0
+    channel_variance: Array | None = None
 
 
 def part_of(signal: Signal) -> Part:
@@ -156,8 +159,8 @@ def part_of(signal: Signal) -> Part:
         signal.profile,
         signal.fixed,
         signal.chance,
-        signal.near,
-        signal.inside,
+        signal.neighbor_correlation,
+        signal.channel_variance,
     )
 
 
@@ -174,13 +177,13 @@ def _deviation(sizes: Sequence[float], means: Sequence[float], parts: Sequence[P
     return sum(weight * math.sqrt(part.variance) for weight, part in zip(weights, parts, strict=True))
 
 
-def _inside(parts: Sequence[tuple[float, Part]], like: Signal) -> Array | None:
+def _channel_variance(parts: Sequence[tuple[float, Part]], like: Signal) -> Array | None:
     """Variances of channels in a sum: those of its parts add."""
-    if len(like.sizes) < 2 or all(part.inside is None for _, part in parts):
+    if len(like.sizes) < 2 or all(part.channel_variance is None for _, part in parts):
         return None
     others, found = [axis for axis in range(len(like.sizes)) if axis != 1], np.zeros(like.sizes[1])
     for size, part in parts:
-        own = part.inside if part.inside is not None else values_along(part.profile, 1, like.sizes[1])
+        own = part.channel_variance if part.channel_variance is not None else values_along(part.profile, 1, like.sizes[1])
         if own.size != found.size or len(part.shared) != len(like.sizes):
             return None
         found = found + size * varying(like.sizes, part.shared, others) * own
@@ -188,18 +191,22 @@ def _inside(parts: Sequence[tuple[float, Part]], like: Signal) -> Array | None:
     return found / mean if 0.0 < mean < math.inf else None
 
 
-def near_in(parts: Sequence[tuple[float, Part]]) -> float:
+def neighbor_correlation_in(parts: Sequence[tuple[float, Part]]) -> float:
     """Correlation of neighbours in a sum: a mean over what positions do not share of each part."""
     weights = [size * max(1.0 - part.shared[-1], 0.0) for size, part in parts]
     whole = sum(weights)
-    return sum(weight * part.near for weight, (_, part) in zip(weights, parts, strict=True)) / whole if whole > 0.0 else 0.0
+    return (
+        sum(weight * part.neighbor_correlation for weight, (_, part) in zip(weights, parts, strict=True)) / whole
+        if whole > 0.0
+        else 0.0
+    )
 
 
 def total(parts: Sequence[Part], like: Signal) -> Signal:
     """The sum of parts that have nothing in common but their means, in the layout of `like`."""
     top = max(part.log_q for part in parts)
     if not math.isfinite(top):
-        return plain(like, level=0.5 * top)
+        return as_gaussian(like, level=0.5 * top)
     sizes = [10.0 ** (part.log_q - top) for part in parts]
     means = [math.sqrt(size) * part.mean for size, part in zip(sizes, parts, strict=True)]
     cross = sum(means) ** 2 - sum(mean * mean for mean in means)
@@ -218,8 +225,8 @@ def total(parts: Sequence[Part], like: Signal) -> Signal:
             axes: sum(size**2 * part.fixed.get(axes, 0.0) for size, part in pairs) / second**2
             for axes in {axes for part in parts for axes in part.fixed}
         },
-        inside=_inside(pairs, like),
-        near=near_in(pairs),
+        channel_variance=_channel_variance(pairs, like),
+        neighbor_correlation=neighbor_correlation_in(pairs),
         chance=in_sum((size * max(1.0 - part.shared[0], 0.0), part.chance) for size, part in pairs),
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.theory.gaussian.dispersion import NO_CHANCE, Chance
+from gradlint.theory.gaussian.dispersion import UNCORRELATED, ChanceCorrelation
 from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, expect, gaussian
 from gradlint.theory.transfer import fluctuation
 from gradlint.theory.transfer.coherence import Coherence, added, through_slope
@@ -52,9 +52,9 @@ class Signal:
     profile: Profile = field(default_factory=flat)
     variance: float = 0.0
     fixed: Fixed = field(default_factory=lambda: NOTHING)
-    chance: Chance = NO_CHANCE
-    near: float = 0.0
-    inside: Array | None = None
+    chance: ChanceCorrelation = UNCORRELATED
+    neighbor_correlation: float = 0.0
+    channel_variance: Array | None = None
     means: Array | None = None
 
     def distribution_at(self, node: str) -> Distribution:
@@ -62,7 +62,15 @@ class Signal:
         settled = math.sqrt(min(max(self.fixed.values()), 1.0)) if self.fixed else 0.0
         if self.distribution is not None:
             return replace(self.distribution, settled=settled) if settled else self.distribution
-        return gaussian(node, self.level, self.mean, self.shared, chance=self.chance, near=self.near, settled=settled)
+        return gaussian(
+            node,
+            self.level,
+            self.mean,
+            self.shared,
+            chance=self.chance,
+            neighbor_correlation=self.neighbor_correlation,
+            settled=settled,
+        )
 
     @property
     def size(self) -> int:
@@ -85,16 +93,16 @@ class Cotangent:
     """
 
     energy: float
-    alike: tuple[float, ...]
+    correlation: tuple[float, ...]
     variance: float = 0.0
     profile: Profile = field(default_factory=flat)
-    spent: Fixed = field(default_factory=lambda: NOTHING)
+    projected_out: Fixed = field(default_factory=lambda: NOTHING)
     coherence: Coherence | None = None
     overlap: Overlap | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Pull:
+class CotangentTerm:
     """What one operator hands to one operand: a cotangent, times `slope` on the grid of the operand's distribution if any.
 
     Pulls of one `root` are the same random cotangent times different functions of one Gaussian tensor: they add before they are
@@ -131,10 +139,10 @@ def varying(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int]) 
     return max(1.0 - averaged(sizes, shared, axes), 0.0)
 
 
-def gathered(sizes: Sequence[int], alike: Sequence[float], axes: Iterable[int]) -> float:
+def coherent_sum(sizes: Sequence[int], correlation: Sequence[float], axes: Iterable[int]) -> float:
     """E |sum over axes|^2 / E |.|^2 summed over elements: 1 for independent elements, their number for equal ones."""
     chosen = list(axes)
-    return math.prod(sizes[axis] for axis in chosen) * averaged(sizes, alike, chosen)
+    return math.prod(sizes[axis] for axis in chosen) * averaged(sizes, correlation, chosen)
 
 
 def log_sum(values: Iterable[float]) -> float:
@@ -158,13 +166,13 @@ def of_distribution(distribution: Distribution, like: Signal, profile: Profile =
         profile,
         like.variance * degree**2,
         chance=distribution.chance_left,
-        near=distribution.near_left,
+        neighbor_correlation=distribution.neighbor_correlation_left,
     )
 
 
-def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
+def joined(terms: Sequence[CotangentTerm], signal: Signal) -> Cotangent:
     """The one cotangent that several pulls on a tensor make: pulls of one root add coherently, others as energies."""
-    parts = [part_of_pull(pull, signal) for pull in merged(pulls)]
+    parts = [cotangent_of_term(term, signal) for term in merged(terms)]
     parts = [part for part in parts if not math.isnan(part.energy)] or parts[:1]  # without nothing divided by nothing
     if len(parts) == 1:
         return parts[0]
@@ -172,14 +180,14 @@ def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
     if not math.isfinite(energy):
         return replace(parts[0], energy=energy)
     shares = [10.0 ** (part.energy - energy) for part in parts]
-    alike = tuple(
-        sum(s * a for s, a in zip(shares, column, strict=True)) for column in zip(*(p.alike for p in parts), strict=True)
+    correlation = tuple(
+        sum(s * a for s, a in zip(shares, column, strict=True)) for column in zip(*(p.correlation for p in parts), strict=True)
     )
     variance = sum(share * part.variance for share, part in zip(shares, parts, strict=True))
     profile = mixed([(share, part.profile) for share, part in zip(shares, parts, strict=True)])
-    spent = {
-        axes: sum(share * part.spent.get(axes, 0.0) for share, part in zip(shares, parts, strict=True))
-        for axes in {axes for part in parts for axes in part.spent}
+    projected_out = {
+        axes: sum(share * part.projected_out.get(axes, 0.0) for share, part in zip(shares, parts, strict=True))
+        for axes in {axes for part in parts for axes in part.projected_out}
     }
     together, coherence, overlap = 1.0, None, None
     if signal.channels is not None:
@@ -190,46 +198,46 @@ def joined(pulls: Sequence[Pull], signal: Signal) -> Cotangent:
         )
         if coherence is not None:
             along = float(coherence.moments[1, 1]) / signal.sizes[signal.channels]
-            overlap = overlap.raised(along * along, min(signal.shared, default=1.0))
-    return Cotangent(energy + math.log10(together), alike, variance, profile, spent, coherence, overlap)
+            overlap = overlap.at_least(along * along, min(signal.shared, default=1.0))
+    return Cotangent(energy + math.log10(together), correlation, variance, profile, projected_out, coherence, overlap)
 
 
-def along_signal(pulls: Sequence[Pull], signal: Signal) -> tuple[float, tuple[float, ...]]:
+def along_signal(terms: Sequence[CotangentTerm], signal: Signal) -> tuple[float, tuple[float, ...]]:
     """What g h is like for a cotangent g and a signal h around its mean: E (g h)^2 / E g^2 E h^2, and correlation along axes."""
     distribution = signal.distribution_at("")
     values = distribution.values - expect(distribution.values)
     second = expect(values * values)
     found = []
-    for items in _by_root(pulls).values():
-        (pull,) = merged(items)
-        slope = pull.slope if pull.slope is not None else 1.0
+    for items in _by_root(terms).values():
+        (term,) = merged(items)
+        slope = term.slope if term.slope is not None else 1.0
         square = expect(np.broadcast_to(slope * slope, values.shape))
         together = slope * values
         size = expect(together * together)
         common = distribution.in_common(together)
-        weight = 10.0 ** min(pull.cotangent.energy, 300.0) * square
-        alike = tuple(a * b for a, b in zip(pull.cotangent.alike, common, strict=True))
-        found.append((weight, size / (square * second) if square * second > 0.0 else 1.0, alike))
+        weight = 10.0 ** min(term.cotangent.energy, 300.0) * square
+        correlation = tuple(a * b for a, b in zip(term.cotangent.correlation, common, strict=True))
+        found.append((weight, size / (square * second) if square * second > 0.0 else 1.0, correlation))
     total = sum(weight for weight, _, _ in found) or 1.0
     ratio = sum(weight * size for weight, size, _ in found) / total
-    columns = zip(*(alike for _, _, alike in found), strict=True)
+    columns = zip(*(correlation for _, _, correlation in found), strict=True)
     shares = [weight / total for weight, _, _ in found]
     return ratio, tuple(sum(s * a for s, a in zip(shares, column, strict=True)) for column in columns)
 
 
-def _by_root(pulls: Sequence[Pull]) -> dict[str, list[Pull]]:
-    roots: dict[str, list[Pull]] = defaultdict(list)
-    for index, pull in enumerate(pulls):
-        roots[pull.root or f"#{index}"].append(pull)
+def _by_root(terms: Sequence[CotangentTerm]) -> dict[str, list[CotangentTerm]]:
+    roots: dict[str, list[CotangentTerm]] = defaultdict(list)
+    for index, term in enumerate(terms):
+        roots[term.root or f"#{index}"].append(term)
     return roots
 
 
-def merged(pulls: Sequence[Pull]) -> list[Pull]:
+def merged(terms: Sequence[CotangentTerm]) -> list[CotangentTerm]:
     """One pull per root."""
-    if len(pulls) == 1:
-        return list(pulls)
+    if len(terms) == 1:
+        return list(terms)
     found = []
-    for items in _by_root(pulls).values():
+    for items in _by_root(terms).values():
         if len(items) == 1:
             found.append(items[0])
             continue
@@ -245,21 +253,21 @@ def merged(pulls: Sequence[Pull]) -> list[Pull]:
     return found
 
 
-def part_of_pull(pull: Pull, signal: Signal) -> Cotangent:
+def cotangent_of_term(term: CotangentTerm, signal: Signal) -> Cotangent:
     """The cotangent that one pull alone makes."""
-    if pull.slope is None or pull.whole is not None:
-        return pull.whole or pull.cotangent
+    if term.slope is None or term.whole is not None:
+        return term.whole or term.cotangent
     distribution, coherence = signal.distribution_at(""), None
-    seen = distribution.in_common(pull.slope)
-    alike = tuple(a * b for a, b in zip(pull.cotangent.alike, seen, strict=True))
-    overlap, spread = pull.cotangent.overlap, 0.0
+    seen = distribution.in_common(term.slope)
+    correlation = tuple(a * b for a, b in zip(term.cotangent.correlation, seen, strict=True))
+    overlap, spread = term.cotangent.overlap, 0.0
     if signal.channels is None:
-        second = expect(pull.slope * pull.slope)
+        second = expect(term.slope * term.slope)
     else:
-        along = distribution.in_common(pull.slope * distribution.values)
-        layout = signal.channels, signal.sizes, [a * b for a, b in zip(pull.cotangent.alike, along, strict=True)]
-        second, coherence = through_slope(pull.cotangent.coherence, pull.slope, (pull.values, distribution.values), layout)
-        spread, overlap = fluctuation.behind_slope(overlap, pull.slope, distribution, (signal.channels, signal.sizes))
-    energy = pull.cotangent.energy + math.log10(second) + fluctuation.shift(spread) if second > 0.0 else -math.inf
-    variance = pull.cotangent.variance + fluctuation.decades(spread)
-    return Cotangent(energy, alike, variance, pull.cotangent.profile, pull.cotangent.spent, coherence, overlap)
+        along = distribution.in_common(term.slope * distribution.values)
+        layout = signal.channels, signal.sizes, [a * b for a, b in zip(term.cotangent.correlation, along, strict=True)]
+        second, coherence = through_slope(term.cotangent.coherence, term.slope, (term.values, distribution.values), layout)
+        spread, overlap = fluctuation.through_slope(overlap, term.slope, distribution, (signal.channels, signal.sizes))
+    energy = term.cotangent.energy + math.log10(second) + fluctuation.shift(spread) if second > 0.0 else -math.inf
+    variance = term.cotangent.variance + fluctuation.decades(spread)
+    return Cotangent(energy, correlation, variance, term.cotangent.profile, term.cotangent.projected_out, coherence, overlap)

@@ -307,10 +307,10 @@ def test_bounded_activations_settle_where_the_variance_map_leaves_them(name, bia
         q = fixed_point(op, gain, parameters(attrs), bias)
         if q > 1e-11:
             assert gain**2 * moments(op, q, attrs).second + bias == pytest.approx(q, rel=1e-6)
-        plain = 1.0
+        as_gaussian = 1.0
         for _ in range(300):
-            plain = gain**2 * moments(op, plain, attrs).second + bias
-        assert q == pytest.approx(plain, rel=1e-5, abs=1e-11)
+            as_gaussian = gain**2 * moments(op, as_gaussian, attrs).second + bias
+        assert q == pytest.approx(as_gaussian, rel=1e-5, abs=1e-11)
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.01])

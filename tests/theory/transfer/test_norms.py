@@ -14,7 +14,7 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.graph_builder import GraphBuilder
 from gradlint.load import load
 from gradlint.structure import Structure
-from gradlint.theory.gaussian.dispersion import Chance, Scatter, in_sum, scatter
+from gradlint.theory.gaussian.dispersion import ChanceCorrelation, VarianceSpread, in_sum, variance_spread
 from gradlint.theory.gaussian.pointwise_of_gaussian import gaussian, spherical
 from gradlint.theory.prediction import Prediction, predict
 from gradlint.theory.transfer.signal import averaged_apart, varying
@@ -80,21 +80,21 @@ def lecun(inside: int, outside: int) -> nn.Module:
 # scatter of a variance --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("centred", [True, False])
-def test_a_variance_over_values_that_repeat_along_axes_scatters_as_drawn_ones_do(centred):
+@pytest.mark.parametrize("centered", [True, False])
+def test_a_variance_over_values_that_repeat_along_axes_scatters_as_drawn_ones_do(centered):
     shares, sizes = (0.2, 0.0, 0.5, 0.7), (8, 5, 6, 6)
     parts = [0.2**0.5 * torch.randn(20000, 1, 1, 1), 0.3**0.5 * torch.randn(20000, 8, 1, 1)]
     parts += [0.2**0.5 * torch.randn(20000, 8, 6, 1), 0.3**0.5 * torch.randn(20000, 8, 6, 6)]
     drawn = sum(parts[1:], parts[0]).flatten(1)
-    values = drawn.var(1, unbiased=False) if centred else drawn.square().mean(1)
-    found = scatter(sizes, shares, (0, 2, 3), centred=centred)
+    values = drawn.var(1, unbiased=False) if centered else drawn.square().mean(1)
+    found = variance_spread(sizes, shares, (0, 2, 3), centered=centered)
     assert found.degrees == pytest.approx(float(2 * values.mean() ** 2 / values.var()), rel=0.06)
     assert found.inverse_mean() == pytest.approx(float((1 / values).mean() * values.mean()), rel=0.01)
 
 
 @pytest.mark.parametrize("count", [4, 8, 64])
 def test_a_variance_of_independent_values_is_chi_square(count):
-    found = scatter((count, 3), (0.0, 0.0), (0,), centred=True)
+    found = variance_spread((count, 3), (0.0, 0.0), (0,), centered=True)
     assert found.degrees == pytest.approx(count - 1)
     assert found.inverse_mean() == pytest.approx((count - 1) / (count - 3), rel=2e-3)
 
@@ -103,13 +103,13 @@ def test_a_variance_of_independent_values_is_chi_square(count):
 def test_a_floor_under_a_variance_takes_its_scatter_away(floor):
     values = np.random.default_rng(0).chisquare(7, 400_000) / 7
     wanted = float(np.mean((1 + floor) / (values + floor))) if floor < math.inf else 1.0
-    assert Scatter((7.0,), (1.0,)).inverse_mean(floor) == pytest.approx(wanted, rel=5e-3)
+    assert VarianceSpread((7.0,), (1.0,)).inverse_mean(floor) == pytest.approx(wanted, rel=5e-3)
 
 
 def test_a_kernel_of_three_inputs_makes_variances_of_three_directions():
     x, w = torch.randn(3, 4000), torch.randn(20000, 3)
     variances = (w @ x).var(1)
-    found = scatter((4000, 3), (0.0, 0.0), (0,), centred=True).uneven(Chance(1 / 3, 1 / 9))
+    found = variance_spread((4000, 3), (0.0, 0.0), (0,), centered=True).uneven(ChanceCorrelation(1 / 3, 1 / 9))
     assert found.degrees == pytest.approx(float(2 * variances.mean() ** 2 / variances.var()), rel=0.05)
 
 
@@ -117,15 +117,15 @@ def test_a_kernel_of_three_inputs_makes_variances_of_three_directions():
 def test_directions_of_a_kernel_even_out_where_channels_are_divided_by_their_own_variance(share):
     u = np.random.default_rng(0).chisquare(3, 400_000) / 3
     inverse = float(np.mean(1 / (share * u + 1 - share)))
-    left = Chance(share**2 / 3, share**2 / 9).evened(inverse)
+    left = ChanceCorrelation(share**2 / 3, share**2 / 9).evened(inverse)
     assert left.share == pytest.approx(float(np.mean(share * u / (share * u + 1 - share))), rel=1e-6)
     assert left.directions == pytest.approx(3.0)
 
 
 def test_what_summands_have_in_common_by_chance_adds_up_along_the_same_directions():
-    both = in_sum([(1.0, Chance(0.3, 0.1)), (1.0, Chance(0.3, 0.1))])
+    both = in_sum([(1.0, ChanceCorrelation(0.3, 0.1)), (1.0, ChanceCorrelation(0.3, 0.1))])
     assert (both.square, both.each) == pytest.approx((0.3, 0.1))
-    assert in_sum([(1.0, Chance(0.3, 0.1)), (1.0, Chance())]).square == pytest.approx(0.3 / 4)
+    assert in_sum([(1.0, ChanceCorrelation(0.3, 0.1)), (1.0, ChanceCorrelation())]).square == pytest.approx(0.3 / 4)
 
 
 # values on a sphere -----------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_a_batch_norm_behind_pointwise_layers_of_three_channels_divides_by_few_d
 
 
 def test_group_norm_over_one_place_of_four_channels_has_three_degrees_of_freedom():
-    found = scatter((8, 4, 12, 12), (1.0, 0.0, 1.0, 1.0), (1, 2, 3), centred=True)
+    found = variance_spread((8, 4, 12, 12), (1.0, 0.0, 1.0, 1.0), (1, 2, 3), centered=True)
     assert found.degrees == pytest.approx(3.0, rel=1e-6)
 
 

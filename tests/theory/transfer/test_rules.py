@@ -56,12 +56,15 @@ WRITING_KERNELS = {
 
 
 def convolved(rank: int, options: dict[str, object], kinds: Sequence[type[nn.Module]]) -> Case:
-    width, plain = SIZES[rank][1], CONVS[rank - 1]
+    width, as_gaussian = SIZES[rank][1], CONVS[rank - 1]
     options = {"kernel_size": 3, **options} | ({"groups": width} if options.get("groups") == 0 else {})
 
     def make() -> nn.Module:
         return nn.Sequential(
-            he(plain(width, width, 3)), nn.ReLU(), kinds[rank - 1](width, width, **options), he(plain(width, width, 1))
+            he(as_gaussian(width, width, 3)),
+            nn.ReLU(),
+            kinds[rank - 1](width, width, **options),
+            he(as_gaussian(width, width, 1)),
         )
 
     return make, SIZES[rank]
@@ -151,8 +154,8 @@ def stack(norm: Make, batch: int = 16, act: Make = nn.ReLU) -> Case:
 
 
 def spelled(x: Tensor) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
 NORMS: dict[str, Case] = {

@@ -17,7 +17,7 @@ from gradlint.structure import Structure
 from gradlint.theory.gaussian.pointwise_of_gaussian import apply, expect, gaussian
 from gradlint.theory.prediction import Prediction, predict
 from gradlint.theory.transfer.coherence import Coherence, Summand, added, at_sum, gram, through_layer, through_slope
-from gradlint.theory.transfer.fluctuation import Overlap, behind_layer, behind_slope
+from gradlint.theory.transfer.fluctuation import Overlap, through_layer, through_slope
 from tests.models.theory_cases import Make, he
 
 torch.set_num_threads(1)
@@ -151,10 +151,10 @@ def test_a_cotangent_that_knows_nothing_of_its_tensor_learns_nothing_from_a_homo
     )
     assert second == pytest.approx(0.5)
     assert own is not None
-    factor, behind = through_layer(own, (1, (8, 64), (0.0, 0.0)), 0.3, 1.0, ())
+    factor, output = through_layer(own, (1, (8, 64), (0.0, 0.0)), 0.3, 1.0, ())
     assert factor == pytest.approx(1.0)
-    assert behind is not None
-    assert behind.moments == pytest.approx(gram(0.3), abs=1e-6)
+    assert output is not None
+    assert output.moments == pytest.approx(gram(0.3), abs=1e-6)
 
 
 def test_what_a_sum_splits_joins_to_what_it_was():
@@ -217,17 +217,17 @@ def test_directions_that_random_layers_leave_are_as_measured(taps):
         traces.append(np.trace(matrix) ** 2)
     overlap = Overlap(1.0 / width, 1.0 / width)
     for _ in range(depth):
-        _, overlap = behind_layer(overlap, width, width, taps)
+        _, overlap = through_layer(overlap, width, width, taps)
     assert overlap.own == pytest.approx(np.mean(squares) / np.mean(traces), rel=0.15)
 
 
 def test_one_direction_through_a_rectifier_scatters_as_hanin_says():
     distribution = gaussian("z", 0.0, 0.0, (1.0, 0.0))
     one = Overlap(1.0, 1.0)
-    slope, bent = behind_slope(one, (distribution.values > 0.0).astype(float), distribution, (1, (1, 100)))
-    weights, behind = behind_layer(bent, 100, 100, 1.0)
+    slope, bent = through_slope(one, (distribution.values > 0.0).astype(float), distribution, (1, (1, 100)))
+    weights, output = through_layer(bent, 100, 100, 1.0)
     assert slope + weights == pytest.approx(5.0 / 100, rel=1e-6)
-    assert behind.own == pytest.approx(1.0)
+    assert output.own == pytest.approx(1.0)
 
 
 def test_far_out_an_elu_passes_half_of_the_square_however_far():
@@ -235,4 +235,4 @@ def test_far_out_an_elu_passes_half_of_the_square_however_far():
     assert function is not None
     result = apply(function, gaussian("z", 60.0, 0.0, (0.0, 0.0)))
     assert result.distribution.level == pytest.approx(60.0 - 0.5 * math.log10(2.0), abs=1e-3)
-    assert math.log10(expect(result.slope**2)) + result.fade == pytest.approx(math.log10(0.5), abs=1e-3)
+    assert math.log10(expect(result.slope**2)) + result.log_factor == pytest.approx(math.log10(0.5), abs=1e-3)
