@@ -1,6 +1,6 @@
 """gradlint says, before a training run, whether a model's gradients will explode or vanish, where, why, and what to change.
 
-Everything is loaded when it is first used: importing gradlint imports neither torch nor onnx nor rich.
+Every public name is imported on first access, so that `import gradlint` imports neither torch nor onnx nor rich.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradlint.result import Confidence, Finding, Severity, Verdict
     from gradlint.rule import Example, Rule
 
-_HOMES = {
+_DEFINED_IN = {
     "CheckFailedError": "gradlint.api",
     "Confidence": "gradlint.result",
     "Example": "gradlint.rule",
@@ -50,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    home = _DEFINED_IN.get(name)
     if home is None:
         raise AttributeError(f"module 'gradlint' has no attribute {name!r}")
     return getattr(importlib.import_module(home), name)

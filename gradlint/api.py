@@ -1,4 +1,4 @@
-"""gradlint from Python: `check` and the report that it returns."""
+"""The Python interface: `check` and the `Report` that it returns."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gradlint.options import Options
 from gradlint.recipe import Task
 from gradlint.result import Coverage, Finding, Growth, Severity, Skipped, SpinePoint, TargetReport, Verdict
 
-_BATCHES = 40  # as many as a rehearsal takes steps by default
+_BATCHES = 40  # the default number of rehearsal steps: no more batches are read than that
 
 
 class CheckFailedError(GradlintError):
-    """Raised by `Report.raise_if_failed`; `report` is the report that failed."""
+    """Raised by `Report.raise_if_failed`. `report` is the report that failed."""
 
     report: Report
 
 
 class Inputs:
-    """Positional and keyword inputs of a model."""
+    """Positional and keyword inputs of a model: `Inputs(*args, **kwargs)`. The values are arrays or tensors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args = args
@@ -37,53 +37,72 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Report:
-    """What gradlint has to say of one model. `result` is the plain data; the properties name its parts."""
+    """The result of checking one model.
+
+    `result` holds the plain data; the properties give its most used parts. `str(report)` is the full text report, and a notebook
+    shows the same text.
+    """
 
     result: TargetReport
 
     @property
     def verdict(self) -> Verdict:
-        """What the gradients do."""
+        """What the model's gradients do, as a string enum: "healthy", "explodes", "vanishes", "non-finite" or "unknown"."""
         return self.result.verdict
 
     @property
     def score(self) -> int:
-        """0 to 100; 100 is healthy."""
+        """An integer from 0 to 100; 100 is healthy."""
         return self.result.score
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Findings, the gravest first; refuted ones are last."""
+        """The findings of all rules, the most severe first and those that the probe refuted last."""
         return self.result.findings
 
     @property
     def growth(self) -> Growth | None:
-        """Sustained growth in decades, None where nothing was measured or predicted."""
+        """Sustained growth of the gradient from output to input, in decades (powers of ten).
+
+        The growth is measured where the model was probed, and predicted otherwise. It is positive where gradients explode and
+        negative where they vanish. None if nothing was measured or predicted.
+        """
         return self.result.growth
 
     @property
     def spine(self) -> tuple[SpinePoint, ...]:
-        """Gains along the chain that every path passes."""
+        """Forward and backward gains, in decades, of the spine: the operators that every path from input to output passes.
+
+        If the graph has no such chain, the rows are one operator for each cut of the graph by depth.
+        """
         return self.result.spine
 
     @property
     def coverage(self) -> Coverage:
-        """How much was understood and probed."""
+        """How many operators the graph has, how many gradlint understands, and how many the probe ran."""
         return self.result.coverage
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """Rules that had nothing to look at, with the reason."""
+        """The rules that did not apply, each with the reason."""
         return self.result.skipped
 
     def to(self, output_format: str = "full", **options: Any) -> str:
-        """The report as text: "full", "concise", "json" or "github". Raises ConfigError for an unknown format."""
+        """Return the report as text in `output_format`: "full", "concise", "json" or "github".
+
+        `options` are those of `gradlint.report.render`, such as `width` and `show_refuted`. Raises ConfigError if the format is
+        unknown.
+        """
         if output_format not in report.FORMATS:
             raise ConfigError(f"unknown format {output_format!r}", hint=f"one of {', '.join(report.FORMATS)}")
         return report.render(output_format, [self.result], **options)
 
     def raise_if_failed(self, fail_on: str | None = "error", min_score: int | None = None) -> None:
-        """Raise CheckFailedError, whose message is the report: a finding is at or above `fail_on`, or the score too low."""
+        """Raise CheckFailedError if the model fails the check. The message of the error is the full report.
+
+        The model fails if a finding that the probe did not refute has a severity of at least `fail_on` ("error", "warning" or
+        "note"; None: no finding fails), or if the score is less than `min_score`.
+        """
         if score.failed(self.result, Severity(fail_on) if fail_on else None, min_score):
             error = CheckFailedError(self.to("full"))
             error.report = self
@@ -113,13 +132,34 @@ def check(
     mode: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Check a torch module, a path to an ONNX file, an ONNX model in memory, or anything that the command line takes.
+    """Check a model and return the report.
 
-    `inputs` is a tensor, a tuple (positional), a dict (keyword) or `Inputs(*args, **kwargs)`; left out, inputs are inferred.
-    With `loss`, called as `loss(output, target)`, the true gradient is looked at too. With a `recipe`, which is a `Recipe`, its
-    text or a `torch.optim.Optimizer`, the learning-rate limit is measured and `rehearse` optimizer steps are rehearsed on the
-    batch, or on `batches`, pairs of inputs and target, and undone; no more of them are read than there are steps. The model is
-    handed back as it came. Raises GradlintError when it cannot be read or run.
+    The model itself is not changed: parameters, buffers, `.grad`, hooks, mode and random states are restored.
+
+    Args:
+        model: A torch module, a path to an ONNX file, an ONNX model in memory (`ModelProto` or bytes), a factory of a module, or
+            any single target that the command line takes, such as "pkg.mod:attr".
+        inputs: A tensor, a tuple (positional inputs), a dict (keyword inputs) or `Inputs(*args, **kwargs)`. If None, inputs are
+            inferred, and the report says so.
+        target: The second argument of `loss`.
+        loss: A function called as `loss(output, target)`. If given, the probe also takes the true gradient of the loss.
+        recipe: A `Recipe`, its text as `--recipe` takes it, a dict of its settings, or a `torch.optim.Optimizer`. If given, the
+            probe measures the limit of the learning rate and rehearses optimizer steps, which it undoes.
+        rehearse: Number of optimizer steps to rehearse; 0 for none, None for the default.
+        batches: Pairs (inputs, target) to rehearse on, instead of one batch over and over. At most as many are read as there are
+            steps. The first one also serves as `inputs` and `target` if neither is given.
+        select: Codes, prefixes or names of the rules to apply; all rules if empty.
+        ignore: Codes, prefixes or names of the rules to leave out.
+        probe: Whether to run the model. If False, the analysis is static. The graph of a torch module is still captured by one
+            forward pass.
+        seed: The first seed of drawn inputs and cotangents.
+        seeds: How many seeds to probe, at least 1.
+        mode: "train" or "eval". If None, a torch module runs in train mode and an ONNX file in the mode of its export.
+        progress: A function called with one line of text at the start of each stage.
+
+    Raises:
+        ConfigError: An argument does not fit.
+        GradlintError: The model cannot be read or run.
     """
     if loss is not None and not callable(loss):
         raise ConfigError(f"loss is a {type(loss).__name__}", hint="give a function, which is called as loss(output, target)")
@@ -155,7 +195,7 @@ def _specs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[InputSpec, .
 
 def _spec(name: str | None, value: Any) -> InputSpec:
     try:
-        if hasattr(value, "detach"):  # a tensor; numpy knows no gradients and no bfloat16
+        if hasattr(value, "detach"):  # a tensor; numpy has neither gradients nor bfloat16
             half = str(value.dtype) == "torch.bfloat16"
             array = (value.float() if half else value).detach().cpu().numpy()
             return InputSpec(name, "bfloat16" if half else str(array.dtype), array.shape, value=array, given=True)

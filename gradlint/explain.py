@@ -1,4 +1,4 @@
-"""One operator explained: what makes its signal and its gradient, in numbers, beside what was measured."""
+"""Explain one operator: how its signal and its gradient are computed, in numbers, next to what was measured."""
 
 from __future__ import annotations
 
@@ -22,20 +22,26 @@ from gradlint.theory.reading.stacks import Stack
 from gradlint.theory.recurrence.loops import Loop
 from gradlint.theory.transfer.signal import Signal
 
-_CLOSE = 3  # names to offer for one that is not there
-_LISTED = 5  # names to list where one is not enough
+_CLOSE = 3  # similar names that an error offers for an unknown name
+_LISTED = 5  # names that a message lists before it abridges
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """All there is to say of one operator. `gains` holds what was measured, by node, of it and its operands."""
+    """The explanation of one operator.
+
+    `before` holds the predicted signal of each operand, `behind` that of the operator's output (None: the theory has none).
+    `backward` holds the predicted gradient, in decades, and `gains` the measured gains of the operator and its operands, by
+    node. `reasons` say why the prediction has an interval. `stack` and `loop` are the stack of repeated layers and the
+    recurrence that contain the operator, if any.
+    """
 
     node: Node
     derivation: Derivation
     predicted: Predicted | None
     before: tuple[tuple[str, Signal], ...]
     behind: Signal | None
-    backward: dict[str, float | None]  # predicted gradient of it and its operands
+    backward: dict[str, float | None]
     gains: dict[str, Gains]
     reasons: tuple[str, ...]
     stack: Stack | None = None
@@ -43,9 +49,9 @@ class Explanation:
 
 
 def explain(target: object, name: str, options: Options, *, progress: Progress | None = None) -> list[Explanation]:
-    """The operators of a target that `name` stands for: a node id, a module path, or the unique beginning or end of one.
+    """Explain the operators that `name` denotes: a node id, a module path, or the unique beginning or end of one.
 
-    Raises TargetError for a name that is not there or is not unique, GradlintError when the target cannot be read or run.
+    Raises TargetError if no operator has the name or if it is not unique, GradlintError if the target cannot be read or run.
     """
     _, subject = examine(target, options, progress)
     stack = repeated_stack(subject)
@@ -53,7 +59,10 @@ def explain(target: object, name: str, options: Options, *, progress: Progress |
 
 
 def find(graph: Graph, name: str) -> list[Node]:
-    """The nodes that a name stands for: one by its id, all of one module by its path."""
+    """Return the nodes that `name` denotes: one node by its id, or all nodes of one module by its path.
+
+    A unique beginning or end of an id or a path is enough. Raises TargetError if there is none or if it is not unique.
+    """
     if name in graph:
         return [graph[name]]
     labels = {label: None for node in graph for label in (node.id, node.module) if label}
@@ -95,7 +104,7 @@ def _explained(subject: Subject, node: Node, stack: Stack | None) -> Explanation
 
 
 def _reasons(subject: Subject, node: Node) -> Iterable[str]:
-    """What makes the interval of a gradient: random layers of finite width behind a node, and operators without a rule."""
+    """Say why the predicted gradient of a node has an interval: finite layers after it, and operators without a rule."""
     graph = subject.graph
     behind = [graph[item] for item in nx.descendants(graph.nx, node.id) if item in subject.structure.signal_set]
     fans = [

@@ -1,4 +1,4 @@
-"""From what the user typed to a model that can be looked at, and run where the probe is wanted."""
+"""Load a target: find out what the user named, read its graph, and prepare the function that probes it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,19 @@ _PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".jobli
 
 
 class Measure(Protocol):
-    """Runs the probe on a target."""
+    """A function that probes one target."""
 
     def __call__(self, *, seeds: int, seed: int, progress: Progress) -> Measurement:
-        """Raises GradlintError when the model cannot be run."""
+        """Run the probe with `seeds` seeds, the first one being `seed`. Raises GradlintError if the model cannot be run."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A target that was read. `measure` probes it; `graph_of` gives the graph once that may be asked for."""
+    """A target that was read.
+
+    `measure` probes the target. The other callables give what may only be known after a probe: `specs_of` the input
+    specifications, `graph_of` the graph, `notes_of` the remarks for the report, `capture_of` how the graph was captured.
+    """
 
     name: str
     frontend: str
@@ -47,7 +51,7 @@ class Loaded:
 
     @property
     def specs(self) -> tuple[InputSpec, ...]:
-        """What is fed; after a probe, what it was fed."""
+        """The specification of each input. After a probe, these are the inputs that it used."""
         return self.specs_of()
 
     @property
@@ -67,9 +71,10 @@ def load(
 ) -> Loaded:
     """Read a target: a path, a name of Python code, a torch module, a factory, or an ONNX model in memory or as bytes.
 
-    A torch module that will not be probed is captured here, by one forward pass. With `limits`, a file is probed in a child
-    process that they bound, unless the task has a loss: a function is not handed to another process. Raises GradlintError for
-    what cannot be read, imported or run; a file that could run code when it is read is refused.
+    A torch module that will not be probed is captured here by one forward pass. With `limits`, a file is probed in a child
+    process within these limits, unless the task has a loss, because a function cannot be sent to another process. Raises
+    GradlintError if the target cannot be read, imported or run, and UnsafeFileError, a subclass, for a file type that can run
+    code when it is read.
     """
     task = task or Task()
     if isinstance(target, Path) or (isinstance(target, str) and not is_python_target(target)):
@@ -167,7 +172,7 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task
     task = replace(task, loss=task.loss or own.loss, recipe=task.recipe or own.recipe)
     task = replace(task, target=own.target) if task.target is None else task
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
-        hint = "build it on the CPU, or give them values first: module.to_empty(device='cpu'), then initialise or load"
+        hint = "build it on the CPU, or give them values first: module.to_empty(device='cpu'), then initialize or load"
         raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
     model = TorchRunnable(module, inputs, args=whole.args, kwargs=whole.kwargs, mode=mode or "train", target_name=name)
     if not probe:

@@ -1,10 +1,10 @@
-"""The command line: the only place that prints, and that decides the exit code.
+"""The command line. Only this package prints and sets the exit code.
 
-0: clean. 1: a finding at or above `--fail-on`, or a score under `--min-score`. 2: something could not be analysed. 130:
+0: clean. 1: a finding is at or above `--fail-on`, or a score is under `--min-score`. 2: something could not be analyzed. 130:
 interrupted.
 """
 
-# ruff: noqa: PLC0415 - what a command needs is imported by the command, so that --help and --version stay quick
+# ruff: noqa: PLC0415 - each command imports what it needs, so that --help and --version stay quick
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from gradlint.cli.check import CLEAN, INTERRUPTED, NOT_ANALYSED, Request, run
-from gradlint.cli.console import columns, complain, is_colored, put, speaks_unicode
+from gradlint.cli.check import CLEAN, INTERRUPTED, NOT_ANALYZED, Request, run
+from gradlint.cli.console import columns, is_colored, print_error, put, supports_unicode
 from gradlint.errors import GradlintError
 from gradlint.report import FORMATS, tool_version
 
@@ -30,7 +30,7 @@ _NOT_CONFIGURED = frozenset({"config", "isolated", "debug", "output-file", "trai
 
 
 class _DefaultGroup(click.Group):
-    """A group whose command `check` may be left out."""
+    """A command group whose default command is `check`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands, *ctx.help_option_names, "--version"}:
@@ -45,7 +45,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def _entries(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    """The entries of a repeatable option that takes comma lists."""
+    """Return the entries of a repeatable option whose values are comma-separated lists."""
     return tuple(entry.strip() for value in values for entry in value.split(",") if entry.strip())
 
 
@@ -61,7 +61,7 @@ def cli(ctx: click.Context) -> int:
     """Say before training whether a model's gradients explode or vanish, where, why, and what to change."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
-        return NOT_ANALYSED
+        return NOT_ANALYZED
     return CLEAN
 
 
@@ -79,7 +79,7 @@ seed_option = click.option(
 )
 _AMOUNT = click.FloatRange(min=0.0, min_open=True)
 color_option = click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colours; NO_COLOR is heeded."
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colors; NO_COLOR is heeded."
 )
 rules_option = click.option(
     "--rules", multiple=True, type=FOLDERS, metavar="DIR", help="A folder of further rules.  [repeatable]"
@@ -88,7 +88,7 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 
 
 def _configure(ctx: click.Context, _: click.Parameter, given: Path | None) -> Config | None:
-    """Let the configuration speak for the options that are not given."""
+    """Read the configuration file, and take the options that are not given from it."""
     from gradlint.config import find, read
 
     if ctx.params.get("isolated"):
@@ -103,7 +103,7 @@ def _configure(ctx: click.Context, _: click.Parameter, given: Path | None) -> Co
 
 
 def _spelled(option: click.Option) -> str:
-    """An option's longest name, without dashes; the probe's is that of what it turns off."""
+    """Return an option's name in the configuration file: its longest spelling without dashes, and "probe" for --no-probe."""
     return "probe" if option.name == "probe" else max(option.opts, key=len).lstrip("-")
 
 
@@ -206,26 +206,29 @@ def explain_node(*, target: str, node: str, inputs: tuple[str, ...], debug: bool
 
     with redirect_stdout(sys.stderr):
         found = explain(target, node, Options(inputs=parse_inputs(inputs), **given))
-    put(as_text(found, width=columns(), unicode=speaks_unicode()), color=False)
+    put(as_text(found, width=columns(), unicode=supports_unicode()), color=False)
     return CLEAN
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: the user's mistakes are one message, ours one sentence that names --debug."""
+    """Run the command line and exit.
+
+    A mistake of the user ends in one message without a traceback; an internal error in one sentence that names `--debug`.
+    """
     given = list(sys.argv[1:] if args is None else args)
     try:
         status = cli.main(given, prog_name="gradlint", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        status = NOT_ANALYSED
+        status = NOT_ANALYZED
     except GradlintError as error:
-        complain(str(error))
-        status = NOT_ANALYSED
+        print_error(str(error))
+        status = NOT_ANALYZED
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort
         if "--debug" in given:
             traceback.print_exc()
-        complain(f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it")
-        status = NOT_ANALYSED
+        print_error(f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it")
+        status = NOT_ANALYZED
     sys.exit(status)

@@ -1,6 +1,6 @@
-"""What `gradlint check` does with its options, and the exit code that it ends with."""
+"""The command `gradlint check`: expand the targets, check each, write the report, and return the exit code."""
 
-# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help and --version stay quick
+# ruff: noqa: PLC0415 - imports are deferred until the command runs, so that --help and --version stay quick
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradlint.cli.console import WIDTH, columns, complain, is_colored, put, speaks_unicode
+from gradlint.cli.console import WIDTH, columns, is_colored, print_error, put, supports_unicode
 from gradlint.errors import ForwardError, GradlintError
 from gradlint.report import render
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from gradlint.config import Config
     from gradlint.result import TargetReport
 
-CLEAN, FAILED, NOT_ANALYSED, INTERRUPTED = 0, 1, 2, 130
+CLEAN, FAILED, NOT_ANALYZED, INTERRUPTED = 0, 1, 2, 130
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `gradlint check` was asked to do; the fields are its options."""
+    """The arguments of one `gradlint check`. Each field is one option of the command line."""
 
     targets: tuple[str, ...]
     config: Config | None
@@ -57,13 +57,13 @@ class Request:
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The targets as given, names of the configuration replaced; all of that where none is given."""
+        """The targets, with names from the configuration replaced by what they stand for; all of those if none is given."""
         known = self.config.targets if self.config else {}
         return tuple(known.get(target, target) for target in self.targets or known)
 
 
 def run(request: Request) -> int:
-    """Check all targets and report them; returns the exit code."""
+    """Check all targets, write the report, and return the exit code."""
     if not request.named:
         if not request.quiet:
             click.echo("gradlint: nothing to lint", err=True)
@@ -79,12 +79,12 @@ def run(request: Request) -> int:
     if reports:
         _write(request, reports)
     for trouble in [*troubles, *_unprobed(request, reports)]:
-        complain(trouble)
+        print_error(trouble)
     return _exit_code(request, reports, troubles)
 
 
 def _expanded(request: Request) -> tuple[list[str], list[str]]:
-    """The single targets, and what is wrong with those that were not found."""
+    """Return the single targets, and an error message for each target that was not found."""
     from gradlint.frontends.discover import expand
 
     found: dict[str, None] = {}
@@ -98,7 +98,10 @@ def _expanded(request: Request) -> tuple[list[str], list[str]]:
 
 
 def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetReport | str]:
-    """A function from a target to its report, or to what is wrong with it. Raises GradlintError for options that do not fit."""
+    """Return a function that checks a target and returns its report or an error message.
+
+    Raises GradlintError if the options are not valid.
+    """
     from gradlint.catalog import load_rules, select
     from gradlint.engine import check as check_target
     from gradlint.frontends.inputs import parse_inputs
@@ -106,7 +109,7 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
     from gradlint.probe.process.isolated import Limits
     from gradlint.recipe import Recipe, Task
 
-    select(load_rules(request.rules), request.select, request.ignore)  # an unknown code is said once, before any work
+    select(load_rules(request.rules), request.select, request.ignore)  # report an unknown code once, before any work
     options = Options(
         select=request.select,
         ignore=request.ignore,
@@ -122,7 +125,7 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
 
     def lint(target: str, say: Callable[[str], None]) -> TargetReport | str:
         try:
-            with redirect_stdout(sys.stderr):  # what the user's code prints must not land in the report
+            with redirect_stdout(sys.stderr):  # the report must not contain what the user's code prints
                 return check_target(target, options, progress=lambda stage: say(f"{target}: {stage}"))
         except GradlintError as error:
             if request.debug:
@@ -137,7 +140,7 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
 
 
 def _explained(error: GradlintError, target: str) -> str:
-    """What, where and what next, for one target."""
+    """Return the error message for one target: what is wrong, where, and what to do next."""
     message, *rest = str(error).split("\n")
     where = [f"  at {error.where}"] if isinstance(error, ForwardError) and error.where and error.where not in message else []
     about = "" if message.startswith(target) else f"{target}: "
@@ -152,7 +155,7 @@ def _internal(error: Exception, target: str, *, debug: bool) -> str:
 
 
 def _unprobed(request: Request, reports: Sequence[TargetReport]) -> list[str]:
-    """A complaint for every target that was to be probed and was not, or not far enough for a verdict."""
+    """Return an error message for every target that the probe did not run, or did not run far enough for a verdict."""
     from gradlint.result import Verdict
 
     return [
@@ -174,7 +177,7 @@ def _exit_code(request: Request, reports: Sequence[TargetReport], troubles: Sequ
     from gradlint.score import failed
 
     if troubles or _unprobed(request, reports):
-        return NOT_ANALYSED
+        return NOT_ANALYZED
     fail_on = None if request.fail_on == "never" else Severity(request.fail_on)
     found = any(failed(report, fail_on, request.min_score) for report in reports)
     return FAILED if found and not request.exit_zero else CLEAN
@@ -182,7 +185,7 @@ def _exit_code(request: Request, reports: Sequence[TargetReport], troubles: Sequ
 
 @contextmanager
 def _progress(request: Request) -> Iterator[Callable[[str], None]]:
-    """Say on stderr what is being done, where somebody is watching."""
+    """Give a function that shows the current stage on stderr. It does nothing if stderr is no terminal or with `--quiet`."""
     if request.quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -201,7 +204,7 @@ def _write(request: Request, reports: Sequence[TargetReport]) -> None:
         reports,
         width=columns() if not to_file else WIDTH,
         color=color,
-        unicode=to_file or speaks_unicode(),
+        unicode=to_file or supports_unicode(),
         show_refuted=request.show_refuted,
         timings=request.timings,
     )

@@ -1,4 +1,4 @@
-"""How the command line writes: to what width, in which colours, to whom."""
+"""Console output: streams, width, colors and encoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH, WIDEST = 80, 100
 
 
 def put(text: str, *, color: bool) -> None:
-    """Write to stdout, whatever its encoding; a reader that has gone away, as `head` does, is no error."""
+    """Write `text` to stdout, escaping characters that its encoding lacks. A closed pipe, as after `head`, is no error."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False, color=color)
@@ -24,21 +24,21 @@ def put(text: str, *, color: bool) -> None:
 
 
 def is_colored(choice: str) -> bool:
-    """Whether to colour what goes to stdout, for a choice of "auto", "always" or "never"."""
+    """Return whether to color what goes to stdout, for a `choice` of "auto", "always" or "never"."""
     wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return choice == "always" or (choice == "auto" and wanted)
 
 
 def columns() -> int:
-    """Width of the report: that of the terminal, within reason."""
+    """Return the width of the report in characters: that of the terminal, at most 100, and 80 if stdout is no terminal."""
     return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDEST) if sys.stdout.isatty() else WIDTH
 
 
-def speaks_unicode() -> bool:
-    """Whether stdout can take more than ASCII."""
+def supports_unicode() -> bool:
+    """Return whether the encoding of stdout is a Unicode encoding."""
     return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
-def complain(text: str) -> None:
-    """Tell the user on stderr what is wrong."""
+def print_error(text: str) -> None:
+    """Print an error message on stderr."""
     click.echo(printable(f"gradlint: {text}", keep="\n"), err=True)

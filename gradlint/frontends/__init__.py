@@ -1,1 +1,1 @@
-"""Readers: a target becomes a Graph, and where it can be run, something that the probe can run."""
+"""Front ends: they read a target into a `Graph`, and make it a `Runnable` that the probe can run."""

@@ -1,4 +1,4 @@
-"""What the probe asks of a model that can be run, whichever front end it came from."""
+"""The interface between the front ends and the probe: `Runnable`, a model that can be run, and its callbacks."""
 
 from __future__ import annotations
 
@@ -10,36 +10,48 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph
 
 Tensors = tuple[Any, ...]
+"""A tuple of `torch.Tensor`; typed loosely so that this file need not import torch."""
 
 
 class Tap(Protocol):
-    """Called after every node that ran, in execution order."""
+    """A callback that receives the tensors of every node, in execution order, right after the node ran."""
 
     def __call__(self, node: str, outputs: Tensors, inputs: Tensors) -> None:
-        """`outputs` are the node's output tensors by port, `inputs` the tensors of `Node.inputs`, None where that is None."""
+        """Receive the tensors of one node.
+
+        Args:
+            node: The id of the node.
+            outputs: The output tensors, by port.
+            inputs: The tensors of `Node.inputs`, in the same order; None where the entry of `Node.inputs` is None.
+        """
 
 
 @runtime_checkable
 class Restartable(Protocol):
-    """A tap that can be told that the run starts again from the inputs, and what it saw so far is void."""
+    """A tap that can start over. A front end calls `restart` if it has to run the model again from the inputs."""
 
     def restart(self) -> None:
-        """Forget the run so far."""
+        """Discard everything received so far."""
 
 
 class Edit(Protocol):
-    """May replace the outputs of a node before anybody reads them."""
+    """A callback that can replace the outputs of a node before any other node reads them."""
 
     def __call__(self, node: str, outputs: Tensors) -> Tensors | None:
-        """Return new outputs, or None to leave them."""
+        """Return the new outputs of the node with id `node`, as many as `outputs`, or None to keep them."""
 
 
 class Runnable(Protocol):
     """A model that can be run and differentiated.
 
-    `graph` is complete after the first `forward`. A run feeds every float input as a tensor that requires grad, taps each
-    graph input as the node of that input, and makes the output of a frozen embedding, or of a cast from integers to
-    floats, require grad, so that every signal can be differentiated from its first float tensor on.
+    `graph` is complete after the first `forward`. A run calls the tap for each graph input too, with the id of its input node.
+    Every float input is a tensor that requires grad. So is the first float tensor that is computed from integer inputs, such
+    as the output of a frozen embedding or of a cast, so that every float signal can be differentiated.
+
+    Attributes:
+        frontend: "torch" or "onnx".
+        mode: "train" or "eval".
+        inputs: The specification of each input, in the order in which `forward` takes the arrays.
     """
 
     frontend: str
@@ -48,26 +60,33 @@ class Runnable(Protocol):
 
     @property
     def graph(self) -> Graph:
-        """The graph; raises RuntimeError before the first forward of a model that is captured by running it."""
+        """The graph of the model. Raises RuntimeError before the first `forward` if the graph is captured by running it."""
 
     def untouched(self) -> AbstractContextManager[None]:
-        """A context that hands the model and the global random state back as they came, also when its body raises."""
+        """Return a context manager that restores the model and the global random states on exit, also after an exception."""
 
     def forward(self, inputs: Sequence[Any], tap: Tap | None = None, edit: Edit | None = None) -> Tensors:
-        """Run on arrays drawn from `inputs` (in that order) and return one tensor for each of `graph.outputs`.
+        """Run the model and return one tensor for each of `graph.outputs`.
 
-        Raises ForwardError when the model itself raises, PartialRun when an operator cannot be run.
+        Args:
+            inputs: One array for each of `self.inputs`, as `InputSpec.draw` returns it.
+            tap: Called with the tensors of every node.
+            edit: Called with the outputs of every node, which it can replace.
+
+        Raises:
+            ForwardError: The model itself raised.
+            PartialRun: The run reached an operator that cannot be run.
         """
 
     def parameters(self) -> Mapping[str, Any]:
-        """The trainable weights by name: leaf tensors that require grad. Who writes to them puts them back."""
+        """Return the trainable weights by name: leaf tensors that require grad. A caller that changes them must restore them."""
 
     def call(self, inputs: Sequence[Any]) -> Any:
-        """Run like `forward` with nobody watching, and return what the model itself returns. Raises as `forward` does."""
+        """Run the model without callbacks and return what it returns. Takes arrays and raises errors like `forward`."""
 
 
 class PartialRun(Exception):  # noqa: N818 - it is a result, not a fault
-    """The run stopped at `node`, whose operator `op` cannot be run; `outputs` is what had been computed on the way."""
+    """The run stopped at the node with id `node`, because its operator `op` cannot be run. `reason` says why."""
 
     def __init__(self, node: str, op: str, reason: str) -> None:
         super().__init__(f"{op} at {node}: {reason}")

@@ -1,4 +1,4 @@
-"""From what was typed to single targets: folders and globs become the model files in them."""
+"""Expand the targets of the command line: a folder or a glob becomes the model files in it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _MAGIC = re.compile(r"[*?[]")
 
 
 def expand(targets: Sequence[str], cwd: Path) -> list[str]:
-    """Every target once, in order; paths are looked up from `cwd` and stay as they were typed.
+    """Return the single targets that `targets` denote, each once, in order.
 
-    Files, `-`, `pkg.mod:attr` and `file.py:attr` are passed on. A folder stands for the model files below it, a glob for the
-    files that it matches, sorted, without hidden ones. Raises TargetError for a path that does not exist, a folder or a glob
-    without models, and a Python file without an attribute.
+    Files, `-`, `pkg.mod:attr` and `file.py:attr` are returned unchanged. A folder is replaced by the model files below it, a
+    glob by the files that match; both are sorted, and hidden files are left out. Relative paths are relative to `cwd` and stay
+    relative. Raises TargetError for a path that does not exist, a folder or a glob without models, and a Python file without
+    an attribute.
     """
     found: dict[str, None] = {}
     for target in targets:
@@ -77,7 +78,10 @@ def _hidden(path: Path) -> bool:
 
 
 def _check_owner(owner: str, cwd: Path) -> None:
-    """A Python file has to exist; whether a module does is found out by importing it."""
+    """Raise TargetError if `owner` is a Python file that does not exist, or no possible name of a module.
+
+    Whether a module exists is only known once it is imported.
+    """
     if owner.endswith(".py"):
         if not (cwd / owner).is_file():
             raise TargetError(f"{owner}: no such file", hint=_suggestion(owner, cwd))
@@ -86,7 +90,7 @@ def _check_owner(owner: str, cwd: Path) -> None:
 
 
 def _suggestion(target: str, cwd: Path) -> str:
-    """The nearest name in the folder, else how targets are written."""
+    """Return a hint for a path that does not exist: similar names in its folder, or else the forms of a target."""
     folder = (cwd / target).parent
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
     near = difflib.get_close_matches(Path(target).name, names, n=2)

@@ -1,4 +1,4 @@
-"""Input specifications: the grammar of `--input` and the numbers drawn from it."""
+"""Input specifications: parse `--input` options, and draw random arrays from a specification."""
 
 from __future__ import annotations
 
@@ -23,14 +23,22 @@ _FILE = re.compile(r"^(?:(?P<name>[^=]+)=)?@(?P<path>.+)$")
 _NUMBER = re.compile(r"^(?:(?P<name>[^=]+)=)?(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)$", re.IGNORECASE)
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool", "string")
 ARRAYS = (*DTYPES, "uint16", "uint32", "uint64", "complex64", "complex128")  # what an array may hold
-_WORD = "1"  # what text is drawn as: a word that a cast to a number can read
+_WORD = "1"  # the value of a text input: a cast to a number accepts it
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What to feed to one input: `below` bounds integers, `avoid` is one that is not drawn, `value` holds a given array.
+    """The specification of one model input.
 
-    `name` is None for a positional input; `note` says what the report should add on how an input was inferred.
+    Attributes:
+        name: The name of the input; None if it is positional.
+        dtype: One of `DTYPES`, or of `ARRAYS` if the values are given.
+        shape: The shape; () for a scalar.
+        below: Drawn integers are at least 0 and less than this bound. None: they are 0 or 1.
+        value: A given array, which is used instead of a random one.
+        given: Whether the user gave the input. False if it was inferred.
+        avoid: An integer that is not drawn, such as the index of a padding row.
+        note: A remark for the report on how the input was inferred.
     """
 
     name: str | None
@@ -44,19 +52,19 @@ class InputSpec:
 
     @property
     def text(self) -> str:
-        """The specification as `--input` would take it, without the name."""
+        """The specification as `--input` takes it, without the name: "float32[2,3,64,64]", "int64[2,9]<1000"."""
         bound = f"<{self.below}" if self.below is not None else ""
         return f"{self.dtype}[{','.join(map(str, self.shape))}]{bound}"
 
     def info(self, fallback: str = "input") -> InputInfo:
-        """The row that the report shows."""
+        """Return the row that the report shows. `fallback` is the name of an input that has none."""
         return InputInfo(self.name or fallback, self.text, self.given)
 
     def draw(self, rng: np.random.Generator) -> NDArray[Any]:
-        """Values of shape `shape`: standard normal floats, uniform integers below the bound, fair booleans, a short word.
+        """Draw an array of shape `shape`, or return the given `value`.
 
-        bfloat16 is drawn as float32, for the caller to convert. Integers without a bound are 0 or 1, and a lone float, which
-        scales or bounds something, is 1.
+        Floats are standard normal, integers uniform below the bound, booleans fair coin flips, and text a fixed short word. A
+        float scalar is 1, because it usually scales or bounds something. bfloat16 is drawn as float32; the caller converts it.
         """
         if self.value is not None:
             return np.asarray(self.value)
@@ -75,9 +83,9 @@ class InputSpec:
 
 
 def parse_inputs(texts: tuple[str, ...]) -> tuple[InputSpec, ...]:
-    """Read `--input` options such as `x=float32[2,3,224,224]`, `ids=int64[2,128]<1000`, `x=@batch.npz` and `rate=16000`.
+    """Parse `--input` options such as `x=float32[2,3,224,224]`, `ids=int64[2,128]<1000`, `x=@batch.npz` and `rate=16000`.
 
-    Raises InputError for a text that is none of these, an unknown dtype, or a file that is not an array.
+    Raises InputError for any other text, an unknown dtype, and a file that holds no array.
     """
     return tuple(spec for text in texts for spec in _parse(text.strip()))
 
@@ -124,7 +132,7 @@ def _from_file(name: str | None, path: Path) -> list[InputSpec]:
 
 
 def from_array(name: str | None, array: NDArray[Any]) -> InputSpec:
-    """An array of numbers or of text as a given input. Raises InputError for one of anything else, such as dates."""
+    """Return the specification of an input whose values are given. Raises InputError unless `array` holds numbers or text."""
     dtype = "string" if array.dtype.kind in "US" else array.dtype.name
     if dtype not in ARRAYS:
         raise InputError(f"input {name or 'array'!r} holds {dtype}, which no model takes", hint=f"one of {', '.join(ARRAYS)}")
@@ -136,9 +144,10 @@ def from_array(name: str | None, array: NDArray[Any]) -> InputSpec:
 
 
 def merge_given(inferred: tuple[InputSpec, ...], given: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
-    """Replace inferred inputs by given ones, by name, or by position where the given one has no name.
+    """Replace inferred inputs by given ones and return all of them in order.
 
-    Raises InputError when a given name is not an input, and for text where numbers belong or the other way round.
+    A given input replaces the inferred one of the same name, or, if it has no name, the one at the same position. Raises
+    InputError if a given name is not an input, and if text is given for numbers or numbers for text.
     """
     merged = {spec.name: spec for spec in inferred}
     names = list(merged)
@@ -160,7 +169,7 @@ def merge_given(inferred: tuple[InputSpec, ...], given: tuple[InputSpec, ...]) -
 
 
 def _as_number(spec: InputSpec, wanted: InputSpec) -> InputSpec:
-    """A number in the dtype of the input that it is given for, and as its only element where that has one."""
+    """Convert a given scalar to the dtype and the shape of an input with a single element. Other inputs are unchanged."""
     if spec.value is None or spec.shape or any(size != 1 for size in wanted.shape):
         return spec
     dtype = {"bfloat16": "float32", "string": None}.get(wanted.dtype, wanted.dtype)

@@ -1,4 +1,4 @@
-"""What the user typed becomes an object: `pkg.mod:attr` and `path/file.py:attr`."""
+"""Targets in Python code: import `pkg.mod:attr` and `path/file.py:attr`, and call factories."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ from gradlint.recipe import Recipe, Task
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A module with what to call it on, for a factory to return; `loss(output, target)` and a recipe say how it is trained.
+    """A module with its inputs and its training task. A factory can return it.
 
-    `recipe` is a `gradlint.Recipe` or a `torch.optim.Optimizer`.
+    Attributes:
+        module: The `torch.nn.Module`.
+        args: Positional arguments of its forward.
+        kwargs: Keyword arguments of its forward.
+        loss: A function called as `loss(output, target)`.
+        target: The second argument of `loss`.
+        recipe: A `gradlint.Recipe`, its text, a dict of its settings, or a `torch.optim.Optimizer`.
     """
 
     module: Any
@@ -35,12 +41,15 @@ class Target:
 
     @property
     def task(self) -> Task:
-        """What training means for it."""
+        """Loss, target and recipe as a `Task`. Raises ConfigError if the recipe is not valid."""
         return Task(self.loss, self.target, as_recipe(self.recipe))
 
 
 def as_recipe(given: Any) -> Recipe | None:
-    """A recipe from what a user hands over; raises ConfigError for anything but a Recipe, its text, or an optimizer."""
+    """Convert `given` to a `Recipe`: a Recipe, its text, a mapping of its settings, or an optimizer. None stays None.
+
+    Raises ConfigError for any other object, and for settings that are not valid.
+    """
     if given is None or isinstance(given, Recipe):
         return given
     if isinstance(given, str):
@@ -53,17 +62,17 @@ def as_recipe(given: Any) -> Recipe | None:
 
 
 def is_python_target(text: str) -> bool:
-    """Whether `text` reads as `pkg.mod:attr` or `path/file.py:attr`, and not as the name of a file."""
+    """Return whether `text` has the form `pkg.mod:attr` or `path/file.py:attr`, and is not the name of a file."""
     where, separator, name = text.rpartition(":")
     is_name = all(part.isidentifier() for part in name.split("."))
     return bool(separator) and is_name and (where.endswith(".py") or all(part.isidentifier() for part in where.split(".")))
 
 
 def load_target(text: str, cwd: Path | None = None) -> tuple[Any, str | None]:
-    """Import what `text` names; returns the object and the file that it was found in.
+    """Import the object that `text` names; return it and the file of its module.
 
-    `cwd` and, for a file, its folder are importable meanwhile. Raises TargetError when the text names nothing, the import
-    raises (with the line and the message of the user's error), or the attribute does not exist.
+    During the import, `sys.path` includes `cwd` and, for a file, its folder. Raises TargetError if `text` names nothing, if the
+    import raises (the message has the user's error and line), or if the attribute does not exist.
     """
     cwd = cwd or Path.cwd()
     where, separator, name = text.rpartition(":")
@@ -83,7 +92,7 @@ def load_target(text: str, cwd: Path | None = None) -> tuple[Any, str | None]:
 
 @contextmanager
 def importable(*folders: Path) -> Iterator[None]:
-    """A context in which modules of `folders` can be imported."""
+    """Put `folders` at the front of `sys.path` while the body of the context runs."""
     before = list(sys.path)
     sys.path[:0] = [str(folder) for folder in folders]
     try:
@@ -93,7 +102,7 @@ def importable(*folders: Path) -> Iterator[None]:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import one file under a name that hides no other module; once for each path."""
+    """Import one file, once per path, under a module name that no other module has."""
     name = path.stem if sys.modules.get(path.stem) is None else f"{path.stem}@{path}"
     for module in (sys.modules.get(path.stem), sys.modules.get(name)):
         if module is not None and getattr(module, "__file__", None) == str(path):
@@ -123,7 +132,7 @@ def _imported(where: str, load: Callable[[], ModuleType]) -> ModuleType:
 
 
 def user_error(what: str, error: BaseException, *, hint: str | None = None) -> TargetError:
-    """A TargetError that tells the user's own error and its line."""
+    """Return a TargetError whose message contains the user's own error and the line that raised it."""
     line = raising_line(error)
     return TargetError(f"{what}: {described(error)}" + (f" ({line})" if line else ""), hint=hint)
 
@@ -142,13 +151,13 @@ def _attribute(module: ModuleType, where: str, name: str) -> Any:
 
 
 def called(factory: Callable[..., Any], name: str) -> Any:
-    """Call a factory or a class without arguments.
+    """Call a factory or a class without arguments and return the result.
 
-    Raises TargetError when it needs some, naming them, or when it raises.
+    Raises TargetError if it requires arguments (the message names them) or if it raises.
     """
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # built in: calling it is the only way to know
+    except (TypeError, ValueError):  # a builtin without a signature: only a call can tell
         parameters = ()  # type: ignore[assignment]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]

@@ -1,4 +1,4 @@
-"""Which lines are the user's, and how a report shows them."""
+"""Find the lines of the user's own code in call stacks and tracebacks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from types import CodeType, FrameType
 
 from gradlint.graph import Source
 
-_OURS = str(Path(__file__).parents[1]) + os.sep
+_GRADLINT_ROOT = str(Path(__file__).parents[1]) + os.sep
 
 
 @cache
 def _library_roots() -> tuple[str, ...]:
     spec = importlib.util.find_spec("torch")
     torch_roots = [root + os.sep for root in (spec.submodule_search_locations or ())] if spec else []
-    return (_OURS, *torch_roots)
+    return (_GRADLINT_ROOT, *torch_roots)
 
 
 @cache
 def is_user_file(file: str) -> bool:
-    """Whether a line of `file` may be shown as the user's: not torch's, gradlint's, the standard library's or generated."""
+    """Return whether `file` counts as the user's code.
+
+    Files of torch, of gradlint and of the standard library do not, nor does generated code. Other installed packages do.
+    """
     if file.startswith(("<", *_library_roots())):
         return False
     inside_standard = file.startswith(sysconfig.get_paths()["stdlib"] + os.sep)
@@ -34,14 +37,17 @@ def is_user_file(file: str) -> bool:
 
 @cache
 def shown(file: str) -> str:
-    """`file` as reports show it: relative to the working directory when it lies inside."""
+    """Return `file` as reports show it: relative to the working directory if it lies inside, and absolute otherwise."""
     path = Path(file).resolve()
     return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def calling_line(depth: int, stop: CodeType | None = None) -> Source | None:
-    """The innermost user line among the callers, from `depth` frames up to the frame that runs `stop`."""
-    frame: FrameType | None = sys._getframe(depth + 1)  # noqa: SLF001 - the stack without the cost of reading source files
+    """Return the innermost line of user code among the callers, or None.
+
+    The search skips the `depth` innermost callers and ends at the frame that runs the code object `stop`.
+    """
+    frame: FrameType | None = sys._getframe(depth + 1)  # noqa: SLF001 - `inspect.stack` would read source files
     while frame is not None and frame.f_code is not stop:
         if is_user_file(frame.f_code.co_filename):
             return Source(shown(frame.f_code.co_filename), frame.f_lineno)
@@ -50,7 +56,7 @@ def calling_line(depth: int, stop: CodeType | None = None) -> Source | None:
 
 
 def raising_line(error: BaseException) -> Source | None:
-    """The innermost user line in the traceback of `error`; for a syntax error the line that does not parse."""
+    """Return the innermost line of user code in the traceback of `error`, or None. A syntax error has the line at fault."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return Source(shown(error.filename), error.lineno)
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -60,5 +66,5 @@ def raising_line(error: BaseException) -> Source | None:
 
 
 def described(error: BaseException) -> str:
-    """`error` in one line, type first, as Python ends a traceback."""
+    """Return an exception as the last line of its traceback, "ValueError: message"."""
     return "".join(traceback.format_exception_only(error)[-1:]).strip()

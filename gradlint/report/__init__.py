@@ -1,4 +1,4 @@
-"""One module per output format, each `render(reports, *, version, **options) -> str`."""
+"""Output formats: one module per format, each with a function `render(reports, *, version, **options) -> str`."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ _DISTRIBUTION = "gradlint-nn"
 
 
 def render(output_format: str, reports: Sequence[TargetReport], **options: Any) -> str:
-    """The reports as text in one of FORMATS; the module of the format is imported when it is asked for.
+    """Return the reports as text in `output_format`, one of `FORMATS`. The module of the format is imported on first use.
 
-    Every format takes `version`, `show_refuted` and `timings`; the full report also `width`, `color` and `unicode`.
+    Every format takes the options `version`, `show_refuted` and `timings`. The full report also takes `width` (in characters),
+    `color` and `unicode`. Raises KeyError if the format is unknown.
     """
     text: str = import_module(FORMATS[output_format]).render(reports, **{"version": tool_version()} | options)
     return text
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """The text without control characters but those in `keep`: names from model files must not steer a terminal or a log."""
+    """Replace control characters, except those in `keep`, by blanks: a name in a model file must not control a terminal."""
     return "".join(char if char.isprintable() or char in keep else " " for char in text)
 
 
 def tool_version() -> str:
-    """The version of gradlint, from the installed distribution or from the checkout it runs in."""
+    """Return the version of gradlint, from the metadata of the installed distribution or else from `pyproject.toml`."""
     from importlib import metadata  # noqa: PLC0415 - slow, and not needed to show help
 
     try:

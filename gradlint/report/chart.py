@@ -1,4 +1,4 @@
-"""Growth along the spine as rows of numbers and bars; no colour, no rich."""
+"""The chart of growth along the spine: rows with numbers and bars, as plain text without color."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ if TYPE_CHECKING:
     from gradlint.theory.reading.phase import Phase
 
 MAX_LINES = 16
-_WHOLE = 9  # rows that are never folded
+_NEVER_FOLDED = 9  # a chart of at most this many rows is not folded
 _ENDS = 3  # rows that folding keeps at each end
-_FULL_SCALE = 4.0  # decades that fill the chart at least: models that fail by growth start near there
-_NOTHING = 1e-6  # decades that are not drawn
-_SLIVER = 0.1  # share of the scale below which the other side of the axis is not drawn
-_BEND = 0.15  # decades off a straight line that folding shows
+_FULL_SCALE = 4.0  # the scale spans at least this many decades: models that fail by growth start near there
+_NEGLIGIBLE = 1e-6  # a range of fewer decades is drawn as empty
+_LEAST_SHARE = 0.1  # the smaller side of the axis is drawn from this share of the larger side on
+_TOLERANCE = 0.15  # folding hides rows that lie within this many decades of a straight line
 _FOLLOWERS = {Kind.ACTIVATION, Kind.DROPOUT, Kind.SHAPE, Kind.SOFTMAX, Kind.MATH, Kind.MUL, Kind.POOL, Kind.REDUCE, Kind.CUT}
 _NORM_FOLLOWS = {Kind.LINEAR, Kind.CONV}
 
 
 class Glyphs(NamedTuple):
-    """The characters of a chart: a whole cell, half a cell at the end of a bar to the right or to the left, axis, folded bar."""
+    """The characters of a chart.
+
+    `bar` is a full cell, `right` and `left` are the half cells that end a bar on that side, `axis` is the zero line, and
+    `folded` is a cell in the bar of a `Gap`.
+    """
 
     bar: str
     right: str
@@ -45,7 +49,11 @@ BLOCKS = Glyphs("\u2588", "\u258c", "\u2590", "\u2502", "\u2591")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One layer of the chart, in decades at the layer's output; `nodes` are the spine nodes that it stands for."""
+    """One layer of the chart. All values are in decades, at the layer's output.
+
+    `backward` is the measured gradient, `predicted` the predicted one and `forward` the measured signal. `nodes` are the spine
+    nodes that the row stands for.
+    """
 
     label: str
     backward: float | None
@@ -56,15 +64,17 @@ class Row:
 
     @property
     def value(self) -> float | None:
-        """What the bar shows: the measured gain, else the predicted one."""
+        """The value that the bar shows: the measured gradient, or the predicted one if there is no measured one."""
         return self.predicted if self.backward is None else self.backward
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Rows that were folded away: how many, the middle of their values, and the change a row towards the input.
+    """Rows that are folded into one line.
 
-    `even` says that the change is about the same at every row; `step` and `value` are None where a value is not finite.
+    `rows` is their number, `value` the mean of the values at both ends, and `step` the mean change per row toward the input, in
+    decades. `value` and `step` are None if some value is missing or not finite. `even` says whether the change is about the
+    same at every row.
     """
 
     rows: int
@@ -81,7 +91,10 @@ class Gap:
 
 
 def layer_rows(spine: Sequence[SpinePoint]) -> list[Row]:
-    """One row a layer: points of one module in a row, with the activations, norms and reshapes that follow a weight layer."""
+    """Group the points of the spine into layers and return one row per layer.
+
+    A layer is a run of points of one module, together with the activations, norms and reshapes that follow a weight layer.
+    """
     groups: list[list[SpinePoint]] = []
     for point in spine:
         if groups and _continues(groups[-1], point):
@@ -114,17 +127,20 @@ def _row(group: Sequence[SpinePoint]) -> Row:
 
 
 def time_rows(time: TimeGrowth) -> list[Row]:
-    """One row a step of a recurrence."""
+    """Return one row per time step of a recurrence."""
     return [Row(f"step {step}", backward) for step, backward in enumerate(time.backward)]
 
 
 def fold(rows: Sequence[Row], limit: int = MAX_LINES) -> list[Row | Gap]:
-    """At most `limit` lines: both ends, and between them the rows where the curve leaves a straight line most."""
-    if len(rows) <= min(_WHOLE, limit):
+    """Fold rows so that at most `limit` lines remain.
+
+    Both ends stay, and between them the rows that deviate most from the straight line through the rows that stay.
+    """
+    if len(rows) <= min(_NEVER_FOLDED, limit):
         return list(rows)
     levels = _levels(rows)
     kept = {*range(_ENDS), *range(len(rows) - _ENDS, len(rows))}
-    tolerance = max(_BEND, 0.06 * (max(levels) - min(levels)))
+    tolerance = max(_TOLERANCE, 0.06 * (max(levels) - min(levels)))
     while True:
         off, index = max(_deviations(levels, sorted(kept)))
         wider = {*kept, index}
@@ -135,7 +151,7 @@ def fold(rows: Sequence[Row], limit: int = MAX_LINES) -> list[Row | Gap]:
 
 
 def _levels(rows: Sequence[Row]) -> list[float]:
-    """The curve with a number everywhere: what is not finite lies a decade beyond the rest, what is unknown continues."""
+    """Return one finite number per row: an infinite value lies one decade beyond the finite ones, a missing one repeats."""
     finite = [row.value for row in rows if row.value is not None and math.isfinite(row.value)] or [0.0]
     levels: list[float] = []
     for row in rows:
@@ -149,7 +165,7 @@ def _levels(rows: Sequence[Row]) -> list[float]:
 
 
 def _deviations(levels: Sequence[float], kept: Sequence[int]) -> Iterator[tuple[float, int]]:
-    """Distance of every row from the straight line between the kept rows around it."""
+    """Yield the distance of every row from the straight line between its nearest kept rows, and the index of the row."""
     yield 0.0, kept[0]
     for low, high in itertools.pairwise(kept):
         slope = (levels[high] - levels[low]) / (high - low)
@@ -178,12 +194,15 @@ def _folded(rows: Sequence[Row], levels: Sequence[float], kept: Sequence[int]) -
 
 
 def bars(rows: Sequence[Row | Gap], width: int, glyphs: Glyphs) -> list[str]:
-    """A bar for each row, `width` cells wide with the axis: from 0 to the right where positive, to the left where negative."""
+    """Draw a bar for each row, at most `width` characters wide including the axis.
+
+    A positive value extends from the axis to the right, a negative one to the left.
+    """
     values = [row.value for row in rows if isinstance(row, Row) and row.value is not None and math.isfinite(row.value)]
     low, high = min([0.0, *values]), max([0.0, *values])
-    low, high = (0.0 if -low < _SLIVER * high else low), (0.0 if high < -_SLIVER * low else high)
-    stretch = max(1.0, _FULL_SCALE / max(high - low, _NOTHING))
-    low, high = (low * stretch, high * stretch) if high - low > _NOTHING else (0.0, _FULL_SCALE)
+    low, high = (0.0 if -low < _LEAST_SHARE * high else low), (0.0 if high < -_LEAST_SHARE * low else high)
+    stretch = max(1.0, _FULL_SCALE / max(high - low, _NEGLIGIBLE))
+    low, high = (low * stretch, high * stretch) if high - low > _NEGLIGIBLE else (0.0, _FULL_SCALE)
     cells = width - 1
     zero = round(cells * -low / (high - low))
     scale = cells / (high - low)
@@ -192,7 +211,7 @@ def bars(rows: Sequence[Row | Gap], width: int, glyphs: Glyphs) -> list[str]:
 
 
 def picture(phase: Phase, *, unicode: bool) -> list[str]:
-    """Gain against growth a layer, as `Phase.picture` draws it, in ASCII where the terminal has no more."""
+    """Return the lines of `Phase.picture`, a plot of growth per layer against gain, in ASCII unless `unicode`."""
     return [line if unicode else line.translate(_PLAIN) for line in phase.picture()]
 
 
@@ -203,7 +222,7 @@ def _bar(value: float | None, scale: float, zero: int, cells: int, glyphs: Glyph
     if value is None or math.isnan(value) or value == -math.inf:
         return " " * zero + glyphs.axis
     room = cells - zero if value > 0 else zero
-    length = min(room, scale * abs(value))  # room is reached by an infinite value
+    length = min(room, scale * abs(value))  # an infinite value fills the room
     halves = round(2 * length) if glyphs.right else 2 * round(length)
     if value < 0:
         return f"{(glyphs.left if halves % 2 else '') + glyphs.bar * (halves // 2):>{zero}}{glyphs.axis}"

@@ -1,4 +1,4 @@
-"""One line a finding, for editors and grep: `net.py:14: GL101 error name [place] message`."""
+"""The concise format, for editors and grep: one line per finding, `net.py:14: GL101 error name [place] message`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradlint.result import TargetReport
 
 
 def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool = False, **_: Any) -> str:  # noqa: ARG001
-    """Findings of every target, the target standing in for a line of code where there is none; then the totals."""
+    """Return one line per finding and one per target, then the totals. A finding without a line of code shows its target."""
     lines = []
     for report in reports:
         for finding in shown(report, refuted=show_refuted):

@@ -1,4 +1,4 @@
-"""An explanation of one operator as text, made to fit 80 columns."""
+"""The explanation of one operator as text, the output of `gradlint explain`; it fits 80 columns."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from gradlint.theory.recurrence.loops import Loop
 from gradlint.theory.transfer.signal import Signal
 
-_NO_MEAN = 1e-6  # of the root of q: a mean that is rounding
-_LEAD = 12  # columns of the words on the left
+_NO_MEAN = 1e-6  # relative to sqrt(q): a smaller mean is rounding error and is shown as 0
+_LEAD = 12  # width of the left column
 
 
 def render(explanations: Sequence[Explanation], *, width: int = 80, unicode: bool = False) -> str:
-    """One block an operator."""
+    """Return one block of text per operator, at most `width` characters wide."""
     return "\n".join("\n".join([*_block(item, width, unicode=unicode), ""]) for item in explanations)
 
 
@@ -82,7 +82,10 @@ def _weights(node: Node) -> Iterator[tuple[str, str]]:
 
 
 def _signals(item: Explanation, width: int) -> Iterator[str]:
-    """A table of the signals before and behind the operator, with what two samples and two positions have in common."""
+    """Yield a table of the signals before and after the operator: level, second moment q, mean, and shares of q.
+
+    The shares are the part of q that two samples, and two positions, have in common.
+    """
     rows = [("before", printable(name), signal) for name, signal in item.before]
     rows += [("behind", printable(item.node.id), item.behind)] if item.behind is not None else []
     if not rows:
@@ -111,12 +114,12 @@ def _shares(signal: Signal) -> str:
 
 
 def _power(decades: float | None) -> str:
-    """A level or a gradient as a power of ten."""
+    """Format a level or a gradient, given in decades, as a power of ten."""
     return "zero" if decades == -math.inf else f"10^{decimal(decades, 2)}"
 
 
 def _equation(lead: str, equation: Equation, tail: str, width: int) -> Iterator[str]:
-    """Formula, numbers, result; numbers that are the result already are left out."""
+    """Yield formula, numbers and result of an equation. Numbers that equal the result are not repeated."""
     text, result = equation.numbers, shown(equation.result)
     if equation.formula == result:
         yield from _wrapped(lead, f"{result}{tail}", width)
@@ -155,7 +158,7 @@ def _backward(item: Explanation, back: BackwardFactor, width: int) -> Iterator[s
 
 
 def _loop(loop: Loop) -> str:
-    """What the recurrent matrix does to a gradient over time."""
+    """Describe what the recurrent matrix does to a gradient over time."""
     known = ((loop.radius, "spectral radius {:.3g}"), (loop.norm, "largest singular value {:.3g}"))
     parts = [text.format(value) for value, text in known if value is not None]
     exponent, horizon = loop.lyapunov(), loop.horizon()

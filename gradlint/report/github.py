@@ -1,4 +1,4 @@
-"""Workflow commands, which GitHub shows as annotations beside the lines of a pull request."""
+"""The GitHub format: workflow commands, which GitHub shows as annotations next to the lines of a pull request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _PROPERTY = _DATA | str.maketrans({":": "%3A", ",": "%2C"})
 
 
 def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool = False, **_: Any) -> str:  # noqa: ARG001
-    """One command a finding, on the user's line, else on the model file; then a plain line with the verdict for the log."""
+    """Return one command per finding, and one plain line per target with the verdict, for the log.
+
+    A command points at the user's line, or at the model file if the finding has no line.
+    """
     lines = []
     for report in reports:
         lines += [_annotation(finding, report) for finding in shown(report, refuted=show_refuted)]

@@ -1,4 +1,4 @@
-"""The machine-readable report, "gradlint-report/1"; `schema()` is its JSON Schema."""
+"""The JSON format, "gradlint-report/1". `schema()` returns its JSON Schema."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SCHEMA = "gradlint-report/1"
 
 
 def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool = False, timings: bool = True, **_: Any) -> str:
-    """Every report in full, as one document."""
+    """Return all reports as one JSON document. Missing numbers are null, non-finite ones the strings "inf", "-inf", "nan"."""
     targets = [_target(report, refuted=show_refuted, timings=timings) for report in reports]
     document = {"schema": SCHEMA, "version": version, "targets": targets}
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) that every report satisfies."""
+    """Return the JSON Schema (draft 2020-12) that every report satisfies."""
     text = resources.files("gradlint.report").joinpath("schema.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -60,7 +60,7 @@ def _target(report: TargetReport, *, refuted: bool, timings: bool) -> dict[str, 
 
 
 def _growth(report: TargetReport) -> dict[str, Any] | None:
-    """Measured growth, with the place of the predicted one where nothing was measured; None where there is neither."""
+    """Return predicted and measured growth; the details are those of the measured one if any. None if there is neither."""
     measured, predicted = growths(report)
     known = measured or predicted
     if known is None:
@@ -163,7 +163,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _decades(value: float | None) -> float | str | None:
-    """A number to 4 decimal places, never -0.0; what is not finite by name."""
+    """Round a number to 4 decimal places, without -0.0. A non-finite one becomes "inf", "-inf" or "nan"."""
     if value is None or not math.isfinite(value):
         return None if value is None else _name(value)
     return round(float(value), 4) + 0.0
@@ -178,7 +178,7 @@ def _name(value: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Any value of a rule as JSON has it: numbers to 6 significant digits, numpy scalars and arrays by their own values."""
+    """Convert a value of a finding to JSON types: floats have 6 significant digits, numpy arrays and dataclasses are unpacked."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,4 +1,4 @@
-"""What experiments saw, one line of text for each."""
+"""The results of the experiments as text, one line for each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.report.wording import count
 from gradlint.result import TargetReport, TimeGrowth
 
-_SHOWN = 3  # recurrences
+_SHOWN = 3  # recurrences that are listed
 
 
 def remarks(report: TargetReport) -> Iterator[tuple[str, str]]:
-    """Label and text of what a reader should know whether or not a rule complains."""
+    """Yield label and text of each result that is shown whether or not a rule reports it."""
     found = report.observed
     if report.recipe is not None:
         yield "recipe", report.recipe.text + _limit(found.get("curvature"))
@@ -28,7 +28,7 @@ def remarks(report: TargetReport) -> Iterator[tuple[str, str]]:
 
 
 def _time(time: TimeGrowth) -> str:
-    """How fast the gradient of one recurrence changes, and how far that is from what the sequence asks for."""
+    """Describe how fast the gradient of one recurrence changes per step, and what that makes over the whole sequence."""
     slope, horizon = time.slope or 0.0, time.horizon or math.inf
     back = " (backwards)" if time.direction == "reverse" else ""
     pace = f"{time.node}{back}: the gradient {'grows' if slope > 0.0 else 'fades'} x{10**slope:.3g} a step"

@@ -1,4 +1,4 @@
-"""Rules as text: a list, a page for each, or JSON."""
+"""The output of `gradlint rule`: a list of rules, a page for each, or JSON."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def listed(rules: Sequence[type[Rule]]) -> str:
-    """One line a rule: code, severity, name."""
+    """Return one line per rule: code, severity, name."""
     return "".join(f"{rule.code}  {rule.severity:<7}  {rule.name}\n" for rule in rules)
 
 
 def as_json(rules: Sequence[type[Rule]]) -> str:
-    """A list of objects with code, name, severity and documentation."""
+    """Return a JSON list of objects with code, name, severity and documentation."""
     described = [
         {"code": rule.code, "name": rule.name, "severity": rule.severity.value, "documentation": rule.documentation()}
         for rule in rules
@@ -26,9 +26,9 @@ def as_json(rules: Sequence[type[Rule]]) -> str:
 
 
 def page(documentation: str, width: int | None = None, *, bold: Callable[[str], str] = str) -> str:
-    """A rule's documentation, filled to `width` where one is given; `bold` marks the title and the headings.
+    """Return a rule's documentation, filled to `width` if one is given. `bold` marks the title and the headings.
 
-    A heading is a line that an indented paragraph follows.
+    A heading is a line that is followed by an indented paragraph.
     """
     lines = documentation.split("\n")
     if width is not None:
@@ -41,7 +41,7 @@ def page(documentation: str, width: int | None = None, *, bold: Callable[[str], 
 
 
 def _filled(lines: Sequence[str], width: int) -> list[str]:
-    """Indented paragraphs wrapped anew; a line that ends a sentence stays the end of a line, which keeps lists apart."""
+    """Wrap indented paragraphs to `width`. A line that ends a sentence is not joined to the next, so that lists stay lists."""
     joined: list[str] = []
     for line in lines:
         before, indent = (joined[-1] if joined else ""), _indent(line)

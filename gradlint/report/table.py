@@ -1,4 +1,4 @@
-"""The chart as a table of text: which columns fit, and what stands left and right of the bars."""
+"""The columns of the chart: which ones fit the width, and the text to the left and right of the bars."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from gradlint.report.wording import decimal, short_path
 
 _FEWEST_CELLS, _MOST_CELLS = 12, 40
 _LONGEST_LABEL, _LONGEST_LINE = 30, 18
-_NUMBER, _PREDICTED, _SIGNAL = 7, 11, 8  # widths of the number columns with the blanks before them
+_NUMBER, _PREDICTED, _SIGNAL = 7, 11, 8  # widths of the number columns including the blanks before them
 
 
 class Table:
-    """Columns for rows that have been folded: label, source line, gradient, bar, predicted gradient, signal.
+    """The columns of a folded chart: label, source line, gradient, bar, predicted gradient, signal.
 
-    Columns without a value are left out, as are predictions of less than half of the rows; signal, predicted gradient and source
-    line, in this order, give way to the bars where `width` is short. `cells` is the width of a bar, `before` that of all that
-    stands left of it, `head` the line of headings.
+    A column without values is left out, and so are predictions for less than half of the rows. If `width` is too small for the
+    bars, the signal, the predicted gradient and the source line are left out, in this order. `cells` is the width of a bar,
+    `before` the width of all columns to the left of it, `head` the line of headings.
     """
 
     def __init__(self, lines: Sequence[Row | Gap], heading: str, width: int) -> None:
@@ -41,7 +41,7 @@ class Table:
         self.head = f"{heading:<{self.before - _NUMBER}}{title:<{_NUMBER + self.cells}}{extra}".rstrip()
 
     def left(self, line: Row | Gap) -> str:
-        """What stands before the bar; longer than `before` when a gap's words leave no room for one."""
+        """Return the text to the left of the bar. It is longer than `before` if a gap's text leaves no room for a bar."""
         if isinstance(line, Gap):
             return f"{line} ".ljust(self.before)
         width = self._optional.get("where", 0)
@@ -49,7 +49,7 @@ class Table:
         return f"{_shortened(line.label, self._label - 2):<{self._label}}{where}{decimal(line.value):>{_NUMBER - 1}} "
 
     def right(self, line: Row | Gap) -> str:
-        """What stands after the bar."""
+        """Return the text to the right of the bar."""
         if isinstance(line, Gap):
             return ""
         values = {"predicted": line.predicted, "signal": line.forward}
@@ -61,7 +61,7 @@ def _line_of(row: Row) -> str:
 
 
 def _shortened(name: str, width: int) -> str:
-    """A dotted name that keeps its end, cut at a dot where that leaves enough."""
+    """Shorten a dotted name to `width` characters. Its end is kept, cut at a dot if that leaves enough of it."""
     if len(name) <= width:
         return name
     tail = name[2 - width :]

@@ -1,4 +1,4 @@
-"""The full report, for people: verdict first, then growth over the layers, findings, coverage; made to fit 80 columns."""
+"""The full report, for people: verdict, growth over the layers, findings, coverage. It fits 80 columns."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _VERDICT_STYLE = {
     Verdict.UNKNOWN: "bold magenta",
 }
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold dark_orange3", Severity.NOTE: "bold cyan"}
-_QUIET = "dim"
+_DIM = "dim"
 _INDENT = " " * 8
 
 
 def render(
     reports: Sequence[TargetReport],
     *,
-    version: str,  # noqa: ARG001 - every format is given it
+    version: str,  # noqa: ARG001 - every format takes it
     width: int = 80,
     color: bool = False,
     unicode: bool = False,
     show_refuted: bool = False,
     timings: bool = True,
 ) -> str:
-    """One block a target and a closing line, at most `width` columns wide."""
+    """Return one block of text per target and a closing line, at most `width` characters wide (40 at least)."""
     page = _Page(width, unicode=unicode, refuted=show_refuted, timings=timings)
     lines: list[Text] = []
     for report in reports:
@@ -67,7 +67,7 @@ def render(
 
 
 class _Page:
-    """Lines of text for one width and one set of options."""
+    """Format reports as lines of text, for one width and one set of options."""
 
     def __init__(self, width: int, *, unicode: bool, refuted: bool, timings: bool) -> None:
         self.width = max(width, 40)
@@ -77,7 +77,7 @@ class _Page:
         self.timings = timings
 
     def block(self, report: TargetReport, *, alone: bool) -> Iterator[Text]:
-        """Everything about one target."""
+        """Yield all lines about one target. `alone` says whether it is the only one: a healthy one among several is brief."""
         rows = layer_rows(report.spine)
         findings = shown(report, refuted=self.refuted)
         brief = report.verdict is Verdict.HEALTHY and not alone
@@ -96,11 +96,11 @@ class _Page:
         if findings or not brief:
             yield Text()
         for note in report.notes:
-            yield from self.wrapped("  note: ", printable(note), _QUIET)
-        yield from self.wrapped("  ", self._coverage(report), _QUIET)
+            yield from self.wrapped("  note: ", printable(note), _DIM)
+        yield from self.wrapped("  ", self._coverage(report), _DIM)
 
     def wrapped(self, lead: str, text: str, style: str = "", *, lead_style: str | None = None) -> Iterator[Text]:
-        """A paragraph after `lead`, its further lines indented as far."""
+        """Yield a paragraph that starts with `lead`; its further lines are indented by the width of `lead`."""
         body = textwrap.wrap(text, max(self.width - cell_len(lead), 20), break_on_hyphens=False) or [""]
         for index, line in enumerate(body):
             start = lead if index == 0 else " " * cell_len(lead)
@@ -114,10 +114,10 @@ class _Page:
             facts.append(f"captured: {report.capture}")
         name, rest = printable(report.target), printable(", ".join(fact for fact in facts if fact))
         if cell_len(name) + 3 + cell_len(rest) <= self.width:
-            yield Text.assemble((name, "bold"), ("   " + rest, _QUIET))
+            yield Text.assemble((name, "bold"), ("   " + rest, _DIM))
         else:
             yield Text(name, "bold")
-            yield from self.wrapped("  ", rest, _QUIET)
+            yield from self.wrapped("  ", rest, _DIM)
 
     def _verdict(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Text]:
         verdict = report.verdict.value.upper()
@@ -129,7 +129,7 @@ class _Page:
             yield from self.wrapped("  ", sentence)
         growth = next(filter(None, growths(report)), None)
         if growth is not None and growth.jumps:
-            yield from self.wrapped("  ", one_offs(growth), _QUIET)
+            yield from self.wrapped("  ", one_offs(growth), _DIM)
 
     def _why(self, report: TargetReport) -> Iterator[Text]:
         if report.attribution is not None:
@@ -150,24 +150,24 @@ class _Page:
                 yield from self._chart(time_rows(time), f"time steps of {printable(time.node)}{back}")
 
     def _phase(self, report: TargetReport) -> Iterator[Text]:
-        """The picture of a stack's phase, where growth is beyond what is healthy and the page is wide enough."""
+        """Yield the plot of the stack's phase, if growth is beyond the healthy range and the plot fits the width."""
         growth = next(filter(None, growths(report)), None)
         if report.stack is None or report.stack.phase.critical is None or growth is None or abs(growth.decades) < HEALTHY:
             return
-        lines = [Text(f"  {line}", _QUIET) for line in picture(report.stack.phase, unicode=self.unicode)]
+        lines = [Text(f"  {line}", _DIM) for line in picture(report.stack.phase, unicode=self.unicode)]
         if max(line.cell_len for line in lines) <= self.width:
             yield from [Text(), *lines]
 
     def _chart(self, rows: Sequence[Row], heading: str) -> Iterator[Text]:
         lines = fold(rows)
         table = Table(lines, heading, self.width - 2)
-        yield Text("  " + table.head, _QUIET)
+        yield Text("  " + table.head, _DIM)
         for line, bar in zip(lines, bars(lines, table.cells, self.glyphs), strict=True):
             left, right = table.left(line), table.right(line)
             if isinstance(line, Row):
-                yield Text.assemble("  ", left, (f"{bar:<{table.cells}}", _bar_style(line.value)), (right, _QUIET))
+                yield Text.assemble("  ", left, (f"{bar:<{table.cells}}", _bar_style(line.value)), (right, _DIM))
             else:
-                yield Text(f"  {left}{bar if len(left) == table.before else ''}", _QUIET)
+                yield Text(f"  {left}{bar if len(left) == table.before else ''}", _DIM)
 
     def _finding(self, finding: Finding, report: TargetReport) -> Iterator[Text]:
         where = [part for part in (place(finding), located(finding)) if part]
@@ -185,7 +185,7 @@ class _Page:
             return
         yield from self.wrapped(_INDENT, printable(finding.message))
         if evidence := _evidence(finding, report):
-            yield from self.wrapped(_INDENT, printable(evidence), _QUIET)
+            yield from self.wrapped(_INDENT, printable(evidence), _DIM)
         if finding.remedy is not None:
             yield from self.wrapped(f"{_INDENT}fix: ", printable(finding.remedy.summary), lead_style="bold green")
             if finding.remedy.verified is not None:
@@ -214,7 +214,7 @@ def _bar_style(value: float | None) -> str:
 
 
 def _evidence(finding: Finding, report: TargetReport) -> str:
-    """Numbers that the message does not give yet."""
+    """Return the numbers of the evidence that the message does not already contain."""
     known: dict[str, Any] = dict(finding.evidence)
     decades = known.pop("decades", None)
     numbers = {key: value for key, value in known.items() if isinstance(value, int | float) and not isinstance(value, bool)}

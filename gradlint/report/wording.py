@@ -1,4 +1,4 @@
-"""What several formats say in the same words: places, counts, growth, and which findings to show."""
+"""Text that several formats share: places, counts, numbers, totals, and the order of the findings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FILE_FRONTENDS = ("onnx", "pt2", "weights")
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun: "1 error", "2 errors"."""
+    """Return a number with its noun: "1 error", "2 errors"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def decimal(value: float | None, places: int = 1, *, sign: bool = False) -> str:
-    """A number of decades as people read it: "-" where there is none, never "-0.0"; a gradient of zero has -inf decades."""
+    """Format a number of decades: "-" for None, "zero" for -inf (a gradient that is exactly zero), and never "-0.0"."""
     if value is None:
         return "-"
     if value == -math.inf:
@@ -36,7 +36,7 @@ def decimal(value: float | None, places: int = 1, *, sign: bool = False) -> str:
 
 
 def short_path(file: str) -> str:
-    """A file relative to the working directory, where it lies below it."""
+    """Return a path relative to the working directory if it lies below it, and unchanged otherwise."""
     path = Path(file)
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
@@ -44,14 +44,14 @@ def short_path(file: str) -> str:
 
 
 def growths(report: TargetReport) -> tuple[Growth | None, Growth | None]:
-    """The measured and the predicted growth; without a probe, the growth of a report is the predicted one."""
+    """Return the measured and the predicted growth. Without a probe, the growth of a report is the predicted one."""
     if report.seeds:
         return report.growth, report.predicted
     return None, report.predicted or report.growth
 
 
 def target_file(report: TargetReport) -> str | None:
-    """The file that the target is or names; None for `pkg.mod:attr`, an object, and standard input."""
+    """Return the file that the target is or names. None for `pkg.mod:attr`, an object and standard input."""
     if report.frontend in _FILE_FRONTENDS:
         return None if report.target == "-" else short_path(report.target)
     match = _FACTORY.match(report.target)
@@ -59,7 +59,10 @@ def target_file(report: TargetReport) -> str | None:
 
 
 def shown(report: TargetReport, *, refuted: bool) -> list[Finding]:
-    """The findings to show in the order of the report, symptoms moved behind what explains them; refuted ones last, if at all."""
+    """Return the findings to show, in the order of the report.
+
+    A symptom follows the finding that explains it. Refuted findings come last if `refuted`, and are left out otherwise.
+    """
     findings = [finding for finding in report.findings if refuted or finding.confidence is not Confidence.REFUTED]
     last = {finding.rule: index for index, finding in enumerate(findings)}
     order = {id(finding): index for index, finding in enumerate(findings)}
@@ -72,7 +75,7 @@ def shown(report: TargetReport, *, refuted: bool) -> list[Finding]:
 
 
 def place(finding: Finding) -> str:
-    """Where a finding is, in one short phrase: `blocks.3.fc`, `/blocks.0-29/fc/Gemm`, `stem and 4 more`."""
+    """Return a short phrase that says where a finding is: `blocks.3.fc`, `/blocks.0-29/fc/Gemm`, `stem and 4 more`."""
     if finding.module or len(finding.nodes) < 2:
         return _named(finding.module or finding.node or "")
     return _named(merged(finding.nodes) or f"{finding.nodes[0]} and {len(finding.nodes) - 1} more")
@@ -83,7 +86,10 @@ def _named(label: str) -> str:
 
 
 def merged(labels: Sequence[str], *, filled: bool = False) -> str | None:
-    """One label for several that differ in a single number, None where they differ in more; `filled`: all between are meant."""
+    """Merge labels that differ in a single number into one, `blocks.0-29.fc`. None if they differ in more than that.
+
+    `filled` says that the labels are the ends of a range, which includes all numbers between them.
+    """
     parts = [_NUMBER.split(label) for label in labels]
     if len({len(part) for part in parts}) > 1:
         return None
@@ -101,12 +107,12 @@ def _abridged(numbers: Sequence[int]) -> list[int | str]:
 
 
 def located(finding: Finding) -> str:
-    """The user's line, `net.py:14`, or nothing."""
+    """Return the user's line, as in `net.py:14`, or "" if the finding has none."""
     return f"{short_path(finding.file)}:{finding.line}" if finding.file else ""
 
 
 def states(text: str, number: float) -> bool:
-    """Whether a text already gives a number, to whatever number of decimal places it prints it."""
+    """Return whether a text contains a number, rounded to any number of decimal places."""
     for found in _DECIMAL.findall(text):
         places = len(found.partition(".")[2])
         if float(found) == (round(number, places) if places else number):
@@ -115,7 +121,7 @@ def states(text: str, number: float) -> bool:
 
 
 def totals(reports: Sequence[TargetReport], *, refuted: bool) -> tuple[str, str]:
-    """The closing sentence over all targets; and where to read about the worst finding, empty without findings."""
+    """Return the closing sentence over all targets, and a pointer to the rule of the most severe finding ("" if none)."""
     findings = [finding for report in reports for finding in shown(report, refuted=refuted)]
     parts = [count(number, severity) for severity, number in _tally(findings) if number]
     verdicts = Counter(report.verdict for report in reports)

@@ -1,1 +1,1 @@
-"""The torch front end: one traced run of a module becomes a graph."""
+"""The torch front end: it traces one run of a module to a graph."""

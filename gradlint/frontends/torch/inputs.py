@@ -1,4 +1,4 @@
-"""What to feed to a torch module: the given inputs, the module's own hints, or a guess from its first layers."""
+"""Inputs of a torch module: given by the user, stored with the module, or guessed from its first layers."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from gradlint.frontends.torch.lineage import dtype_name, to_numpy
 from gradlint.frontends.user_code import described, raising_line
 
 _BATCH = 8
-_LENGTH = 16  # tokens of a sequence
+_LENGTH = 16  # tokens in a sequence
 _STEPS = 32  # time steps of a recurrence
 _SIZES = {1: (64, 224, 1024, 16000), 2: (64, 224, 32, 28, 128, 256, 299, 96, 512), 3: (16, 32, 64, 112)}
-_WAVES = (4000, 8000, 16000)  # samples of a sound
-_ENTRIES = 6  # first layers that are tried as the one that reads the input
+_AUDIO_LENGTHS = (4000, 8000, 16000)  # samples of an audio signal
+_ENTRIES = 6  # how many layers are tried as the one that reads the input
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Arguments of a forward, with an InputSpec in the place of every tensor."""
+    """The arguments of a forward call, with an `InputSpec` in place of every tensor."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parameters(module: nn.Module) -> list[inspect.Parameter]:
-    """What `module.forward` takes, without self; nothing where it cannot be told."""
+    """Return the parameters of `module.forward` without `self`; an empty list if it has no signature."""
     if isinstance(module, torch.jit.ScriptModule):
         forward: Any = module.forward
         names = [argument.name for argument in forward.schema.arguments[1:]]
@@ -46,14 +46,15 @@ def parameters(module: nn.Module) -> list[inspect.Parameter]:
 
 
 def as_spec(name: str | None, tensor: Tensor) -> InputSpec:
-    """A tensor that the user handed over, as an input with fixed values."""
+    """Return the specification of an input whose values are those of `tensor`."""
     return InputSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), value=to_numpy(tensor), given=True)
 
 
 def feed_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: tuple[InputSpec, ...]) -> Feed:
-    """The feed of arguments that the user handed over; `given` replaces tensors among them by name or position.
+    """Return the feed for the given arguments, with tensors replaced by those of `given`, by name or by position.
 
-    A tensor is named by its argument, and inside it by index or key: "x", "x.0", "batch.mask".
+    The name of a tensor is that of its argument, followed by indices and keys if it is nested: "x", "x.0", "batch.mask". Raises
+    InputError if a name in `given` does not exist.
     """
     taken = [p.name for p in parameters(module) if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
     specs: dict[str, InputSpec] = {}
@@ -74,14 +75,14 @@ def feed_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def _key(entry: Any) -> Any:
-    """Index, key or attribute of one step into nested arguments."""
+    """Return the index, key or attribute of one entry in the path to a nested tensor."""
     return next(value for kind in ("idx", "key", "name") if (value := getattr(entry, kind, None)) is not None)
 
 
 def feed_given(module: nn.Module, given: tuple[InputSpec, ...]) -> Feed | None:
-    """The feed that the given inputs make up, None when a required argument is not among them.
+    """Return the feed that consists of the given inputs, or None if a required argument is missing.
 
-    Raises InputError for a name that the forward does not take, or more inputs than it takes.
+    Raises InputError if the forward does not take an input of that name, or not as many inputs.
     """
     taken = parameters(module)
     kinds = {parameter.kind for parameter in taken}
@@ -104,7 +105,7 @@ def feed_given(module: nn.Module, given: tuple[InputSpec, ...]) -> Feed | None:
 
 
 def _feed(taken: list[inspect.Parameter], by_name: Mapping[str, InputSpec], extra: list[InputSpec] | None = None) -> Feed:
-    """By position as far as the arguments are without a hole, the rest by keyword."""
+    """Pass arguments by position up to the first missing one, and the others by keyword."""
     args: list[InputSpec] = []
     for parameter in taken:
         if parameter.kind not in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD} or parameter.name not in by_name:
@@ -115,9 +116,9 @@ def _feed(taken: list[inspect.Parameter], by_name: Mapping[str, InputSpec], extr
 
 
 def infer(module: nn.Module, given: tuple[InputSpec, ...], attempt: Callable[[Feed], None]) -> Feed:
-    """The first feed that `attempt` can run the module on; given inputs stay as they are.
+    """Return the first guessed feed on which `attempt` runs without an exception. Given inputs are never changed.
 
-    Raises InputError, with what the forward said to the first guess, when there is none.
+    Raises InputError if no guess works; its message quotes the error that the forward raised on the first guess.
     """
     complaint: BaseException | None = None
     tried: dict[str, Feed] = {}
@@ -130,7 +131,7 @@ def infer(module: nn.Module, given: tuple[InputSpec, ...], attempt: Callable[[Fe
             attempt(guess)
         except TargetError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a wrong input makes the user's forward raise
+        except Exception as error:  # noqa: BLE001 - a wrong input can make the user's forward raise anything
             complaint = complaint or error.__cause__ or error
         else:
             return guess
@@ -152,11 +153,11 @@ def _guesses(module: nn.Module, given: tuple[InputSpec, ...]) -> Iterator[Feed]:
     for parameter, spec in zip((p for p in taken if p.name not in known), positional, strict=False):
         known[parameter.name] = replace(spec, name=parameter.name)
     dtype = next((dtype_name(p.dtype) for p in module.parameters() if p.is_floating_point()), "float32")
-    # a padding row is zero: every norm would multiply its gradient by eps^-1/2, where training masks it
+    # padding rows are zero, so that a norm multiplies their gradient by eps^-1/2; training masks them, so none is drawn
     tables = [layer for layer in module.modules() if isinstance(layer, nn.Embedding) and layer.padding_idx is not None]
     padding: dict[int | None, int | None] = {table.num_embeddings: table.padding_idx for table in tables}
     if not given:
-        yield from _own_examples(module)
+        yield from _stored_examples(module)
     for by_name in (*_from_config(module, taken), *_from_layers(module, taken, known)):
         cast = {name: replace(_as_floats(spec, dtype), avoid=padding.get(spec.below)) for name, spec in by_name.items()}
         yield _feed(taken, {**cast, **known}) if taken else Feed(tuple(cast.values()))
@@ -166,8 +167,8 @@ def _as_floats(spec: InputSpec, dtype: str) -> InputSpec:
     return replace(spec, dtype=dtype) if spec.dtype == "float32" and dtype in DTYPES else spec
 
 
-def _own_examples(module: nn.Module) -> Iterator[Feed]:
-    """`example_input_array` of Lightning, and the input size that timm keeps with its models."""
+def _stored_examples(module: nn.Module) -> Iterator[Feed]:
+    """Yield inputs like Lightning's `example_input_array`, and of the input size that timm stores with its models."""
     example = getattr(module, "example_input_array", None)
     if isinstance(example, Tensor):
         yield Feed((_redrawn("input", example),))
@@ -185,7 +186,7 @@ def _redrawn(name: str, example: Tensor) -> InputSpec:
 
 
 def _from_config(module: nn.Module, taken: list[inspect.Parameter]) -> Iterator[dict[str, InputSpec]]:
-    """Models of the transformers library: the main input's name, and the sizes in the configuration."""
+    """Yield inputs of a transformers model, from the name of its main input and the sizes in its configuration."""
     config, main = getattr(module, "config", None), getattr(module, "main_input_name", None)
     if config is None or not isinstance(main, str):
         return
@@ -196,15 +197,15 @@ def _from_config(module: nn.Module, taken: list[inspect.Parameter]) -> Iterator[
         names += [name for name in ("input_ids", "pixel_values") if name in accepted and name != main]
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
         names.append("decoder_input_ids")
-    for wave in _WAVES:
-        found = {name: spec for name in names if (spec := _config_spec(name, config, wave)) is not None}
+    for samples in _AUDIO_LENGTHS:
+        found = {name: spec for name in names if (spec := _config_spec(name, config, samples)) is not None}
         if found:
             yield found
         if main != "input_values":
             return
 
 
-def _config_spec(name: str, config: Any, wave: int) -> InputSpec | None:
+def _config_spec(name: str, config: Any, samples: int) -> InputSpec | None:
     def look(*keys: str) -> Any:
         parts = (config, getattr(config, "text_config", None), getattr(config, "vision_config", None))
         return next((value for key in keys for part in parts if (value := getattr(part, key, None)) is not None), None)
@@ -217,9 +218,9 @@ def _config_spec(name: str, config: Any, wave: int) -> InputSpec | None:
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return InputSpec(name, "float32", (_BATCH, look("num_channels") or 3, height, width))
     bins, frames = look("num_mel_bins", "feature_size", "input_feat_per_channel"), look("max_source_positions")
-    if name == "input_values":  # a spectrogram where the configuration says how long, else a wave
+    if name == "input_values":  # a spectrogram if the configuration gives its length, otherwise an audio signal
         spectrogram = bins and look("max_length")
-        return InputSpec(name, "float32", (_BATCH, look("max_length"), bins) if spectrogram else (_BATCH, wave))
+        return InputSpec(name, "float32", (_BATCH, look("max_length"), bins) if spectrogram else (_BATCH, samples))
     if name == "input_features" and bins:
         channels_first = frames and not look("input_feat_per_channel")
         return InputSpec(name, "float32", (_BATCH, bins, 2 * frames) if channels_first else (_BATCH, 4 * _STEPS, bins))
@@ -231,7 +232,11 @@ def _config_spec(name: str, config: Any, wave: int) -> InputSpec | None:
 def _from_layers(
     module: nn.Module, taken: list[inspect.Parameter], known: Mapping[str, InputSpec]
 ) -> Iterator[dict[str, InputSpec]]:
-    """Every argument gets what the same first layer reads, or each what its own layer reads: a table of its own first."""
+    """Yield inputs that the first layers can read.
+
+    Either all arguments have the layout that one layer reads, or each argument has that of its own layer. The second kind comes
+    first if those layers are embeddings.
+    """
     single = [p for p in taken if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     names = [p.name for p in single if p.default is p.empty and p.name not in known]
     if not names and not known:
@@ -239,7 +244,7 @@ def _from_layers(
     if not names:
         yield {}
         return
-    entries = list(islice(_entries(module), _ENTRIES)) or [_unlayered(module)]
+    entries = list(islice(_entries(module), _ENTRIES)) or [_fallback_layouts(module)]
     if isinstance(module, nn.Transformer):
         names = [name for name in ("src", "tgt") if name not in known]
     same = [{name: InputSpec(name, *layout) for name in names} for each in entries for layout in each]
@@ -255,15 +260,15 @@ _Layout = tuple[str, tuple[int, ...], int | None]
 
 
 def _entries(module: nn.Module) -> Iterator[list[_Layout]]:
-    """What each layer with a weight can read, in the order in which the layers were made."""
+    """Yield the layouts that each layer with a weight can read, in the order of `module.modules()`, without repetition."""
     seen: list[list[_Layout]] = []
     for layer in module.modules():
-        if (layouts := _reads(layer)) and layouts not in seen:
+        if (layouts := _layouts(layer)) and layouts not in seen:
             seen.append(layouts)
             yield layouts
 
 
-def _reads(layer: nn.Module) -> list[_Layout]:
+def _layouts(layer: nn.Module) -> list[_Layout]:
     batch_first = bool(getattr(layer, "batch_first", False))
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return [("int64", shape, layer.num_embeddings) for shape in ((_BATCH, _LENGTH), (_BATCH,))]
@@ -283,8 +288,8 @@ def _reads(layer: nn.Module) -> list[_Layout]:
         shape = tuple(layer.normalized_shape)
         return [("float32", (_BATCH, *shape), None), ("float32", (_BATCH, _LENGTH, *shape), None)]
     else:
-        return _reads_images(layer)
-    width = width or _STEPS  # a lazy layer takes any
+        return _image_layouts(layer)
+    width = width or _STEPS  # a lazy layer accepts any width
     return [("float32", shape, None) for shape in ((_BATCH, width), (_BATCH, _LENGTH, width))]
 
 
@@ -292,19 +297,19 @@ def _sequence(width: int, steps: int, *, batch_first: bool) -> _Layout:
     return "float32", (_BATCH, steps, width) if batch_first else (steps, _BATCH, width), None
 
 
-def _reads_images(layer: nn.Module) -> list[_Layout]:
+def _image_layouts(layer: nn.Module) -> list[_Layout]:
     name = type(layer).__name__
     dims = next((dims for dims in _SIZES if name.endswith(f"{dims}d")), 0)
     channels = getattr(layer, "in_channels", getattr(layer, "num_features", None))
     if not dims or channels is None:
         return []
     flat = [("float32", (_BATCH, int(channels)), None)] if "BatchNorm1d" in name else []
-    sizes = (4, *_SIZES[dims]) if "ConvTranspose" in name else _SIZES[dims]  # a generator starts small
+    sizes = (4, *_SIZES[dims]) if "ConvTranspose" in name else _SIZES[dims]  # a generator starts from a small map
     return flat + [("float32", (_BATCH, int(channels) or 3, *(size,) * dims), None) for size in sizes]
 
 
-def _unlayered(module: nn.Module) -> list[_Layout]:
-    """A module without layers: what its first matrix can be multiplied with, else a few common shapes."""
+def _fallback_layouts(module: nn.Module) -> list[_Layout]:
+    """Return layouts for a module without known layers: those that its first matrix can multiply, and common shapes."""
     matrix = next((parameter for parameter in module.parameters() if parameter.ndim == 2), None)
     widths = tuple(matrix.shape) if matrix is not None else (_STEPS,)
     shapes = [(_BATCH, width) for width in widths] + [(_BATCH, _LENGTH, width) for width in widths]

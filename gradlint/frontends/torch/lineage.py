@@ -1,4 +1,4 @@
-"""Who made a tensor: within one run, the node that produced it or the weights that it was computed from."""
+"""The origin of every tensor in one run: the node that produced it, or the weights that it was computed from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Made(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a tensor comes from: a node, or weights; a constant has neither. `version` counts writes to its memory."""
+    """The origin of a tensor: a node output (`ref`) or `weights`; a constant has neither. `version` counts in-place writes."""
 
     ref: Ref | None
     weights: tuple[str, ...]
@@ -31,7 +31,7 @@ class Origin(NamedTuple):
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested lists, tuples, slices and dictionaries, in order."""
+    """Yield every tensor in nested lists, tuples, slices and mappings, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -45,7 +45,10 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def replaced(value: Any, new: Iterator[Tensor]) -> Any:
-    """`value` with its tensors taken from `new`, in the order of `tensors`; lists and (named) tuples keep their type."""
+    """Return a copy of `value` with its tensors replaced by those of `new`, in the order of `tensors`.
+
+    Lists, tuples and named tuples keep their type. The copy contains any other object unchanged.
+    """
     if isinstance(value, Tensor):
         return next(new)
     if isinstance(value, (list, tuple)):
@@ -57,25 +60,25 @@ def replaced(value: Any, new: Iterator[Tensor]) -> Any:
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """The tensor beneath the wrappers of functorch (vmap and its kin)."""
-    functorch = getattr(torch._C, "_functorch", None)  # noqa: SLF001 - no public way to see through a batched tensor
+    """Return the tensor inside the wrappers of functorch (`vmap`, `grad`, ...)."""
+    functorch = getattr(torch._C, "_functorch", None)  # noqa: SLF001 - there is no public way to unwrap a batched tensor
     while functorch is not None and functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor
 
 
 def version(tensor: Tensor) -> int:
-    """How often the memory of `tensor` was written in place; tensors made in inference mode do not count it."""
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - aliases share it
+    """Return how often the memory of `tensor` was written in place; 0 for tensors made in inference mode, which do not count."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - a counter that aliases share
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.float32` is "float32"."""
+    """Return the name of a dtype, "float32" for `torch.float32`."""
     return str(dtype).removeprefix("torch.")
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Values as an array; types that numpy lacks become float32."""
+    """Return the values as an array. dtypes that numpy lacks become float32."""
     tensor = tensor.detach().cpu()
     tensor = (tensor if tensor.layout is torch.strided else tensor.to_dense()).resolve_conj()
     if tensor.is_quantized:
@@ -86,10 +89,10 @@ def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 class Lineage:
-    """The memory of one run.
+    """The origins of all tensors in one run.
 
-    A tensor is known by identity. Writes through an alias are followed by the version counter that aliases share: a view
-    whose memory was written since it was made stands for its base.
+    Tensors are identified by object identity. The version counter, which aliases share, reveals writes through an alias: if the
+    memory of a view was written after the view was made, then the view has the origin of its base.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -101,31 +104,31 @@ class Lineage:
             self._weights.setdefault(id(tensor), (lambda kept=tensor: kept, (name,)))
 
     def made(self, tensor: Tensor, ref: Ref | None) -> None:
-        """Remember that `tensor` now holds `ref`, or a constant."""
+        """Record that `tensor` now holds the node output `ref`, or a constant if None."""
         tensor = unwrapped(tensor)
         self._made[id(tensor)] = _Made(weakref.ref(tensor), ref, version(tensor))
 
     def derived(self, tensor: Tensor, names: tuple[str, ...]) -> None:
-        """Remember that `tensor` was computed from the weights `names` and from nothing that was fed."""
+        """Record that `tensor` was computed from the weights `names` and from no input."""
         tensor = unwrapped(tensor)
         if id(tensor) not in self._weights or self._weights[id(tensor)][0]() is not tensor:
             self._weights[id(tensor)] = (weakref.ref(tensor), names)
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether `tensor` itself, not only what it is a view of, was met in this run or is a weight."""
+        """Return whether `tensor` itself is recorded or a weight. Its base, if it is a view, does not count."""
         made = self._made.get(id(tensor))
         owner = self._weights.get(id(tensor), (None, ()))[0]
         return (made is not None and made.tensor() is tensor) or (owner is not None and owner() is tensor)
 
     def origin(self, tensor: Tensor) -> Origin:
-        """What is known of `tensor`; what is not known by itself is what its base is."""
+        """Return the origin of `tensor`. A view that is not recorded itself has the origin of its base."""
         tensor = unwrapped(tensor)
         now = version(tensor)
         made = self._made.get(id(tensor))
         ref = made.ref if made is not None and made.tensor() is tensor else None
         if made is not None and ref is not None and made.version == now:
             return Origin(ref, (), now)
-        base = tensor._base  # noqa: SLF001 - the only link from a view to what it looks at
+        base = tensor._base  # noqa: SLF001 - the only link from a view to its base
         if base is not None and (of_base := self.origin(base)).ref is not None:
             return Origin(of_base.ref, (), now)
         if ref is not None:
@@ -136,9 +139,13 @@ class Lineage:
         return Origin(None, self.origin(base).weights if base is not None else (), now)
 
     def weight(self, tensor: Tensor, *, out_axis: int = 0, view: View | None = None) -> Weight:
-        """A parameter, buffer or tensor computed from them, as the graph's Weight; `view` changes its layout."""
+        """Return a parameter, a buffer, or a tensor computed from them as a `Weight` of the graph.
+
+        `view`, if given, changes the layout of the values. A tensor that was computed from several weights has their names,
+        joined by "+"; buffers are left out of the name if there are parameters.
+        """
         names = self.origin(tensor).weights or ("constant",)
-        names = tuple(name for name in names if name in self._parameters) or names  # what can be changed, if anything can
+        names = tuple(name for name in names if name in self._parameters) or names  # prefer the trainable ones
         tensor = unwrapped(tensor)
         values = view(tensor.detach()) if view else tensor.detach()
         more = f"+{len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
@@ -155,5 +162,5 @@ class Lineage:
             trainable=tensor.requires_grad,
         )
         if own:
-            self._seen[id(tensor), out_axis] = tensor, weight  # the tensor is held, so that its id stays its own
+            self._seen[id(tensor), out_axis] = tensor, weight  # keep the tensor, so that no other one gets its id
         return weight

@@ -1,4 +1,4 @@
-"""A torch module as something that gradlint can draw, run, differentiate and edit."""
+"""`TorchRunnable`: a torch module whose graph can be captured, and which the probe can run, differentiate and edit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gradlint.frontends.targets import Target, called
 from gradlint.frontends.torch import source, state
 from gradlint.frontends.torch.inputs import Feed, feed_given, feed_values, infer
 from gradlint.frontends.torch.record import Recorder
-from gradlint.frontends.torch.trace import eager, watched
+from gradlint.frontends.torch.trace import eager, recording
 from gradlint.frontends.user_code import described, raising_line
 from gradlint.graph import Graph
 
-_RUNGS: Mapping[str, Mapping[str, bool]] = {
-    "calls": {"gaps": False},  # full when no tensor is lost; watching the operators beneath costs, and imports the compiler
+_STRATEGIES: Mapping[str, Mapping[str, bool]] = {  # ways to capture the graph, in the order in which they are tried
+    "calls": {"gaps": False},  # complete unless a tensor is lost; recording gaps costs time, and imports torch's compiler
     "full": {},
     "function-mode": {"gaps": False},
     "modules": {"functions": False, "gaps": False},
@@ -33,11 +33,11 @@ _RUNGS: Mapping[str, Mapping[str, bool]] = {
 
 
 def resolve(obj: Any, name: str = "the target") -> Target:
-    """A module with its arguments and its task, from what a user can name.
+    """Return the module that `obj` denotes, with its arguments and its task.
 
-    `obj` is a module, a class or function without required arguments, `(module, args)`, `(module, args, kwargs)`, or anything
-    with `.module`, `.args` and `.kwargs`. A lone tensor stands for one argument. Raises TargetError for anything else, and when
-    a factory needs arguments or raises.
+    `obj` is a module, a class or function without required arguments, `(module, args)`, `(module, args, kwargs)`, or an object
+    with `.module`, `.args` and `.kwargs`. `args` may be a single tensor. `name` names the object in error messages. Raises
+    TargetError for any other object, and if a factory requires arguments or raises.
     """
     if not isinstance(obj, nn.Module) and callable(obj):
         with source.recorded_construction():
@@ -57,11 +57,24 @@ def resolve(obj: Any, name: str = "the target") -> Target:
 
 
 class TorchRunnable:
-    """A torch module behind `gradlint.frontends.base.Runnable`.
+    """A torch module as a `gradlint.frontends.base.Runnable`.
 
-    `args` and `kwargs` are the arguments of the forward, `inputs_given` what the user wrote with `--input`; what neither gives
-    is inferred. `capture` says how the graph was taken ("full", "function-mode", "modules"; empty before the first forward),
-    `notes` what else a report should say. Raises InputError when inputs are missing and cannot be inferred, or do not fit.
+    Args:
+        module: The module. A lazy module is run once on a copy, which replaces it.
+        inputs_given: The inputs that the user specified. They replace tensors in `args` and `kwargs`.
+        args: Positional arguments of the forward.
+        kwargs: Keyword arguments of the forward. Inputs that are not given at all are inferred.
+        mode: "train" or "eval".
+        target_name: The name of the target.
+
+    Attributes:
+        capture: How the graph was captured: "full", "function-mode" or "modules"; empty before the first forward.
+        notes: Remarks for the report.
+
+    Raises:
+        InputError: Inputs are missing and cannot be inferred, or do not fit.
+        ForwardError: The forward of a lazy module raised.
+        TargetError: A lazy module cannot be copied.
     """
 
     frontend = "torch"
@@ -80,10 +93,10 @@ class TorchRunnable:
         self.target_name = target_name
         self.capture = ""
         self.notes: list[str] = []
-        self.module: nn.Module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+        self.module: nn.Module = getattr(module, "_orig_mod", module)  # unwrap what torch.compile wraps
         self._graph: Graph | None = None
         self._guarded = False
-        self._rung = ""  # how later runs watch
+        self._strategy = ""  # the one that later runs use
         feed: Feed | None = None
         if args or kwargs:
             feed = feed_values(self.module, args, kwargs or {}, inputs_given)
@@ -98,14 +111,14 @@ class TorchRunnable:
 
     @property
     def graph(self) -> Graph:
-        """The graph that the first forward drew; raises RuntimeError before it."""
+        """The graph that the first `forward` captured. Raises RuntimeError before that."""
         if self._graph is None:
             raise RuntimeError("the graph of a torch module is drawn by its first forward")
         return self._graph
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Put the module into `mode`, and hand it and the process back as they came; see `state.untouched`."""
+        """Put the module into `mode`; on exit, restore the module and the process. See `state.untouched`."""
         if self._guarded:
             yield
             return
@@ -118,64 +131,67 @@ class TorchRunnable:
                 self._guarded = False
 
     def forward(self, inputs: Sequence[Any], tap: Tap | None = None, edit: Edit | None = None) -> Tensors:
-        """Run on one array for each of `self.inputs`; returns one tensor for each of `graph.outputs`.
+        """Run on one array for each of `self.inputs`, and return one tensor for each of `graph.outputs`.
 
-        The first run draws the graph. Where a way to watch it fails, the model is run once more and watched in another way;
-        `tap` starts again from the inputs, and is told so where it is `Restartable`. `capture` tells which way it was. Raises
-        ForwardError when the module itself raises, naming the user's line.
+        The first run captures the graph. If a strategy fails, the model runs once more with the next one: `tap` then receives
+        all nodes again from the inputs on, after a call of `restart` if it is `Restartable`. Raises ForwardError, which names
+        the user's line, if the module itself raises.
         """
         failure: Exception | None = None
         observer: object = tap
         with nullcontext() if self._guarded else self.untouched():
-            for rung in self._rungs():
+            for strategy in self._strategies():
                 if failure is not None and isinstance(observer, Restartable):
                     observer.restart()
                 try:
-                    return self._traced(rung, inputs, tap, edit)
+                    return self._traced(strategy, inputs, tap, edit)
                 except _LostTensorError as error:
                     failure = error
-                except Exception as error:  # noqa: BLE001 - was it the model or the tracer? the model alone will tell
+                except Exception as error:  # noqa: BLE001 - the model or the tracer raised; a run without tracer tells which
                     failure = error
                     self._plain(self.module, self._tensors(inputs))
         assert failure is not None
         raise failure
 
     def parameters(self) -> Mapping[str, Tensor]:
-        """The trainable parameters by name, each tensor once."""
+        """Return the trainable parameters by name, each tensor once."""
         return {name: tensor for name, tensor in self.module.named_parameters() if tensor.requires_grad}
 
     def call(self, inputs: Sequence[Any]) -> Any:
-        """What the module returns for one array for each of `self.inputs`; raises ForwardError when it raises."""
+        """Run without tracing on one array for each of `self.inputs`; return what the module returns.
+
+        Raises ForwardError if the module raises.
+        """
         with nullcontext() if self._guarded else self.untouched(), torch.enable_grad():
             return self._plain(self.module, self._tensors(inputs))
 
-    def _rungs(self) -> list[str]:
+    def _strategies(self) -> list[str]:
         if self._graph is not None:
-            return [self._rung]
+            return [self._strategy]
         scripted = any(isinstance(child, torch.jit.ScriptModule) for child in self.module.modules())
-        return list(_RUNGS)[scripted:]  # calls alone would miss what a script does
+        return list(_STRATEGIES)[scripted:]  # "calls" misses the operators inside a script
 
-    def _traced(self, rung: str, inputs: Sequence[Any], tap: Tap | None, edit: Edit | None) -> Tensors:
+    def _traced(self, strategy: str, inputs: Sequence[Any], tap: Tap | None, edit: Edit | None) -> Tensors:
         recorder = Recorder(self.module, tap=tap, edit=edit, known=self._graph, stop=_run.__code__)
         with torch.enable_grad():
             pairs = zip(self.inputs, self._tensors(inputs), strict=True)
             args, kwargs = self._arguments([recorder.feed(spec.name or "input", tensor) for spec, tensor in pairs])
-            with watched(recorder, **_RUNGS[rung]):
+            with recording(recorder, **_STRATEGIES[strategy]):
                 returned = _run(self.module, args, kwargs)
             results = recorder.results(returned)
         if recorder.failure is not None:
             raise recorder.failure
         if self._graph is None:
-            if rung == "calls" and recorder.lost:
+            if strategy == "calls" and recorder.lost:
                 raise _LostTensorError
             self._graph = Graph(recorder.nodes, [ref for ref, _ in results], mode=self.mode)
-            self._rung, self.capture = rung, "full" if rung == "calls" else rung
+            self._strategy, self.capture = strategy, "full" if strategy == "calls" else strategy
             if self.capture != "full":
-                self.notes.append(f"the model could not be traced fully; its graph was taken by {rung}")
+                self.notes.append(f"the model could not be traced fully; its graph was taken by {strategy}")
         return tuple(tensor for _, tensor in results)
 
     def _plain(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
-        """Run a module with nobody watching; raises ForwardError when it raises."""
+        """Run a module without tracing. Raises ForwardError if it raises."""
         args, kwargs = self._arguments(tensors)
         try:
             with eager():
@@ -204,7 +220,7 @@ class TorchRunnable:
         self.inputs = tuple(self._leaves[index] for index in self._places)
 
     def _attempt(self, feed: Feed) -> None:
-        """Run the module once, to see whether it runs; a lazy module is run, and given its shapes, as a copy."""
+        """Run the module once to see whether it accepts the feed. A lazy module is replaced by a copy that has its shapes."""
         self._take(feed)
         rng = np.random.default_rng(0)
         tensors = self._tensors([spec.draw(rng) for spec in self.inputs])
@@ -212,7 +228,7 @@ class TorchRunnable:
             with self.untouched(), torch.no_grad():
                 self._plain(self.module, tensors)
             return
-        with state.same_process(), torch.no_grad():
+        with state.untouched_process(), torch.no_grad():
             try:
                 trial = copy.deepcopy(self.module, _fresh_buffers(self.module))
             except RuntimeError as error:
@@ -224,16 +240,16 @@ class TorchRunnable:
 
 
 class _LostTensorError(Exception):
-    """A tensor that carries a gradient was made by nothing that was watched."""
+    """No recorded call made a tensor that requires grad."""
 
 
 def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The frame at which the walk to the user's line stops: what lies above it is not the model."""
+    """Call the module. The search for the user's line ends at this frame, because frames above it are not the model's."""
     return module(*args, **kwargs)
 
 
 def _fresh_buffers(module: nn.Module) -> dict[int, Any]:
-    """Copies of the lazy buffers, which torch cannot make itself, as a memo for deepcopy."""
+    """Return copies of the lazy buffers, as a memo for `deepcopy`, because torch cannot copy them itself."""
     lazy = (buffer for buffer in module.buffers() if parameter.is_lazy(buffer))
     make: Any = parameter.UninitializedBuffer
     return {id(buffer): make(device=buffer.device, dtype=buffer.dtype) for buffer in lazy}

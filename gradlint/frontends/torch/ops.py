@@ -1,4 +1,4 @@
-"""What one torch function call means: its operator, its weights by role, its activations by slot, its plain attributes."""
+"""Translate one torch function call: its canonical operator, weights by role, activations by slot, and attributes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CELL_ROLES = {"w_ih": "weight", "w_hh": "recurrent", "b_ih": "bias", "b_hh": "r
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One traced call: `operands` are its tensors in order, `origins` where each comes from."""
+    """One traced call. `operands` are its tensors in order, `origins` the origin of each."""
 
     name: str
     function: Any
@@ -39,16 +39,16 @@ class Call:
     origins: tuple[Origin, ...]
 
     def is_weight(self, index: int) -> bool:
-        """Whether the operand at `index` is a weight, or computed from weights only."""
+        """Return whether the operand at `index` is a weight or is computed from weights only."""
         return index < len(self.origins) and bool(self.origins[index].weights)
 
     def is_activation(self, index: int) -> bool:
-        """Whether the operand at `index` depends on what was fed."""
+        """Return whether the operand at `index` depends on an input."""
         return index < len(self.origins) and self.origins[index].ref is not None
 
 
 def function_name(function: Any) -> str:
-    """The bare name of what torch calls: "relu_", "__add__", "T" for a property, "data_get" for reading `.data`."""
+    """Return the name of a torch function: "relu_", "__add__", "T" for a property, "data_get" for reading `.data`."""
     if isinstance(function, OpOverload):
         return str(function._schema.name.rpartition("::")[2])  # noqa: SLF001
     name = getattr(function, "__name__", type(function).__name__)
@@ -59,10 +59,10 @@ def function_name(function: Any) -> str:
 
 
 def canonical(call: Call) -> str:
-    """The operator of a call; a product is "linear" when one factor is a weight matrix and "matmul" when none is."""
+    """Return the canonical operator of a call. A product is "linear" if one factor is a weight matrix, otherwise "matmul"."""
     op = by_torch(call.name).name
     if op == "slice" and call.is_weight(0) and call.is_activation(1) and not call.operands[1].is_floating_point():
-        return "embedding"  # rows of a table, picked by what was fed
+        return "embedding"  # the input selects rows of a table
     if op not in _PRODUCTS or call.name == "bilinear":
         return op
     if call.name == "linear":
@@ -75,7 +75,10 @@ def canonical(call: Call) -> str:
 
 
 def slots(call: Call, op: str) -> Iterator[int | None]:
-    """The operand index of each slot of `Node.inputs`, None for a scalar operand; reversed dunders are put in order."""
+    """Yield the operand index of each slot of `Node.inputs`; None for a scalar operand.
+
+    The operands of a reversed method such as `__rsub__` are put in their mathematical order.
+    """
     if op in _RECURRENT or op in _CELLS or op == "multi_head_attention":
         yield from (index for index in range(len(call.operands)) if not call.is_weight(index))
         return
@@ -84,7 +87,7 @@ def slots(call: Call, op: str) -> Iterator[int | None]:
         return
     if op not in _SCALAR_OPERANDS:
         first = _left_factor(call) if op in _PRODUCTS else 0
-        yield from (*range(first, len(call.operands)), *range(first))  # a summand goes last
+        yield from (*range(first, len(call.operands)), *range(first))  # the summand of addmm comes last
         return
     pair = list(islice([*call.args, *call.kwargs.values()], 2))
     order: list[int | None] = []
@@ -95,12 +98,12 @@ def slots(call: Call, op: str) -> Iterator[int | None]:
 
 
 def is_reversed(name: str) -> bool:
-    """Whether the second argument is the left operand, as in `__rsub__` and `rsub`."""
+    """Return whether the second argument is the left operand, as in `__rsub__` and `rsub`."""
     return name == "rsub" or (name.startswith("__r") and name not in {"__rshift__", "__repr__", "__reversed__"})
 
 
 def bound(call: Call) -> dict[str, Any]:
-    """Arguments by name: from the Python signature, or the schema of the aten operator of that name."""
+    """Return the arguments by name, from the Python signature or from the schema of the aten operator of that name."""
     code = getattr(call.function, "__code__", None)
     if code is not None and code.co_argcount >= len(call.args):
         return {**dict(zip(code.co_varnames, call.args, strict=False)), **call.kwargs}
@@ -161,7 +164,11 @@ def _schema_names(function: Any, name: str, kinds: tuple[str, ...]) -> tuple[str
 
 
 def weights(call: Call, op: str, named: Mapping[str, Any], lineage: Lineage) -> dict[str, Weight]:
-    """Weights by role, as DESIGN section 4 and the vocabulary name them."""
+    """Return the weights of a call by role: "weight", "bias", "scale", "recurrent", "recurrent_bias", ...
+
+    `op` is the canonical operator, `named` are the arguments by name. Roles of a recurrence end in the layer and the direction,
+    as in "recurrent_l1_reverse"; "weight" and "recurrent" alone are those of the first layer.
+    """
     if not any(origin.weights for origin in call.origins):
         return {}
     if op in _RECURRENT:
@@ -219,7 +226,7 @@ def _recurrent_weights(named: Mapping[str, Any], lineage: Lineage) -> dict[str, 
 
 
 def _left_factor(call: Call) -> int:
-    """Index of the left factor of a product among its operands: addmm and its kin have the summand first."""
+    """Return the operand index of the left factor of a product. The summand of `addmm` and similar functions comes first."""
     return 1 if call.name.strip("_").startswith(("addmm", "addmv", "baddbmm", "addbmm", "addr")) else 0
 
 
@@ -246,7 +253,7 @@ def _as_column(vector: Tensor) -> Tensor:
 
 
 def _einsum_layout(call: Call) -> View | None:
-    """How to see the weight of a two-operand einsum as (fan_in, fan_out); None when it is not a plain linear map."""
+    """Return a view that reshapes the weight of a two-operand einsum to (fan_in, fan_out); None if it is no linear layer."""
     equation = call.args[0] if call.args and isinstance(call.args[0], str) else ""
     inputs, _, result = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
@@ -272,7 +279,10 @@ def _matrix_view(summed: tuple[int, ...], kept: tuple[int, ...]) -> Callable[[Te
 
 
 def attributes(call: Call, op: str, named: Mapping[str, Any]) -> dict[str, Any]:
-    """Every argument that is a plain value, the scalar operand as "constant", and torch's own name where it says more."""
+    """Return the attributes of a node: the arguments that are plain Python values.
+
+    "constant" is the scalar operand of a binary operator, and "name" is torch's name of the function if it differs from `op`.
+    """
     bare = call.name.strip("_")
     found = {key: _plain(value) for key, value in named.items() if key not in _HIDDEN_ATTRS and not key.startswith("_")}
     attrs = {key: value for key, value in found.items() if value is not None}
@@ -292,7 +302,7 @@ def attributes(call: Call, op: str, named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _index(index: Any) -> tuple[Any, ...]:
-    """A basic index in plain values: integers, slices as (start, stop, step), "..."; "?" for tensors, masks and new axes."""
+    """Return an index in plain values: integers, slices as (start, stop, step), "..."; "?" for tensors, masks and new axes."""
     items = index if isinstance(index, tuple) else (index,)
     return tuple(map(_index_item, items))
 
@@ -329,21 +339,21 @@ def _constant(call: Call, bare: str) -> dict[str, Any]:
 
 
 def of_module(module: torch.nn.Module) -> tuple[str, str]:
-    """Operator and torch-like name of a module that is taken as one node: `BatchNorm2d` is ("batch_norm", "batch_norm2d")."""
+    """Return the canonical operator and the functional name of a module, ("batch_norm", "batch_norm2d") for `BatchNorm2d`."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(module).__name__).lower()
     operators = (by_torch(candidate).name for candidate in (name, re.sub(r"_?\dd$", "", name)))
     return next((op for op in operators if op != "unknown"), "unknown"), name
 
 
 def module_weights(module: torch.nn.Module, op: str, lineage: Lineage) -> dict[str, Weight]:
-    """The parameters that a module itself owns, by role."""
+    """Return the parameters of a module by role, without those of its children."""
     axis = 1 if op in {"conv_transpose", "embedding"} else 0
     own = module.named_parameters(recurse=False)
     return {_role(op, name, name): lineage.weight(tensor, out_axis=axis) for name, tensor in own}
 
 
 def _plain(value: Any) -> Any:
-    """The value without torch types; None for what is not plain."""
+    """Convert a value to plain Python types. None if that is not possible."""
     if isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.dtype):

@@ -1,4 +1,4 @@
-"""Where a submodule was written down: the line of the user's code that assigns it."""
+"""Find the line of the user's code that defines a submodule."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @contextmanager
 def recorded_construction() -> Iterator[None]:
-    """Remember, for every submodule that the body gives to a module, the user's line that did so.
+    """Record, for every submodule that is registered while the body of the context runs, the user's line that did so.
 
-    This finds lines that no look at the source can: in functions that build a model, in loops, after `add_module`.
+    This finds lines that reading the source cannot find: in functions that build a model, in loops, in calls of `add_module`.
     """
 
-    def remember(_parent: nn.Module, _name: str, child: nn.Module | None) -> None:
+    def record(_parent: nn.Module, _name: str, child: nn.Module | None) -> None:
         if child is not None and child not in _BUILT and (line := calling_line(1)) is not None:
             _BUILT[child] = line
 
-    handle = register_module_module_registration_hook(remember)
+    handle = register_module_module_registration_hook(record)
     try:
         yield
     finally:
         handle.remove()
 
 
-class _Written(NamedTuple):
-    """An expression of the user's and its file."""
+class _Definition(NamedTuple):
+    """The expression that makes a submodule, and its file."""
 
     file: str
     expression: ast.expr
@@ -51,15 +51,15 @@ class _Written(NamedTuple):
 
 
 class Definitions:
-    """Lines of definition for the submodules of one module, looked up by path."""
+    """The lines that define the submodules of one module, looked up by module path."""
 
     def __init__(self, root: nn.Module) -> None:
         self._modules = dict(root.named_modules(remove_duplicate=False))
-        self._written: dict[str, _Written | None] = {}
+        self._found: dict[str, _Definition | None] = {}
         self._lines: dict[str, Source | None] = {"": None}
 
     def line(self, path: str) -> Source | None:
-        """Where the module at `path` is assigned to its parent, or stands in a container's argument list."""
+        """Return the line that assigns the module at `path` to its parent or passes it to a container; None if unknown."""
         if path not in self._lines:
             self._lines[path] = self._find(path)
         return self._lines[path]
@@ -67,19 +67,19 @@ class Definitions:
     def _find(self, path: str) -> Source | None:
         if path not in self._modules:
             return None
-        written = self._expression(path)
-        if written is not None:
-            return written.source
+        definition = self._definition(path)
+        if definition is not None:
+            return definition.source
         parent, _, name = path.rpartition(".")
         built = _BUILT.get(self._modules[path])
         return _element_line(self._modules[parent], name, built) if built is not None else self.line(parent)
 
-    def _expression(self, path: str) -> _Written | None:
-        if path not in self._written:
-            self._written[path] = self._look(path) if path in self._modules else None
-        return self._written[path]
+    def _definition(self, path: str) -> _Definition | None:
+        if path not in self._found:
+            self._found[path] = self._find_definition(path) if path in self._modules else None
+        return self._found[path]
 
-    def _look(self, path: str) -> _Written | None:
+    def _find_definition(self, path: str) -> _Definition | None:
         parent_path, _, name = path.rpartition(".")
         parent = self._modules.get(parent_path)
         if parent is None or not path:
@@ -89,12 +89,12 @@ class Definitions:
                 continue
             file = _file(kind)
             if file is not None and (value := _assigned(file, kind.__qualname__).get(name)) is not None:
-                return _Written(file, value)
-        outer = self._expression(parent_path)
+                return _Definition(file, value)
+        outer = self._definition(parent_path)
         if outer is None or not type(parent).__module__.startswith("torch."):
             return None
         element = _element(outer.expression, parent, name)
-        return outer if element is None else _Written(outer.file, element)
+        return outer if element is None else _Definition(outer.file, element)
 
 
 @cache
@@ -108,14 +108,14 @@ def _tree(file: str) -> ast.Module | None:
 def _file(kind: type[nn.Module]) -> str | None:
     try:
         file = inspect.getsourcefile(kind)
-    except TypeError:  # written at a prompt
+    except TypeError:  # defined at an interactive prompt
         return None
     return file if file and is_user_file(file) else None
 
 
 @cache
 def _assigned(file: str, qualname: str) -> dict[str, ast.expr]:
-    """What the methods of a class assign to `self.NAME`; the first assignment in `__init__` wins."""
+    """Return the expressions that the methods of a class assign to `self.NAME`, by NAME. `__init__` takes precedence."""
     tree = _tree(file)
     body: list[ast.stmt] = tree.body if tree is not None else []
     for part in qualname.split("."):
@@ -145,20 +145,20 @@ def _self_assignments(method: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]
 
 
 def _element(expression: ast.expr, container: nn.Module, name: str) -> ast.expr | None:
-    """The argument of a container's call that child `name` is; None when the arguments do not say."""
+    """Return the argument of a container's call that makes its child `name`; None if the arguments do not tell."""
     if not isinstance(expression, ast.Call) or not isinstance(container, _CONTAINERS):
         return None
     items: list[ast.expr] = expression.args
     if len(items) == 1 and isinstance(items[0], (ast.List, ast.Tuple)):
         items = items[0].elts
-    names = list(container._modules)  # noqa: SLF001 - in order, without looking the children up
+    names = list(container._modules)  # noqa: SLF001 - only the names are needed, in order
     if len(items) != len(names) or any(isinstance(item, ast.Starred) for item in items):
         return None
     return items[names.index(name)]
 
 
 def _element_line(parent: nn.Module, name: str, line: Source) -> Source:
-    """Refine the line of a container's call to that of the argument."""
+    """Return the line of the argument that makes child `name`, if `line` is the call of a container; otherwise `line`."""
     tree = _tree(str(Path(line.file).resolve()))
     for node in ast.walk(tree) if tree is not None and isinstance(parent, _CONTAINERS) else ():
         if isinstance(node, ast.Call) and node.lineno == line.line and (item := _element(node, parent, name)) is not None:

@@ -1,4 +1,4 @@
-"""Hands a module and the process back as they were."""
+"""Save and restore the state of a module and of the process."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ _SEED = 0
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """A context after which module and process are as before it, also when its body raises.
+    """Restore the module and the process on exit, also if the body of the context raises.
 
-    Of the module: parameters, buffers, `.grad`, `requires_grad`, train/eval mode, hooks and attributes of every submodule. Of
-    the process: the random states of torch, Python and numpy, warning filters, default dtype and grad mode. Inside, `.grad` is
-    None everywhere and the random states are seeded, so that two runs of the body agree.
+    The state of the module consists of the parameters, buffers, `.grad`, `requires_grad`, train/eval mode, hooks and attributes
+    of every submodule. The state of the process consists of the random states of torch, Python and numpy, the warning filters,
+    the default dtype and the grad mode. While the body runs, every `.grad` is None at first and the random states are seeded,
+    so that two runs of the body give the same result.
     """
     with ExitStack() as stack:
-        stack.enter_context(same_process())
-        stack.callback(_restored_attributes(module))  # runs last of the two: tensors go back into their own places
+        stack.enter_context(untouched_process())
+        stack.callback(_restored_attributes(module))  # runs after the tensors are restored, and puts them back in place
         stack.callback(_restored_tensors(module))
         yield
 
 
 @contextmanager
-def same_process() -> Iterator[None]:
-    """The part of `untouched` that is about the process."""
+def untouched_process() -> Iterator[None]:
+    """Restore only the state of the process on exit, and seed the random states; see `untouched`."""
     restore = _restored_process()
     try:
         with warnings.catch_warnings():
@@ -73,7 +74,8 @@ def _restored_tensors(module: nn.Module) -> Callable[[], None]:
         with torch.no_grad():
             for tensor, values, requires_grad, grad in kept:
                 if not same(tensor, values):
-                    tensor.data.copy_(values)  # not `copy_`, whose version count would forbid a backward pass of the user's
+                    # not `tensor.copy_`, which raises the version counter: a later backward pass of the user would fail
+                    tensor.data.copy_(values)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
                 if tensor.is_leaf:
@@ -83,15 +85,18 @@ def _restored_tensors(module: nn.Module) -> Callable[[], None]:
 
 
 def same(tensor: Tensor, values: Tensor) -> bool:
-    """Whether two tensors hold the same values; False where that cannot be told."""
+    """Return whether two tensors hold the same values. False if torch cannot compare them."""
     try:
         return torch.equal(tensor, values)
-    except (NotImplementedError, RuntimeError):  # layouts without a comparison are always written back
+    except (NotImplementedError, RuntimeError):  # layouts that torch cannot compare are always written back
         return False
 
 
 def _restored_attributes(module: nn.Module) -> Callable[[], None]:
-    """What each submodule holds: attributes by reference, and the tables of parameters, buffers, children and hooks."""
+    """Save the attributes of each submodule by reference, and copies of its tables of parameters, buffers, children and hooks.
+
+    Return the function that restores them.
+    """
     kept: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]]]] = []
     for child in module.modules():
         if isinstance(child, torch.jit.ScriptModule):

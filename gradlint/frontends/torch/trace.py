@@ -1,4 +1,4 @@
-"""Watches a run of a torch module: function calls, operators beneath them, module calls, custom functions, checkpoints."""
+"""Trace a run of a torch module: function calls, aten operators, module calls, custom functions and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradlint.frontends.torch.ops import function_name
-from gradlint.frontends.torch.record import Recorder, Whole
+from gradlint.frontends.torch.record import OpaqueCall, Recorder
 
-_jit: Any = torch.jit  # in part untyped
-_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})  # those that make a tensor of the tensor's values
-_QUESTIONS = (  # they ask about a tensor, or leave the world of tensors
+_jit: Any = torch.jit  # partly untyped
+_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})  # they return a tensor with the tensor's values
+_QUERY_NAMES = (  # functions that compute no tensor: they return a property, or a value that is no tensor
     "size dim ndimension stride storage_offset numel nelement element_size is_contiguous is_floating_point is_complex is_signed "
     "data_ptr untyped_storage storage register_hook register_post_accumulate_grad_hook retain_grad requires_grad_ backward "
     "get_device is_same_size has_names is_inference is_nonzero is_pinned is_shared share_memory_ __set__ __len__ __repr__ "
     "__format__ __hash__ __bool__ __int__ __float__ __index__ __contains__ __delete__ item tolist numpy __array__ __reduce_ex__ "
     "__deepcopy__ _set_grad_enabled set_grad_enabled result_type can_cast is_tensor is_storage set_ resize_ resize_as_"
 )
-_SILENT = frozenset(_QUESTIONS.split())
-_BOOKKEEPING = frozenset({"detach", "alias", "lift_fresh", "lift_fresh_copy"})  # what autograd itself does beneath a call
+_QUERIES = frozenset(_QUERY_NAMES.split())
+_BOOKKEEPING = frozenset({"detach", "alias", "lift_fresh", "lift_fresh_copy"})  # operators that autograd itself calls
 
 
 class FunctionTracer(TorchFunctionMode):
-    """Records every torch function that the user's code or a torch module calls."""
+    """A function mode that records every torch function that the user's code or a torch module calls."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` and record it, unless it stands inside a recorded call or only asks a question."""
+        """Run `func` and record it, unless it runs inside a recorded call or computes no tensor."""
         kwargs = kwargs or {}
         recorder = self.recorder
         if recorder.depth or recorder.failure is not None:
             return func(*args, **kwargs)
-        if _is_silent(func):
+        if _is_query(func):
             return None if _asks_for_grad(func, args) else func(*args, **kwargs)
         name = function_name(func)
         if recorder.writes_view(name, args, kwargs):
@@ -53,40 +53,44 @@ class FunctionTracer(TorchFunctionMode):
 
 
 class GapTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the operators that no function call accounts for: those of TorchScript and of other compiled code."""
+    """A dispatch mode that records the operators that run outside any recorded function, as TorchScript's do."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the aten operator `func` and record it where nothing above it is being recorded."""
+        """Run the aten operator `func` and record it, unless it runs inside a recorded call."""
         kwargs = kwargs or {}
         recorder = self.recorder
         if recorder.depth or recorder.failure is not None:
             return func(*args, **kwargs)
         name = function_name(func)
         if name in _BOOKKEEPING:
-            with recorder.silent():
+            with recorder.paused():
                 return func(*args, **kwargs)
         return recorder.call(name, func, args, kwargs, lambda: func(*args, **kwargs), gap=True)
 
 
-def _is_silent(func: Any) -> bool:
+def _is_query(func: Any) -> bool:
     name = getattr(func, "__name__", "")
-    return (func.__self__.__name__ not in _PROPERTIES) if name == "__get__" else name in _SILENT
+    return (func.__self__.__name__ not in _PROPERTIES) if name == "__get__" else name in _QUERIES
 
 
 def _asks_for_grad(func: Any, args: Any) -> bool:
-    """Whether this is `x.requires_grad = ...`, legal for an input of the user's, on an input that is fed as no leaf."""
+    """Return whether this is `x.requires_grad = ...` on a tensor that is no leaf.
+
+    User code may do this to its inputs, which are leaves. The recorder passes clones of leaves, on which torch would raise.
+    """
     return getattr(func, "__name__", "") == "__set__" and func.__self__.__name__ == "requires_grad" and not args[0].is_leaf
 
 
 @contextmanager
-def watched(recorder: Recorder, *, functions: bool = True, gaps: bool = True) -> Iterator[None]:
-    """Record the body: modules always, function calls and the gaps beneath them on request.
+def recording(recorder: Recorder, *, functions: bool = True, gaps: bool = True) -> Iterator[None]:
+    """Record what runs in the body of the context.
 
-    Without `functions` every module that has no children is one node.
+    Module calls are always recorded. `functions` also records torch functions; without it, every module that has no children
+    becomes one node. `gaps` also records aten operators that run outside any recorded function.
     """
     with ExitStack() as stack:
         stack.enter_context(eager(recorder))
@@ -119,7 +123,7 @@ def _module_hooks(recorder: Recorder, *, leaves: bool) -> Iterator[None]:
 
 @contextmanager
 def eager(recorder: Recorder | None = None) -> Iterator[None]:
-    """Run compiled code as plain Python, checkpointed code once, and TorchScript without rewriting it; mute warnings."""
+    """Run compiled code eagerly, checkpointed code only once, and TorchScript without optimizations; ignore warnings."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -145,16 +149,16 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def _checkpoints(recorder: Recorder | None) -> Iterator[None]:
-    """Keep activations instead of running a region again in backward, where nobody would watch or edit it.
+    """Make checkpointed regions keep their activations instead of running again in the backward pass.
 
-    The gradient is the same.
+    The second run would be neither recorded nor edited. The gradient is the same.
     """
 
     def once(*_args: Any, **_kwargs: Any) -> Iterator[None]:
         with _checkpointed(recorder):
             yield
 
-    name = "_checkpoint_without_reentrant_generator"  # private: without it the region is only run again
+    name = "_checkpoint_without_reentrant_generator"  # a private name; if it is missing, the region runs again
     with _replaced(checkpoint, name, once) if hasattr(checkpoint, name) else nullcontext():
         yield
 
@@ -172,8 +176,8 @@ def _checkpointed(recorder: Recorder | None) -> Iterator[None]:
 
 @contextmanager
 def _custom_functions(recorder: Recorder) -> Iterator[None]:
-    """Make each call of an `autograd.Function` one node: what it does inside is not what its backward differentiates."""
-    base = getattr(torch.autograd.function, "_SingleLevelFunction", None)  # where `Function.apply` looks for its `super()`
+    """Record each call of an `autograd.Function` as one node, because its backward does not differentiate what it runs."""
+    base = getattr(torch.autograd.function, "_SingleLevelFunction", None)  # `Function.apply` calls `super().apply` on it
     if base is None or "apply" in vars(base):
         yield
         return
@@ -186,16 +190,16 @@ def _custom_functions(recorder: Recorder) -> Iterator[None]:
             return run()
         if cls is checkpoint.CheckpointFunction:
             return _reentrant(recorder, *args)
-        named = (None, *args) if cls.forward.__code__.co_argcount == len(args) + 1 else args  # the context comes first
+        named = (None, *args) if cls.forward.__code__.co_argcount == len(args) + 1 else args  # the first argument is the context
         note = f"custom-function:{cls.__name__}"
-        return recorder.call(cls.__name__, cls.forward, named, kwargs, run, whole=Whole("unknown"), note=note)
+        return recorder.call(cls.__name__, cls.forward, named, kwargs, run, opaque=OpaqueCall("unknown"), note=note)
 
     with _replaced(base, "apply", classmethod(apply)):
         yield
 
 
 def _reentrant(recorder: Recorder, function: Callable[..., Any], _preserve_rng: bool, *args: Any) -> Any:
-    """A reentrant checkpoint passes no gradient at all when no argument requires one."""
+    """Run a reentrant checkpoint once. Like torch's, it passes no gradient if no argument requires grad."""
     alive = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
     with _checkpointed(recorder), nullcontext() if alive else torch.no_grad():
         return function(*args)
