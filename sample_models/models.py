@@ -7,11 +7,14 @@ what gradlint must find in each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 BATCH, WIDTH = 8, 24
 
@@ -155,9 +158,35 @@ class Transformer(nn.Module):
         return self.head(x.mean(1))
 
 
+class SameBits(TorchDispatchMode):
+    """Draw numbers that are the same bits on every processor, by numpy's legacy generator, whose stream is frozen.
+
+    torch draws with vectorized logarithms and cosines, whose last bit depends on the processor; a chaotic network makes another
+    growth of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = np.random.RandomState(0)  # noqa: NPY002 - the streams of newer generators may change
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Fill with draws where torch would have, leave every other operator alone."""
+        aten, tensor = torch.ops.aten, args[0]
+        if func is aten.uniform_.default:
+            low, high = args[1:] or (0.0, 1.0)
+            return tensor.copy_(torch.from_numpy(self.random.random_sample(tensor.shape) * (high - low) + low))
+        if func is aten.normal_.default:
+            mean, std = args[1:] or (0.0, 1.0)
+            return tensor.copy_(torch.from_numpy(self.random.standard_normal(tensor.shape) * std + mean))
+        if func is aten.randn.default:
+            return torch.from_numpy(self.random.standard_normal(tensor).astype(np.float32))
+        return func(*args, **(kwargs or {}))
+
+
 def _seeded(build: Callable[[], nn.Module], *shape: int) -> Built:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with SameBits():
         model = build()
         return model, (torch.randn(shape or (BATCH, WIDTH)),)
 
@@ -166,14 +195,25 @@ def _he(weight: Tensor) -> Tensor:
     return nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
+def _orthogonal(weight: Tensor, gain: float) -> None:
+    """What nn.init.orthogonal_ does, by Gram-Schmidt in operations that IEEE 754 rounds exactly; LAPACK's are not."""
+    rows = nn.init.normal_(weight).detach().double().numpy()
+    for k, row in enumerate(rows):
+        for other in rows[:k]:
+            row -= math.fsum(row * other) * other
+        row /= math.sqrt(math.fsum(row * row))
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(gain * rows))
+
+
 def tanh_gain_broken() -> Built:
     """Orthogonal weights of gain 2.5 under tanh, which is critical at 1."""
-    return _seeded(lambda: Plain(64, torch.tanh, lambda w: nn.init.orthogonal_(w, gain=2.5)))
+    return _seeded(lambda: Plain(64, torch.tanh, lambda w: _orthogonal(w, 2.5)))
 
 
 def tanh_gain_healthy() -> Built:
     """The same with gain 1."""
-    return _seeded(lambda: Plain(64, torch.tanh, lambda w: nn.init.orthogonal_(w, gain=1.0)))
+    return _seeded(lambda: Plain(64, torch.tanh, lambda w: _orthogonal(w, 1.0)))
 
 
 def unit_normal_broken() -> Built:
@@ -221,16 +261,36 @@ def residual_no_norm_healthy() -> Built:
 
 
 def _batch_norm(*, skip: bool) -> nn.Module:
-    model = nn.Sequential(*(NormBlock(skip=skip) for _ in range(60)), nn.Linear(WIDTH, 4))
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
-    for norm in norms:
-        norm.momentum = None  # a plain average: the running statistics are then those of training
-    with torch.no_grad():
-        for _ in range(8):
-            model(torch.randn(256, WIDTH))
-    for norm in norms:
-        norm.momentum = 0.1
-    return model
+    blocks = [NormBlock(skip=skip) for _ in range(60)]
+    _train_statistics(blocks)
+    return nn.Sequential(*blocks, nn.Linear(WIDTH, 4))
+
+
+def _train_statistics(blocks: list[NormBlock]) -> None:
+    """Set the running statistics to the averages over eight batches of training, in exactly rounded sums of a fixed order."""
+
+    h = torch.randn(8, 256, WIDTH).double().numpy()
+    for block in blocks:
+        weight = block.fc.weight.detach().double().numpy()
+        x = sum(h[..., k, None] * weight[:, k] for k in range(WIDTH))
+        centered = x - _mean(x, 1)
+        variance = _mean(centered * centered, 1)
+        block.norm.running_mean.copy_(torch.from_numpy(_mean(x, 1, 0).ravel()))
+        block.norm.running_var.copy_(torch.from_numpy(_mean(variance, 0).ravel() * (256.0 / 255.0)))
+        block.norm.num_batches_tracked.fill_(8)
+        out = np.maximum(centered / np.sqrt(variance + block.norm.eps), 0.0)
+        h = h + out if block.skip else out
+
+
+def _mean(x: np.ndarray, *axes: int) -> np.ndarray:
+    """Mean over axes of a size that is a power of 2, by adding halves."""
+    for axis in axes:
+        size = x.shape[axis]
+        while x.shape[axis] > 1:
+            first, second = np.split(x, 2, axis)
+            x = first + second
+        x = x / size
+    return x
 
 
 def batch_norm_no_skip_broken() -> Built:
