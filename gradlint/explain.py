@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import networkx as nx
-
 from gradlint.agreement import repeated_stack
 from gradlint.engine import Progress, examine
 from gradlint.errors import TargetError
@@ -105,8 +103,7 @@ def _explained(subject: Subject, node: Node, stack: Stack | None) -> Explanation
 
 def _reasons(subject: Subject, node: Node) -> Iterable[str]:
     """Say why the predicted gradient of a node has an interval: finite layers after it, and operators without a rule."""
-    graph = subject.graph
-    behind = [graph[item] for item in nx.descendants(graph.nx, node.id) if item in subject.structure.signal_set]
+    behind = [found for found in subject.graph.descendants(node.id) if found.id in subject.structure.signal_set]
     fans = [
         weight.fan_in for layer in behind if is_weight_layer(layer) for role, weight in layer.weights.items() if role == "weight"
     ]

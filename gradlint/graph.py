@@ -1,4 +1,4 @@
-"""The model as gradlint sees it: a typed view of a networkx MultiDiGraph."""
+"""The model as gradlint sees it: a directed multigraph of operator calls, and the weights that they use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import networkx as nx
 import numpy as np
 
 if TYPE_CHECKING:
+    from networkx import MultiDiGraph
     from numpy.typing import NDArray
 
 _CHUNK = 1 << 15  # elements looked at together: in double precision they stay in the cache of one core
@@ -202,21 +202,21 @@ class Graph:
     def __init__(self, nodes: Iterable[Node], outputs: Iterable[Ref], *, mode: str = "train") -> None:
         self.mode = mode
         self.outputs = tuple(outputs)
-        self.nx: nx.MultiDiGraph[str] = nx.MultiDiGraph()
         self._nodes: dict[str, Node] = {}
+        self._readers: dict[str, dict[str, None]] = {}  # of each node, in execution order
         for node in nodes:
             if node.id in self._nodes:
                 msg = f"two nodes are called {node.id!r}"
                 raise ValueError(msg)
-            self.nx.add_node(node.id)
-            for slot, ref in enumerate(node.inputs):
+            for ref in node.inputs:
                 if ref is None:
                     continue
                 if ref.node not in self._nodes:
                     msg = f"{node.id!r} uses {ref.node!r} before it exists"
                     raise ValueError(msg)
-                self.nx.add_edge(ref.node, node.id, slot=slot, port=ref.port)
+                self._readers[ref.node][node.id] = None
             self._nodes[node.id] = node
+            self._readers[node.id] = {}
         missing = [ref.node for ref in self.outputs if ref.node not in self._nodes]
         if missing:
             msg = f"outputs name unknown nodes: {missing}"
@@ -250,7 +250,29 @@ class Graph:
 
     def children(self, node_id: str) -> list[Node]:
         """The nodes that read an output of `node_id`, each once, in execution order."""
-        return sorted((self._nodes[child] for child in self.nx.successors(node_id)), key=lambda n: self.position[n.id])
+        return [self._nodes[child] for child in self._readers[node_id]]
+
+    def descendants(self, node_id: str) -> list[Node]:
+        """The nodes that `node_id` leads to, without itself, in execution order."""
+        seen, stack = {node_id}, [node_id]
+        while stack:
+            fresh = self._readers[stack.pop()].keys() - seen
+            seen |= fresh
+            stack.extend(fresh)
+        return [self._nodes[found] for found in sorted(seen - {node_id}, key=self.position.__getitem__)]
+
+    @cached_property
+    def nx(self) -> MultiDiGraph[str]:
+        """The same graph for the algorithms of networkx; an edge has the `slot` that it fills and the `port` that it reads."""
+        from networkx import MultiDiGraph  # noqa: PLC0415 - slow to import, and the linter itself does without
+
+        found: MultiDiGraph[str] = MultiDiGraph()
+        for node in self:
+            found.add_node(node.id)
+            for slot, ref in enumerate(node.inputs):
+                if ref is not None:
+                    found.add_edge(ref.node, node.id, slot=slot, port=ref.port)
+        return found
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:

@@ -8,10 +8,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
-
 from gradlint.growth import HEALTHY
 from gradlint.report import printable
 from gradlint.report.chart import ASCII, BLOCKS, Row, bars, fold, layer_rows, picture, time_rows
@@ -32,6 +28,11 @@ _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold dark_oran
 _DIM = "dim"
 _INDENT = " " * 8
 
+Line = tuple[tuple[str, str], ...]
+"""Pieces of text, each with the name of its style, "" for none."""
+
+_BLANK: Line = ()
+
 
 def render(
     reports: Sequence[TargetReport],
@@ -45,25 +46,38 @@ def render(
 ) -> str:
     """Return one block of text per target and a closing line, at most `width` characters wide (40 at least)."""
     page = _Page(width, unicode=unicode, refuted=show_refuted, timings=timings)
-    lines: list[Text] = []
+    lines: list[Line] = []
     for report in reports:
-        lines += [*page.block(report, alone=len(reports) == 1), Text()]
+        lines += [*page.block(report, alone=len(reports) == 1), _BLANK]
     closing, pointer = totals(reports, refuted=show_refuted)
     apart = len(closing) + len(pointer) + 3 > page.width
     lines += [line for text in ((closing, pointer) if apart else (f"{closing} {pointer}",)) for line in page.wrapped("  ", text)]
+    if color:
+        return _colored(lines, width)
+    return "".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines)
+
+
+def _colored(lines: Sequence[Line], width: int) -> str:
+    """The lines with the escape sequences of a terminal of 256 colors."""
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and plain text does without
+    from rich.text import Text  # noqa: PLC0415
+
     out = io.StringIO()
-    console = Console(
-        file=out,
-        width=width,
-        force_terminal=color,
-        color_system="256" if color else None,
-        no_color=not color,
-        legacy_windows=False,
-    )
+    console = Console(file=out, width=width, force_terminal=True, color_system="256", no_color=False, legacy_windows=False)
     for line in lines:
-        line.rstrip()
-        console.print(line, soft_wrap=True, highlight=False)
+        text = Text.assemble(*line)
+        text.rstrip()
+        console.print(text, soft_wrap=True, highlight=False)
     return out.getvalue()
+
+
+def _cells(text: str) -> int:
+    """The columns that a text takes; a character of East Asia takes two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    return cell_len(text)
 
 
 class _Page:
@@ -76,14 +90,14 @@ class _Page:
         self.refuted = refuted
         self.timings = timings
 
-    def block(self, report: TargetReport, *, alone: bool) -> Iterator[Text]:
+    def block(self, report: TargetReport, *, alone: bool) -> Iterator[Line]:
         """Yield all lines about one target. `alone` says whether it is the only one: a healthy one among several is brief."""
         rows = layer_rows(report.spine)
         findings = shown(report, refuted=self.refuted)
         brief = report.verdict is Verdict.HEALTHY and not alone
         yield from self._title(report)
         if not brief:
-            yield Text()
+            yield _BLANK
         yield from self._verdict(report, rows)
         if not brief:
             yield from self._why(report)
@@ -91,47 +105,47 @@ class _Page:
             yield from self._phase(report)
         for finding in findings:
             if not finding.caused_by:
-                yield Text()
+                yield _BLANK
             yield from self._finding(finding, report)
         if findings or not brief:
-            yield Text()
+            yield _BLANK
         for note in report.notes:
             yield from self.wrapped("  note: ", printable(note), _DIM)
         yield from self.wrapped("  ", self._coverage(report), _DIM)
 
-    def wrapped(self, lead: str, text: str, style: str = "", *, lead_style: str | None = None) -> Iterator[Text]:
+    def wrapped(self, lead: str, text: str, style: str = "", *, lead_style: str | None = None) -> Iterator[Line]:
         """Yield a paragraph that starts with `lead`; its further lines are indented by the width of `lead`."""
-        body = textwrap.wrap(text, max(self.width - cell_len(lead), 20), break_on_hyphens=False) or [""]
+        body = textwrap.wrap(text, max(self.width - _cells(lead), 20), break_on_hyphens=False) or [""]
         for index, line in enumerate(body):
-            start = lead if index == 0 else " " * cell_len(lead)
-            yield Text.assemble((start, style if lead_style is None else lead_style), (line, style))
+            start = lead if index == 0 else " " * _cells(lead)
+            yield (start, style if lead_style is None else lead_style), (line, style)
 
-    def _title(self, report: TargetReport) -> Iterator[Text]:
+    def _title(self, report: TargetReport) -> Iterator[Line]:
         inputs = ", ".join(f"{item.name}={item.spec}{'' if item.given else ' (inferred)'}" for item in report.inputs)
         seeds = count(report.seeds, "seed") if report.seeds else "not probed"
         facts = [report.frontend, f"{report.mode} mode", inputs, seeds]
         if report.capture != "full":
             facts.append(f"captured: {report.capture}")
         name, rest = printable(report.target), printable(", ".join(fact for fact in facts if fact))
-        if cell_len(name) + 3 + cell_len(rest) <= self.width:
-            yield Text.assemble((name, "bold"), ("   " + rest, _DIM))
+        if _cells(name) + 3 + _cells(rest) <= self.width:
+            yield (name, "bold"), ("   " + rest, _DIM)
         else:
-            yield Text(name, "bold")
+            yield ((name, "bold"),)
             yield from self.wrapped("  ", rest, _DIM)
 
-    def _verdict(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Text]:
+    def _verdict(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Line]:
         verdict = report.verdict.value.upper()
         style = _VERDICT_STYLE[report.verdict]
         score, sentence = f"   score {report.score}/100", headline(report, rows)
         fits = len(verdict + score + sentence) + 5 <= self.width
-        yield Text.assemble("  ", (verdict, style), (score, "bold"), f"   {sentence}" if fits else "")
+        yield ("  ", ""), (verdict, style), (score, "bold"), (f"   {sentence}" if fits else "", "")
         if not fits:
             yield from self.wrapped("  ", sentence)
         growth = next(filter(None, growths(report)), None)
         if growth is not None and growth.jumps:
             yield from self.wrapped("  ", one_offs(growth), _DIM)
 
-    def _why(self, report: TargetReport) -> Iterator[Text]:
+    def _why(self, report: TargetReport) -> Iterator[Line]:
         if report.attribution is not None:
             yield from self.wrapped("  due to ", printable(str(report.attribution)))
         if report.stack is not None:
@@ -139,46 +153,45 @@ class _Page:
         for label, text in remarks(report):
             yield from self.wrapped(f"  {label}: ", printable(text))
 
-    def _charts(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Text]:
+    def _charts(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Line]:
         if any(row.value is not None for row in rows):
-            yield Text()
+            yield _BLANK
             yield from self._chart(rows, "layer")
         for time in report.time:
             if is_growing(time.growth) or any(time.node in finding.nodes for finding in shown(report, refuted=False)):
-                yield Text()
+                yield _BLANK
                 back = " backwards" if time.direction == "reverse" else ""
                 yield from self._chart(time_rows(time), f"time steps of {printable(time.node)}{back}")
 
-    def _phase(self, report: TargetReport) -> Iterator[Text]:
+    def _phase(self, report: TargetReport) -> Iterator[Line]:
         """Yield the plot of the stack's phase, if growth is beyond the healthy range and the plot fits the width."""
         growth = next(filter(None, growths(report)), None)
         if report.stack is None or report.stack.phase.critical is None or growth is None or abs(growth.decades) < HEALTHY:
             return
-        lines = [Text(f"  {line}", _DIM) for line in picture(report.stack.phase, unicode=self.unicode)]
-        if max(line.cell_len for line in lines) <= self.width:
-            yield from [Text(), *lines]
+        lines = [f"  {line}" for line in picture(report.stack.phase, unicode=self.unicode)]
+        if max(_cells(line) for line in lines) <= self.width:
+            yield _BLANK
+            yield from (((line, _DIM),) for line in lines)
 
-    def _chart(self, rows: Sequence[Row], heading: str) -> Iterator[Text]:
+    def _chart(self, rows: Sequence[Row], heading: str) -> Iterator[Line]:
         lines = fold(rows)
         table = Table(lines, heading, self.width - 2)
-        yield Text("  " + table.head, _DIM)
+        yield (("  " + table.head, _DIM),)
         for line, bar in zip(lines, bars(lines, table.cells, self.glyphs), strict=True):
             left, right = table.left(line), table.right(line)
             if isinstance(line, Row):
-                yield Text.assemble("  ", left, (f"{bar:<{table.cells}}", _bar_style(line.value)), (right, _DIM))
+                yield ("  ", ""), (left, ""), (f"{bar:<{table.cells}}", _bar_style(line.value)), (right, _DIM)
             else:
-                yield Text(f"  {left}{bar if len(left) == table.before else ''}", _DIM)
+                yield ((f"  {left}{bar if len(left) == table.before else ''}", _DIM),)
 
-    def _finding(self, finding: Finding, report: TargetReport) -> Iterator[Text]:
+    def _finding(self, finding: Finding, report: TargetReport) -> Iterator[Line]:
         where = [part for part in (place(finding), located(finding)) if part]
         cause = finding.caused_by
         tail = "   ".join([*where[:1], f"(caused by {cause})"] if cause else [*where, finding.confidence.value])
-        head = f"  {finding.severity.value} {finding.rule} {finding.name}"
-        fits = cell_len(head) + 3 + cell_len(tail) <= self.width
-        line = Text.assemble(head, f"   {tail}" if fits else "")
-        line.stylize(_SEVERITY_STYLE[finding.severity], 2, 2 + len(finding.severity.value))
-        line.stylize("bold", 2 + len(finding.severity.value), len(head))
-        yield line
+        severity, name = finding.severity.value, f" {finding.rule} {finding.name}"
+        fits = 2 + _cells(severity + name) + 3 + _cells(tail) <= self.width
+        style = _SEVERITY_STYLE[finding.severity]
+        yield ("  ", ""), (severity, style), (name, "bold"), (f"   {tail}" if fits else "", "")
         if not fits:
             yield from self.wrapped(_INDENT, tail)
         if cause:
@@ -190,7 +203,7 @@ class _Page:
             yield from self.wrapped(f"{_INDENT}fix: ", printable(finding.remedy.summary), lead_style="bold green")
             if finding.remedy.verified is not None:
                 before, after = finding.remedy.verified
-                yield Text(f"{_INDENT}     tried: growth {decimal(before)} -> {decimal(after)} decades")
+                yield ((f"{_INDENT}     tried: growth {decimal(before)} -> {decimal(after)} decades", ""),)
 
     def _coverage(self, report: TargetReport) -> str:
         covered = report.coverage

@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, helper
-from onnx.reference import ReferenceEvaluator
 
 from gradlint.errors import TargetError
 from gradlint.frontends.onnx.limits import DEFAULT, Limits
@@ -181,6 +180,8 @@ class Folder:
 
     def _run(self, node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> list[NDArray[Any]]:
         """The outputs of `node`; raises TargetError when onnx cannot compute them."""
+        from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - slow to import, and most files fold nothing
+
         loaded = {id(c): c.load() for c in {id(c): c for c in inputs if c is not None}.values()}  # each once
         feeds = {name: loaded[id(c)] for name, c in zip(node.input, inputs, strict=True) if c is not None}
         values = [onnx.ValueInfoProto(name=name) for name in (*feeds, *filter(None, node.output))]
