@@ -36,6 +36,7 @@ def test_the_largest_run_is_that_of_trying_every_run(levels):
 
 
 @given(COARSE)
+@example([3.0, 1.0, 3.0, 2.0, 1.0, 2.0, 0.0])  # its first and its last step are equal
 def test_of_equal_runs_the_first_is_taken(levels):
     assert largest_run(levels) == by_trying(levels)
 
