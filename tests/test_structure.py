@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from gradlint.graph import Graph, Node, Ref
 from gradlint.rule import GraphBuilder, Structure
 from gradlint.structure import ResidualSum, block_name
-from gradlint.theory.reading.sustained import largest_run
 
 # spine ------------------------------------------------------------------------------------------------------------------
 
@@ -219,27 +218,3 @@ def test_nodes_that_did_not_run_are_no_part_of_the_signal():
     x = builder.input(8, 64)
     builder.op("add", builder.linear(x, name="taken"), builder.linear(x, name="other"), name="sum", shape=(8, 64))
     assert Structure(builder.graph, live={"x", "taken", "sum"}).spine == ("x", "taken", "sum")
-
-
-# sustained growth ---------------------------------------------------------------------------------------------------------
-
-LEVELS = st.lists(st.integers(-20, 20).map(lambda value: value / 4), min_size=1, max_size=14)
-
-
-@given(LEVELS)
-def test_largest_run_is_that_of_trying_every_run(levels: list[float]):
-    steps = [before - after for before, after in itertools.pairwise(levels)]
-    runs = [steps[i:j] for i in range(len(steps)) for j in range(i + 1, len(steps) + 1)]
-    assert largest_run(levels).decades == max((sum(run) - max(run) for run in runs), default=0.0)
-
-
-@given(LEVELS)
-def test_largest_run_reports_a_run_of_its_size(levels: list[float]):
-    run = largest_run(levels)
-    steps = [before - after for before, after in itertools.pairwise(levels)][run.start : run.end]
-    assert run.decades == (sum(steps) - max(steps) if steps else 0.0)
-
-
-def test_one_large_step_is_no_growth_and_many_small_ones_are():
-    assert largest_run([10.0, 0.0, 0.0]).decades == 0.0
-    assert largest_run([float(level) for level in range(10, -1, -1)]).decades == 9.0
