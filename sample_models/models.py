@@ -167,7 +167,7 @@ class SameBits(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.random = np.random.RandomState(0)  # noqa: NPY002 - the streams of newer generators may change
+        self.random = np.random.RandomState(0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -198,10 +198,10 @@ def _he(weight: Tensor) -> Tensor:
 def _orthogonal(weight: Tensor, gain: float) -> None:
     """What nn.init.orthogonal_ does, by Gram-Schmidt in operations that IEEE 754 rounds exactly; LAPACK's are not."""
     rows = nn.init.normal_(weight).detach().double().numpy()
-    for k, row in enumerate(rows):
+    for k in range(len(rows)):
         for other in rows[:k]:
-            row -= math.fsum(row * other) * other
-        row /= math.sqrt(math.fsum(row * row))
+            rows[k] -= math.fsum(rows[k] * other) * other
+        rows[k] /= math.sqrt(math.fsum(rows[k] * rows[k]))
     with torch.no_grad():
         weight.copy_(torch.from_numpy(gain * rows))
 
@@ -268,7 +268,6 @@ def _batch_norm(*, skip: bool) -> nn.Module:
 
 def _train_statistics(blocks: list[NormBlock]) -> None:
     """Set the running statistics to the averages over eight batches of training, in exactly rounded sums of a fixed order."""
-
     h = torch.randn(8, 256, WIDTH).double().numpy()
     for block in blocks:
         weight = block.fc.weight.detach().double().numpy()

@@ -28,7 +28,7 @@ from gradlint.result import (
     TimeGrowth,
     Verdict,
 )
-from gradlint.score import failed, failing, judge, worst_growth
+from gradlint.score import failed, failing, growth_with_claims, judge, worst_growth
 
 INF, NAN = math.inf, math.nan
 CLAIMS = [*Effect, None]
@@ -79,25 +79,25 @@ def test_the_growth_that_is_judged_is_handed_on_with_its_place():
 def test_an_error_that_claims_a_direction_stands_for_growth_that_theory_did_not_follow(severity, confidence, effect):
     counts = severity is Severity.ERROR and confidence is not Confidence.REFUTED
     signs = {Effect.EXPLODES: 1.0, Effect.VANISHES: -1.0}
-    found = predicted_growth(Growth(2.0), [finding(severity, effect, 6.0, confidence)])
+    found = growth_with_claims(Growth(2.0), [finding(severity, effect, 6.0, confidence)])
     assert found == Growth(6.0 * signs[effect] if counts and effect in signs else 2.0)
 
 
 def test_the_strongest_claim_stands_whatever_its_direction():
     claims = [finding(effect=effect, decades=d) for effect, d in ((Effect.EXPLODES, 4.0), (Effect.VANISHES, 6.0))]
-    assert predicted_growth(None, claims) == predicted_growth(None, claims[::-1]) == Growth(-6.0)
-    assert predicted_growth(Growth(-2.0), [*claims, finding(effect=Effect.EXPLODES, decades=8.0)]) == Growth(8.0)
+    assert growth_with_claims(None, claims) == growth_with_claims(None, claims[::-1]) == Growth(-6.0)
+    assert growth_with_claims(Growth(-2.0), [*claims, finding(effect=Effect.EXPLODES, decades=8.0)]) == Growth(8.0)
 
 
 @pytest.mark.parametrize("followed", [Growth(6.0), Growth(-6.0), Growth(-7.0)])
 def test_growth_that_theory_followed_stands_where_no_claim_is_larger(followed):
-    assert predicted_growth(followed, [finding(effect=Effect.EXPLODES, decades=6.0)]) is followed
+    assert growth_with_claims(followed, [finding(effect=Effect.EXPLODES, decades=6.0)]) is followed
 
 
 def test_nothing_is_predicted_without_growth_and_without_a_claim():
-    assert predicted_growth(None, []) is None
-    assert predicted_growth(None, [finding(effect=Effect.EITHER, decades=5.0), finding(decades=5.0)]) is None
-    assert predicted_growth(None, [finding(effect=Effect.EXPLODES, decades=0.5)]) == Growth(0.5)
+    assert growth_with_claims(None, []) is None
+    assert growth_with_claims(None, [finding(effect=Effect.EITHER, decades=5.0), finding(decades=5.0)]) is None
+    assert growth_with_claims(None, [finding(effect=Effect.EXPLODES, decades=0.5)]) == Growth(0.5)
 
 
 # the score ----------------------------------------------------------------------------------------------------------------

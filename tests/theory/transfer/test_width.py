@@ -16,8 +16,9 @@ from gradlint.ops.activations import activation
 from gradlint.structure import Structure
 from gradlint.theory.gaussian.pointwise_of_gaussian import apply, expect, gaussian
 from gradlint.theory.prediction import Prediction, predict
+from gradlint.theory.transfer import fluctuation
 from gradlint.theory.transfer.coherence import Coherence, Summand, added, at_sum, gram, through_layer, through_slope
-from gradlint.theory.transfer.fluctuation import Overlap, through_layer, through_slope
+from gradlint.theory.transfer.fluctuation import Overlap
 from tests.models.theory_cases import Make, he
 
 torch.set_num_threads(1)
@@ -217,15 +218,15 @@ def test_directions_that_random_layers_leave_are_as_measured(taps):
         traces.append(np.trace(matrix) ** 2)
     overlap = Overlap(1.0 / width, 1.0 / width)
     for _ in range(depth):
-        _, overlap = through_layer(overlap, width, width, taps)
+        _, overlap = fluctuation.through_layer(overlap, width, width, taps)
     assert overlap.own == pytest.approx(np.mean(squares) / np.mean(traces), rel=0.15)
 
 
 def test_one_direction_through_a_rectifier_scatters_as_hanin_says():
     distribution = gaussian("z", 0.0, 0.0, (1.0, 0.0))
     one = Overlap(1.0, 1.0)
-    slope, bent = through_slope(one, (distribution.values > 0.0).astype(float), distribution, (1, (1, 100)))
-    weights, output = through_layer(bent, 100, 100, 1.0)
+    slope, bent = fluctuation.through_slope(one, (distribution.values > 0.0).astype(float), distribution, (1, (1, 100)))
+    weights, output = fluctuation.through_layer(bent, 100, 100, 1.0)
     assert slope + weights == pytest.approx(5.0 / 100, rel=1e-6)
     assert output.own == pytest.approx(1.0)
 
