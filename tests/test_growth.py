@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gradlint.graph import Graph, Node, Ref
-from gradlint.growth import FLOOR, HEALTHY, JUMP, LIMIT, UNDERFLOW, about, along, nearness, place, signed, summarise
+from gradlint.growth import FLOOR, HEALTHY, JUMP, LIMIT, UNDERFLOW, about, along, nearness, place, signed, summarize
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
 from gradlint.result import Gains, Growth, Jump, Measurement, Place
@@ -41,7 +41,7 @@ def graph_of(levels):
 
 def summary(levels, *, relative=None, seeds=()):
     singles = [dict(zip(names(single), single, strict=True)) for single in seeds]
-    return summarise(graph_of(levels), names(levels), gains_of(levels, relative), singles)
+    return summarize(graph_of(levels), names(levels), gains_of(levels, relative), singles)
 
 
 # limits -------------------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_nodes_of_the_chain_that_were_not_measured_are_left_out_of_a_summary():
     levels = [4.0, 3.0, 2.0, 1.0]
     gains = gains_of(levels)
     del gains["n1"]
-    assert summarise(graph_of(levels), names(levels), gains) == summarise(graph_of(levels), ["n0", "n2", "n3"], gains)
+    assert summarize(graph_of(levels), names(levels), gains) == summarize(graph_of(levels), ["n0", "n2", "n3"], gains)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
