@@ -79,7 +79,7 @@ def of_square(distribution: Distribution, sizes: Sequence[int]) -> float:
     )
 
 
-def through_slope(
+def of_slope(
     before: Overlap | None, slope: Array, distribution: Distribution, layout: tuple[int, Sequence[int]]
 ) -> tuple[float, Overlap]:
     """Relative variance that a slope adds to the square of a cotangent, and the overlap behind it.
@@ -121,7 +121,7 @@ def _bent(overlap: float, same: float, variance: float, count: int) -> float:
     return min((same * overlap + (1.0 + variance - same) * diagonal) / (1.0 + variance * diagonal), 1.0)
 
 
-def through_layer(before: Overlap | None, count: int, group: int, taps: float) -> tuple[float, Overlap]:
+def of_layer(before: Overlap | None, count: int, group: int, taps: float) -> tuple[float, Overlap]:
     """Relative variance that W^T adds to the square of a cotangent, 2 / (r n) over r directions, and the overlap behind it.
 
     `count` are the inputs of the layer, `group` those that one output sees, `taps` the outputs that one input reaches along other

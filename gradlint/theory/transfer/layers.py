@@ -237,7 +237,7 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> TransferRe
     def back(cotangent: Cotangent) -> Cotangent:
         gain, correlation, profile = _pulled(cotangent, layer)
         inputs, taps = signal.sizes[axis], math.prod(tap.lands for tap in layer.taps)
-        spread, overlap = fluctuation.through_layer(cotangent.overlap, inputs, inputs // layer.groups, taps)
+        spread, overlap = fluctuation.of_layer(cotangent.overlap, inputs, inputs // layer.groups, taps)
         factor, coherence = 1.0, None
         if average == 0.0 and layer.groups == 1:
             both = tuple(a * max(b, 0.0) for a, b in zip(cotangent.correlation, output.shared, strict=True))

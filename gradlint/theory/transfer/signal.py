@@ -267,7 +267,7 @@ def cotangent_of_term(term: CotangentTerm, signal: Signal) -> Cotangent:
         along = distribution.in_common(term.slope * distribution.values)
         layout = signal.channels, signal.sizes, [a * b for a, b in zip(term.cotangent.correlation, along, strict=True)]
         second, coherence = through_slope(term.cotangent.coherence, term.slope, (term.values, distribution.values), layout)
-        spread, overlap = fluctuation.through_slope(overlap, term.slope, distribution, (signal.channels, signal.sizes))
+        spread, overlap = fluctuation.of_slope(overlap, term.slope, distribution, (signal.channels, signal.sizes))
     energy = term.cotangent.energy + math.log10(second) + fluctuation.shift(spread) if second > 0.0 else -math.inf
     variance = term.cotangent.variance + fluctuation.decades(spread)
     return Cotangent(energy, correlation, variance, term.cotangent.profile, term.cotangent.projected_out, coherence, overlap)

@@ -218,15 +218,15 @@ def test_directions_that_random_layers_leave_are_as_measured(taps):
         traces.append(np.trace(matrix) ** 2)
     overlap = Overlap(1.0 / width, 1.0 / width)
     for _ in range(depth):
-        _, overlap = fluctuation.through_layer(overlap, width, width, taps)
+        _, overlap = fluctuation.of_layer(overlap, width, width, taps)
     assert overlap.own == pytest.approx(np.mean(squares) / np.mean(traces), rel=0.15)
 
 
 def test_one_direction_through_a_rectifier_scatters_as_hanin_says():
     distribution = gaussian("z", 0.0, 0.0, (1.0, 0.0))
     one = Overlap(1.0, 1.0)
-    slope, bent = fluctuation.through_slope(one, (distribution.values > 0.0).astype(float), distribution, (1, (1, 100)))
-    weights, output = fluctuation.through_layer(bent, 100, 100, 1.0)
+    slope, bent = fluctuation.of_slope(one, (distribution.values > 0.0).astype(float), distribution, (1, (1, 100)))
+    weights, output = fluctuation.of_layer(bent, 100, 100, 1.0)
     assert slope + weights == pytest.approx(5.0 / 100, rel=1e-6)
     assert output.own == pytest.approx(1.0)
 
