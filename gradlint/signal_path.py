@@ -13,9 +13,6 @@ from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import Kind, operator
 
 _TRANSPARENT = frozenset({Kind.SHAPE, Kind.DROPOUT})
-FINAL = frozenset({"softmax", "log_softmax", "sigmoid", "logsigmoid", "hardsigmoid"})
-"""Operators that turn logits into a prediction. Gradients are measured from their input."""
-
 _LAYERS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.ATTENTION})
 
 
@@ -119,7 +116,7 @@ class SignalPath:
                 continue
             seen.add(at)
             node, parents = self.graph[at.node], self._results(at)
-            if parents and (node.op in FINAL or kind_of(node) is Kind.LOSS):
+            if parents and (operator(node.op).final or kind_of(node) is Kind.LOSS):
                 found.append(parents[0])
                 final = True
             elif parents and (kind_of(node) in {Kind.CONCAT, Kind.CONTROL} or (len(parents) == 1 and _selects(node))):

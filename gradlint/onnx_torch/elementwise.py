@@ -31,7 +31,6 @@ plain(
         "Cos": torch.cos,
         "Cosh": torch.cosh,
         "Det": torch.linalg.det,
-        "Erf": torch.erf,
         "GreaterOrEqual": torch.ge,
         "IsNaN": torch.isnan,
         "LessOrEqual": torch.le,
@@ -59,10 +58,7 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Log": torch.log,
     "Neg": torch.neg,
     "Reciprocal": torch.reciprocal,
-    "Relu": torch.relu,
-    "Sigmoid": torch.sigmoid,
     "Sqrt": torch.sqrt,
-    "Tanh": torch.tanh,
 }
 for _name, _function in _UNARY.items():
     _unary(_name, _function)

@@ -13,21 +13,6 @@ from gradlint.onnx_torch.quantize import centred, dequantize, rounded
 from gradlint.onnx_torch.registry import Context, op
 
 
-@op("com.microsoft::Gelu", "com.microsoft::BiasGelu")
-def _gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    return nnf.gelu(x if bias is None else x + bias)
-
-
-@op("com.microsoft::FastGelu")
-def _fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    return nnf.gelu(x if bias is None else x + bias, approximate="tanh")
-
-
-@op("com.microsoft::QuickGelu")
-def _quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
-    return x * torch.sigmoid(alpha * x)
-
-
 @op("com.microsoft::FusedMatMul")
 def _fused_matmul(
     a: Tensor,

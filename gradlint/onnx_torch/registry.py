@@ -98,9 +98,9 @@ def op(*names: str, like: Callable[..., Any] | None = None) -> Callable[[F], F]:
     return register
 
 
-def plain(table: Mapping[str, Callable[..., Any]]) -> None:
+def plain(table: Mapping[str, Callable[..., Any]], arity: int | None = None) -> None:
     """Register functions that take no attributes, such as those of torch itself."""
-    KERNELS.update({name: Kernel(function, {}, wants_context=False, arity=None) for name, function in table.items()})
+    KERNELS.update({name: Kernel(function, {}, wants_context=False, arity=arity) for name, function in table.items()})
 
 
 def ints(value: Tensor | Iterable[int]) -> tuple[int, ...]:

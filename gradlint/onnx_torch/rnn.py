@@ -2,56 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from gradlint.onnx_torch.registry import op
+from gradlint.onnx_torch.registry import KERNELS, op
+from gradlint.ops import by_nonlinearity
 
 Activation = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]
 Step = Callable[[Tensor, State], State]
 
-_FIXED: dict[str, Activation] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "softsign": nnf.softsign,
-    "softplus": nnf.softplus,
-}
-# the default alpha and beta of the others; None where the operator takes none
-_SHAPED: dict[str, tuple[Callable[[Tensor, Any, Any], Tensor], float | None, float | None]] = {
-    "affine": (lambda x, a, b: a * x + b, 1.0, 0.0),
-    "leakyrelu": (lambda x, a, _: nnf.leaky_relu(x, a), 0.01, None),
-    "thresholdedrelu": (lambda x, a, _: nnf.threshold(x, a, 0.0), 1.0, None),
-    "scaledtanh": (lambda x, a, b: a * torch.tanh(b * x), 1.0, 1.0),
-    "hardsigmoid": (lambda x, a, b: torch.clamp(a * x + b, 0.0, 1.0), 0.2, 0.5),
-    "elu": (lambda x, a, _: nnf.elu(x, a), 1.0, None),
+_OWN: dict[str, Callable[..., Tensor]] = {  # which are no operators
+    "affine": lambda x, alpha=1.0, beta=0.0: alpha * x + beta,
+    "scaledtanh": lambda x, alpha=1.0, beta=1.0: alpha * torch.tanh(beta * x),
 }
 
 
 def _activation(name: str, alphas: Iterator[float], betas: Iterator[float], clip: float | None) -> Activation:
     """The activation called `name`, which takes its alpha and beta, if it has such, from the lists."""
+    function, takes = _named(name)
+    lists = {key: values for key, values in (("alpha", alphas), ("beta", betas)) if key in takes}
+    given = {key: value for key, values in lists.items() if (value := next(values, None)) is not None}
+    ready: Activation = partial(function, **given) if given else function
+    return ready if clip is None else lambda x: ready(torch.clamp(x, -clip, clip))
+
+
+def _named(name: str) -> tuple[Callable[..., Tensor], Collection[str]]:
+    """The function of an activation by its name in ONNX in whatever case, and its attributes."""
     key = name.lower()
-    if key in _SHAPED:
-        shaped, alpha, beta = _SHAPED[key]
-        a = None if alpha is None else next(alphas, alpha)
-        b = None if beta is None else next(betas, beta)
-        function: Activation = partial(_shape, shaped, a, b)
-    elif key in _FIXED:
-        function = _FIXED[key]
-    else:
+    if key in _OWN:
+        return _OWN[key], ("alpha", "beta")
+    types = {type_.lower(): type_ for type_ in by_nonlinearity(name).kernels}
+    if key not in types:
         raise ValueError(f"unknown activation {name!r}")
-    return function if clip is None else lambda x: function(torch.clamp(x, -clip, clip))
-
-
-def _shape(function: Callable[[Tensor, Any, Any], Tensor], alpha: Any, beta: Any, x: Tensor) -> Tensor:
-    return function(x, alpha, beta)
+    kernel = KERNELS[types[key]]
+    return kernel.function, kernel.attributes
 
 
 @dataclass(frozen=True, slots=True)

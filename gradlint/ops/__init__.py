@@ -1,5 +1,21 @@
-"""The operator vocabulary: one row per operator, shared by both front ends."""
+"""The operator vocabulary: one row per operator, shared by both front ends and read by everybody who asks what one is like."""
 
-from gradlint.ops.table import OPERATORS, UNKNOWN, Kind, Operator, by_onnx, by_torch, operator
+from gradlint.ops.operator import Kind, Operator, Spelling
+from gradlint.ops.pointwise import Pointwise, derivative
+from gradlint.ops.table import OPERATORS, UNKNOWN, activation, attributes_of, by_nonlinearity, by_onnx, by_torch, operator
 
-__all__ = ["OPERATORS", "UNKNOWN", "Kind", "Operator", "by_onnx", "by_torch", "operator"]
+__all__ = [
+    "OPERATORS",
+    "UNKNOWN",
+    "Kind",
+    "Operator",
+    "Pointwise",
+    "Spelling",
+    "activation",
+    "attributes_of",
+    "by_nonlinearity",
+    "by_onnx",
+    "by_torch",
+    "derivative",
+    "operator",
+]

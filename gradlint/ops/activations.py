@@ -1,106 +1,32 @@
-"""Pointwise activations as numpy functions: value, derivative and kinks of each row of the vocabulary that is one."""
+"""The activations: one row each, which is all that gradlint knows of it. `operator` says what the columns mean.
+
+A function that is made of the parts in `pointwise` stands in its row. One that needs more, or that attributes change, stands
+above the rows.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradlint.ops.operator import Attributes, Kernel, Kind, Operator, Spelling
+from gradlint.ops.pointwise import Pointwise, clipped, erf, rectifier, sech2, sigmoid, softplus
+
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from gradlint.ops.pointwise import Array
 
-    Array = NDArray[np.float64]
-    Function = Callable[[Array], Array]
-
-PARAMETERS = (
-    *("alpha", "beta", "bias", "gamma", "lambd", "lower", "upper", "min_val", "max_val", "negative_slope", "threshold", "value"),
-    "approximate",
-)
-"""Attributes, of torch and of ONNX, that an activation's function depends on."""
-
-VARIANTS = frozenset({"QuickGelu", "FastGelu"})
-"""Names of operators whose function differs from that of the row of the vocabulary that they are filed under."""
-
-_STEP = 1e-6  # central difference on float64: error near 1e-11 for curvature of order one
-_SMALLEST = 1e-290  # step at 0 itself
-_KNOTS = 1000  # of the table of erf, per unit: cubic interpolation errs by h^4/384 times its fourth derivative, 2e-14
 _ROOT2 = math.sqrt(2.0)
 _ROOT_2PI = math.sqrt(2.0 * math.pi)
+_SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}  # Klambauer 2017
 
 
-@dataclass(frozen=True, slots=True)
-class Pointwise:
-    """A function of one variable with its derivative, which at a kink is the one that torch takes.
-
-    `kinks` are the points where value or derivative are not smooth, `scale` is the length over which they bend elsewhere. `sides`
-    holds the slopes below and above 0 of a function that is linear on either side, None for any other.
-    """
-
-    value: Function
-    slope: Function
-    kinks: tuple[float, ...] = ()
-    scale: float = 1.0
-    sides: tuple[float, float] | None = None
-
-    def __call__(self, z: Array) -> Array:
-        """The value at every point of z."""
-        return self.value(z)
-
-
-def _sigmoid(z: Array) -> Array:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -z)))
-
-
-def _softplus(z: Array) -> Array:
-    return np.asarray(np.logaddexp(0.0, z))
-
-
-def _sech2(z: Array) -> Array:
-    """The derivative of tanh, without the cancellation of 1 - tanh^2."""
-    fade = np.exp(-2.0 * np.abs(z))
-    return np.asarray(4.0 * fade / (1.0 + fade) ** 2)
-
-
-@cache
-def _erf_table() -> Array:
-    """Cubics that meet erf and its slope at the knots of a uniform grid over [-6, 6]; beyond, erf is 1 in double precision."""
-    knots = np.linspace(-6.0, 6.0, 12 * _KNOTS + 1)
-    values = np.array([math.erf(knot) for knot in knots])
-    slopes = np.exp(-knots * knots) * (2.0 / math.sqrt(math.pi) / _KNOTS)
-    step, left, right = np.diff(values), slopes[:-1], slopes[1:]
-    return np.stack([values[:-1], left, 3.0 * step - 2.0 * left - right, left + right - 2.0 * step])
-
-
-def _erf(z: Array) -> Array:
-    """The error function by cubic Hermite interpolation, near 0 by its Taylor series; relative error below 1e-10."""
-    place = (np.minimum(np.maximum(z, -6.0), 6.0) + 6.0) * _KNOTS
-    left = np.minimum(place.astype(np.int64), 12 * _KNOTS - 1)
-    t = place - left
-    constant, linear, square, cubic = _erf_table().take(left, axis=1)
-    near = np.minimum(np.maximum(z, -1e-3), 1e-3)
-    series = near * (2.0 / math.sqrt(math.pi)) * (1.0 - near * near / 3.0)
-    return np.where(np.abs(z) < 1e-3, series, constant + t * (linear + t * (square + t * cubic)))
-
-
-def _rectifier(below: float, above: float, kink: float | None = None) -> Pointwise:
-    """Slope `below` under 0 and `above` over it; `kink` is the slope at 0, by default `below`."""
-    middle = below if kink is None else kink
-    return Pointwise(
-        lambda z: np.where(z > 0.0, above * z, below * z),
-        lambda z: np.where(z > 0.0, above, np.where(z < 0.0, below, middle)),
-        (0.0,),
-        sides=(below, above),
-    )
-
-
-def _clip(low: float, high: float) -> Pointwise:
-    """The identity between two limits."""
-    kinks = tuple(limit for limit in (low, high) if math.isfinite(limit))
-    return Pointwise(lambda z: np.clip(z, low, high), lambda z: ((z > low) & (z < high)).astype(np.float64), kinks)
+def _leaky_relu(given: Attributes) -> Pointwise:
+    """The slope under its names in torch, in ONNX, and as the two ends that a random one is drawn between."""
+    drawn = 0.5 * (given["lower"] + given["upper"]) if "lower" in given and "upper" in given else 0.01
+    return rectifier(float(given.get("negative_slope", given.get("alpha", drawn))), 1.0)
 
 
 def _elu(alpha: float, scale: float = 1.0) -> Pointwise:
@@ -111,7 +37,8 @@ def _elu(alpha: float, scale: float = 1.0) -> Pointwise:
     )
 
 
-def _celu(alpha: float) -> Pointwise:
+def _celu(given: Attributes) -> Pointwise:
+    alpha = float(given.get("alpha", 1.0))
     return Pointwise(
         lambda z: np.where(z > 0.0, z, alpha * np.expm1(np.minimum(z, 0.0) / alpha)),
         lambda z: np.where(z > 0.0, 1.0, np.exp(np.minimum(z, 0.0) / alpha)),
@@ -123,12 +50,25 @@ def _celu(alpha: float) -> Pointwise:
 def _swish(alpha: float) -> Pointwise:
     """The product z sigmoid(alpha z): SiLU at 1, the quick GELU at 1.702 (Hendrycks 2016)."""
     if alpha == 0.0:
-        return _rectifier(0.5, 0.5)
+        return rectifier(0.5, 0.5)
 
     def slope(z: Array) -> Array:
-        return _sigmoid(alpha * z) + alpha * z * _sigmoid(alpha * z) * _sigmoid(-alpha * z)
+        return sigmoid(alpha * z) + alpha * z * sigmoid(alpha * z) * sigmoid(-alpha * z)
 
-    return Pointwise(lambda z: z * _sigmoid(alpha * z), slope, scale=1.0 / abs(alpha))
+    return Pointwise(lambda z: z * sigmoid(alpha * z), slope, scale=1.0 / abs(alpha))
+
+
+def _gelu(given: Attributes) -> Pointwise:
+    name = str(given.get("name", "")).rpartition(":")[2]
+    if name == "QuickGelu":
+        return _swish(float(given.get("alpha", 1.702)))
+    return _TANH_GELU if name == "FastGelu" or given.get("approximate") == "tanh" else _EXACT_GELU
+
+
+_EXACT_GELU = Pointwise(
+    lambda z: 0.5 * z * (1.0 + erf(z / _ROOT2)),
+    lambda z: 0.5 * (1.0 + erf(z / _ROOT2)) + z * np.exp(-0.5 * z * z) / _ROOT_2PI,
+)
 
 
 def _tanh_gelu() -> Pointwise:
@@ -141,26 +81,42 @@ def _tanh_gelu() -> Pointwise:
 
     def slope(z: Array) -> Array:
         u, rate = inner(z)
-        return np.asarray(0.5 * (1.0 + np.tanh(u)) + 0.5 * z * _sech2(u) * rate)
+        return np.asarray(0.5 * (1.0 + np.tanh(u)) + 0.5 * z * sech2(u) * rate)
 
     return Pointwise(lambda z: 0.5 * z * (1.0 + np.tanh(inner(z)[0])), slope)
 
 
-def _softplus_of(beta: float, threshold: float) -> Pointwise:
-    """log(1 + exp(beta z)) / beta, and z itself where beta z is above the threshold."""
+_TANH_GELU = _tanh_gelu()
+
+
+def _mish_slope(z: Array) -> Array:
+    soft = softplus(z)
+    return np.asarray(np.tanh(soft) + z * sech2(soft) * sigmoid(z))
+
+
+def _hard_sigmoid(given: Attributes) -> Pointwise:
+    alpha, beta = float(given.get("alpha", 1.0 / 6.0)), float(given.get("beta", 0.5))
+    low, high = sorted((-beta / alpha, (1.0 - beta) / alpha))
     return Pointwise(
-        lambda z: np.where(beta * z > threshold, z, _softplus(beta * z) / beta),
-        lambda z: np.where(beta * z > threshold, 1.0, _sigmoid(beta * z)),
+        lambda z: np.clip(alpha * z + beta, 0.0, 1.0), lambda z: np.where((z > low) & (z < high), alpha, 0.0), (low, high)
+    )
+
+
+def _softplus(given: Attributes) -> Pointwise:
+    """log(1 + exp(beta z)) / beta, and z itself where beta z is above the threshold."""
+    beta, threshold = float(given.get("beta", 1.0)), float(given.get("threshold", 20.0))
+    return Pointwise(
+        lambda z: np.where(beta * z > threshold, z, softplus(beta * z) / beta),
+        lambda z: np.where(beta * z > threshold, 1.0, sigmoid(beta * z)),
         (threshold / beta,),
         scale=1.0 / abs(beta),
     )
 
 
-def _hard_sigmoid(alpha: float, beta: float) -> Pointwise:
-    low, high = sorted((-beta / alpha, (1.0 - beta) / alpha))
-    return Pointwise(
-        lambda z: np.clip(alpha * z + beta, 0.0, 1.0), lambda z: np.where((z > low) & (z < high), alpha, 0.0), (low, high)
-    )
+def _tanhshrink(z: Array) -> Array:
+    near = np.clip(z, -0.03, 0.03)
+    series = near**3 * (1.0 / 3.0 - near**2 * (2.0 / 15.0 - near**2 * (17.0 / 315.0)))
+    return np.where(np.abs(z) < 0.03, series, z - np.tanh(z))
 
 
 def _shrink(lambd: float, bias: float) -> Pointwise:
@@ -172,109 +128,208 @@ def _shrink(lambd: float, bias: float) -> Pointwise:
     )
 
 
-def _threshold(limit: float, value: float) -> Pointwise:
-    if limit == value == 0.0:
-        return _rectifier(0.0, 1.0)
-    return Pointwise(lambda z: np.where(z > limit, z, value), lambda z: (z > limit).astype(np.float64), (limit,))
-
-
-def _mish_slope(z: Array) -> Array:
-    soft = _softplus(z)
-    return np.asarray(np.tanh(soft) + z * _sech2(soft) * _sigmoid(z))
-
-
-def _tanhshrink(z: Array) -> Array:
-    near = np.clip(z, -0.03, 0.03)
-    series = near**3 * (1.0 / 3.0 - near**2 * (2.0 / 15.0 - near**2 * (17.0 / 315.0)))
-    return np.where(np.abs(z) < 0.03, series, z - np.tanh(z))
-
-
-_PLAIN: dict[str, Pointwise] = {
-    "relu": _rectifier(0.0, 1.0),
-    "relu6": _clip(0.0, 6.0),
-    "gelu": Pointwise(
-        lambda z: 0.5 * z * (1.0 + _erf(z / _ROOT2)),
-        lambda z: 0.5 * (1.0 + _erf(z / _ROOT2)) + z * np.exp(-0.5 * z * z) / _ROOT_2PI,
-    ),
-    "mish": Pointwise(lambda z: z * np.tanh(_softplus(z)), _mish_slope),
-    "tanh": Pointwise(np.tanh, _sech2),
-    "sigmoid": Pointwise(_sigmoid, lambda z: _sigmoid(z) * _sigmoid(-z)),
-    "hardswish": Pointwise(
-        lambda z: z * np.clip(z / 6.0 + 0.5, 0.0, 1.0),
-        lambda z: np.where(z >= 3.0, 1.0, np.where(z <= -3.0, 0.0, z / 3.0 + 0.5)),
-        (-3.0, 3.0),
-    ),
-    "softsign": Pointwise(lambda z: z / (1.0 + np.abs(z)), lambda z: 1.0 / (1.0 + np.abs(z)) ** 2, (0.0,)),
-    "logsigmoid": Pointwise(lambda z: -_softplus(-z), lambda z: _sigmoid(-z)),
-    "tanhshrink": Pointwise(_tanhshrink, lambda z: np.tanh(z) ** 2),
-    "erf": Pointwise(_erf, lambda z: (2.0 / math.sqrt(math.pi)) * np.exp(-z * z)),
-    "abs": _rectifier(-1.0, 1.0, 0.0),
-}
-_SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}  # Klambauer 2017
-
-
-def _leaky_of(given: Mapping[str, Any]) -> Pointwise:
-    """The slope under its names in torch, in ONNX, and as the two ends that a random one is drawn between."""
-    drawn = 0.5 * (given["lower"] + given["upper"]) if "lower" in given and "upper" in given else 0.01
-    return _rectifier(float(given.get("negative_slope", given.get("alpha", drawn))), 1.0)
-
-
-def _gelu_of(given: Mapping[str, Any]) -> Pointwise:
-    name = str(given.get("name", "")).rpartition(":")[2]
-    if name == "QuickGelu":
-        return _swish(float(given.get("alpha", 1.702)))
-    return _tanh_gelu() if name == "FastGelu" or given.get("approximate") == "tanh" else _PLAIN["gelu"]
-
-
-def _threshold_of(given: Mapping[str, Any]) -> Pointwise:
-    """ONNX calls the threshold alpha, and its value below is 0."""
-    return _threshold(float(given.get("threshold", given.get("alpha", 1.0))), float(given.get("value", 0.0)))
-
-
-def _shrink_of(given: Mapping[str, Any]) -> Pointwise:
+def _soft_shrink(given: Attributes) -> Pointwise:
     """The soft one of torch moves by its limit, the one of ONNX by an attribute of its own."""
     lambd = float(given.get("lambd", 0.5))
     return _shrink(lambd, float(given.get("bias", lambd)))
 
 
-_WITH_PARAMETERS: dict[str, Callable[[Mapping[str, Any]], Pointwise]] = {
-    "leaky_relu": _leaky_of,
-    "prelu": lambda given: _rectifier(float(given.get("negative_slope", 0.25)), 1.0),
-    "elu": lambda given: _elu(float(given.get("alpha", 1.0))),
-    "celu": lambda given: _celu(float(given.get("alpha", 1.0))),
-    "selu": lambda given: _elu(float(given.get("alpha", _SELU["alpha"])), float(given.get("gamma", _SELU["gamma"]))),
-    "gelu": _gelu_of,
-    "silu": lambda given: _swish(float(given.get("alpha", 1.0))),
-    "hardtanh": lambda given: _clip(float(given.get("min_val", -1.0)), float(given.get("max_val", 1.0))),
-    "hardsigmoid": lambda given: _hard_sigmoid(float(given.get("alpha", 1.0 / 6.0)), float(given.get("beta", 0.5))),
-    "softplus": lambda given: _softplus_of(float(given.get("beta", 1.0)), float(given.get("threshold", 20.0))),
-    "hardshrink": lambda given: _shrink(float(given.get("lambd", 0.5)), 0.0),
-    "softshrink": _shrink_of,
-    "threshold": _threshold_of,
-}
+def _threshold(given: Attributes) -> Pointwise:
+    """ONNX calls the threshold alpha, and its value below is 0."""
+    limit, value = float(given.get("threshold", given.get("alpha", 1.0))), float(given.get("value", 0.0))
+    if limit == value == 0.0:
+        return rectifier(0.0, 1.0)
+    return Pointwise(lambda z: np.where(z > limit, z, value), lambda z: (z > limit).astype(np.float64), (limit,))
 
 
-def activation(op: str, attrs: Mapping[str, Any]) -> Pointwise | None:
-    """The function of an activation with its `PARAMETERS`; None for an operator that is not one."""
-    made = _WITH_PARAMETERS.get(op)
-    return _PLAIN.get(op) if made is None else made(attrs)
+def _onnx_shrink(torch: Any, x: Any, *, bias: float = 0.0, lambd: float = 0.5) -> Any:
+    above = torch.where(x > lambd, x - bias, torch.zeros_like(x))
+    return torch.where(x < -lambd, x + bias, above)
 
 
-def derivative(function: Function) -> Function:
-    """The derivative of an activation; of any other function that by central differences.
+def _onnx_fast_gelu(torch: Any, x: Any, bias: Any = None) -> Any:
+    return torch.nn.functional.gelu(x if bias is None else x + bias, approximate="tanh")
 
-    The differences are right everywhere but within a millionth of a kink other than one at 0. Points nearer to 0 take a smaller
-    step, so that none straddles a kink there: signals under rectifiers fade to any size. A function that is not 0 at 0 is smooth
-    there, and keeps the step that its rounding needs.
-    """
-    if isinstance(function, Pointwise):
-        return function.slope
-    through_origin = float(function(np.zeros(1))[0]) == 0.0
 
-    def slope(z: Array) -> Array:
-        step = _STEP * np.maximum(np.abs(z), 1.0)
-        if through_origin:
-            step = np.maximum(np.minimum(0.5 * np.abs(z), step), _SMALLEST)
-        return (function(z + step) - function(z - step)) / (2.0 * step)
+def _onnx_bias_gelu(torch: Any, x: Any, bias: Any = None) -> Any:
+    return torch.nn.functional.gelu(x if bias is None else x + bias)
 
-    return slope
+
+def _row(
+    name: str,
+    torch: str,
+    onnx: Mapping[str, Kernel | None],
+    function: Pointwise | Callable[[Attributes], Pointwise],
+    parameters: str = "",
+    **columns: Any,
+) -> Operator:
+    """A row of the table. None is the kernel of an ONNX operator that needs more than its inputs: it stands in `onnx_torch`."""
+    types = tuple(dict.fromkeys(key.rpartition("::")[2] for key in onnx))
+    kernels = {key: kernel for key, kernel in onnx.items() if kernel is not None}
+    return Operator(name, Kind.ACTIVATION, tuple(torch.split()), types, function, tuple(parameters.split()), kernels, **columns)
+
+
+ROWS = (
+    _row("relu", "relu", {"Relu": "relu"}, rectifier(0.0, 1.0), rectifier=True, dead="below"),
+    _row("relu6", "relu6", {}, clipped(0.0, 6.0), rectifier=True, bounded=True, dead="ends", ends=(0.0, 6.0), clip=(0.0, 6.0)),
+    _row(
+        "leaky_relu",
+        "leaky_relu rrelu",
+        {"LeakyRelu": lambda torch, x, *, alpha=0.01: torch.nn.functional.leaky_relu(x, alpha)},
+        _leaky_relu,
+        "negative_slope alpha lower upper",
+        rectifier=True,
+    ),
+    _row(
+        "prelu",
+        "prelu _prelu_kernel",
+        {"PRelu": None},
+        lambda given: rectifier(float(given.get("negative_slope", 0.25)), 1.0),
+        "negative_slope",
+        rectifier=True,
+        learned="negative_slope",
+    ),
+    _row(
+        "elu",
+        "elu",
+        {"Elu": lambda torch, x, *, alpha=1.0: torch.nn.functional.elu(x, alpha)},
+        lambda given: _elu(float(given.get("alpha", 1.0))),
+        "alpha",
+        dead="below",
+    ),
+    _row(
+        "celu",
+        "celu",
+        {"Celu": lambda torch, x, *, alpha=1.0: torch.nn.functional.celu(x, alpha)},
+        _celu,
+        "alpha",
+        dead="below",
+    ),
+    _row(
+        "selu",
+        "selu",
+        {"Selu": None},
+        lambda given: _elu(float(given.get("alpha", _SELU["alpha"])), float(given.get("gamma", _SELU["gamma"]))),
+        "alpha gamma",
+        dead="below",
+    ),
+    _row(
+        "gelu",
+        "gelu",
+        {
+            "Gelu": lambda torch, x, *, approximate="none": torch.nn.functional.gelu(x, approximate=approximate),
+            "com.microsoft::Gelu": _onnx_bias_gelu,
+            "com.microsoft::BiasGelu": _onnx_bias_gelu,
+            "com.microsoft::FastGelu": _onnx_fast_gelu,
+            "com.microsoft::QuickGelu": lambda torch, x, *, alpha=1.702: x * torch.sigmoid(alpha * x),
+        },
+        _gelu,
+        "name approximate alpha",
+        rectifier=True,
+        monotone=False,
+        dead="below",
+        spelling=Spelling(("erf", "tanh", "sigmoid"), 0.021),  # by tanh 0.0005, by x sigmoid(1.702 x) 0.0203 (Hendrycks 2016)
+    ),
+    _row(
+        "silu",
+        "silu",
+        {"Swish": lambda torch, x, *, alpha=1.0: x * torch.sigmoid(alpha * x)},
+        lambda given: _swish(float(given.get("alpha", 1.0))),
+        "alpha",
+        rectifier=True,
+        monotone=False,
+        dead="below",
+        spelling=Spelling(("sigmoid",)),
+    ),
+    _row(
+        "mish",
+        "mish",
+        {"Mish": "nn.functional.mish"},
+        Pointwise(lambda z: z * np.tanh(softplus(z)), _mish_slope),
+        rectifier=True,
+        monotone=False,
+        dead="below",
+        spelling=Spelling(("softplus", "tanh")),
+    ),
+    _row("tanh", "tanh", {"Tanh": "tanh"}, Pointwise(np.tanh, sech2), bounded=True, dead="ends", ends=(-1.0, 1.0)),
+    _row(
+        "hardtanh",
+        "hardtanh",
+        {},
+        lambda given: clipped(float(given.get("min_val", -1.0)), float(given.get("max_val", 1.0))),
+        "min_val max_val",
+        bounded=True,
+        dead="ends",
+        clip=(-1.0, 1.0),
+    ),
+    _row(
+        "sigmoid",
+        "sigmoid expit",
+        {"Sigmoid": "sigmoid"},
+        Pointwise(sigmoid, lambda z: sigmoid(z) * sigmoid(-z)),
+        bounded=True,
+        dead="ends",
+        ends=(0.0, 1.0),
+        final=True,
+    ),
+    _row(
+        "hardsigmoid",
+        "hardsigmoid",
+        {"HardSigmoid": lambda torch, x, *, alpha=0.2, beta=0.5: torch.clamp(alpha * x + beta, 0.0, 1.0)},
+        _hard_sigmoid,
+        "alpha beta",
+        bounded=True,
+        dead="ends",
+        ends=(0.0, 1.0),
+        final=True,
+    ),
+    _row(
+        "hardswish",
+        "hardswish",
+        {"HardSwish": "nn.functional.hardswish"},
+        Pointwise(
+            lambda z: z * np.clip(z / 6.0 + 0.5, 0.0, 1.0),
+            lambda z: np.where(z >= 3.0, 1.0, np.where(z <= -3.0, 0.0, z / 3.0 + 0.5)),
+            (-3.0, 3.0),
+        ),
+        rectifier=True,
+        monotone=False,
+        dead="below",
+        spelling=Spelling(("hardsigmoid", "relu6", "clamp")),
+    ),
+    _row("softplus", "softplus", {"Softplus": "nn.functional.softplus"}, _softplus, "beta threshold", dead="below"),
+    _row(
+        "softsign",
+        "softsign",
+        {"Softsign": "nn.functional.softsign"},
+        Pointwise(lambda z: z / (1.0 + np.abs(z)), lambda z: 1.0 / (1.0 + np.abs(z)) ** 2, (0.0,)),
+        bounded=True,
+    ),
+    _row("logsigmoid", "logsigmoid log_sigmoid", {}, Pointwise(lambda z: -softplus(-z), lambda z: sigmoid(-z)), final=True),
+    _row(
+        "tanhshrink",
+        "tanhshrink",
+        {},
+        Pointwise(_tanhshrink, lambda z: np.tanh(z) ** 2),
+        shrinks=True,
+        spelling=Spelling(("tanh",)),
+    ),
+    _row("hardshrink", "hardshrink", {}, lambda given: _shrink(float(given.get("lambd", 0.5)), 0.0), "lambd", shrinks=True),
+    _row("softshrink", "softshrink", {"Shrink": _onnx_shrink}, _soft_shrink, "lambd bias", shrinks=True),
+    _row(
+        "threshold",
+        "threshold _threshold",
+        {"ThresholdedRelu": lambda torch, x, *, alpha=1.0: torch.nn.functional.threshold(x, alpha, 0.0)},
+        _threshold,
+        "threshold alpha value",
+        dead="below",
+    ),
+    _row(  # flat at both ends, but what a GELU that is written out multiplies x by: a unit there is not dead
+        "erf",
+        "erf",
+        {"Erf": "erf"},
+        Pointwise(erf, lambda z: (2.0 / math.sqrt(math.pi)) * np.exp(-z * z)),
+        bounded=True,
+    ),
+)
+"""In the order in which torch names them, of functions that one tensor goes through."""

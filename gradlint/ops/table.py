@@ -6,65 +6,22 @@ torch names are those of the public function without its namespace and without t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
+from gradlint.ops import activations
+from gradlint.ops.operator import Attributes, Kind, Operator
+from gradlint.ops.pointwise import Pointwise, rectifier
 
-class Kind(StrEnum):
-    """What an operator does to a signal; structure and rules speak of kinds, theory of operators."""
-
-    INPUT = "input"
-    LINEAR = "linear"  # a weight layer: mixes units with a weight
-    MATMUL = "matmul"  # mixes two activations
-    CONV = "conv"
-    NORM = "norm"
-    ACTIVATION = "activation"
-    SOFTMAX = "softmax"
-    ATTENTION = "attention"
-    RNN = "rnn"
-    DROPOUT = "dropout"
-    ADD = "add"
-    MUL = "mul"
-    MATH = "math"  # pointwise, not an activation, possibly singular
-    EMBEDDING = "embedding"
-    CONCAT = "concat"
-    POOL = "pool"
-    REDUCE = "reduce"
-    SHAPE = "shape"  # moves, copies or selects elements
-    CUT = "cut"  # no gradient passes
-    LOSS = "loss"
-    CONTROL = "control"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """A row of the vocabulary."""
-
-    name: str
-    kind: Kind
-    torch: tuple[str, ...] = ()
-    onnx: tuple[str, ...] = ()
-
-    @property
-    def has_weight_layer(self) -> bool:
-        """Whether depth counts this operator when it carries a weight."""
-        return self.kind in _WEIGHT_LAYERS
-
-    @property
-    def cuts(self) -> bool:
-        """Whether the operator's output carries no gradient to its input."""
-        return self.kind is Kind.CUT
-
-
-_WEIGHT_LAYERS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.ATTENTION})
+if TYPE_CHECKING:
+    from gradlint.graph import Node
 
 UNKNOWN = Operator("unknown", Kind.UNKNOWN)
 
 
-def _row(name: str, kind: Kind, torch: str = "", onnx: str = "") -> Operator:
-    return Operator(name, kind, tuple(torch.split()), tuple(onnx.split()))
+def _row(name: str, kind: Kind, torch: str = "", onnx: str = "", **columns: Any) -> Operator:
+    return Operator(name, kind, tuple(torch.split()), tuple(onnx.split()), **columns)
 
 
 _K = Kind
@@ -150,33 +107,10 @@ _ROWS = (
     ),
     _row("local_response_norm", _K.NORM, "local_response_norm", "LRN"),
     _row("l2_normalize", _K.NORM, "normalize", "LpNormalization"),
-    # activations: ops/activations.py has the functions
-    _row("relu", _K.ACTIVATION, "relu", "Relu"),
-    _row("relu6", _K.ACTIVATION, "relu6"),
-    _row("leaky_relu", _K.ACTIVATION, "leaky_relu rrelu", "LeakyRelu"),
-    _row("prelu", _K.ACTIVATION, "prelu _prelu_kernel", "PRelu"),
-    _row("elu", _K.ACTIVATION, "elu", "Elu"),
-    _row("celu", _K.ACTIVATION, "celu", "Celu"),
-    _row("selu", _K.ACTIVATION, "selu", "Selu"),
-    _row("gelu", _K.ACTIVATION, "gelu", "Gelu FastGelu BiasGelu QuickGelu"),
-    _row("silu", _K.ACTIVATION, "silu", "Swish"),
-    _row("mish", _K.ACTIVATION, "mish", "Mish"),
-    _row("tanh", _K.ACTIVATION, "tanh", "Tanh"),
-    _row("hardtanh", _K.ACTIVATION, "hardtanh"),
-    _row("sigmoid", _K.ACTIVATION, "sigmoid expit", "Sigmoid"),
-    _row("hardsigmoid", _K.ACTIVATION, "hardsigmoid", "HardSigmoid"),
-    _row("hardswish", _K.ACTIVATION, "hardswish", "HardSwish"),
-    _row("softplus", _K.ACTIVATION, "softplus", "Softplus"),
-    _row("softsign", _K.ACTIVATION, "softsign", "Softsign"),
-    _row("logsigmoid", _K.ACTIVATION, "logsigmoid log_sigmoid"),
-    _row("tanhshrink", _K.ACTIVATION, "tanhshrink"),
-    _row("hardshrink", _K.ACTIVATION, "hardshrink"),
-    _row("softshrink", _K.ACTIVATION, "softshrink", "Shrink"),
-    _row("threshold", _K.ACTIVATION, "threshold _threshold", "ThresholdedRelu"),
+    *activations.ROWS,
     _row("glu", _K.ACTIVATION, "glu", "SwiGLU BiasSplitGelu"),
-    _row("erf", _K.ACTIVATION, "erf", "Erf"),
-    _row("softmax", _K.SOFTMAX, "softmax _softmax softmin gumbel_softmax _safe_softmax", "Softmax BiasSoftmax"),
-    _row("log_softmax", _K.SOFTMAX, "log_softmax _log_softmax", "LogSoftmax"),
+    _row("softmax", _K.SOFTMAX, "softmax _softmax softmin gumbel_softmax _safe_softmax", "Softmax BiasSoftmax", final=True),
+    _row("log_softmax", _K.SOFTMAX, "log_softmax _log_softmax", "LogSoftmax", final=True),
     # joins and pointwise arithmetic
     _row("add", _K.ADD, "add addcmul addcdiv", "Add Sum Mean BiasAdd GatedAdd"),
     _row("sub", _K.ADD, "sub subtract rsub lerp", "Sub"),
@@ -189,10 +123,10 @@ _ROWS = (
     _row("rsqrt", _K.MATH, "rsqrt"),
     _row("reciprocal", _K.MATH, "reciprocal", "Reciprocal"),
     _row("pow", _K.MATH, "pow square float_power rpow", "Pow"),
-    _row("abs", _K.MATH, "abs absolute", "Abs"),
-    _row("clamp", _K.MATH, "clamp clip clamp_min clamp_max nan_to_num", "Clip"),
+    _row("abs", _K.MATH, "abs absolute", "Abs", function=rectifier(-1.0, 1.0, 0.0), monotone=False),
+    _row("clamp", _K.MATH, "clamp clip clamp_min clamp_max nan_to_num", "Clip", dead="below"),
     _row("maximum", _K.MATH, "maximum minimum fmax fmin max_binary min_binary", "Max Min"),
-    _row("sin", _K.MATH, "sin cos sinc", "Sin Cos"),
+    _row("sin", _K.MATH, "sin cos sinc", "Sin Cos", monotone=False, bounded=True),
     _row(
         "tan",
         _K.MATH,
@@ -365,6 +299,24 @@ OPERATORS: dict[str, Operator] = {row.name: row for row in (*_ROWS, UNKNOWN)}
 def operator(name: str) -> Operator:
     """The row of a canonical name; UNKNOWN for a name that the vocabulary does not have."""
     return OPERATORS.get(name, UNKNOWN)
+
+
+def activation(name: str, attrs: Attributes) -> Pointwise | None:
+    """The function of an activation with the attributes of a node; None for an operator whose row has no function."""
+    return operator(name).of(attrs)
+
+
+def by_nonlinearity(name: str) -> Operator:
+    """The row of an activation by the name that a recurrent node has for it: ours, or that of ONNX in whatever case."""
+    own, bare = operator(name), name.lower()
+    named = (row for row in OPERATORS.values() if row.function is not None and bare in map(str.lower, row.onnx))
+    return own if own is not UNKNOWN else next(named, UNKNOWN)
+
+
+def attributes_of(node: Node) -> Mapping[str, Any]:
+    """The attributes of a node; the one that a weight stands for is the mean of that weight."""
+    learned, weight = operator(node.op).learned, node.weights.get("weight") or node.weights.get("slope")
+    return {**node.attrs, learned: weight.statistics.mean} if learned and weight is not None else node.attrs
 
 
 @cache

@@ -15,11 +15,8 @@ from gradlint.measurements.units import Units
 from gradlint.ops import Kind, Operator, operator
 from gradlint.structure import Structure
 
-BOUNDS = {"relu6": (0.0, 6.0), "hardtanh": None, "hardsigmoid": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
-"""Activations with slope zero at both ends, and these ends; hardtanh's are arguments, ReLU6's among them."""
 _NONE = (0.0, 0.0)  # for an activation with one flat side
 _FEW = 3  # indices of each axis that are looked at first
-_FLAT = frozenset({*BOUNDS, "relu", "elu", "celu", "selu", "gelu", "silu", "hardswish", "softplus", "threshold", "clamp"})
 _OVER_CHANNELS = frozenset({"batch_norm", "group_norm", "instance_norm", "local_response_norm"})
 
 
@@ -51,8 +48,8 @@ class UnitObserver:
                 self._channels = True
             elif row.kind in {Kind.LINEAR, Kind.ATTENTION} or row.name in {"layer_norm", "rms_norm"}:
                 self._channels = False
-            elif row.name in _FLAT and outputs:
-                self._look(node, row.name, outputs[0])
+            elif row.dead and outputs:
+                self._look(node, row, outputs[0])
 
     def backward(self, node: str, port: int, gradient: Tensor) -> None:
         """Nothing: a slope of zero shows in the values."""
@@ -61,10 +58,10 @@ class UnitObserver:
         """Forget the pass."""
         self._seen.clear()
 
-    def _look(self, node: str, op: str, output: Tensor | None) -> None:
+    def _look(self, node: str, row: Operator, output: Tensor | None) -> None:
         if output is None or output.ndim < 2 or not output.numel() or not output.is_floating_point() or not output.requires_grad:
             return
-        record = _record(output.detach(), 1 if self._channels else -1, op)
+        record = _record(output.detach(), 1 if self._channels else -1, row)
         before = self._seen.get(node)
         if before is not None and before.dead.shape == record.dead.shape:  # a loop's body: dead in every iteration
             record.constant &= before.constant & (record.low == before.low)
@@ -79,7 +76,7 @@ class UnitObserver:
         for node, first in passes[0]._seen.items():  # noqa: SLF001 - of its own class
             records = [one._seen[node] for one in passes if node in one._seen]  # noqa: SLF001
             records = [record for record in records if record.dead.shape == first.dead.shape]
-            if node not in structure.signal_set or operator(structure.graph[node].op).name not in _FLAT:
+            if node not in structure.signal_set or not operator(structure.graph[node].op).dead:
                 continue
             dead, constant = (float(median(getattr(r, name).mean() for r in records)) for name in ("dead", "constant"))
             always = float(np.logical_and.reduce([record.dead for record in records]).mean())
@@ -87,11 +84,12 @@ class UnitObserver:
         return tuple(found)
 
 
-def _record(values: Tensor, axis: int, op: str) -> _Record:
+def _record(values: Tensor, axis: int, row: Operator) -> _Record:
     """What is not so for a few values of a unit is not so for all: only the other units are looked at in full."""
     axis %= values.ndim
     few = values[tuple(slice(None, None, 1 if d == axis else max(size // _FEW, 1)) for d, size in enumerate(values.shape))]
-    bounds = BOUNDS.get(op, _NONE) or (float(few.min()), float(few.max()))
+    ends = row.ends or (float(few.min()), float(few.max()))
+    bounds = ends if row.dead == "ends" else _NONE
     dead, constant, low = _judged(few, axis, bounds)
     doubtful = (dead | constant).nonzero()[:, 0]
     if len(doubtful):

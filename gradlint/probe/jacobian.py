@@ -25,7 +25,6 @@ from gradlint.probe.observers import Observer, Reader, summaries
 from gradlint.probe.recorder import Recorder, Seen, ranges_seen, square_sum
 from gradlint.probe.time.growth import OverTime
 from gradlint.result import Gains, Growth, Measurement
-from gradlint.signal_path import FINAL
 from gradlint.structure import Structure
 
 Progress = Callable[[str], None]
@@ -148,7 +147,7 @@ class _Names:
         return [operator(name) for name in node.split(":")]
 
     def is_final(self, node: str) -> bool:
-        return any(row.name in FINAL or row.kind is Kind.LOSS for row in self.operators(node))
+        return any(row.final or row.kind is Kind.LOSS for row in self.operators(node))
 
     def is_recurrent(self, node: str) -> bool:
         return any(row.kind is Kind.RNN for row in self.operators(node))

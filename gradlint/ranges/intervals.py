@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from gradlint.ops.pointwise import Function
 
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float64": 1.7976931348623157e308}
 _FLOAT32 = 3.4028234663852886e38
@@ -196,6 +200,13 @@ def monotone(function: Callable[[float], float], a: Interval, maker: str = "") -
         axis=None if a.peak is None else a.axis,
         maker=maker or a.maker,
     )
+
+
+def value_at(function: Function, at: float) -> float:
+    """The value of a numpy function at a point; at an infinite one the limit, or infinity where it grows beyond 1e20."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        found = float(np.asarray(function(np.array([math.copysign(1e30, at) if math.isinf(at) else at])))[0])
+    return math.copysign(math.inf, found) if math.isinf(at) and abs(found) > 1e20 else found
 
 
 def widened(a: Interval) -> Interval:

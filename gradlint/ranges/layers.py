@@ -5,10 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from gradlint.ops import Kind, operator
+from gradlint.ops import Kind, by_nonlinearity, operator
 from gradlint.ranges import segments
 from gradlint.ranges.case import NORMS, PERMUTATIONS, Case, is_nonnegative, name_of, permuted_axis, weight_interval
-from gradlint.ranges.intervals import BITS, REALS, UNKNOWN, Interval, constant, hull, product, square, widened
+from gradlint.ranges.intervals import (
+    BITS,
+    REALS,
+    UNKNOWN,
+    Interval,
+    constant,
+    hull,
+    monotone,
+    product,
+    square,
+    value_at,
+    widened,
+)
 
 _STORES = frozenset(
     {"setitem", "copy", "masked_scatter", "scatter", "index_put", "index_copy", "slice_scatter", "select_scatter"}
@@ -77,9 +89,11 @@ def embedding(case: Case) -> Interval:
 
 
 def recurrent(case: Case) -> Interval:
-    """Hidden states: a gate times tanh, or tanh, lies in [-1, 1]."""
-    if case.node.op.startswith("rnn") and "relu" in str(case.node.attrs.get("nonlinearity", "")):
-        return Interval(0.0, math.inf, at_low=True, at_high=True, all_zero=True)
+    """Hidden states: a gate times tanh, or an activation with limits, lies in [-1, 1]."""
+    row = by_nonlinearity(str(case.node.attrs.get("nonlinearity", "tanh")))
+    if case.node.op.startswith("rnn") and not row.bounded:
+        function = row.of({})
+        return REALS if function is None or not row.monotone else monotone(lambda at: value_at(function, at), REALS)
     if any("projection" in role for role in case.node.weights) or case.node.op.endswith("_cell"):
         return REALS
     return Interval(-1.0, 1.0, at_low=True, at_high=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradlint.graph import Node, Ref
-from gradlint.ops.activations import activation
+from gradlint.ops import attributes_of, operator
 from gradlint.ranges.case import Case, name_of
 from gradlint.ranges.intervals import (
     BITS,
@@ -25,12 +25,12 @@ from gradlint.ranges.intervals import (
     plus,
     product,
     square,
+    value_at,
     widened,
 )
 from gradlint.ranges.segments import is_shifted
 
 _GRID = np.linspace(-12.0, 12.0, 4801)  # on which the least value of an activation that bends is looked for
-_BENDING = frozenset({"gelu", "silu", "mish", "hardswish"})
 _TINY = 1e-6
 _ROOT = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
@@ -163,23 +163,18 @@ def negated(case: Case) -> Interval:
 
 def activated(case: Case) -> Interval:
     """An activation of the vocabulary: its values at the ends, and its least value where it bends."""
-    slope = case.node.weights.get("weight") or case.node.weights.get("slope")
-    attrs = dict(case.node.attrs)
-    if case.node.op == "prelu" and slope is not None:
-        attrs["negative_slope"] = slope.statistics.mean
-    function = activation(case.node.op, attrs)
+    row = operator(case.node.op)
+    function = row.of(attributes_of(case.node))
     if function is None:
         return UNKNOWN
     x = case.x
 
     def value(at: float) -> float:
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            found = float(np.asarray(function(np.array([math.copysign(1e30, at) if math.isinf(at) else at])))[0])
-        return math.copysign(math.inf, found) if math.isinf(at) and abs(found) > 1e20 else found
+        return value_at(function, at)
 
-    if case.node.op in {"tanhshrink", "hardshrink", "softshrink"}:
+    if row.shrinks:
         return replace(x.plain, low=min(x.low, 0.0), high=max(x.high, 0.0), all_zero=True)
-    if case.node.op not in _BENDING:
+    if row.monotone:
         found = monotone(value, x, case.node.id if math.isfinite(value(-math.inf)) else "")
         touched = found.low == 0.0 and x.low < 0.0 and math.isfinite(x.low)
         return widened(replace(found, at_low=found.at_low or touched, all_zero=found.all_zero or touched))

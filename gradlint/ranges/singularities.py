@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from gradlint.graph import Graph, Node, Ref
-from gradlint.ops import operator
+from gradlint.ops import activation, operator
 from gradlint.ranges.case import Case, name_of
 from gradlint.ranges.intervals import Interval, largest_of, smallest_of
 from gradlint.ranges.propagation import cases
@@ -16,7 +16,6 @@ from gradlint.ranges.propagation import cases
 _NEAR = 1e-7  # of the size of an argument: nearer to a point float32 hardly tells the two apart
 _CLOSE = 0.8  # of the exponents of a type: measured arguments beyond it overflow, or vanish, after a few updates
 _FAR = 6  # operators between a rectifier and a root
-_RECTIFIERS = frozenset({"relu", "relu6", "hardtanh", "hardsigmoid", "threshold"})
 _KEEPERS = frozenset({"reshape", "cast", "sum", "mean", "max", "avg_pool", "max_pool", "dropout", "abs"})
 
 
@@ -123,7 +122,8 @@ def _is_masked(case: Case, operand: str) -> bool:
     """Whether a rectifier lies before an operator, behind what is zero only where that is: it takes the infinite slope away."""
     node = case.graph[operand]
     for _ in range(_FAR):
-        if node.op in _RECTIFIERS:
+        function = activation(node.op, node.attrs)
+        if function is not None and function.has_floor and operator(node.op).monotone:
             return name_of(node) != "Clip"  # which is clamp, and lets the gradient through at its ends
         refs = [ref for ref in node.inputs if ref is not None and case.graph[ref.node].is_float]
         keeps = node.op in _KEEPERS and "constant" not in node.attrs

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradlint.ops.activations import activation, derivative
+from gradlint.ops import activation, derivative
 from gradlint.rule import GraphBuilder, Structure, predict, propagate
 from gradlint.theory.branches import has_norm, normalises, starts_at_zero
 from gradlint.theory.gaussian.integrals import chi, critical_gain, moments, parameters, shared_moment
@@ -38,7 +38,7 @@ def decades(builder: GraphBuilder) -> list[float]:
     ],
 )
 def test_rectifiers_multiply_the_variance_of_gradient_by_the_reference_factor(op, squared_gain, attrs, factor):
-    assert chi(op, math.sqrt(squared_gain), parameters(attrs)) == pytest.approx(factor, rel=1e-6)
+    assert chi(op, math.sqrt(squared_gain), parameters(op, attrs)) == pytest.approx(factor, rel=1e-6)
 
 
 @pytest.mark.parametrize(("square", "expected"), [(0.5, 0.43199), (1.76, 0.99980), (4.0, 1.34240), (9.0, 1.85136)])

@@ -17,7 +17,7 @@ from tests.models.finite_width import batch_norm_growth, fourth_moment, largest_
 from tests.models.schemes import deepnet, fixup
 
 ANALYTIC, LIMIT = 0.01, 0.05
-QUARTER = parameters({"negative_slope": 0.25})
+QUARTER = parameters("leaky_relu", {"negative_slope": 0.25})
 
 
 def default_linear():

@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from gradlint.frontends.onnx.matching import Match, View, refs_of, signal_of
-from gradlint.frontends.onnx.pointwise import known_function
+from gradlint.frontends.onnx.pointwise import ANCHORS, known_function
 from gradlint.frontends.onnx.softmax import log_of_softmax, log_sum_exp, softmax
 from gradlint.graph import Node, Ref
 
 Matcher = Callable[[View, Node], Match | None]
 
 _DEEPEST = 12  # pointwise nodes of a spelled-out activation
-_ANCHORS = frozenset({"erf", "tanh", "sigmoid", "hardsigmoid", "softplus", "relu6", "clamp"})
 _ON_LOGITS = ("matmul", "mul", "div", "add", "cast", "slice")  # a mask is added, or chosen by Where, which is a slice
-_POINTWISE = _ANCHORS | {"add", "sub", "mul", "div", "pow", "neg", "exp", "log"}
+_POINTWISE = ANCHORS | {"add", "sub", "mul", "div", "pow", "neg", "exp", "log"}
 
 
 def recognise(nodes: Sequence[Node], outputs: Iterable[Ref | None]) -> list[Node]:
@@ -296,5 +295,5 @@ _MATCHERS: dict[str, tuple[Matcher, ...]] = {
     "rsqrt": (_norm,),
     "instance_norm": (_group_norm,),
     "softmax": (_attention,),
-    **dict.fromkeys(_ANCHORS, (_activation,)),
+    **dict.fromkeys(ANCHORS, (_activation,)),
 }

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Node, Ref
-from gradlint.ops.activations import activation
+from gradlint.ops import OPERATORS, activation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _GRID = np.array([-7.3, -4.1, -2.7, -1.9, -1.1, -0.6, -0.2, 0.3, 0.7, 1.3, 2.2, 3.4, 5.6])
-_FUNCTIONS = {"silu": 1e-4, "mish": 1e-4, "hardswish": 1e-4, "softsign": 1e-4, "tanhshrink": 1e-4, "gelu": 0.021}
-"""Candidates with the largest difference: GELU by tanh is off by 0.0005, x sigmoid(1.702 x) by 0.0203 (Hendrycks 2016)."""
+_SPELLED = tuple((row, row.spelling) for row in OPERATORS.values() if row.spelling is not None)
+
+ANCHORS = frozenset(op for _, spelling in _SPELLED for op in spelling.at)
+"""Operators that one of which stands in every activation that is spelled out."""
 
 
 def known_function(region: Sequence[Node], start: Ref) -> str | None:
@@ -31,10 +33,10 @@ def known_function(region: Sequence[Node], start: Ref) -> str | None:
                 return None
             values[Ref(node.id)] = result
         found = values[Ref(region[-1].id)]
-        for name, tolerance in _FUNCTIONS.items():
-            function = activation(name, {})
-            if function is not None and np.abs(found - function(_GRID)).max() <= tolerance:
-                return name
+        for row, spelling in sorted(_SPELLED, key=lambda item: item[1].within):
+            function = row.of({})
+            if function is not None and np.abs(found - function(_GRID)).max() <= spelling.within:
+                return row.name
     return None
 
 

@@ -16,7 +16,7 @@ from gradlint.frontends.onnx.call import Call
 from gradlint.frontends.onnx.constants import Constant
 from gradlint.frontends.onnx.schema import STANDARD, attribute_fits, schema_of
 from gradlint.graph import Weight
-from gradlint.ops import by_onnx
+from gradlint.ops import OPERATORS, by_onnx
 
 _KNOWN_DOMAINS = (*STANDARD, contrib.MICROSOFT, "ai.onnx.ml")
 _LAST = 1 << 16  # clipped to the last axis
@@ -189,6 +189,7 @@ def _rnn(call: Call) -> None:
     }
     if kind == "RNN" and activations:
         call.attrs["nonlinearity"] = activations[0].lower()
+        call.attrs |= {name: given[0] for name in ("alpha", "beta") if (given := call.attrs.get(f"activation_{name}"))}
 
 
 def _part(constant: Constant | None, index: int, parts: int) -> Constant | None:
@@ -210,11 +211,8 @@ def _prelu(call: Call) -> None:
 
 
 def _clip(call: Call) -> None:
-    low, high = call.attrs.get("min"), call.attrs.get("max")
-    if (low, high) == (0, 6):
-        call.op = "relu6"
-    elif (low, high) == (-1, 1):
-        call.op = "hardtanh"
+    limits = call.attrs.get("min"), call.attrs.get("max")
+    call.op = next((row.name for row in OPERATORS.values() if row.clip == limits), call.op)
 
 
 def _equal(call: Call) -> None:

@@ -16,10 +16,10 @@ from torch.utils import _pytree as pytree
 from gradlint.errors import GradlintError
 from gradlint.measurements import is_surrogate
 from gradlint.measurements.loss import InputFacts, LossFacts
+from gradlint.ops import activation, operator
 from gradlint.probe.experiments.objective import Objective, fresh, raw_gradients
 from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.experiments.training import norm_of
-from gradlint.signal_path import FINAL
 
 _OWN = frozenset({"labels", "label", "targets", "target"})  # inputs by which models compute a loss of their own
 
@@ -123,19 +123,23 @@ def _own(setting: Setting, output: Any) -> dict[str, Any]:
 def _silent(objective: Objective) -> Callable[[Any], Any]:
     """A map from outputs to ones that say nothing: equal probabilities where the model ends in a softmax, else zeros."""
     graph = objective.model.graph
-    last = {graph[ref.node].op for ref in graph.outputs} & FINAL
+    last = {node.op for ref in graph.outputs if operator((node := graph[ref.node]).op).final}
 
     def silent(leaf: Any) -> Any:
         if not _is_float(leaf):
             return leaf
-        classes = leaf.shape[-1] if leaf.ndim else 1
-        level = {
-            "softmax": 1.0 / classes, "log_softmax": -math.log(classes),
-            "sigmoid": 0.5, "hardsigmoid": 0.5, "logsigmoid": math.log(0.5),
-        }  # fmt: skip
-        return torch.full_like(leaf, level[next(iter(last))] if len(last) == 1 else 0.0)
+        level = _undecided(next(iter(last)), leaf.shape[-1] if leaf.ndim else 1) if len(last) == 1 else 0.0
+        return torch.full_like(leaf, level)
 
     return silent
+
+
+def _undecided(op: str, classes: int) -> float:
+    """What the last operator of a model makes of logits that are all zero."""
+    function = activation(op, {})
+    if function is not None:
+        return float(function(np.zeros(1))[0])
+    return -math.log(classes) if op == "log_softmax" else 1.0 / classes
 
 
 def _asked(objective: Objective, output: Any, target: Any) -> float | None:

@@ -19,8 +19,8 @@ from gradlint.frontends.base import Runnable
 from gradlint.frontends.torch.state import same
 from gradlint.frontends.user_code import described, raising_line
 from gradlint.measurements import SURROGATE
+from gradlint.ops import operator
 from gradlint.recipe import Task
-from gradlint.signal_path import FINAL
 
 
 class Objective:
@@ -103,7 +103,7 @@ class Objective:
 
     def _logits(self, tensor: Tensor) -> Tensor:
         """Log-probabilities and probabilities as logits, whose softmax they are."""
-        last = {self.model.graph[ref.node].op for ref in self.model.graph.outputs} & FINAL
+        last = {node.op for ref in self.model.graph.outputs if operator((node := self.model.graph[ref.node]).op).final}
         return tensor.clamp_min(torch.finfo(tensor.dtype).tiny).log() if last == {"softmax"} else tensor
 
 

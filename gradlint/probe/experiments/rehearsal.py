@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from gradlint.errors import GradlintError
+from gradlint.graph import Node
 from gradlint.growth import LIMIT
 from gradlint.measurements.rehearsal import FLAT, RISEN, Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial, rise_of
 from gradlint.measurements.units import Units
-from gradlint.ops import operator
+from gradlint.ops import activation, operator
 from gradlint.probe.dead_units import UnitObserver
 from gradlint.probe.experiments.non_finite import non_finite_update
 from gradlint.probe.experiments.objective import preserved
@@ -41,7 +42,6 @@ LOWEST = 1e-6, 1e-8  # learning rates that are tried: the part of the one asked 
 FAR = 1e-2  # change of a weight tensor in one update, relative to its norm
 ORDINARY = 1e6  # operands beyond it overflow because they grew, whatever the operator
 DEAD = 0.99  # share of units
-RECTIFIERS = frozenset({"relu", "relu6"})  # zero, with slope zero, for whatever is negative
 SHOWN = 16  # layers
 MEMORY = 0.6  # of what the machine has
 
@@ -246,7 +246,7 @@ class _Stage:
         """Units of each hidden rectifier that are zero for the whole first batch. An output may be meant to be."""
         graph = self.setting.graph
         last = max((graph.position[node.id] for node in graph if is_weight_layer(node)), default=0)
-        nodes = {node.id for node in graph if node.op in RECTIFIERS and graph.position[node.id] < last}
+        nodes = {node.id for node in graph if _is_cut_off(node) and graph.position[node.id] < last}
         if not nodes:
             return {}
         observer = UnitObserver()
@@ -254,6 +254,12 @@ class _Stage:
         arrays, _ = batch_of(self.objective, 0)
         self.objective.model.forward(arrays, tap=observer.forward)
         return {units.node: units for units in UnitObserver.summary([observer], self.setting.structure) if units.node in nodes}
+
+
+def _is_cut_off(node: Node) -> bool:
+    """Whether a node is a rectifier that is zero, with slope zero, for whatever is negative enough."""
+    function = activation(node.op, node.attrs)
+    return operator(node.op).rectifier and operator(node.op).monotone and function is not None and function.has_floor
 
 
 def is_post_norm(setting: Setting) -> bool:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradlint.ops.activations import activation as function_of
-from gradlint.ops.activations import derivative
+from gradlint.ops import activation as function_of
+from gradlint.ops import derivative
 from gradlint.theory.recurrence.read import Cell, Cells
 
 if TYPE_CHECKING:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradlint.graph import Node
-from gradlint.ops.activations import activation
+from gradlint.ops import activation, attributes_of
 
 if TYPE_CHECKING:
-    from gradlint.ops.activations import Function
+    from gradlint.ops.pointwise import Function
 
 _MATH: dict[str, Function] = {
     "exp": np.exp,
@@ -49,16 +49,9 @@ def function_of(node: Node) -> Function | None:
         return lambda z: np.clip(z, low, high)
     if node.op == "pow" and isinstance(node.attrs.get("exponent"), (int, float)):
         return _power(float(node.attrs["exponent"]))
-    found = activation(node.op, _attributes(node))
+    found = activation(node.op, attributes_of(node))
     name = str(node.attrs.get("name", node.op)).lower().strip("_")
     return found if found is not None else _MATH.get(name, _MATH.get(node.op))
-
-
-def _attributes(node: Node) -> dict[str, Any]:
-    slope = node.weights.get("weight") or node.weights.get("slope")
-    if node.op == "prelu" and slope is not None:
-        return {**node.attrs, "negative_slope": slope.statistics.mean}
-    return dict(node.attrs)
 
 
 def _bound(node: Node, names: Sequence[str]) -> float | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlint.ops.activations import PARAMETERS, VARIANTS, Pointwise, activation
+from gradlint.ops import Pointwise, activation, operator
 from gradlint.theory.gaussian.quadrature import grid, hermite, normal, orthant, product
 
 if TYPE_CHECKING:
@@ -38,22 +38,15 @@ class Moments(NamedTuple):
     slope: float
 
 
-def parameters(attrs: Mapping[str, Any]) -> Key:
+def parameters(op: str, attrs: Mapping[str, Any]) -> Key:
     """The attributes that an activation's function depends on, as the `key` of `chi` and `critical_gain`."""
-    found: list[tuple[str, float | str]] = []
-    for name in PARAMETERS:
-        value = attrs.get(name)
-        if isinstance(value, (int, float)):
-            found.append((name, float(value)))
-        elif name == "approximate" and value == "tanh":
-            found.append((name, "tanh"))
-    bare = str(attrs.get("name", "")).rpartition(":")[2]
-    return (*found, ("name", bare)) if bare in VARIANTS else tuple(found)
+    given = {name: attrs[name] for name in operator(op).parameters if isinstance(attrs.get(name), (int, float, str))}
+    return tuple((name, value if isinstance(value, str) else float(value)) for name, value in given.items())
 
 
 def moments(op: str, q: float, attrs: Mapping[str, Any], mean: float = 0.0) -> Moments | None:
     """Moments of an activation on pre-activations of second moment q; None when the function of `op` is not known."""
-    return _moments(op, q, parameters(attrs), mean)
+    return _moments(op, q, parameters(op, attrs), mean)
 
 
 def _moments(op: str, q: float, key: Key, mean: float = 0.0) -> Moments | None:
@@ -70,7 +63,7 @@ def shared_moment(op: str, q: float, c: float, attrs: Mapping[str, Any], mean: f
 
     None when the function of `op` is not known.
     """
-    return _shared(op, q, c, parameters(attrs), mean, slope=False)
+    return _shared(op, q, c, parameters(op, attrs), mean, slope=False)
 
 
 def shared_slope(op: str, q: float, c: float, attrs: Mapping[str, Any], mean: float = 0.0) -> float | None:
@@ -78,7 +71,7 @@ def shared_slope(op: str, q: float, c: float, attrs: Mapping[str, Any], mean: fl
 
     Times the squared gain of the weights it is the slope of the correlation map (Schoenholz 2017).
     """
-    return _shared(op, q, c, parameters(attrs), mean, slope=True)
+    return _shared(op, q, c, parameters(op, attrs), mean, slope=True)
 
 
 def _shared(op: str, q: float, c: float, key: Key, mean: float = 0.0, *, slope: bool) -> float | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.ops.activations import derivative
+from gradlint.ops import derivative
 from gradlint.theory.gaussian.dispersion import UNCORRELATED, ChanceCorrelation
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradlint.ops.activations import Function
+    from gradlint.ops.pointwise import Function
 
     Array = NDArray[np.float64]
 

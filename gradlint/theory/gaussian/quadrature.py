@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gradlint.ops.activations import Pointwise
+from gradlint.ops import Pointwise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from gradlint.graph import Node, Weight
-from gradlint.ops import Kind
+from gradlint.ops import Kind, attributes_of
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 from gradlint.theory.branches import hides_norm
@@ -153,5 +153,4 @@ def _is_pure(node: Node, *, training: bool) -> bool:
 
 
 def _key(node: Node) -> Key:
-    slope = node.weights.get("weight") or node.weights.get("slope")
-    return parameters({**node.attrs, "negative_slope": slope.statistics.mean} if slope is not None else node.attrs)
+    return parameters(node.op, attributes_of(node))

@@ -9,14 +9,14 @@ from itertools import accumulate
 from statistics import median
 
 from gradlint.graph import Node
-from gradlint.ops import Kind
+from gradlint.ops import OPERATORS, Kind
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 from gradlint.theory.gaussian.integrals import critical_gain, parameters
 from gradlint.theory.reading.steps import Step, main_weight, squared_gain
 from gradlint.theory.reading.sustained import largest_run
 
-RECTIFIERS = frozenset({"relu", "relu6", "leaky_relu", "prelu", "gelu", "silu", "mish", "hardswish"})
+RECTIFIERS = frozenset(row.name for row in OPERATORS.values() if row.rectifier)
 """Activations that pass positive inputs nearly unchanged and next to nothing of negative ones."""
 
 
@@ -114,7 +114,7 @@ def layers(structure: Structure, steps: Sequence[Step]) -> list[Layer]:
             continue
         place, length = structure.spine_index[step.node], len(structure.spine)
         act = _activation(structure, range(place + 1, length)) or _activation(structure, range(place - 1, -1, -1))
-        critical = critical_gain(act.op, parameters(act.attrs)) if act else 1.0
+        critical = critical_gain(act.op, parameters(act.op, act.attrs)) if act else 1.0
         found.append(Layer(step.node, act, squared_gain(weight) ** 0.5, critical))
     return found
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Node, Weight
-from gradlint.ops.activations import activation as function_of
+from gradlint.ops import activation as function_of
+from gradlint.ops import by_nonlinearity, operator
 from gradlint.theory.initialization import looks_drawn
 
 if TYPE_CHECKING:
@@ -25,13 +26,12 @@ _ORDERS = {  # rows as they come: torch, ONNX ("r" of GRU resets, "z" updates; "
 }
 _TORCH = {"rnn": "h", "gru": "rzh", "lstm": "ifgo"}
 _GATE_FUNCTIONS = {"gru": ("sigmoid", "tanh"), "lstm": ("sigmoid", "tanh", "tanh")}
-_NAMES = {"leakyrelu": "leaky_relu", "identity": "linear", "affine": "linear"}
+_NAMES = {"identity": "linear", "affine": "linear"}
 _WIDE = 256  # units; a wider cell of drawn weights is represented by some of its units
 _WIDEST = 1024  # units; a wider one is so whatever its weights
 _SUBSET = 256
 _DRAWN, _TRAINED = 0.02, 0.2  # decades: standard deviation of what some of the units say of all
 _LEADING = 0.03  # decades per step: the same where nothing bounds the state, and one direction leads
-_BOUNDED = frozenset({"tanh", "sigmoid", "hardtanh", "hardsigmoid", "softsign", "erf", "lstm", "gru"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,8 @@ def read_cells(node: Node, *, wide: int = _WIDE) -> Cells | None:
     if not layers or not _chained(layers):
         return None
     every = [cell for layer in layers for cell in layer]
-    widest, bounded = max(cell.hidden for cell in every), all(cell.activation in _BOUNDED for cell in every)
+    widest = max(cell.hidden for cell in every)
+    bounded = all(cell.kind != "rnn" or operator(cell.activation).bounded for cell in every)
     if widest <= min(wide, _WIDEST) or any(cell.projection is not None for cell in every):
         return Cells(tuple(_directed(node, layers)))
     drawn = _drawn(node)
@@ -132,7 +133,7 @@ def _usual(node: Node, kind: str) -> bool:
 
 def _activation(node: Node) -> str:
     name = str(node.attrs.get("nonlinearity", "tanh")).lower()
-    return _NAMES.get(name, name)
+    return _NAMES.get(name) or by_nonlinearity(name).name
 
 
 def _layer(node: Node, index: int) -> list[dict[str, Weight]]:

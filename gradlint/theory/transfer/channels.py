@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.ops.activations import derivative
+from gradlint.ops import derivative
 from gradlint.theory.initialization import looks_drawn
 
 if TYPE_CHECKING:
     from gradlint.graph import Weight
-    from gradlint.ops.activations import Function
+    from gradlint.ops.pointwise import Function
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
 
 _LARGEST = 1 << 23  # elements of a weight that is multiplied out

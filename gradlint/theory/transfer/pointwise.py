@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.ops.activations import activation
+from gradlint.ops import Pointwise, activation
 from gradlint.theory.gaussian.functions import function_of
 from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, Mapped, apply, expect, positive, rescaled
 from gradlint.theory.transfer.coherence import Coherence, Summand, at_sum
@@ -39,11 +39,10 @@ from gradlint.theory.transfer.signal import (
 )
 
 if TYPE_CHECKING:
-    from gradlint.ops.activations import Function
+    from gradlint.ops.pointwise import Function
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
     from gradlint.theory.transfer.profiles import Profile
 
-_RECTIFIERS = frozenset({"relu", "leaky_relu", "prelu", "abs", "neg"})  # follow the size of a signal exactly
 _STEADY = 0.7  # mean over rms of a signal that stays on one side of zero: half of its second moment is its mean
 _SKEWED = 0.3  # mean over rms of a summand, from which on the sum with another is far from normal (a ReLU makes 0.56)
 _UNLIKE_NORMAL = 1.8e-3  # decades^2 that each such sum adds, which counts as normal: 0.33 decades are off over 16 of ResNet-50
@@ -61,7 +60,8 @@ def mapped(call: Call) -> TransferResult | None:
     result = _applied(function, distribution, steady=signal.mean > _STEADY)
     if result is None:
         return None
-    value, bend = _degrees(function, signal, call) if signal.profile and call.node.op not in _RECTIFIERS else (1.0, 0.0)
+    linear = call.node.op == "neg" or (isinstance(function, Pointwise) and function.sides is not None)
+    value, bend = _degrees(function, signal, call) if signal.profile and not linear else (1.0, 0.0)
     output = of_distribution(result.distribution, signal, power(signal.profile, value), _degree(result, distribution))
 
     def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:

@@ -17,7 +17,7 @@ from scipy.integrate import quad
 from scipy.stats import multivariate_normal
 from torch.nn import functional as nnf
 
-from gradlint.ops.activations import activation, derivative
+from gradlint.ops import activation, derivative
 from gradlint.theory.gaussian.integrals import (
     chi,
     critical_gain,
@@ -119,7 +119,7 @@ def test_attributes_under_their_onnx_names_give_the_function_of_onnx(kind, op, a
 @SHAPES
 def test_key_keeps_every_attribute_that_the_function_depends_on(name):
     op, attrs = CASES[name]
-    again = activation(op, dict(parameters({**attrs, "inplace": True, "note": "x"})))
+    again = activation(op, dict(parameters(op, {**attrs, "inplace": True, "note": "x"})))
     z = np.linspace(-5.0, 5.0, 101)
     assert again is not None
     assert (again(z) == function(name)(z)).all()
@@ -153,7 +153,7 @@ def test_moments_agree_with_adaptive_quadrature_at_every_mean(name):
 def test_other_integrals_agree_with_adaptive_quadrature(name):
     phi, (op, attrs) = function(name), CASES[name]
     stretch = integral(lambda z: z * phi(z) * phi.slope(z), phi, 0.0, 1.3)
-    assert variance_slope(op, 1.69, parameters(attrs)) == pytest.approx(stretch / 1.69, rel=1e-7)
+    assert variance_slope(op, 1.69, parameters(op, attrs)) == pytest.approx(stretch / 1.69, rel=1e-7)
     fourth, square = (integral(lambda z, n=n: phi.slope(z) ** n, phi, 0.4, 1.3) for n in (4, 2))
     assert slope_kurtosis(op, 0.16 + 1.69, attrs, 0.4) == pytest.approx(fourth / square**2, rel=1e-7)
 
@@ -286,7 +286,7 @@ def test_rectifiers_know_no_scale(name, decades, gain, share):
     found = moments(op, q, attrs, share * math.sqrt(q))
     assert found.second / q == pytest.approx(unit.second, rel=1e-9)
     assert found.slope == pytest.approx(unit.slope, rel=1e-9)
-    assert chi(op, gain, parameters(attrs)) == pytest.approx(gain**2 * moments(op, 1.0, attrs).slope)
+    assert chi(op, gain, parameters(op, attrs)) == pytest.approx(gain**2 * moments(op, 1.0, attrs).slope)
 
 
 @given(NAMES, SIZES, st.floats(1.0, 1e3))
@@ -304,7 +304,7 @@ def test_larger_pre_activations_never_make_smaller_outputs(name, q, factor):
 def test_bounded_activations_settle_where_the_variance_map_leaves_them(name, bias):
     op, attrs = CASES[name]
     for gain in (0.5, 1.5, 4.0):
-        q = fixed_point(op, gain, parameters(attrs), bias)
+        q = fixed_point(op, gain, parameters(op, attrs), bias)
         if q > 1e-11:
             assert gain**2 * moments(op, q, attrs).second + bias == pytest.approx(q, rel=1e-6)
         as_gaussian = 1.0
@@ -317,7 +317,7 @@ def test_bounded_activations_settle_where_the_variance_map_leaves_them(name, bia
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs", "tanh", "erf", "sigmoid", "hardtanh", "softsign", "selu", "relu6"])
 def test_chi_is_one_at_the_critical_gain(name, bias):
     op, attrs = CASES[name]
-    key = parameters(attrs)
+    key = parameters(op, attrs)
     critical = critical_gain(op, key, bias)
     assert chi(op, critical, key, bias) == pytest.approx(1.0, abs=1e-4)
     assert chi(op, 0.9 * critical, key, bias) < 0.999

@@ -222,7 +222,7 @@ def test_larger_gains_never_make_gradients_grow_less(op, gain, factor):
 @given(GAINS, st.floats(0.01, 100.0))
 def test_scaling_weights_moves_the_growth_of_a_homogeneous_stack_by_the_logarithm(gain, scale):
     for op, attrs in (("relu", {}), ("leaky_relu", {"negative_slope": 0.3})):
-        one, other = (phase(op, parameters(attrs), value) for value in (gain, gain * scale))
+        one, other = (phase(op, parameters(op, attrs), value) for value in (gain, gain * scale))
         assert other.decades - one.decades == pytest.approx(math.log10(scale), abs=1e-9)
 
 

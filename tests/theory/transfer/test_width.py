@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradlint.frontends.inputs import InputSpec
 from gradlint.load import load
-from gradlint.ops.activations import activation
+from gradlint.ops import activation
 from gradlint.structure import Structure
 from gradlint.theory.gaussian.pointwise_of_gaussian import apply, expect, gaussian
 from gradlint.theory.prediction import Prediction, predict
