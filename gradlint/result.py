@@ -217,7 +217,8 @@ class Finding:
     """One thing that a rule has to say about one place.
 
     `nodes` are all places that it covers, in execution order; the first is where reports point. `effect` and `span` (first and
-    last node) are the claim that the probe can check. `caused_by` is the code of the rule that explains this symptom.
+    last node) are the claim that the probe can check. `caused_by` is the code of the rule that explains this symptom. `verdict`
+    and `states_growth` are what its rule declares of it; see `gradlint.rule.Rule`. They are not part of the reports.
     """
 
     rule: str
@@ -234,6 +235,8 @@ class Finding:
     span: tuple[str, str] | None = None
     caused_by: str | None = None
     fingerprint: str = ""
+    verdict: Verdict | None = None
+    states_growth: bool = False
 
     @property
     def node(self) -> str | None:
@@ -254,6 +257,12 @@ class Finding:
     def decades(self) -> float:
         """Decades of growth that the finding explains; findings are ordered by it."""
         return abs(float(self.evidence.get("decades", 0.0)))
+
+    def shares_place(self, other: Finding) -> bool:
+        """Whether both findings are about a common node, or both about the loss function, which has no nodes."""
+        if not self.nodes or not other.nodes:
+            return self.nodes == other.nodes
+        return not set(self.nodes).isdisjoint(other.nodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,11 +40,12 @@ def judge(
 
     `conclusive` says whether the growth is that of the whole model: whether the probe ran every weight layer or, without a
     measurement, theory is sure on which side of the limit it lies. A measured fault is a fault also where it is not. An error
-    alone is likely to make training fail, so it caps the score; so does not knowing.
+    of a rule that declares a verdict makes that verdict, whatever the growth. An error alone is likely to make training fail, so it caps the score; so does not knowing.
     """
-    if broken_weight or (measurement is not None and _is_not_finite(measurement)):
+    made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
+    if broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
-    if measurement is not None and (measurement.dead or _is_flat(measurement) or any(c.stops_all for c in measurement.cuts)):
+    if Verdict.VANISHES in made or (measurement is not None and _stops(measurement)):
         return Verdict.VANISHES, 0
     rehearsed = measurement.rehearsal if measurement is not None else None
     decades = growth.decades if growth is not None else 0.0
@@ -66,9 +67,10 @@ def _is_not_finite(measurement: Measurement) -> bool:
     return bool(measurement.nonfinite_forward or measurement.nonfinite_backward) or not all(map(math.isfinite, seen))
 
 
-def _is_flat(measurement: Measurement) -> bool:
-    """Whether the user's loss moves with no weight."""
-    return measurement.loss is not None and measurement.loss.is_flat
+def _stops(measurement: Measurement) -> bool:
+    """Whether nothing can learn: no weight gets a gradient, the user's loss moves with no weight, or a cut stops everything."""
+    is_flat = measurement.loss is not None and measurement.loss.is_flat
+    return measurement.dead or is_flat or any(cut.stops_all for cut in measurement.cuts)
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

@@ -1,4 +1,4 @@
-"""One line a finding, for editors and grep: `net.py:14: GL101 error name [place] message`."""
+"""One line a finding, for editors and grep: `net.py:14: GLnnn error name [place] message`."""
 
 from __future__ import annotations
 
