@@ -67,7 +67,9 @@ def _load_file(path: Path, name: str) -> type[Rule]:
         raise RuleFileError(f"{path} defines {len(found)} rules", hint="a rule file holds exactly one subclass of Rule")
     rule = found[0]
     if not _CODE.match(getattr(rule, "code", "")) or not getattr(rule, "name", ""):
-        raise RuleFileError(f"{path}: {rule.__name__} has no code, or no name", hint=f"set both on the class; a code is {CODE_FORM}")
+        raise RuleFileError(
+            f"{path}: {rule.__name__} has no code, or no name", hint=f"set both on the class; a code is {CODE_FORM}"
+        )
     return rule
 
 

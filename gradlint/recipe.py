@@ -67,6 +67,11 @@ class Recipe:
         return self.optimizer != "sgd"
 
     @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped, by their norm or by their entries."""
+        return self.clip_norm is not None or self.clip_value is not None
+
+    @property
     def decoupled(self) -> bool:
         """Whether weight decay shrinks the weights by itself (AdamW), instead of being part of the gradient."""
         return self.optimizer == "adamw"

@@ -119,6 +119,12 @@ class NonFinite:
     kind: str  # "NaN" or "infinity"
     operands: tuple[tuple[float, float], ...] = ()  # (min, max) of each float operand
 
+    @property
+    def given(self) -> str:
+        """The operands for a message, " (operands in [-3, 5], [0, 0])", or nothing where there is none."""
+        operands = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in self.operands)
+        return f" (operands in {operands})" if operands else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:

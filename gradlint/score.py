@@ -40,7 +40,8 @@ def judge(
 
     `conclusive` says whether the growth is that of the whole model: whether the probe ran every weight layer or, without a
     measurement, theory is sure on which side of the limit it lies. A measured fault is a fault also where it is not. An error
-    of a rule that declares a verdict makes that verdict, whatever the growth. An error alone is likely to make training fail, so it caps the score; so does not knowing.
+    of a rule that declares a verdict makes that verdict, whatever the growth. An error alone is likely to make training fail,
+    so it caps the score; so does not knowing.
     """
     made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
     if broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):

@@ -43,11 +43,10 @@ class Imbalance:
     def __str__(self) -> str:
         return f"{len(self.nodes)} weight layers have gain {self.gain:.2f}; {self.activation} is critical at {self.critical:.2f}"
 
-    @property
-    def cure(self) -> str:
-        """How the layers get their critical gain, with "{where}" for their modules."""
+    def cure(self, where: str) -> str:
+        """How the layers, which are called `where`, get their critical gain."""
         scale = self.critical / self.gain
-        return f"scale the weights of {{where}} by {scale:.2f}, or nn.init.orthogonal_(w, gain={self.critical:.2f})"
+        return f"scale the weights of {where} by {scale:.2f}, or nn.init.orthogonal_(w, gain={self.critical:.2f})"
 
 
 @dataclass(frozen=True)

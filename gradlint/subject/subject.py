@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from gradlint.graph import Graph, Node
+from gradlint.graph import Graph, Node, Weight
 from gradlint.predicted_growth import PredictedGrowth, predict_growth
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Measurement
@@ -19,6 +19,7 @@ from gradlint.subject.over_time import OverTime
 from gradlint.subject.residuals import Residuals
 from gradlint.subject.training import Training
 from gradlint.theory.branches import hides_norm, normalises
+from gradlint.theory.initialization import is_constant, looks_initialised
 from gradlint.theory.prediction import Prediction, predict
 from gradlint.theory.reading.logits import Logits, logits_of
 from gradlint.theory.reading.steps import Step, propagate
@@ -121,8 +122,16 @@ class Subject:
         """Whether the weight matrices of these nodes look as if nobody had trained them; masks of attention do not count."""
         return is_initialised(self.structure, nodes)
 
+    def look_drawn(self, weights: Iterable[Weight]) -> bool:
+        """Whether at least nine in ten of these weights look as an initialiser draws them."""
+        return looks_initialised(weights)
+
+    def is_constant(self, weight: Weight) -> bool:
+        """Whether all elements of a weight are equal, up to rounding."""
+        return is_constant(weight)
+
     def logits(self) -> Iterator[Logits]:
-        """The attention logits on the signal, fused or spelled out, as large as queries and keys of the measured size make them."""
+        """The attention logits on the signal, as large as queries and keys make them that have the measured size."""
         for node in self.structure.signal:
             found = logits_of(self.graph, self.prediction, self.graph[node])
             if found is not None:
