@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +22,6 @@ from gradlint.score import growth_with_claims, judge, worst_growth
 from gradlint.theory.reading.attribution import Attribution
 
 Progress = Callable[[str], None]
-
-_FEW = 8  # values per channel: the batch that is inferred
 
 
 @dataclass
@@ -84,7 +81,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         timings=clock.stages,
         seeds=measurement.seeds if measurement else 0,
         rules_checked=len(rules) - len(skipped),
-        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ()), *_small_batch(graph)),
+        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ())),
         capture=loaded.capture_of(),
         predicted=expected.growth if measurement else growth,
         time=measurement.time if measurement else (),
@@ -114,17 +111,6 @@ def examine(
 
 def _has_broken_weight(graph: Graph) -> bool:
     return any(not weight.statistics.finite for weight in graph.weights.values())
-
-
-def _small_batch(graph: Graph) -> Iterator[str]:
-    """A remark where BatchNorm on batch statistics sees so few values that it inflates growth: (B-2)/(B-3) a layer and more."""
-    seen = [
-        math.prod(size or 1 for size in node.shape) // (node.shape[1] or 1)
-        for node in graph
-        if node.op == "batch_norm" and node.attrs.get("training", graph.mode == "train") and node.shape and len(node.shape) > 1
-    ]
-    if seen and min(seen) < _FEW:
-        yield f"BatchNorm sees only {min(seen)} values per channel, which distorts gradients by itself: give a larger batch"
 
 
 def _attributed(finding: Finding, attribution: Attribution | None) -> Finding:
