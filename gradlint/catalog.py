@@ -12,6 +12,7 @@ from pathlib import Path
 from gradlint.errors import ConfigError, RuleFileError
 from gradlint.rule import Rule
 
+CODE_FORM = "two to four capitals and three digits"
 _CODE = re.compile(r"^[A-Z]{2,4}\d{3}$")
 
 
@@ -66,7 +67,9 @@ def _load_file(path: Path, name: str) -> type[Rule]:
         raise RuleFileError(f"{path} defines {len(found)} rules", hint="a rule file holds exactly one subclass of Rule")
     rule = found[0]
     if not _CODE.match(getattr(rule, "code", "")) or not getattr(rule, "name", ""):
-        raise RuleFileError(f"{path}: {rule.__name__} has no code such as GL101, or no name", hint="set both on the class")
+        raise RuleFileError(
+            f"{path}: {rule.__name__} has no code, or no name", hint=f"set both on the class; a code is {CODE_FORM}"
+        )
     return rule
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from gradlint.agreement import attribution, repeated_stack
 from gradlint.catalog import load_rules, select
+from gradlint.checking import apply_rules
 from gradlint.coverage import coverage, has_gradient, ran_all_layers
 from gradlint.frontends.inputs import refuse_guessed_numbers
 from gradlint.graph import Graph
 from gradlint.growth import spine_points
 from gradlint.load import Loaded, load
 from gradlint.options import Options
-from gradlint.result import Confidence, Finding, Skipped, TargetReport
-from gradlint.rule import Needs, Rule, Subject
+from gradlint.result import Finding, TargetReport
+from gradlint.rule import Subject
 from gradlint.score import growth_with_claims, judge, worst_growth
 from gradlint.theory.reading.attribution import Attribution
-from gradlint.verify import relate, verify
 
 Progress = Callable[[str], None]
-
-_FEW = 8  # values per channel: the batch that is inferred
 
 
 @dataclass
@@ -58,12 +54,12 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         measured = has_gradient(measurement)
         conclusive = expected.conclusive if measurement is None else measured and ran_all_layers(graph, measurement)
     with clock("rules"):
-        findings, skipped = _run_rules(rules, subject)
+        findings, skipped = apply_rules(rules, subject)
     growth = growth_with_claims(expected.growth, findings) if measurement is None else worst_growth(measurement)
     conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims it
     growth = growth if measurement is None or measured else None
     made_of = attribution(subject, growth)
-    broken = any(finding.rule == "GL604" for finding in findings) or _has_broken_weight(graph)
+    broken = _has_broken_weight(graph)
     verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken)
     return TargetReport(
         target=loaded.name,
@@ -85,7 +81,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         timings=clock.stages,
         seeds=measurement.seeds if measurement else 0,
         rules_checked=len(rules) - len(skipped),
-        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ()), *_small_batch(graph)),
+        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ())),
         capture=loaded.capture_of(),
         predicted=expected.growth if measurement else growth,
         time=measurement.time if measurement else (),
@@ -117,59 +113,8 @@ def _has_broken_weight(graph: Graph) -> bool:
     return any(not weight.statistics.finite for weight in graph.weights.values())
 
 
-def _small_batch(graph: Graph) -> Iterator[str]:
-    """A remark where BatchNorm on batch statistics sees so few values that it inflates growth: (B-2)/(B-3) a layer and more."""
-    seen = [
-        math.prod(size or 1 for size in node.shape) // (node.shape[1] or 1)
-        for node in graph
-        if node.op == "batch_norm" and node.attrs.get("training", graph.mode == "train") and node.shape and len(node.shape) > 1
-    ]
-    if seen and min(seen) < _FEW:
-        yield f"BatchNorm sees only {min(seen)} values per channel, which distorts gradients by itself: give a larger batch"
-
-
 def _attributed(finding: Finding, attribution: Attribution | None) -> Finding:
     """A finding about growth itself, with what that is made of."""
-    if attribution is None or finding.rule not in {"GL801", "GL802"} or "steps" in finding.evidence:
+    if attribution is None or not finding.states_growth:
         return finding
     return replace(finding, evidence={**finding.evidence, "attribution": attribution.document()})
-
-
-# rules ------------------------------------------------------------------------------------------------------------------
-
-
-def _run_rules(rules: Sequence[type[Rule]], subject: Subject) -> tuple[tuple[Finding, ...], tuple[Skipped, ...]]:
-    findings: list[Finding] = []
-    skipped: list[Skipped] = []
-    spine = subject.measurement.spine if subject.measurement is not None else ()
-    places = {node: index for index, node in enumerate(spine)}
-    for rule_class in rules:
-        rule = rule_class()
-        reason = _lacking(rule, subject) or rule.applies(subject)
-        if reason is not None:
-            skipped.append(Skipped(rule.code, reason))
-            continue
-        findings.extend(verify(finding, subject.measurement, places) for finding in rule.check(subject))
-    findings = [replace(finding, fingerprint=_fingerprint(finding)) for finding in relate(findings)]
-    findings.sort(key=_order)
-    return tuple(findings), tuple(skipped)
-
-
-def _lacking(rule: Rule, subject: Subject) -> str | None:
-    """What a rule needs and does not get."""
-    if rule.needs is Needs.RECIPE and subject.task.recipe is None:
-        return "no recipe was given"
-    if rule.needs in {Needs.PROBE, Needs.LOSS} and subject.measurement is None:
-        return "nothing was probed"
-    return "no loss was given" if rule.needs is Needs.LOSS and subject.task.loss is None else None
-
-
-def _order(finding: Finding) -> tuple[bool, int, bool, float, str]:
-    refuted = finding.confidence is Confidence.REFUTED
-    return refuted, finding.severity.rank, finding.caused_by is not None, -finding.decades, finding.rule
-
-
-def _fingerprint(finding: Finding) -> str:
-    """Stable across runs and changes of numbers: rule and graph path."""
-    where = finding.module or finding.node or ""
-    return hashlib.sha256(f"{finding.rule}|{where}".encode()).hexdigest()[:16]

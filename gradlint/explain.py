@@ -97,7 +97,7 @@ def _explained(subject: Subject, node: Node, stack: Stack | None) -> Explanation
         {item: measured[item] for item in (node.id, *operands) if item in measured},
         tuple(_reasons(subject, node)),
         stack if inside else None,
-        next((loop for loop in subject.loops if node.id in loop.nodes), None),
+        next((loop for loop in subject.time.loops if node.id in loop.nodes), None),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gradlint.graph import Graph, Node, Ref, Source, Statistics, Weight
 from gradlint.growth import summarize
 from gradlint.recipe import Recipe, Task
-from gradlint.result import Gains, Growth, Measurement
+from gradlint.result import Gains, Growth, Measurement, TimeGrowth
 from gradlint.structure import Structure
 
 if TYPE_CHECKING:
@@ -157,6 +157,15 @@ class GraphBuilder:
         """Pretend that the probe ran, with these fields of Measurement set."""
         self._measured = {**(self._measured or {}), **fields}
         return self
+
+    def over_time(
+        self, node: str, decades: float, steps: int = 40, *, axis: int | None = 0, lyapunov: tuple[float, ...] = ()
+    ) -> GraphBuilder:
+        """Pretend that the gradient of a recurrence was measured to gain so many decades over its steps, the same in each."""
+        growth = Growth(decades, rise=max(decades, 0.0), fall=max(-decades, 0.0))
+        horizon = 3.0 * steps / abs(decades) if decades else math.inf
+        found = TimeGrowth(node, (), growth, decades / steps, horizon=horizon, lyapunov=lyapunov, axis=axis, steps=steps)
+        return self.measured(time=(found,))
 
     def trained(self, recipe: Recipe) -> GraphBuilder:
         """Say how the model will be trained."""

@@ -40,6 +40,10 @@ class PredictedGrowth:
     conclusive: bool
     deviations: Mapping[str, float]
 
+    def margin(self, node: str) -> float:
+        """Decades by which the gradient at a node of the chain may miss its prediction (90 % interval)."""
+        return INTERVAL * self.deviations.get(node, 0.0)
+
 
 def predict_growth(
     structure: Structure, prediction: Prediction, measured: Mapping[str, Gains] | None = None, *, drawn: bool = True

@@ -83,6 +83,11 @@ class Recipe:
         return self.optimizer != "sgd"
 
     @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped, by their norm or by their entries."""
+        return self.clip_norm is not None or self.clip_value is not None
+
+    @property
     def decoupled(self) -> bool:
         """Whether weight decay shrinks the weights directly (AdamW) instead of entering the gradient."""
         return self.optimizer == "adamw"

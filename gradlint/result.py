@@ -153,6 +153,12 @@ class NonFinite:
     kind: str  # "NaN" or "infinity"
     operands: tuple[tuple[float, float], ...] = ()  # smallest and largest value of each float operand
 
+    @property
+    def given(self) -> str:
+        """The operands for a message, " (operands in [-3, 5], [0, 0])", or nothing where there is none."""
+        operands = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in self.operands)
+        return f" (operands in {operands})" if operands else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -262,11 +268,12 @@ class Remedy:
 class Finding:
     """One message of a rule about one place in the model.
 
-    `rule` is the code of the rule, such as "GL101". `nodes` are all nodes that the finding covers, in execution order; reports
-    point at the first, whose module path and line are `module` and `source`. `evidence` holds the numbers behind the message by
-    name; `evidence["decades"]` is the growth that the finding explains. `effect` is the claimed effect on the gradient over
-    `span` (first and last node), which the probe checks. `caused_by` is the code of the rule that explains this symptom, and
-    `fingerprint` a hash that stays the same from run to run.
+    `rule` is the code of the rule, a prefix and three digits. `nodes` are all nodes that the finding covers, in execution
+    order; reports point at the first, whose module path and line are `module` and `source`. `evidence` holds the numbers
+    behind the message by name; `evidence["decades"]` is the growth that the finding explains. `effect` is the claimed effect
+    on the gradient over `span` (first and last node), which the probe checks. `caused_by` is the code of the rule that
+    explains this symptom, and `fingerprint` a hash that stays the same from run to run. `verdict` and `states_growth` are
+    what the rule declares of the finding, see `gradlint.rule.Rule`; reports leave them out.
     """
 
     rule: str
@@ -283,6 +290,8 @@ class Finding:
     span: tuple[str, str] | None = None
     caused_by: str | None = None
     fingerprint: str = ""
+    verdict: Verdict | None = None
+    states_growth: bool = False
 
     @property
     def node(self) -> str | None:
@@ -303,6 +312,12 @@ class Finding:
     def decades(self) -> float:
         """Decades of growth that the finding explains, at least 0. Reports order findings by it."""
         return abs(float(self.evidence.get("decades", 0.0)))
+
+    def shares_place(self, other: Finding) -> bool:
+        """Whether both findings are about a common node, or both about the loss function, which has no nodes."""
+        if not self.nodes or not other.nodes:
+            return self.nodes == other.nodes
+        return not set(self.nodes).isdisjoint(other.nodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,15 +42,17 @@ def judge(
     Args:
         measurement: What the probe measured, or None without a probe.
         growth: The growth that decides, in decades. None if it is unknown.
-        findings: All findings. An error that is not refuted caps the score below 50.
+        findings: All findings. An error that is not refuted caps the score below 50, and makes the
+            verdict that its rule declares, if any.
         conclusive: Whether the growth is that of the whole model: the probe ran every weight layer or, without a probe, the
             predicted interval does not contain the limit. A score that is not conclusive is capped below 50. A measured
             growth beyond the limit decides the verdict in any case.
         broken_weight: Whether a weight of the model is not finite.
     """
-    if broken_weight or (measurement is not None and _is_not_finite(measurement)):
+    made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
+    if broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
-    if measurement is not None and (measurement.dead or _is_flat(measurement) or any(c.stops_all for c in measurement.cuts)):
+    if Verdict.VANISHES in made or (measurement is not None and _stops(measurement)):
         return Verdict.VANISHES, 0
     rehearsed = measurement.rehearsal if measurement is not None else None
     decades = growth.decades if growth is not None else 0.0
@@ -72,9 +74,10 @@ def _is_not_finite(measurement: Measurement) -> bool:
     return bool(measurement.nonfinite_forward or measurement.nonfinite_backward) or not all(map(math.isfinite, seen))
 
 
-def _is_flat(measurement: Measurement) -> bool:
-    """Return whether the gradient of the user's loss is exactly zero at every weight."""
-    return measurement.loss is not None and measurement.loss.is_flat
+def _stops(measurement: Measurement) -> bool:
+    """Whether nothing can learn: no weight gets a gradient, the user's loss moves with no weight, or a cut stops everything."""
+    is_flat = measurement.loss is not None and measurement.loss.is_flat
+    return measurement.dead or is_flat or any(cut.stops_all for cut in measurement.cuts)
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

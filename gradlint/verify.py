@@ -7,23 +7,7 @@ from dataclasses import replace
 
 from gradlint.growth import HEALTHY, LIMIT, along, signed
 from gradlint.result import Confidence, Effect, Finding, Measurement, Severity
-
-_SYMPTOMS = {  # what can make each: claims about growth, and rules that name a cause without one
-    "GL502": (frozenset[Effect](), frozenset({"GL501"})),
-    "GL505": (frozenset[Effect](), frozenset({"GL501", "GL502"})),
-    "GL506": (frozenset[Effect](), frozenset({"GL503", "GL504"})),
-    "GL403": (frozenset[Effect](), frozenset({"GL104"})),
-    "GL801": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset({"GL803"})),
-    "GL803": (frozenset({Effect.EXPLODES, Effect.EITHER}), frozenset[str]()),
-    "GL802": (frozenset({Effect.VANISHES, Effect.EITHER}), frozenset({"GL104", "GL806"})),
-    "GL804": (frozenset({Effect.EXPLODES}), frozenset({"GL602", "GL603", "GL604"})),
-    "GL805": (frozenset({Effect.EXPLODES}), frozenset({"GL602", "GL603", "GL604"})),
-    "GL806": (frozenset[Effect](), frozenset({"GL104"})),
-    "GL807": (frozenset[Effect](), frozenset({"GL602", "GL603", "GL605"})),
-}
-_NUMERIC = frozenset({"operator", "precision"})  # causes of a failed rehearsal that those rules may name
-_OPERATORS = frozenset({"GL602", "GL603"})
-_CAUSES = frozenset().union(*(codes for _, codes in _SYMPTOMS.values()))
+from gradlint.rule import Rule
 
 
 def verify(finding: Finding, measurement: Measurement | None, places: Mapping[str, int]) -> Finding:
@@ -61,37 +45,25 @@ def _measured_over(finding: Finding, measurement: Measurement, places: Mapping[s
     return signed(levels)[0] if len(levels) > 1 else None
 
 
-def relate(findings: Sequence[Finding]) -> list[Finding]:
-    """Point symptoms at the strongest finding that explains them, and let a named cause stand for mere depth."""
-    causes = [f for f in findings if f.confidence is not Confidence.REFUTED and _explains(f)]
-    named = max((f.decades for f in causes if f.effect is not Effect.EITHER), default=0.0)
+def relate(findings: Sequence[Finding], rules: Mapping[str, Rule]) -> list[Finding]:
+    """Point symptoms at the strongest finding that explains them, and let a named cause stand for mere depth.
+
+    `rules` holds the rule of every finding by its code.
+    """
+    standing = [finding for finding in findings if finding.confidence is not Confidence.REFUTED]
+    named = max((cause.decades for cause in standing if cause.effect in {Effect.EXPLODES, Effect.VANISHES}), default=0.0)
     related = []
     for finding in findings:
         if finding.effect is Effect.EITHER and finding.confidence is not Confidence.REFUTED and finding.decades <= named:
             continue  # depth makes any cause worse; a finding that names the cause says enough
-        cause = _cause_of(finding, causes) if finding.rule in _SYMPTOMS else None
+        fitting = [cause for cause in standing if cause is not finding and _explains(cause, finding, rules)]
+        cause = min(fitting, key=lambda cause: (cause.severity.rank, -cause.decades), default=None)
         related.append(replace(finding, caused_by=cause.rule) if cause else finding)
     return related
 
 
-def _explains(finding: Finding) -> bool:
-    return finding.effect is not None or finding.rule in _CAUSES
-
-
-def _cause_of(symptom: Finding, causes: Sequence[Finding]) -> Finding | None:
-    if symptom.rule == "GL807" and symptom.evidence.get("cause") not in _NUMERIC:
-        return None
-    fitting = [cause for cause in causes if cause is not symptom and _fits(symptom, cause)]
-    return min(fitting, key=lambda cause: (cause.severity.rank, -cause.decades), default=None)
-
-
-def _fits(symptom: Finding, cause: Finding) -> bool:
-    """Whether a finding can be what makes a symptom; operators and activations explain only what happens at the same place."""
-    effects, codes = _SYMPTOMS[symptom.rule]
-    if cause.rule in _OPERATORS and cause.rule in codes:
-        in_the_loss = not symptom.nodes and not cause.nodes
-        return in_the_loss or not set(symptom.nodes).isdisjoint(cause.nodes)
-    if symptom.rule == "GL502":  # the same matrix, which only its activation lets grow
-        same = symptom.nodes == cause.nodes and cause.severity.rank <= symptom.severity.rank
-        return same and cause.rule in codes
-    return cause.effect in effects or cause.rule in codes
+def _explains(cause: Finding, symptom: Finding, rules: Mapping[str, Rule]) -> bool:
+    """Whether one rule declares that `cause` may explain `symptom`, and both hold that it does."""
+    maker, made = rules[cause.rule], rules[symptom.rule]
+    declared = symptom.rule in maker.explains or cause.rule in made.explained_by or cause.effect in made.explained_by
+    return declared and maker.relates(cause, symptom) and made.relates(cause, symptom)

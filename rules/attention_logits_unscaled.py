@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Kind, Logits, Rule, Severity, Subject, kind_of, logits_of
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Kind, Rule, Severity, Subject, kind_of
 
 FROZEN = 1.5  # times sqrt(2 ln T): of 111 standard architectures at default initialization the largest has 1.23 (SwinV2, T = 16)
 
@@ -77,12 +76,7 @@ class AttentionLogitsUnscaled(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for all attention that is frozen."""
-        if self.applies(subject):
-            return
-        nodes = (subject.graph[node] for node in subject.structure.signal)
-        known = (logits_of(subject.graph, subject.prediction, node) for node in nodes)
-        seen = (_as_measured(subject, logits) for logits in known if logits is not None)
-        frozen = {logits.node: logits for logits in seen if logits.concentration >= FROZEN}
+        frozen = {logits.node: logits for logits in subject.logits() if logits.concentration >= FROZEN}
         if not frozen:
             return
         worst = max(frozen.values(), key=lambda logits: logits.concentration)
@@ -97,14 +91,3 @@ class AttentionLogitsUnscaled(Rule):
             keys=worst.keys,
             attentions=len(frozen),
         )
-
-
-def _as_measured(subject: Subject, logits: Logits) -> Logits:
-    """The logits that queries and keys of the measured size make."""
-    found, decades = subject.measurement, 0.0
-    for node in logits.factors if found is not None else ():
-        gains, predicted = found.gains.get(node) if found else None, subject.prediction.nodes[node].forward
-        if gains is not None and gains.forward is not None and predicted is not None:
-            decades += gains.forward - predicted
-    known = math.isfinite(decades) and logits.deviation > 0.0
-    return replace(logits, deviation=10.0 ** min(math.log10(logits.deviation) + decades, 300.0)) if known else logits

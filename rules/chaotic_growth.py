@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import LIMIT, Confidence, Example, Finding, GraphBuilder, Kind, Needs, Rule, Severity, Subject, about, kind_of
+from gradlint.rule import LIMIT, Effect, Example, Finding, GraphBuilder, Kind, Needs, Rule, Severity, Subject, kind_of
 
 CHAOTIC = 0.5  # share of growth that the relative gain has: measured 0.01 to 0.10 in mis-scaled networks, 1.0 in chaotic ones
 BOUNDED = frozenset({"tanh", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "sin", "cos"})
@@ -48,6 +48,8 @@ class ChaoticGrowth(Rule):
     name = "chaotic-growth"
     severity = Severity.ERROR
     needs = Needs.PROBE
+    explains = ("GL801",)
+    explained_by = (Effect.EXPLODES, Effect.EITHER)
     examples = (
         Example(lambda: _stack(4.4, 4.4), fires_on=("linear0", "linear1", "linear2", "linear3")),
         Example(lambda: _stack(4.4, 2.4, "layer_norm"), fires_on=("linear0", "linear1", "linear2", "linear3")),
@@ -59,27 +61,23 @@ class ChaoticGrowth(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        found = subject.measurement
-        if found is None or found.growth.relative is None or found.growth.decades < LIMIT:
+        found, relative = subject.growth, subject.probe.growth.relative
+        if found is None or relative is None or found.decades < LIMIT:
             return
-        growth, relative = found.growth, found.growth.relative
-        share = relative / growth.decades
-        if share < CHAOTIC or growth.start is None or growth.end is None or subject.is_unsettled(growth.start, growth.end):
+        share, factor = relative / found.decades, found.factor(relative)
+        if share < CHAOTIC or found.is_unsettled:
             return
-        nodes, layers = subject.layers_between(growth.start, growth.end)
-        factor = 10 ** (relative / max(layers, 1))
         yield self.finding(
             subject,
-            nodes,
-            f"a relative change at {growth.start.module or growth.start.node} arrives 10^{relative:.1f} times larger, "
+            found.nodes,
+            f"a relative change at {found.start.module or found.start.node} arrives 10^{relative:.1f} times larger, "
             f"x{factor:.2f} a layer: the network is chaotic, not mis-scaled",
-            remedy=_remedy(subject, growth.start.node, growth.end.node),
-            confidence=Confidence.MEASURED,
+            remedy=_remedy(subject, found.start.node, found.end.node),
             relative_decades=relative,
             share=share,
             limit=CHAOTIC,
             per_layer=factor,
-            **about(growth, found),
+            **found.evidence,
         )
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Curvature, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
 
 FAR = 100.0  # times a measured gradient; in 100 steps of plain SGD norms fall up to 89 times (benchmarks/stability_limit.py)
 
@@ -32,7 +32,7 @@ FAR = 100.0  # times a measured gradient; in 100 steps of plain SGD norms fall u
 def _builder(recipe: Recipe, norm: float = 2.0) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64))
-    found = Curvature(2.3, 10.0, -1.0, 0.001, (norm, 1.1 * norm), norm / 10.0, 4096, 0.2)
+    found = probed.Curvature(2.3, 10.0, -1.0, 0.001, (norm, 1.1 * norm), norm / 10.0, 4096, 0.2)
     return builder.measured(curvature=found).trained(recipe)
 
 
@@ -57,18 +57,16 @@ class ClipThreshold(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where something clips, and gradients were measured."""
-        recipe, found = subject.task.recipe, subject.measurement
-        if recipe is not None and recipe.clip_norm is None and recipe.clip_value is None:
+        if not subject.recipe.clips:
             return "the recipe does not clip"
-        return None if found is not None and found.curvature is not None else "no gradients were measured"
+        return None if subject.training.curvature is not None else "no gradients were measured"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding for each kind of threshold."""
-        recipe, measured = subject.task.recipe, subject.measurement
-        if recipe is None or measured is None or measured.curvature is None:
+        recipe, curvature, rehearsal = subject.recipe, subject.training.curvature, subject.training.rehearsal
+        if curvature is None:
             return
-        curvature = measured.curvature
-        norms = [*curvature.gradient_norms, *(measured.rehearsal.gradient_norms if measured.rehearsal is not None else ())]
+        norms = [*curvature.gradient_norms, *(rehearsal.gradient_norms if rehearsal is not None else ())]
         norms = [norm for norm in norms if math.isfinite(norm)]
         if not all(norms):
             return

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Curvature, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
 
 LONG = 32  # steps; recurrent language models are unrolled over 35 (Zaremba 2014) and clip
 TAIL = 5.0  # largest gradient norm over the median; at most 2.3 over four drawn batches on 85 transformers architectures
@@ -42,7 +42,7 @@ def _recurrent(steps: int, op: str = "rnn", recipe: Recipe | None = None) -> Gra
 def _norms(*norms: float, recipe: Recipe | None = None) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64))
-    found = Curvature(2.3, 10.0, -1.0, 0.001, norms, 1.0, 4096, 0.2)
+    found = probed.Curvature(2.3, 10.0, -1.0, 0.001, norms, 1.0, 4096, 0.2)
     return builder.measured(curvature=found).trained(recipe or Recipe())
 
 
@@ -65,15 +65,12 @@ class ClippingAbsent(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where nothing clips."""
-        recipe = subject.task.recipe
-        return "the recipe clips" if recipe is not None and _clips(recipe) else None
+        return "the recipe clips" if subject.recipe.clips else None
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for the recurrences, one for jumps between batches."""
-        recipe = subject.task.recipe
-        if recipe is None or _clips(recipe):
-            return
-        long = [loop for loop in subject.loops if (loop.steps or 0) >= LONG]
+        recipe, curvature = subject.recipe, subject.training.curvature
+        long = [loop for loop in subject.time.loops if (loop.steps or 0) >= LONG]
         if long:
             steps = max(loop.steps or 0 for loop in long)
             bounded = recipe.adaptive or all(loop.activation in GATED for loop in long)
@@ -86,7 +83,6 @@ class ClippingAbsent(Rule):
                 steps=steps,
                 limit=LONG,
             )
-        curvature = subject.measurement.curvature if subject.measurement is not None else None
         if curvature is not None and curvature.gradient_norm and max(curvature.gradient_norms) > TAIL * curvature.gradient_norm:
             largest, usual = max(curvature.gradient_norms), curvature.gradient_norm
             yield self.finding(
@@ -100,7 +96,3 @@ class ClippingAbsent(Rule):
                 largest=largest,
                 median=usual,
             )
-
-
-def _clips(recipe: Recipe) -> bool:
-    return recipe.clip_norm is not None or recipe.clip_value is not None

@@ -36,10 +36,7 @@ from gradlint.rule import (
     Severity,
     Subject,
     Weight,
-    hides_norm,
-    is_constant,
     is_weight_layer,
-    looks_initialised,
 )
 
 NOTHING = -45.0  # decades: the smallest float32
@@ -85,6 +82,7 @@ class ConstantInit(Rule):
     code = "GL104"
     name = "constant-init"
     severity = Severity.ERROR
+    explains = ("GL403", "GL802", "GL806")
     examples = (
         Example(lambda: _stack(1.4, 0.0, 1.4, means={1: 0.01}), fires_on=("linear1",)),
         Example(lambda: _stack(0.0, 0.0, 0.0), fires_on=("linear0", "linear1", "linear2")),
@@ -99,10 +97,10 @@ class ConstantInit(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for constants, one for zeros."""
-        flat = {node.id: weights for node, weights in ((node, _flat(node)) for node in subject.graph) if weights}
+        flat = {node.id: weights for node in subject.graph if (weights := _flat(subject, node))}
         others = (node for node in subject.graph if node.id not in flat and is_weight_layer(node))
         matrices = (weight for node in others for weight in node.weights.values() if len(weight.shape) > 1)
-        if not flat or not looks_initialised(matrices):
+        if not flat or not subject.look_drawn(matrices):
             return
         zeros = {node: None for node, weights in flat.items() if all(weight.statistics.max_abs == 0.0 for weight in weights)}
         constants = [node for node in flat if node not in zeros]
@@ -127,14 +125,14 @@ class ConstantInit(Rule):
         )
 
 
-def _flat(node: Node) -> list[Weight]:
+def _flat(subject: Subject, node: Node) -> list[Weight]:
     """The constant matrices of a weight layer that mix several inputs into several units; a folded norm may have made them so."""
-    if not is_weight_layer(node) or hides_norm(node):
+    if not is_weight_layer(node) or subject.hides_norm(node):
         return []
     return [
         weight
         for role, weight in node.weights.items()
-        if "bias" not in role and _mixes(weight) and weight.trainable and is_constant(weight)
+        if "bias" not in role and _mixes(weight) and weight.trainable and subject.is_constant(weight)
     ]
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Node, Rule, Severity, Subject, Units, is_weight_layer
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Node, Rule, Severity, Subject, is_weight_layer, probed
 
 BY_CHANCE = 0.5  # symmetric weights on samples that are all alike: each unit is silent for all of them, or for none
 ERRORS = 3.0  # standard errors of a share of so many units
@@ -37,7 +37,7 @@ def _layer(share: float, *, units: int = 64, seen: bool = True) -> GraphBuilder:
     builder = GraphBuilder()
     x = builder.linear(builder.input(8, units), units)
     builder.linear(builder.op("relu", x, shape=(8, units)), 8)
-    return builder.measured(units=(Units("relu0", units, 8, share, share, share),) if seen else ())
+    return builder.measured(units=(probed.Units("relu0", units, 8, share, share, share),) if seen else ())
 
 
 class DeadRelu(Rule):
@@ -58,10 +58,10 @@ class DeadRelu(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for all layers of one severity."""
-        found = subject.measurement
-        if found is None or not (found.inputs or subject.is_initialised(subject.structure.signal)):
+        found = subject.probe
+        if not found.inputs and not subject.is_initialised(subject.structure.signal):
             return
-        graver: dict[Severity, list[Units]] = {}
+        graver: dict[Severity, list[probed.Units]] = {}
         for units in found.units:
             if units.count >= FEWEST and units.always > BY_CHANCE + ERRORS * math.sqrt(0.25 / units.count):
                 fatal = units.always >= FATAL and units.node in subject.structure.spine_index
@@ -79,7 +79,6 @@ class DeadRelu(Rule):
                 remedy="start these biases at zero"
                 if bias < 0.0
                 else "centre and scale what feeds it, put a norm before it, or use leaky ReLU, ELU or GELU",
-                confidence=Confidence.MEASURED,
                 dead=dead,
                 units=of,
                 share=dead / of,
@@ -87,7 +86,7 @@ class DeadRelu(Rule):
             )
 
 
-def _bias(subject: Subject, units: Units) -> float:
+def _bias(subject: Subject, units: probed.Units) -> float:
     """Mean bias of the layer before an activation, where it is the better part of what its units read; 0 elsewhere."""
     node: Node = subject.graph[units.node]
     for _ in range(3):  # a norm, or a bias that is added by itself

@@ -26,23 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from gradlint.rule import (
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Rule,
-    Severity,
-    Step,
-    Subject,
-    Trend,
-    fall,
-    normalises,
-    on_skip,
-    rise,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Rule, Severity, Step, Subject
 
-EXPLAINED = 0.5  # of the predicted trend: blocks that explain less are not the cause
 SHARE = 0.5  # of the residual sums; the one norm behind the last sum of a pre-norm stack makes no post-norm stack
 
 
@@ -75,35 +60,27 @@ class DeepPostNorm(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows, and direction."""
-        for run in subject.runs():
-            for trend, effect in ((fall(run), Effect.VANISHES), (rise(run), Effect.EXPLODES)):
-                blocks = list(_pairs(subject, trend.steps))
-                if len(blocks) < SHARE * sum(step.residual is not None for step in trend.steps):
-                    continue
-                laid = {step.node: step.decades or 0.0 for block in blocks for step in block}
-                inside = [node for total, _ in blocks for node in total.via]
-                if subject.is_claim(trend) and trend.share(laid) >= EXPLAINED and subject.can_claim(inside):
-                    yield self._report(subject, [norm.node for _, norm in blocks], trend, effect)
-
-    def _report(self, subject: Subject, norms: list[str], trend: Trend, effect: Effect) -> Finding:
-        factor = 10 ** (trend.decades / len(norms))
-        verb = "grows" if effect is Effect.EXPLODES else "shrinks"
-        return self.claim(
-            subject,
-            norms,
-            f"{len(norms)} residual sums in a row with a norm behind each: the gradient {verb} x{factor:.2f} a block",
-            effect=effect,
-            span=trend.span or (norms[0], norms[-1]),
-            decades=trend.decades,
-            remedy="move the norm into the branch, x + f(norm(x)), and put one behind the last sum; or use LayerNorm",
-            norms=len(norms),
-            factor=factor,
-        )
+        for trend in subject.claims.trends(subject.runs()):
+            blocks = list(_pairs(subject, trend.steps))
+            laid = {step.node: step.decades or 0.0 for block in blocks for step in block}
+            if len(blocks) < SHARE * sum(step.residual is not None for step in trend.steps):
+                continue
+            if not subject.claims.explains(trend, laid, [total for total, _ in blocks]):
+                continue
+            yield self.claim(
+                subject,
+                trend,
+                [norm.node for _, norm in blocks],
+                f"{len(blocks)} residual sums in a row with a norm behind each: the gradient {trend.pace(len(blocks))} a block",
+                remedy="move the norm into the branch, x + f(norm(x)), and put one behind the last sum; or use LayerNorm",
+                norms=len(blocks),
+                factor=trend.factor(len(blocks)),
+            )
 
 
 def _pairs(subject: Subject, steps: Sequence[Step]) -> Iterator[tuple[Step, Step]]:
     """Sums over an identity skip, each with the norm right behind it."""
     for total, norm in pairwise(steps):
-        plain = total.residual is not None and not on_skip(subject.structure, total.residual)
-        if plain and norm.residual is None and normalises(subject.graph, subject.graph[norm.node]):
+        behind = norm.residual is None and subject.normalises(subject.graph[norm.node])
+        if behind and subject.residuals.is_identity(total):
             yield total, norm

@@ -23,21 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Rule,
-    Severity,
-    Step,
-    Subject,
-    fall,
-    hides_norm,
-    is_plain,
-    is_weight_layer,
-    rise,
-)
+from gradlint.rule import Effect, Example, Finding, GraphBuilder, Rule, Severity, Step, Subject, Trend, is_weight_layer
 
 DEEP = 20  # weight layers: plain nets train well at 18 and degrade at 34 (He 2016, figure 4); VGG-19 is the deepest in wide use
 
@@ -81,30 +67,24 @@ class DeepWithoutResidual(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain."""
         structure = subject.structure
-        for chain in subject.runs(lambda step: is_plain(structure, step) and not hides_norm(subject.graph[step.node])):
+        for chain in subject.runs(lambda step: subject.is_plain(step) and not subject.hides_norm(subject.graph[step.node])):
             nodes = [step.node for step in chain if is_weight_layer(subject.graph[step.node])]
             depth = structure.depths[chain[-1].node] - structure.depths[structure.signal_parents(chain[0].node)[0]]
-            decades, likely = _predicted(subject, chain)
-            if depth < DEEP or not likely or not subject.can_claim(nodes):
+            if depth < DEEP or not _is_likely(subject, chain) or not subject.claims.stands(nodes):
                 continue
             yield self.claim(
                 subject,
+                Trend(subject.claims.largest(chain).decades, chain),
                 nodes,
                 f"{depth} weight layers in a row and no skip connection: the gradient is a product over all of them",
                 effect=Effect.EITHER,
-                span=(chain[0].node, chain[-1].node),
-                decades=decades,
                 remedy="add each block's input to its output, x + f(norm(x)), every two or three layers",
                 depth=depth,
                 limit=DEEP,
             )
 
 
-def _predicted(subject: Subject, chain: tuple[Step, ...]) -> tuple[float, bool]:
-    """Sustained growth over the chain, the larger of rise and fall, and whether that is worth a claim.
-
-    A step that theory cannot follow counts as neutral; where there is one, it is for the probe to say.
-    """
-    trend = max(rise(chain), fall(chain), key=lambda trend: abs(trend.decades))
+def _is_likely(subject: Subject, chain: tuple[Step, ...]) -> bool:
+    """Whether the chain is worth a claim: for its growth, or since theory cannot follow a step and the probe will tell."""
     blind = subject.measurement is not None and any(step.decades is None for step in chain)
-    return trend.decades, blind or subject.is_claim(trend)
+    return blind or subject.claims.is_large(subject.claims.largest(chain))

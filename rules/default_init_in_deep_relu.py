@@ -20,28 +20,12 @@ References:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from math import log10, sqrt
-from statistics import median
+from dataclasses import replace
+from math import sqrt
 
-from gradlint.rule import (
-    RECTIFIERS,
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Layer,
-    Rule,
-    Severity,
-    Subject,
-    fall,
-    is_torch_default,
-    layers,
-    main_weight,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Rule, Severity, Subject
 
-EXPLAINED = 0.5  # of the predicted decay: a deficit that explains less is not the cause
 DEFAULT = sqrt(1 / 3)  # gain of kaiming_uniform(a=sqrt 5)
 
 
@@ -78,35 +62,19 @@ class DefaultInitInDeepRelu(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain that shrinks."""
-        for chain in subject.chains():
-            trend = fall(chain)
-            if trend.span is None or not subject.is_claim(trend):
+        is_default = subject.claims.is_torch_default
+        for trend in subject.claims.falling(subject.chains()):
+            off = subject.claims.imbalance(trend, lambda layer: 0.0 < layer.gain < layer.critical and is_default(layer))
+            if off is None:
                 continue
-            default = [layer for layer in layers(subject.structure, trend.steps) if self._is_default(subject, layer)]
-            nodes = [layer.node for layer in default]
-            if sum(log10(layer.critical / layer.gain) for layer in default) < -EXPLAINED * trend.decades:
-                continue
-            act = Counter(layer.activation.op for layer in default if layer.activation).most_common(1)[0][0]
-            critical = median(layer.critical for layer in default)
-            cure = f"nn.init.orthogonal_(w, gain={critical:.2f})"
-            if act in {"relu", "relu6", "leaky_relu", "prelu"}:
+            cure = f"nn.init.orthogonal_(w, gain={off.typical:.2f})"
+            if off.usual in {"relu", "relu6", "leaky_relu", "prelu"}:
                 cure = 'nn.init.kaiming_normal_(w, nonlinearity="relu")'
-            yield self.claim(
+            yield self.claim_gain(
                 subject,
-                nodes,
-                f"{len(nodes)} weight layers keep PyTorch's default init, gain {DEFAULT:.2f}; {act} needs "
-                f"{critical:.2f}: the gradient shrinks x{10 ** (trend.decades / len(nodes)):.2f} a layer",
-                effect=Effect.VANISHES,
-                span=trend.span,
-                decades=trend.decades,
+                trend,
+                replace(off, gain=DEFAULT, critical=off.typical),
+                f"{len(off.nodes)} weight layers keep PyTorch's default init, gain {DEFAULT:.2f}; {off.usual} needs "
+                f"{off.typical:.2f}",
                 remedy=f"{cure} on these weights, or a norm after each layer",
-                gain=DEFAULT,
-                critical=critical,
-                layers=len(nodes),
             )
-
-    @staticmethod
-    def _is_default(subject: Subject, layer: Layer) -> bool:
-        weight = main_weight(subject.graph[layer.node])
-        rectified = layer.activation is not None and layer.activation.op in RECTIFIERS
-        return rectified and weight is not None and is_torch_default(weight) and 0.0 < layer.gain < layer.critical

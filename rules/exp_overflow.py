@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Range, Rule, Severity, Singularity, Subject, Suspect, bounds
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Hazard, Rule, Severity, Subject, probed
 
 REMEDY = "clamp the argument from above, or take softplus"
 SOFTMAX = "take softmax or logsumexp, which subtract the maximum first"
@@ -40,7 +40,7 @@ def _chain(*ops: str, seen: tuple[float, float] | None = None, dtype: str = "flo
     x = builder.linear(builder.input(8, 64))
     for op in ops:
         x = builder.op("clamp", x, min=-10.0, max=10.0) if op == "clamp" else builder.op(op, x, dtype=dtype)
-    return builder if seen is None else builder.measured(ranges={builder.graph.parents(x)[0].id: Range(*seen)})
+    return builder if seen is None else builder.measured(ranges={builder.graph.parents(x)[0].id: probed.Range(*seen)})
 
 
 def _shifted() -> GraphBuilder:
@@ -57,6 +57,7 @@ class ExpOverflow(Rule):
     code = "GL603"
     name = "exp-overflow"
     severity = Severity.ERROR
+    explains = ("GL804", "GL805", "GL807")
     examples = (
         Example(lambda: _chain("exp"), fires_on=("exp0",)),
         Example(lambda: _chain("exp", seen=(-3.0, 3.0)), fires_on=("exp0",)),
@@ -70,75 +71,42 @@ class ExpOverflow(Rule):
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
-        """One finding for each line."""
-        groups: dict[object, list[tuple[Singularity, bool, float]]] = {}
-        for item in subject.singularities:
-            seen = subject.seen(item.operand)
-            near = item.nearness(seen.low, seen.high) if seen is not None and item.overflows else 0.0
-            hit = seen is not None and item.hit(seen.low, seen.high)
-            if item.overflows and (hit or item.expected):
-                groups.setdefault(subject.graph[item.node].source or item.node, []).append((item, hit, near))
-        for group in groups.values():
-            worst, hit, near = max(group, key=lambda found: found[1:])
-            seen = subject.seen(worst.operand)
-            broke = any(_breaks(subject, item.node) for item, _, _ in group)
+        """One finding for each line of the model and of the loss."""
+        for worst, line in subject.hazards.lines(overflows=True, hit=lambda item: item.hit):
+            broke = any(item.broke in EXPONENTIALS for item in line)
+            where = "" if worst.node else "in the loss: "
             yield self.finding(
                 subject,
-                [item.node for item, _, _ in group],
-                _message(worst.function, (worst.interval.low, worst.interval.high), worst.high, seen) + BROKE * broke,
-                severity=_severity(subject, near, hit=hit or broke),
-                confidence=Confidence.MEASURED if hit or broke else Confidence.PREDICTED,
-                remedy=SOFTMAX if _is_softmax(subject, worst.node) else REMEDY,
-                limit=worst.high,
-                interval=(worst.interval.low, worst.interval.high),
-                seen=(seen.low, seen.high) if seen else None,
+                [item.node for item in line if item.node],
+                f"{where}{_message(worst)}{BROKE * broke}",
+                severity=_severity(subject, worst.near, hit=worst.hit or broke),
+                confidence=Confidence.MEASURED if worst.hit or broke else Confidence.PREDICTED,
+                source=worst.source,
+                remedy=SOFTMAX if worst.node and _is_softmax(subject, worst.node) else REMEDY,
+                limit=worst.limit,
+                interval=(worst.low, worst.high),
+                seen=(worst.seen.low, worst.seen.high) if worst.seen else None,
             )
-        yield from self._of_loss(subject)
 
-    def _of_loss(self, subject: Subject) -> Iterator[Finding]:
-        """Findings about operators of the loss function, which are no nodes."""
-        lines: dict[object, list[Suspect]] = {}
-        for index, item in enumerate(subject.measurement.suspects if subject.measurement else ()):
-            if item.overflows:
-                lines.setdefault(item.source or index, []).append(item)
-        for group in lines.values():
-            item = max(group, key=lambda item: (item.hit, item.nearness))
-            broke = bool(item.source) and _breaks(subject, item.source)
-            hit = item.hit or broke
-            seen = Range(item.seen_low, item.seen_high)
-            yield self.finding(
-                subject,
-                [],
-                f"in the loss: {_message(item.function, (item.low, item.high), item.points[-1], seen)}{BROKE * broke}",
-                severity=_severity(subject, item.nearness, hit=hit),
-                confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
-                source=item.source,
-                remedy=REMEDY,
-                limit=item.points[-1],
-                interval=(item.low, item.high),
-                seen=(item.seen_low, item.seen_high),
-            )
+    def relates(self, cause: Finding, symptom: Finding) -> bool:
+        """An operator explains what happens at its own place."""
+        return cause.shares_place(symptom)
 
 
 def _severity(subject: Subject, near: float, *, hit: bool) -> Severity:
     """A model with a learned variance trains well for all that could be: what counts is what was seen."""
     if hit:
         return Severity.ERROR
-    recipe, rehearsal = subject.task.recipe, subject.rehearsal
+    recipe = subject.task.recipe
     half = recipe is not None and recipe.precision in {"fp16", "fp8"}
-    fails = rehearsal is not None and rehearsal.diverged_at is not None
-    return Severity.WARNING if near >= CLOSE or half or fails else Severity.NOTE
+    return Severity.WARNING if near >= CLOSE or half or subject.training.diverges else Severity.NOTE
 
 
-def _breaks(subject: Subject, place: str) -> bool:
-    """Whether an exponential at a node, or at a line of the loss, broke in the rehearsal with the loss that was given."""
-    breach = subject.rehearsal.breach if subject.rehearsal is not None else None
-    return breach is not None and place == (breach.node or breach.source) and breach.op in EXPONENTIALS
-
-
-def _message(function: str, interval: tuple[float, float], limit: float, seen: Range | None) -> str:
-    said = f"; the probe saw [{seen.low:.3g}, {seen.high:.3g}]" if seen is not None else ""
-    return f"{function} of what lies in {bounds(*interval)}, which nothing keeps below {limit:.3g}, where it overflows{said}"
+def _message(item: Hazard) -> str:
+    said = f"; the probe saw [{item.seen.low:.3g}, {item.seen.high:.3g}]" if item.seen is not None else ""
+    return (
+        f"{item.function} of what lies in {item.argument}, which nothing keeps below {item.limit:.3g}, where it overflows{said}"
+    )
 
 
 def _is_softmax(subject: Subject, node: str) -> bool:

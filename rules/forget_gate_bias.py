@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Growth, Rule, Severity, Subject, TimeGrowth
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject
 
 OPEN = 1.0  # the bias of Gers 2000 and Jozefowicz 2015
 CLOSED = -1.0  # a gate that keeps a quarter: four steps lose what a default one loses in ten
@@ -40,11 +40,7 @@ def _lstm(bias: float, horizon: float | None = None, steps: int = 200) -> GraphB
     drawn = {name: builder.array(rng.uniform(-bound, bound, (64, 16)), name) for name in ("weight", "recurrent")}
     biases = builder.array(np.repeat((0.0, bias, 0.0, 0.0), 16), "bias")
     builder.op("lstm", builder.input(steps, 8, 16), weights={**drawn, "bias": biases}, shape=(steps, 8, 16), time_axis=0)
-    if horizon is None:
-        return builder
-    slope = -3.0 / horizon
-    growth = Growth(slope * steps, fall=-slope * steps)
-    return builder.measured(time=(TimeGrowth("lstm0", (), growth, slope, horizon=horizon, axis=0, steps=steps),))
+    return builder if horizon is None else builder.over_time("lstm0", -3.0 * steps / horizon, steps)
 
 
 class ForgetGateBias(Rule):
@@ -53,6 +49,7 @@ class ForgetGateBias(Rule):
     code = "GL503"
     name = "forget-gate-bias"
     severity = Severity.WARNING
+    explains = ("GL506",)
     examples = (
         Example(lambda: _lstm(0.0), fires_on=("lstm0",)),
         Example(lambda: _lstm(0.0, horizon=12.0), fires_on=("lstm0",)),
@@ -65,13 +62,13 @@ class ForgetGateBias(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where there is an LSTM."""
-        return None if any(loop.activation == "lstm" for loop in subject.loops) else "no LSTM in the graph"
+        return None if any(loop.activation == "lstm" for loop in subject.time.loops) else "no LSTM in the graph"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per LSTM."""
-        for loop in subject.loops:
+        for loop in subject.time.loops:
             bias = loop.forget_bias if loop.activation == "lstm" else None
-            rate = subject.time_growth_rate(loop) if bias is not None and bias < OPEN else None
+            rate = subject.time.rate(loop) if bias is not None and bias < OPEN else None
             if bias is None or rate is None or rate.horizons < FEW or not subject.is_initialised(loop.nodes):
                 continue
             bad = loop.final or rate.horizons >= MANY or bias <= CLOSED

@@ -24,20 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    Confidence,
-    Cut,
-    Example,
-    Finding,
-    GraphBuilder,
-    LossFacts,
-    Needs,
-    Rule,
-    Severity,
-    Subject,
-    ZeroGradient,
-    listed,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, Verdict, listed, probed
 
 BY_NATURE = "take it out of the path or use a straight-through estimator; freeze the weights if that is meant"
 SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
@@ -49,7 +36,7 @@ BY_CONSTRUCTION = {
 }
 
 
-def _rounded(*cuts: Cut) -> GraphBuilder:
+def _rounded(*cuts: probed.Cut) -> GraphBuilder:
     builder = GraphBuilder()
     x = builder.op("round", builder.linear(builder.input(8, 64)), shape=(8, 64))
     builder.linear(x)
@@ -63,18 +50,21 @@ class GradientPathCut(Rule):
     name = "gradient-path-cut"
     severity = Severity.ERROR
     needs = Needs.PROBE
+    explains = ("GL802",)
+    verdict = Verdict.VANISHES
     examples = (
-        Example(lambda: _rounded(Cut("round0", "round", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
-        Example(lambda: _rounded(Cut("round0", "round", ("fc.weight",))), fires_on=("round0",)),
+        Example(lambda: _rounded(probed.Cut("round0", "round", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
+        Example(lambda: _rounded(probed.Cut("round0", "round", ("fc.weight",))), fires_on=("round0",)),
         Example(
-            lambda: _rounded(Cut("round0", "dead relu", ("a",)), Cut("linear1", "dead relu", ("b",))),
+            lambda: _rounded(probed.Cut("round0", "dead relu", ("a",)), probed.Cut("linear1", "dead relu", ("b",))),
             fires_on=("round0", "linear1"),
         ),
-        Example(lambda: _rounded(Cut("round0", "no-grad region", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
+        Example(lambda: _rounded(probed.Cut("round0", "no-grad region", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
         Example(_rounded),
-        Example(lambda: _rounded().measured(loss=LossFacts(0.8, 0.0, {"fc.weight": 0.0})), fires_on=("linear1",)),
+        Example(lambda: _rounded().measured(loss=probed.LossFacts(0.8, 0.0, {"fc.weight": 0.0})), fires_on=("linear1",)),
         Example(
-            lambda: _rounded().measured(idle=(ZeroGradient("linear1", "zero-initialised branch", ("a",)),)), fires_on=("linear1",)
+            lambda: _rounded().measured(idle=(probed.ZeroGradient("linear1", "zero-initialised branch", ("a",)),)),
+            fires_on=("linear1",),
         ),
     )
 
@@ -82,8 +72,8 @@ class GradientPathCut(Rule):
         """One finding per cause."""
         yield from self._idle(subject)
         yield from self._flat(subject)
-        alike: dict[tuple[str, Severity], list[Cut]] = {}
-        for cut in subject.measurement.cuts if subject.measurement else ():
+        alike: dict[tuple[str, Severity], list[probed.Cut]] = {}
+        for cut in subject.probe.cuts:
             alike.setdefault((cut.cause, _severity(cut)), []).append(cut)
         for (cause, severity), cuts in alike.items():
             starved = list(dict.fromkeys(name for cut in cuts for name in cut.starved))
@@ -94,26 +84,24 @@ class GradientPathCut(Rule):
                 f"no gradient passes {places}" + (f": {listed(starved)} cannot learn" if starved else ""),
                 severity=severity,
                 remedy=SATURATED if _depends_on_values(cause) else BY_NATURE,
-                confidence=Confidence.MEASURED,
                 cause=cause,
                 starved=starved,
             )
 
     def _flat(self, subject: Subject) -> Iterator[Finding]:
-        loss = subject.measurement.loss if subject.measurement else None
+        loss = subject.training.loss
         if loss is not None and loss.is_flat:
             yield self.finding(
                 subject,
                 subject.outputs,
                 f"the loss is {loss.value:.4g} and its gradient is exactly zero at every weight: nothing can learn",
                 remedy="leave comparisons, rounding and argmax out of the loss, or put something smooth in their place",
-                confidence=Confidence.MEASURED,
                 cause="flat loss",
             )
 
     def _idle(self, subject: Subject) -> Iterator[Finding]:
-        alike: dict[str, list[ZeroGradient]] = {}
-        for idle in subject.measurement.idle if subject.measurement else ():
+        alike: dict[str, list[probed.ZeroGradient]] = {}
+        for idle in subject.probe.idle:
             alike.setdefault(idle.cause, []).append(idle)
         for cause, places in alike.items():
             names = list(dict.fromkeys(name for idle in places for name in idle.weights))
@@ -124,13 +112,12 @@ class GradientPathCut(Rule):
                 f"{cause}{f', in {len(places)} places' if len(places) > 1 else ''}: {listed(names)} {what}",
                 severity=Severity.NOTE,
                 remedy=remedy,
-                confidence=Confidence.MEASURED,
                 cause=cause,
                 idle=names,
             )
 
 
-def _severity(cut: Cut) -> Severity:
+def _severity(cut: probed.Cut) -> Severity:
     """An error where nothing before the cut can learn; a note where these inputs alone may have silenced a side path.
 
     A no-grad region is a note: it is written on purpose, around a part that is meant to be frozen.

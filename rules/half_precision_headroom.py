@@ -23,20 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    Confidence,
-    Example,
-    Finding,
-    GraphBuilder,
-    Headroom,
-    Kind,
-    Levels,
-    Needs,
-    Rule,
-    Severity,
-    Subject,
-    kind_of,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Kind, Needs, Rule, Severity, Subject, kind_of, probed
 
 MARGIN = 4.0  # activations grow by more than this in training (outlier features)
 LOST = 0.1  # share of gradient values that may go before training suffers
@@ -56,14 +43,14 @@ def _step(
     builder = GraphBuilder()
     node = builder.linear(builder.input(8, 64), name="fc", weight=builder.weight(64, 64, name="fc.weight"))
     largest = 65504.0 if precision == "fp16" else 448.0
-    found = Headroom(
+    found = probed.Headroom(
         precision=precision,
         forward=largest,
         backward=65504.0 if precision == "fp16" else 57344.0,
         loss_scale=scale,
         best_scale=65536.0,
-        nodes={node: Levels(activation, gradient, lost, saved)},
-        weights={"fc.weight": Levels(None, gradient, lost, saved)},
+        nodes={node: probed.Levels(activation, gradient, lost, saved)},
+        weights={"fc.weight": probed.Levels(None, gradient, lost, saved)},
         lost=lost,
         saved=saved,
     )
@@ -77,6 +64,7 @@ class HalfPrecisionHeadroom(Rule):
     name = "half-precision-headroom"
     severity = Severity.ERROR
     needs = Needs.PROBE
+    explains = ("GL807",)
     examples = (
         Example(lambda: _step(activation=7e4), fires_on=("fc",)),
         Example(lambda: _step(activation=2e4), fires_on=("fc",)),
@@ -90,12 +78,11 @@ class HalfPrecisionHeadroom(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Half precision has to be meant."""
-        measured = subject.measurement
-        return None if measured is None or measured.headroom is not None else "no recipe or weight is in fp16 or fp8"
+        return None if subject.probe.headroom is not None else "no recipe or weight is in fp16 or fp8"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """Findings about activations, about large gradients and about small ones."""
-        found = subject.measurement.headroom if subject.measurement is not None else None
+        found = subject.probe.headroom
         if found is None:
             return
         nodes = {id_: level for id_, level in found.nodes.items() if id_ in subject.graph and _is_half(subject, id_)}
@@ -111,14 +98,13 @@ class HalfPrecisionHeadroom(Rule):
                 f"activations up to {beyond[top]:.3g} (at {subject.graph[top].label}) where {found.precision} ends at "
                 f"{found.forward:g}: {'infinite' if over else f'a margin of {found.forward / beyond[top]:.2g}'}",
                 severity=Severity.ERROR if over else Severity.WARNING,
-                confidence=Confidence.MEASURED,
                 remedy=f"normalise before it, or train in bf16{'' if found.precision == 'fp16' else '; scale each tensor'}",
                 largest=beyond[top],
                 limit=found.forward,
             )
         yield from self._gradients(subject, found, nodes)
 
-    def _gradients(self, subject: Subject, found: Headroom, nodes: dict[str, Levels]) -> Iterator[Finding]:
+    def _gradients(self, subject: Subject, found: probed.Headroom, nodes: dict[str, probed.Levels]) -> Iterator[Finding]:
         scale = found.loss_scale or 1.0
         loss = f" of {found.stands_in}" if found.stands_in else ""
         sizes = {id_: (level.gradient or 0.0) * scale for id_, level in nodes.items()}
@@ -130,7 +116,6 @@ class HalfPrecisionHeadroom(Rule):
                 list(large),
                 f"gradients{loss} reach {large[top]:.3g} (at {subject.graph[top].label}) at a loss scale of {scale:g}, where "
                 f"{found.precision} ends at {found.backward:g}",
-                confidence=Confidence.MEASURED,
                 remedy=f"a loss scale of at most {found.best_scale:g}, or a dynamic one (torch.amp.GradScaler)",
                 largest=large[top],
                 limit=found.backward,
@@ -148,7 +133,6 @@ class HalfPrecisionHeadroom(Rule):
             f"{found.precision} rounds {found.lost:.0%} of the weights' gradient{loss} to zero {scaled}, most of it in "
             f"{', '.join(worst)}; {found.saved:.1%} at {found.best_scale:g}",
             severity=Severity.WARNING,
-            confidence=Confidence.MEASURED,
             remedy=f"scale the loss (torch.amp.GradScaler, or loss_scale={found.best_scale:g})" if helps else "train in bf16",
             lost=found.lost,
             saved=found.saved,

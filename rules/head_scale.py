@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, LossFacts, Needs, Rule, Severity, Subject
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, probed
 
 OVER_CHANCE = 2.0  # times
 EXCESS = 1.0  # nats: what logits of deviation 1.4 cost
@@ -33,7 +33,7 @@ LARGER = 3.0
 def _first(value: float, chance: float, *, output: float = 5.0, target: float | None = None, gain: float = 1.0) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64), 10, gain=gain)
-    facts = LossFacts(value, 1.0, chance=chance, repeated=1.0, batch=8, terms=8, output=output, target=target)
+    facts = probed.LossFacts(value, 1.0, chance=chance, repeated=1.0, batch=8, terms=8, output=output, target=target)
     return builder.measured(loss=facts)
 
 
@@ -55,31 +55,27 @@ class HeadScale(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, at the output."""
-        found = subject.measurement
-        loss = found.loss if found is not None else None
-        if found is None or loss is None or not _is_high(loss) or not subject.is_initialised(subject.structure.signal):
+        loss = subject.training.loss
+        if loss is None or not _is_high(loss) or not subject.is_initialised(subject.structure.signal):
             return
         assert loss.chance is not None
         against = "predicting zero" if loss.target is not None else "chance"
         level = f"; the output has a root mean square of {loss.output:.3g}" if loss.output is not None else ""
-        yield self.finding(
+        yield self.on_loss(
             subject,
-            list(found.trunk),
             f"the initial loss is {loss.value:.3g}, that of {against} {loss.chance:.3g}{level}",
             remedy="draw the weights of the last layer smaller, or scale down what it puts out",
-            confidence=Confidence.MEASURED,
             loss=loss.value,
             chance=loss.chance,
             output=loss.output,
-            gradient_norm=loss.gradient_norm,
         )
 
     def applies(self, subject: Subject) -> str | None:
         """None where a loss was measured."""
-        return None if subject.measurement is not None and subject.measurement.loss is not None else "no loss was given"
+        return None if subject.training.loss is not None else "no loss was given"
 
 
-def _is_high(loss: LossFacts) -> bool:
+def _is_high(loss: probed.LossFacts) -> bool:
     if loss.chance is None or not loss.chance > 0.0:
         return False
     if loss.target is not None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Node, Rule, Severity, Subject, normalises
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Node, Rule, Severity, Subject
 
 DROWNED = {"float32": 6.0, "float64": 15.0, "float16": 3.0, "bfloat16": 2.0}  # decades: all but the last digit is lost
 FACTOR = 4.0  # decades
@@ -123,7 +123,7 @@ def _is_masked(subject: Subject, node: Node) -> bool:
 def _is_undone(subject: Subject, node: Node) -> bool:
     """Whether a norm follows, or another factor near by takes most of this one back."""
     behind = _neighbours(subject, node, back=False)
-    if any(normalises(subject.graph, near) for near in behind):
+    if any(map(subject.normalises, behind)):
         return True
     factors = [_factor(near) for near in (*behind, *_neighbours(subject, node, back=True))]
     return any(factor and abs(factor + _factor(node)) < FACTOR / 2 for factor in factors)

@@ -25,13 +25,10 @@ import math
 from collections.abc import Iterator
 
 from gradlint.rule import (
-    Confidence,
     Example,
     Finding,
     GraphBuilder,
-    InputFacts,
     Kind,
-    LossFacts,
     Needs,
     Node,
     Rule,
@@ -39,7 +36,7 @@ from gradlint.rule import (
     Subject,
     is_weight_layer,
     kind_of,
-    normalises,
+    probed,
 )
 
 LARGE, SMALL = 10.0, 0.01  # root mean square: the stable learning rate is off by its square
@@ -55,13 +52,13 @@ def _fed(rms: float, *, mean: float = 0.0, columns: float = 0.0, norm: str = "")
     builder.gains(x, 0.0, math.log10(rms))
     builder.linear(builder.norm(x, norm) if norm else x)
     deviation = math.sqrt(max(rms**2 - mean**2, 0.0))
-    return builder.measured(inputs=(InputFacts("x", mean, deviation, rms, -rms, rms, columns, 3),))
+    return builder.measured(inputs=(probed.InputFacts("x", mean, deviation, rms, -rms, rms, columns, 3),))
 
 
 def _aimed(target: float) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64))
-    return builder.measured(loss=LossFacts(target**2, 2.0 * target, output=0.5, target=target))
+    return builder.measured(loss=probed.LossFacts(target**2, 2.0 * target, output=0.5, target=target))
 
 
 class InputScale(Rule):
@@ -85,10 +82,7 @@ class InputScale(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per input, one for the target."""
-        found = subject.measurement
-        if found is None:
-            return
-        for facts in found.inputs:
+        for facts in subject.probe.inputs:
             readers = _readers(subject, facts.node) if facts.node in subject.graph else []
             said = ((_wrong(subject, facts, layer, same=same), layer) for layer, same in readers)
             text, layer = next((item for item in said if item[0]), (None, None))
@@ -98,31 +92,27 @@ class InputScale(Rule):
                     [facts.node],
                     f"{text}; {layer.label} reads it without a norm",
                     remedy="subtract its mean and divide by its deviation, column by column (images: divide by 255)",
-                    confidence=Confidence.MEASURED,
                     mean=facts.mean,
                     deviation=facts.deviation,
                     rms=facts.rms,
                     columns=facts.columns,
                 )
-        loss = found.loss
+        loss = subject.training.loss
         if loss is not None and loss.target and loss.output is not None and loss.target > TARGET * max(loss.output, 1.0):
             norm = f", and the first gradient has norm {loss.gradient_norm:.3g}" if loss.gradient_norm else ""
-            yield self.finding(
+            yield self.on_loss(
                 subject,
-                list(found.trunk),
                 f"the target has a root mean square of {loss.target:.3g}, the model's output {loss.output:.3g}{norm}",
                 remedy="standardise the target, and undo that on what the model predicts",
-                confidence=Confidence.MEASURED,
                 target=loss.target,
                 output=loss.output,
-                gradient_norm=loss.gradient_norm,
             )
 
 
-def _wrong(subject: Subject, facts: InputFacts, layer: Node, *, same: bool) -> str | None:
+def _wrong(subject: Subject, facts: probed.InputFacts, layer: Node, *, same: bool) -> str | None:
     """What is wrong with an input as a layer reads it; `same`: nothing but moves of elements lie between the two."""
-    found = subject.measurement
-    levels = [found.gains[p.id].forward for p in subject.graph.parents(layer.id) if p.id in found.gains] if found else []
+    gains = subject.probe.gains
+    levels = [gains[parent.id].forward for parent in subject.graph.parents(layer.id) if parent.id in gains]
     level = 10.0 ** max((value for value in levels if value is not None), default=0.0)
     if level >= LARGE and facts.rms >= LARGE:
         return f"the input has a root mean square of {facts.rms:.3g} (mean {facts.mean:.3g}, up to {facts.high:.3g})"
@@ -142,7 +132,7 @@ def _readers(subject: Subject, start: str) -> list[tuple[Node, bool]]:
     while stack:
         at, same = stack.pop()
         for child in graph.children(at):
-            if child.id in seen or child.id not in subject.structure.signal_set or normalises(graph, child):
+            if child.id in seen or child.id not in subject.structure.signal_set or subject.normalises(child):
                 continue
             seen.add(child.id)
             if is_weight_layer(child):
@@ -158,8 +148,8 @@ def _normalised_behind(subject: Subject, layer: Node) -> bool:
     node = layer
     while len(behind := subject.graph.children(node.id)) == 1:
         node = behind[0]
-        if normalises(subject.graph, node):
+        if subject.normalises(node):
             return True
         if kind_of(node) is not Kind.SHAPE and not (node.op == "add" and "bias" in node.weights):
             return False
-    return bool(behind) and all(normalises(subject.graph, child) for child in behind)
+    return bool(behind) and all(map(subject.normalises, behind))

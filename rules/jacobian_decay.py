@@ -23,23 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    LIMIT,
-    Confidence,
-    Example,
-    Finding,
-    GraphBuilder,
-    Needs,
-    Rule,
-    Severity,
-    Subject,
-    about,
-    is_weight_layer,
-    nearness,
-)
+from gradlint.rule import LIMIT, Effect, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, is_weight_layer
 
 REMEDY = "raise the weight gain, add normalisation or skip connections here"
-UNSETTLED = ", with BatchNorm on statistics that are not those of this signal"
+SETTLE = "lint the torch module in train mode, or feed its BatchNorms before the export"
 
 
 def _stack(decades: float, *, dead: bool = False) -> GraphBuilder:
@@ -55,6 +42,8 @@ class JacobianDecay(Rule):
     name = "jacobian-decay"
     severity = Severity.ERROR
     needs = Needs.PROBE
+    explained_by = (Effect.VANISHES, Effect.EITHER)
+    states_growth = True
     examples = (
         Example(lambda: _stack(-4.2), fires_on=("linear0", "linear1", "linear2", "linear3")),
         Example(lambda: _stack(0.0, dead=True), fires_on=("linear0", "linear1", "linear2", "linear3")),
@@ -64,30 +53,23 @@ class JacobianDecay(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        found = subject.measurement
-        if found is None:
-            return
-        growth = found.growth
-        if found.dead:
+        found = subject.growth
+        if subject.probe.dead:
             nodes = [node.id for node in subject.graph if is_weight_layer(node)]
             message = "no weight of the model gets a gradient that is not zero"
             remedy = "draw the weights at random; look for a layer of zeros, a dead activation or a detach"
-            yield self.finding(subject, nodes, message, remedy=remedy, confidence=Confidence.MEASURED, layers=len(nodes))
-        elif growth.decades <= -LIMIT and growth.start and growth.end:
-            nodes, layers = subject.layers_between(growth.start, growth.end)
-            factor = 10 ** (growth.decades / max(layers, 1))
-            unsettled = subject.is_unsettled(growth.start, growth.end)
+            yield self.finding(subject, nodes, message, remedy=remedy, layers=len(nodes))
+        elif found is not None and found.decades <= -LIMIT:
+            factor = found.factor(found.decades)
             yield self.finding(
                 subject,
-                nodes,
-                f"the gradient shrinks to 10^{growth.decades:.1f} over {layers} layers, x{factor:.2f} a layer"
-                + nearness(growth, found)
-                + UNSETTLED * unsettled,
-                severity=Severity.WARNING if unsettled else None,
-                remedy="lint the torch module in train mode, or feed its BatchNorms before the export" if unsettled else REMEDY,
-                confidence=Confidence.MEASURED,
-                decades=growth.decades,
-                layers=layers,
+                found.nodes,
+                f"the gradient shrinks to 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer"
+                f"{found.remarks}",
+                severity=Severity.WARNING if found.is_unsettled else None,
+                remedy=SETTLE if found.is_unsettled else REMEDY,
+                decades=found.decades,
+                layers=found.layers,
                 per_layer=factor,
-                **about(growth, found),
+                **found.evidence,
             )

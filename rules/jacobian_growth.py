@@ -22,25 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    LIMIT,
-    Confidence,
-    Example,
-    Finding,
-    GraphBuilder,
-    Growth,
-    Needs,
-    Rule,
-    Severity,
-    Subject,
-    about,
-    nearness,
-)
+from gradlint.rule import LIMIT, Effect, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject
 
 REMEDY = "lower the weight gain, add normalisation or skip connections here; clip the gradient norm meanwhile"
 RESCALE = "only the scale is wrong, for the relative gain stays flat: lower the weight gain or add normalisation here"
 FLAT = 0.5  # share of growth that the relative gain has, below which a network is mis-scaled and not chaotic (GL803)
-UNSETTLED = ", with BatchNorm on statistics that are not those of this signal"
+SETTLE = "lint the torch module in train mode, or feed its BatchNorms before the export"
 
 
 def _stack(decades: float) -> GraphBuilder:
@@ -56,6 +43,8 @@ class JacobianGrowth(Rule):
     name = "jacobian-growth"
     severity = Severity.ERROR
     needs = Needs.PROBE
+    explained_by = (Effect.EXPLODES, Effect.EITHER)
+    states_growth = True
     examples = (
         Example(lambda: _stack(4.2), fires_on=("linear0", "linear1", "linear2", "linear3")),
         Example(lambda: _stack(3.6)),
@@ -64,31 +53,19 @@ class JacobianGrowth(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding: growth along time is that of GL505."""
-        found = subject.measurement
-        if found is None:
-            return
-        growth = found.growth
-        if growth.decades >= LIMIT and growth.start and growth.end:
-            nodes, layers = subject.layers_between(growth.start, growth.end)
-            factor = 10 ** (growth.decades / max(layers, 1))
-            message = f"the gradient grows 10^{growth.decades:.1f} over {layers} layers, x{factor:.2f} a layer"
-            unsettled = subject.is_unsettled(growth.start, growth.end)
+        found, relative = subject.growth, subject.probe.growth.relative
+        if found is not None and found.decades >= LIMIT:
+            flat = relative is not None and relative < FLAT * found.decades
+            factor = found.factor(found.decades)
             yield self.finding(
                 subject,
-                nodes,
-                message + nearness(growth, found) + UNSETTLED * unsettled,
-                severity=Severity.WARNING if unsettled else None,
-                remedy=_remedy(growth, unsettled=unsettled),
-                confidence=Confidence.MEASURED,
-                decades=growth.decades,
-                layers=layers,
+                found.nodes,
+                f"the gradient grows 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer{found.remarks}",
+                severity=Severity.WARNING if found.is_unsettled else None,
+                remedy=SETTLE if found.is_unsettled else RESCALE if flat else REMEDY,
+                decades=found.decades,
+                layers=found.layers,
                 per_layer=factor,
-                relative_decades=growth.relative,
-                **about(growth, found),
+                relative_decades=relative,
+                **found.evidence,
             )
-
-
-def _remedy(growth: Growth, *, unsettled: bool) -> str:
-    if unsettled:
-        return "lint the torch module in train mode, or feed its BatchNorms before the export"
-    return RESCALE if growth.relative is not None and growth.relative < FLAT * growth.decades else REMEDY

@@ -29,20 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradlint.rule import (
-    Cause,
-    Confidence,
-    Curvature,
-    Example,
-    Finding,
-    GraphBuilder,
-    Needs,
-    Recipe,
-    Rehearsal,
-    Rule,
-    Severity,
-    Subject,
-)
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
 
 # Times the limit. benchmarks/stability_limit.py trains eleven small networks: nine fail to halve their loss in 100 steps at 32
 # times the limit of plain SGD, ten at 12 times that of momentum 0.9; He-initialised ReLU survives 16 times the former. Lewkowycz
@@ -51,20 +38,35 @@ from gradlint.rule import (
 PLAIN = 32.0
 MOMENTUM = 12.0
 SURROGATE = "a surrogate: distance to random numbers"
-OTHERS = frozenset({Cause.OPERATOR, Cause.PRECISION, Cause.GROWTH})  # causes of a failed rehearsal that are not the step's length
+OTHERS = frozenset({probed.Cause.OPERATOR, probed.Cause.PRECISION, probed.Cause.GROWTH})
+"""Causes of a failed rehearsal that are not the step's length."""
 
 
 def _builder(
-    lr: float, limit: float, *, fails: bool | None = None, cause: Cause = Cause.RATE, stands_in: str = "", **more: Any
+    lr: float,
+    limit: float,
+    *,
+    fails: bool | None = None,
+    cause: probed.Cause = probed.Cause.RATE,
+    stands_in: str = "",
+    **more: Any,
 ) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64))
-    found = Curvature(2.3, 2.0 / limit, -0.1, 0.001, (1.0,), 0.1, 4096, limit, stands_in=stands_in)
+    found = probed.Curvature(2.3, 2.0 / limit, -0.1, 0.001, (1.0,), 0.1, 4096, limit, stands_in=stands_in)
     tried = None
     if fails is not None:
         last = 90.0 if fails else 0.5
-        tried = Rehearsal(
-            40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last, diverged_at=1 if fails else None, cause=cause if fails else None
+        tried = probed.Rehearsal(
+            40,
+            (2.3, last),
+            (1.0,),
+            {},
+            (0.1,),
+            2.3,
+            last,
+            diverged_at=1 if fails else None,
+            cause=cause if fails else None,
         )
     return builder.measured(curvature=found, rehearsal=tried).trained(Recipe(lr=lr, **more))
 
@@ -86,22 +88,20 @@ class LearningRateAboveStabilityLimit(Rule):
         Example(lambda: _builder(3.3, 0.1, fails=False)),
         Example(lambda: _builder(3.3, 0.1, stands_in=SURROGATE)),
         Example(lambda: _builder(0.3, 0.1, fails=True, stands_in=SURROGATE), fires_on=("linear0",)),
-        Example(lambda: _builder(0.3, 0.1, fails=True, cause=Cause.PRECISION)),
+        Example(lambda: _builder(0.3, 0.1, fails=True, cause=probed.Cause.PRECISION)),
         Example(lambda: _builder(0.09, 0.1, fails=True)),
         Example(lambda: _builder(3.3, 0.1, schedule="warmup:100")),
     )
 
     def applies(self, subject: Subject) -> str | None:
         """Only where the curvature was measured."""
-        found = subject.measurement
-        return None if found is not None and found.curvature is not None else "the curvature was not measured"
+        return None if subject.training.curvature is not None else "the curvature was not measured"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        recipe, measured = subject.task.recipe, subject.measurement
-        if recipe is None or measured is None or measured.curvature is None:
+        recipe, curvature, rehearsal = subject.recipe, subject.training.curvature, subject.training.rehearsal
+        if curvature is None:
             return
-        curvature, rehearsal = measured.curvature, measured.rehearsal
         first = recipe.lr / max(recipe.warmup, 1)
         far = MOMENTUM if recipe.momentum else PLAIN
         if rehearsal is not None:
@@ -110,7 +110,7 @@ class LearningRateAboveStabilityLimit(Rule):
         elif not recipe.adaptive and not curvature.is_surrogate and first > far * curvature.limit:
             yield self._report(subject, recipe, curvature, None)
 
-    def _report(self, subject: Subject, recipe: Recipe, curvature: Curvature, failed: Rehearsal | None) -> Finding:
+    def _report(self, subject: Subject, recipe: Recipe, curvature: probed.Curvature, failed: probed.Rehearsal | None) -> Finding:
         sharpness, limit = curvature.preconditioned or curvature.sharpness, curvature.limit
         what = "the preconditioned sharpness" if curvature.preconditioned else "the sharpness"
         on = f" (on {curvature.stands_in})" if curvature.stands_in else ""
@@ -118,14 +118,13 @@ class LearningRateAboveStabilityLimit(Rule):
         cure = failed.cure if failed is not None else None
         lower = cure is not None and cure.lr < recipe.lr
         advice = f"{cure.lr:.2g}, with which it trains" if cure is not None and lower else f"{limit:.2g} or less"
-        lost = failed is not None and failed.is_certain
         first = recipe.lr / max(recipe.warmup, 1)
         rate = f"learning rate {recipe.lr:g}" if first == recipe.lr else f"learning rate {first:.2g} of the first step"
         return self.finding(
             subject,
             subject.outputs,
             f"{rate} is {first / limit:.3g} times the stability limit {limit:.2g} for {what} {sharpness:.3g}{on}{seen}",
-            severity=Severity.ERROR if lost and not curvature.is_surrogate else Severity.WARNING,
+            severity=Severity.WARNING if curvature.is_surrogate else subject.training.severity,
             remedy=f"use a learning rate of {advice}, or let it rise over some hundred steps",
             confidence=Confidence.MEASURED,
             learning_rate=first,

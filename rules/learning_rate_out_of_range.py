@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Example, Finding, GraphBuilder, Needs, Recipe, Rehearsal, Rule, Severity, Subject
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
 
 # Smallest and largest learning rate of published recipes, each widened to the next power of ten or so.
 ADAM = (1e-8, 0.1)  # 5e-7 in preference tuning of language models, 0.05 in 3D Gaussian splatting
@@ -46,7 +46,7 @@ def _builder(optimizer: str, lr: float, *, last: float | None = None) -> GraphBu
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64))
     if last is not None:
-        builder.measured(rehearsal=Rehearsal(40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last))
+        builder.measured(rehearsal=probed.Rehearsal(40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last))
     return builder.trained(Recipe(optimizer, lr=lr))
 
 
@@ -70,16 +70,12 @@ class LearningRateOutOfRange(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        recipe = subject.task.recipe
-        if recipe is None:
-            return
+        recipe = subject.recipe
         smallest, largest = RANGES[recipe.optimizer]
         if smallest <= recipe.lr <= largest:
             return
-        rehearsal = subject.measurement.rehearsal if subject.measurement is not None else None
-        trains = rehearsal is not None and not rehearsal.fails and rehearsal.last < 0.9 * rehearsal.first
         bound, side = (largest, "above") if recipe.lr > largest else (smallest, "below")
-        severity = Severity.NOTE if trains else Severity.WARNING
+        severity = Severity.NOTE if subject.training.trains else Severity.WARNING
         yield self.finding(
             subject,
             subject.outputs,

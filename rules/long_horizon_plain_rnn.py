@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Growth, Rule, Severity, Subject, TimeGrowth
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject
 
 FEW, MANY = 4.0, 10.0  # horizons of three decades
 
@@ -38,11 +38,7 @@ def _rnn(gain: float = 0.58, steps: int = 200, *, op: str = "rnn", horizon: floa
     matrix = builder.array(rng.uniform(-bound, bound, (64 * gates, 64)), "recurrent")
     weights = {"weight": builder.weight(64 * gates, 64), "recurrent": matrix}
     builder.op(op, builder.input(steps, 8, 64), weights=weights, shape=(steps, 8, 64), nonlinearity="tanh", time_axis=0)
-    if horizon is None:
-        return builder
-    slope = -3.0 / horizon
-    growth = Growth(slope * steps, fall=-slope * steps)
-    return builder.measured(time=(TimeGrowth(f"{op}0", (), growth, slope, horizon=horizon, axis=0, steps=steps),))
+    return builder if horizon is None else builder.over_time(f"{op}0", -3.0 * steps / horizon, steps)
 
 
 class LongHorizonPlainRnn(Rule):
@@ -51,6 +47,7 @@ class LongHorizonPlainRnn(Rule):
     code = "GL504"
     name = "long-horizon-plain-rnn"
     severity = Severity.WARNING
+    explains = ("GL506",)
     examples = (
         Example(_rnn, fires_on=("rnn0",)),
         Example(lambda: _rnn(horizon=12.0), fires_on=("rnn0",)),
@@ -61,12 +58,12 @@ class LongHorizonPlainRnn(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where there is a recurrence without gates."""
-        return None if any(loop.is_plain for loop in subject.loops) else "no recurrence without gates in the graph"
+        return None if any(loop.is_plain for loop in subject.time.loops) else "no recurrence without gates in the graph"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per recurrence."""
-        for loop in subject.loops:
-            rate = subject.time_growth_rate(loop) if loop.is_plain and subject.can_claim(loop.nodes) else None
+        for loop in subject.time.loops:
+            rate = subject.time.rate(loop) if loop.is_plain and subject.claims.stands(loop.nodes) else None
             if rate is None or rate.horizons < FEW:
                 continue
             yield self.finding(

@@ -24,24 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import sqrt
 
-from gradlint.rule import (
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Kind,
-    Rule,
-    Severity,
-    Step,
-    Subject,
-    kind_of,
-    normalises,
-    on_skip,
-    rise,
-    starts_at_zero,
-)
-
-EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
+from gradlint.rule import Example, Finding, GraphBuilder, Kind, Rule, Severity, Step, Subject, kind_of
 
 
 def _transformer(depth: int, *, norm: bool = False, gain: float = 1.0, notes: tuple[str, ...] = ()) -> GraphBuilder:
@@ -81,31 +64,22 @@ class MissingNormalization(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Not where something is normalised."""
-        graph = subject.graph
-        if any(normalises(graph, node) for node in graph):
-            return "the model has a normalisation"
-        return None
+        return "the model has a normalisation" if any(map(subject.normalises, subject.graph)) else None
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows."""
-        structure = subject.structure
-        for run in () if self.applies(subject) else subject.runs():
-            trend = rise(run)
-            sums = [step for step in trend.steps if step.residual and not starts_at_zero(structure, step.residual)]
-            plain = [step for step in sums if step.residual and not on_skip(structure, step.residual)]
-            explained = trend.share({step.node: step.decades or 0.0 for step in plain})
-            inside = [node for step in sums for node in step.via]
-            if not subject.is_claim(trend) or explained < EXPLAINED or not subject.can_claim(inside):
+        for trend in subject.claims.rising(subject.runs()):
+            sums = [step for step in trend.steps if step.residual and not subject.residuals.starts_at_zero(step)]
+            plain = {step.node: step.decades or 0.0 for step in sums if subject.residuals.is_identity(step)}
+            if not subject.claims.explains(trend, plain, sums):
                 continue
             attentive = sum(_attends(subject, step) for step in sums)
             what = f"{attentive} of them with attention, " if attentive else ""
             yield self.claim(
                 subject,
+                trend,
                 [step.node for step in sums],
                 f"{len(sums)} residual sums, {what}and no normalisation in the whole model",
-                effect=Effect.EXPLODES,
-                span=trend.span or (sums[0].node, sums[-1].node),
-                decades=trend.decades,
                 remedy="normalise the input of every branch, x + f(norm(x)), with LayerNorm or RMSNorm",
                 sums=len(sums),
                 attention=attentive,

@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from gradlint.rule import (
-    Cause,
     Confidence,
     Example,
     Finding,
@@ -34,13 +33,12 @@ from gradlint.rule import (
     Kind,
     Needs,
     Recipe,
-    Rehearsal,
     Rule,
     Severity,
     Subject,
     is_weight_layer,
     kind_of,
-    normalises,
+    probed,
 )
 
 SUMS = 12  # residual sums: six layers of attention and feed-forward, as in Vaswani 2017 and Xiong 2020
@@ -57,7 +55,7 @@ def _builder(blocks: int = 6, *, post: bool = True, last: float | None = None, *
             x = builder.op("add", x, builder.linear(h))
             x = builder.norm(x) if post else x
     if last is not None:
-        builder.measured(rehearsal=Rehearsal(40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last))
+        builder.measured(rehearsal=probed.Rehearsal(40, (2.3, last), (1.0,), {}, (0.1,), 2.3, last))
     return builder.trained(Recipe(**{"optimizer": "adam", "lr": 1e-3, "schedule": "cosine", **recipe}))
 
 
@@ -80,29 +78,26 @@ class NoWarmupPostNorm(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only for an adaptive optimizer without a warm-up, on a graph with attention."""
-        recipe = subject.task.recipe
-        if recipe is not None and (recipe.warmup or not recipe.adaptive):
-            return "the recipe has a warm-up" if recipe.warmup else "plain SGD"
+        if subject.recipe.warmup or not subject.recipe.adaptive:
+            return "the recipe has a warm-up" if subject.recipe.warmup else "plain SGD"
         return None if _attends(subject) else "no attention in the graph"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding, on the norms."""
-        recipe = subject.task.recipe
-        if recipe is None or recipe.warmup or not recipe.adaptive or recipe.lr < RATE or not _attends(subject):
+        recipe, rehearsal = subject.recipe, subject.training.rehearsal
+        if recipe.lr < RATE:
             return
         norms = list(_norms(subject))
         sums = len(subject.structure.residual_sums)
         layers = [node.id for node in subject.graph if is_weight_layer(node)]
         if len(norms) < SUMS or 2 * len(norms) <= sums or not subject.is_initialised(layers):
             return
-        rehearsal = subject.measurement.rehearsal if subject.measurement is not None else None
-        trains = rehearsal is not None and not rehearsal.fails and rehearsal.last < 0.9 * rehearsal.first
-        cured = rehearsal is not None and rehearsal.cause is Cause.WARMUP
+        cured = rehearsal is not None and rehearsal.cause is probed.Cause.WARMUP
         yield self.finding(
             subject,
             norms,
             f"{len(norms)} residual sums with a norm behind each, {recipe.optimizer} at {recipe.lr:g}, and no warm-up",
-            severity=Severity.WARNING if cured or not (trains or recipe.schedule is None) else Severity.NOTE,
+            severity=Severity.WARNING if cured or not (subject.training.trains or recipe.schedule is None) else Severity.NOTE,
             confidence=Confidence.MEASURED if cured else Confidence.PREDICTED,
             remedy="let the learning rate rise over some thousand steps (schedule=warmup:4000), or use x + f(norm(x))",
             norms=len(norms),
@@ -118,5 +113,5 @@ def _norms(subject: Subject) -> Iterator[str]:
     """Norms that alone read a residual sum."""
     for total in subject.structure.residual_sums:
         readers = list(subject.graph.children(total.node))
-        if len(readers) == 1 and normalises(subject.graph, readers[0]):
+        if len(readers) == 1 and subject.normalises(readers[0]):
             yield readers[0].id

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, NonFinite, Rule, Severity, Subject, ranges
+from gradlint.rule import Effect, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, Verdict, probed
 
 REMEDY = "keep the operand off the singular point, e.g. sqrt(x + eps), before the operator and not behind it"
 
 
-def _sqrt(backward: NonFinite | None, forward: NonFinite | None = None) -> GraphBuilder:
+def _sqrt(backward: probed.NonFinite | None, forward: probed.NonFinite | None = None) -> GraphBuilder:
     builder = GraphBuilder()
     builder.op("sqrt", builder.op("relu", builder.linear(builder.input(8, 64)), shape=(8, 64)), shape=(8, 64))
     return builder.measured(nonfinite_backward=backward, nonfinite_forward=forward)
@@ -40,24 +40,24 @@ class NonFiniteBackward(Rule):
     name = "non-finite-backward"
     severity = Severity.ERROR
     needs = Needs.PROBE
+    explained_by = (Effect.EXPLODES,)
+    verdict = Verdict.NON_FINITE
     examples = (
-        Example(lambda: _sqrt(NonFinite("sqrt0", "infinity", ((0.0, 2.0),))), fires_on=("sqrt0",)),
-        Example(lambda: _sqrt(NonFinite("sqrt0", "NaN"), NonFinite("sqrt0", "NaN"))),
+        Example(lambda: _sqrt(probed.NonFinite("sqrt0", "infinity", ((0.0, 2.0),))), fires_on=("sqrt0",)),
+        Example(lambda: _sqrt(probed.NonFinite("sqrt0", "NaN"), probed.NonFinite("sqrt0", "NaN"))),
         Example(lambda: _sqrt(None)),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        measured = subject.measurement
-        if measured is None or measured.nonfinite_forward is not None or measured.nonfinite_backward is None:
+        found = subject.probe.nonfinite_backward
+        if found is None or subject.probe.nonfinite_forward is not None:
             return
-        found = measured.nonfinite_backward
         yield self.finding(
             subject,
             [found.node],
-            f"{subject.graph[found.node].called} makes {found.kind} in the backward pass{ranges(found)}",
+            f"{subject.graph[found.node].called} makes {found.kind} in the backward pass{found.given}",
             remedy=REMEDY,
-            confidence=Confidence.MEASURED,
             kind=found.kind,
             operands=found.operands,
         )

@@ -20,25 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    Confidence,
-    Example,
-    Finding,
-    GraphBuilder,
-    Kind,
-    Needs,
-    NonFinite,
-    Rule,
-    Severity,
-    Subject,
-    kind_of,
-    ranges,
-)
+from gradlint.rule import Effect, Example, Finding, GraphBuilder, Kind, Needs, Rule, Severity, Subject, Verdict, kind_of, probed
 
 REMEDY = "bound the operand (clamp, an epsilon inside) or use the fused form; where the signal has grown, mend the growth"
 
 
-def _log(found: NonFinite | None) -> GraphBuilder:
+def _log(found: probed.NonFinite | None) -> GraphBuilder:
     builder = GraphBuilder()
     builder.op("log", builder.linear(builder.input(8, 64)), shape=(8, 64))
     return builder.measured(nonfinite_forward=found)
@@ -51,14 +38,16 @@ class NonFiniteForward(Rule):
     name = "non-finite-forward"
     severity = Severity.ERROR
     needs = Needs.PROBE
+    explained_by = (Effect.EXPLODES,)
+    verdict = Verdict.NON_FINITE
     examples = (
-        Example(lambda: _log(NonFinite("log0", "NaN", ((-3.0, 2.0),))), fires_on=("log0",)),
+        Example(lambda: _log(probed.NonFinite("log0", "NaN", ((-3.0, 2.0),))), fires_on=("log0",)),
         Example(lambda: _log(None)),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        found = subject.measurement.nonfinite_forward if subject.measurement else None
+        found = subject.probe.nonfinite_forward
         if found is None:
             return
         node = subject.graph[found.node]
@@ -68,9 +57,8 @@ class NonFiniteForward(Rule):
             [found.node],
             f"the input {node.label!r} holds {found.kind}"
             if given
-            else f"{node.called} makes {found.kind} in the forward pass{ranges(found)}",
+            else f"{node.called} makes {found.kind} in the forward pass{found.given}",
             remedy="clean the data: a NaN or an infinity in one sample reaches every weight" if given else REMEDY,
-            confidence=Confidence.MEASURED,
             kind=found.kind,
             operands=found.operands,
         )

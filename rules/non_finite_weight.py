@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject, listed
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject, Verdict, listed
 
 
 def _layer(value: float) -> GraphBuilder:
@@ -39,6 +39,8 @@ class NonFiniteWeight(Rule):
     code = "GL604"
     name = "non-finite-weight"
     severity = Severity.ERROR
+    explains = ("GL804", "GL805")
+    verdict = Verdict.NON_FINITE
     examples = (
         Example(lambda: _layer(float("nan")), fires_on=("linear0",)),
         Example(lambda: _layer(float("inf")), fires_on=("linear0",)),

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import Effect, Example, Finding, GraphBuilder, Kind, Rule, Severity, Subject, is_weight_layer, kind_of, rise
+from gradlint.rule import Example, Finding, GraphBuilder, Kind, Rule, Severity, Subject, is_weight_layer, kind_of
 
 SHARE = 0.5  # norms per weight layer; with fewer the weights decide
 
@@ -56,24 +56,18 @@ class NormWithoutResidual(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain."""
         graph = subject.graph
-        for chain in subject.chains(norms=True):
-            trend = rise(chain)
+        for trend in subject.claims.rising(subject.chains(norms=True)):
             norms = [step.node for step in trend.steps if kind_of(graph[step.node]) is Kind.NORM]
             weighted = [step.node for step in trend.steps if is_weight_layer(graph[step.node])]
-            if trend.span is None or not subject.is_claim(trend) or len(norms) < SHARE * len(weighted) or not norms:
-                continue
-            if not subject.can_claim(weighted):
+            if not norms or len(norms) < SHARE * len(weighted) or not subject.claims.stands(weighted):
                 continue
             op = Counter(graph[node].op for node in norms).most_common(1)[0][0]
-            factor = 10 ** (trend.decades / len(norms))
             yield self.claim(
                 subject,
+                trend,
                 norms,
-                f"{len(norms)} {op} in a row and no skip connection: the gradient grows x{factor:.2f} at each",
-                effect=Effect.EXPLODES,
-                span=trend.span,
-                decades=trend.decades,
+                f"{len(norms)} {op} in a row and no skip connection: the gradient {trend.pace(len(norms))} at each",
                 remedy="add skip connections, x + f(norm(x)), every two or three layers",
                 norms=len(norms),
-                factor=factor,
+                factor=trend.factor(len(norms)),
             )

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import Example, Finding, GraphBuilder, Kind, Rule, Severity, Structure, Subject, kind_of, listed
+from gradlint.rule import Example, Finding, GraphBuilder, Kind, Rule, Severity, Subject, kind_of, listed
 
 
 def _stack(op: str) -> GraphBuilder:
@@ -50,7 +50,7 @@ class OperatorNotUnderstood(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for all of them."""
-        signal = Structure(subject.graph).signal  # also what a probe that stopped half-way did not reach
+        signal = Subject(subject.graph).structure.signal  # also what a probe that stopped half-way did not reach
         unknown = [subject.graph[node] for node in signal if kind_of(subject.graph[node]) is Kind.UNKNOWN]
         if not unknown:
             return

@@ -27,22 +27,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gradlint.rule import (
-    INTERVAL,
-    JUMP,
-    Confidence,
-    Example,
-    Finding,
-    GraphBuilder,
-    Needs,
-    Rule,
-    Severity,
-    Subject,
-    hides_norm,
-    is_weight_layer,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, is_weight_layer
 
-FAR = JUMP  # decades: over 111 standard architectures at default initialization one differs by more
+FAR = 1.0  # decades: over 111 standard architectures at default initialization one differs by more
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +81,18 @@ class PredictionAndProbeDisagree(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only to whole runs of models whose weights are as they were drawn, and used once."""
-        found, signal = subject.measurement, subject.structure.signal
-        if found is None or found.stopped_at or found.trunk != tuple(ref.node for ref in subject.structure.trunk):
+        found, signal = subject.probe, subject.structure.signal
+        if found.stopped_at or found.trunk != tuple(ref.node for ref in subject.structure.trunk):
             return "the probe did not run the whole model"
         if subject.structure.recurrences:
             return "a weight is used again on its own result, and theory speaks of independent ones"
-        if any(hides_norm(subject.graph[node]) for node in signal):
+        if any(subject.hides_norm(subject.graph[node]) for node in signal):
             return "a norm may be folded into the weights"
         return None if subject.is_initialised(signal) else "the weights look trained, and theory speaks of random ones"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        points = [] if self.applies(subject) else _points(subject)
+        points = _points(subject)
         far = [point for point in points if point.beyond > 0.0 and abs(point.error) >= FAR]
         if not far:
             return
@@ -120,7 +107,6 @@ class PredictionAndProbeDisagree(Rule):
             f"theory expects a gradient of 10^{worst.predicted:.1f} (+-{worst.margin:.1f}) at {where}, the probe measured "
             f"10^{worst.measured:.1f}: they part most at this {operator.op}, by {abs(parted):.1f} decades",
             remedy=f"trust the probe, and look at {look}",
-            confidence=Confidence.MEASURED,
             predicted=worst.predicted,
             measured=worst.measured,
             margin=worst.margin,
@@ -132,9 +118,9 @@ def _points(subject: Subject) -> list[_Point]:
     expected, found = subject.predicted_growth, []
     for node in expected.chain:
         predicted = expected.gains[node].backward if node in expected.gains else None
-        measured = subject.measurement.backward(node) if subject.measurement else None
+        measured = subject.probe.backward(node)
         if predicted is not None and measured is not None and math.isfinite(predicted) and math.isfinite(measured):
-            found.append(_Point(node, predicted, measured, INTERVAL * expected.deviations.get(node, 0.0)))
+            found.append(_Point(node, predicted, measured, expected.margin(node)))
     return found
 
 
@@ -151,12 +137,12 @@ def _parting(subject: Subject, points: Sequence[_Point], sign: float) -> tuple[s
 
 def _inside(subject: Subject, before: str, after: str) -> Iterator[tuple[str, float]]:
     """Operators between two nodes of the chain, with the error that each adds on its way to an operand read by nothing else."""
-    structure, predictions, measured = subject.structure, subject.prediction.nodes, subject.measurement
+    structure, predictions, measured = subject.structure, subject.prediction.nodes, subject.probe
     if not structure.spine_is_representative:
         return
     for node in (*structure.between(before, after), after):
         for parent in structure.signal_parents(node):
-            if parent == before or len(subject.graph.children(parent)) != 1 or measured is None:
+            if parent == before or len(subject.graph.children(parent)) != 1:
                 continue
             values = [predictions[at].backward if at in predictions else None for at in (parent, node)]
             values += [measured.backward(at) for at in (parent, node)]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject
 
 
 def _run(stopped_at: str | None) -> GraphBuilder:
@@ -42,7 +42,7 @@ class ProbePartial(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
-        reason = subject.measurement.stopped_at if subject.measurement else None
+        reason = subject.probe.stopped_at
         if reason is None:
             return
         named = [node.id for node in subject.graph if f" at {node.id}:" in reason]
@@ -51,6 +51,5 @@ class ProbePartial(Rule):
             named[:1],
             f"the probe stopped half-way: {reason}",
             remedy="lint the torch module, or export the operator as an ONNX function with a body",
-            confidence=Confidence.MEASURED,
             stopped_at=reason,
         )

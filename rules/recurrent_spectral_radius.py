@@ -25,21 +25,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import (
-    HEALTHY,
-    LIMIT,
-    Confidence,
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Growth,
-    Loop,
-    Rule,
-    Severity,
-    Subject,
-    TimeGrowth,
-)
+from gradlint.rule import HEALTHY, LIMIT, Confidence, Effect, Example, Finding, GraphBuilder, Loop, Rule, Severity, Subject
 
 STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
 
@@ -49,7 +35,7 @@ def _rnn(radius: float, op: str = "rnn", nonlinearity: str = "relu", measured: f
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[op]
     weights = {"weight": builder.weight(16 * gates, 16), "recurrent": builder.array(np.tile(radius * np.eye(16), (gates, 1)))}
     builder.op(op, builder.input(40, 8, 16), weights=weights, shape=(40, 8, 16), nonlinearity=nonlinearity, time_axis=0)
-    return builder if measured is None else builder.measured(time=(TimeGrowth(f"{op}0", (), Growth(measured, rise=measured)),))
+    return builder if measured is None else builder.over_time(f"{op}0", measured)
 
 
 def _random(gain: float, nonlinearity: str = "tanh") -> GraphBuilder:
@@ -75,6 +61,7 @@ class RecurrentSpectralRadius(Rule):
     code = "GL502"
     name = "recurrent-spectral-radius"
     severity = Severity.ERROR
+    explains = ("GL505",)
     examples = (
         Example(lambda: _rnn(1.3), fires_on=("rnn0",)),
         Example(lambda: _loop(1.3), fires_on=tuple(f"linear{index}" for index in range(40))),
@@ -92,22 +79,26 @@ class RecurrentSpectralRadius(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where there is a recurrence."""
-        return None if subject.loops else "no recurrence in the graph"
+        return None if subject.time.loops else "no recurrence in the graph"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per recurrence."""
-        for loop in subject.loops:
+        for loop in subject.time.loops:
             if loop.radius is None or loop.radius <= 1.0:
                 continue
-            steps = loop.steps or subject.steps_of(loop) or STEPS
-            measured = subject.growth_over_time(loop.node)
-            predicted = subject.expected_over_time(loop, steps)
+            measured = subject.time.growth(loop)
+            predicted = subject.time.predicted(loop, subject.time.steps(loop) or STEPS)
             decades = predicted if measured is None else measured
             if max(decades, predicted) >= HEALTHY:
                 yield self._report(subject, loop, decades, measured=measured is not None)
 
+    def relates(self, cause: Finding, symptom: Finding) -> bool:
+        """What explains this is about the same matrix, and no milder: its activation alone lets that grow."""
+        same = cause.nodes == symptom.nodes and cause.severity.rank <= symptom.severity.rank
+        return same or symptom.rule != self.code
+
     def _report(self, subject: Subject, loop: Loop, decades: float, *, measured: bool) -> Finding:
-        radius, steps = loop.radius or 0.0, loop.steps or subject.steps_of(loop) or STEPS
+        radius, steps = loop.radius or 0.0, subject.time.steps(loop) or STEPS
         holds = Confidence.MEASURED if decades >= HEALTHY else Confidence.REFUTED
         return self.finding(
             subject,

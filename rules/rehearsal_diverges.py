@@ -29,23 +29,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradlint.rule import (
-    Cause,
-    Confidence,
-    DeadUnits,
-    Example,
-    Finding,
-    GraphBuilder,
-    Needs,
-    NonFiniteUpdate,
-    Recipe,
-    Rehearsal,
-    Rule,
-    Severity,
-    Subject,
-    Trial,
-)
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
 
+Cause = probed.Cause
 REMEDIES = {
     Cause.OPERATOR: "guard it: clamp its operand, or add eps to it",
     Cause.PRECISION: "use bf16, or keep this part in fp32",
@@ -75,7 +61,7 @@ def _builder(**fields: Any) -> GraphBuilder:
     builder.linear(x)
     plain: dict[str, Any] = {"asked": 40, "gradient_norms": (1.0,), "layers": {"fc.weight": (1.0, 3.0)}, "changes": (0.1,)}
     first, last = fields.pop("loss")
-    found = Rehearsal(**{**plain, "losses": (first, last), "first": first, "last": last, **fields})
+    found = probed.Rehearsal(**{**plain, "losses": (first, last), "first": first, "last": last, **fields})
     return builder.measured(rehearsal=found).trained(Recipe())
 
 
@@ -89,12 +75,15 @@ class RehearsalDiverges(Rule):
     examples = (
         Example(
             lambda: _builder(
-                loss=(2.3, 80.0), diverged_at=1, cause=Cause.RATE, trials=(Trial("lr 0.01", 2.3, 1.1, trains=True, lr=0.01),)
+                loss=(2.3, 80.0),
+                diverged_at=1,
+                cause=Cause.RATE,
+                trials=(probed.Trial("lr 0.01", 2.3, 1.1, trains=True, lr=0.01),),
             ),
             fires_on=("fc",),
         ),
         Example(
-            lambda: _builder(loss=(2.3, 2.3), cause=Cause.UNITS, dead=DeadUnits("relu0", 64, before=0.1, after=1.0)),
+            lambda: _builder(loss=(2.3, 2.3), cause=Cause.UNITS, dead=probed.DeadUnits("relu0", 64, before=0.1, after=1.0)),
             fires_on=("relu0",),
         ),
         Example(
@@ -102,7 +91,7 @@ class RehearsalDiverges(Rule):
                 loss=(2.3, float("nan")),
                 diverged_at=1,
                 cause=Cause.OPERATOR,
-                breach=NonFiniteUpdate("relu0", "log", "infinity", ((0.0, 1.0),), "model.py:3"),
+                breach=probed.NonFiniteUpdate("relu0", "log", "infinity", ((0.0, 1.0),), "model.py:3"),
             ),
             fires_on=("relu0",),
         ),
@@ -113,16 +102,19 @@ class RehearsalDiverges(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where steps were rehearsed."""
-        measured = subject.measurement
-        return None if measured is not None and measured.rehearsal is not None else "nothing was rehearsed"
+        return None if subject.training.rehearsal is not None else "nothing was rehearsed"
+
+    def relates(self, cause: Finding, symptom: Finding) -> bool:
+        """Findings about operators and number formats explain failures that these made."""
+        del cause
+        return symptom.evidence.get("cause") in {Cause.OPERATOR, Cause.PRECISION}
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, with the cause and what was tried."""
-        measured = subject.measurement
-        if measured is None or measured.rehearsal is None or not measured.rehearsal.fails:
+        found = subject.training.rehearsal
+        if found is None or not found.fails:
             return
-        found = measured.rehearsal
-        if found.diverged_at == 0 and found.breach and found.breach.node and measured.nonfinite_backward:
+        if found.diverged_at == 0 and found.breach and found.breach.node and subject.probe.nonfinite_backward:
             return  # the probe saw it without any loss: GL805
         yield self.finding(
             subject,
@@ -132,7 +124,7 @@ class RehearsalDiverges(Rule):
             remedy=_remedy(found),
             confidence=Confidence.MEASURED,
             source=found.breach.source if found.breach else "",
-            recipe=subject.task.recipe.text if subject.task.recipe else "",
+            recipe=subject.recipe.text,
             steps=found.steps,
             diverged_at=found.diverged_at,
             first=found.first,
@@ -145,7 +137,7 @@ class RehearsalDiverges(Rule):
         )
 
 
-def _happened(found: Rehearsal) -> str:
+def _happened(found: probed.Rehearsal) -> str:
     whose = f" ({found.stands_in})" if found.stands_in else ""
     if found.diverged_at == 0:
         return f"the {_broken(found)}{whose} is not finite before the first update"
@@ -171,11 +163,11 @@ def _updates(number: int) -> str:
     return f"{number} update" if number == 1 else f"{number} updates"
 
 
-def _broken(found: Rehearsal) -> str:
+def _broken(found: probed.Rehearsal) -> str:
     return "loss" if not found.losses[-1] < float("inf") else "gradient"
 
 
-def _reason(subject: Subject, found: Rehearsal) -> str:
+def _reason(subject: Subject, found: probed.Rehearsal) -> str:
     """What is to blame, as the end of a sentence."""
     if found.cause is Cause.OPERATOR and found.breach is not None:
         at = f", {found.breach.source}" if found.breach.source else ""
@@ -196,22 +188,20 @@ def _reason(subject: Subject, found: Rehearsal) -> str:
 
 def _growth(subject: Subject) -> str:
     """Over layers, or over time steps where it grows further along them."""
-    measured = subject.measurement
-    assert measured is not None
-    layers = measured.growth.decades
-    along = max(measured.time, key=lambda item: item.growth.decades, default=None)
+    layers = subject.probe.growth.decades
+    along = max(subject.probe.time, key=lambda item: item.growth.decades, default=None)
     if along is None or along.growth.decades <= layers:
         return f"{layers:.1f} decades"
     return f"{along.growth.decades:.1f} decades over {along.steps or len(along.backward)} time steps"
 
 
-def _guard(breach: NonFiniteUpdate) -> str:
+def _guard(breach: probed.NonFiniteUpdate) -> str:
     if breach.op in {"log", "log2", "log10", "xlogy"}:
         return LOGS[breach.squashed]
     return GUARDS.get(breach.op, REMEDIES[Cause.OPERATOR])
 
 
-def _remedy(found: Rehearsal) -> str:
+def _remedy(found: probed.Rehearsal) -> str:
     text = REMEDIES[found.cause or Cause.UNKNOWN]
     if found.cause is Cause.OPERATOR and found.breach is not None:
         text = _guard(found.breach)
@@ -219,7 +209,7 @@ def _remedy(found: Rehearsal) -> str:
     return f"{text}; with {cure.change} the loss comes down from {cure.first:.3g} to {cure.last:.3g}" if cure else text
 
 
-def _places(subject: Subject, found: Rehearsal) -> list[str]:
+def _places(subject: Subject, found: probed.Rehearsal) -> list[str]:
     """The operator that broke, the layer that died, or the layer whose gradient rose most."""
     named = [found.breach.node if found.breach else "", found.dead.node if found.dead else ""]
     certain = [node for node in named if node in subject.graph]
@@ -229,11 +219,11 @@ def _places(subject: Subject, found: Rehearsal) -> list[str]:
     return (certain or layers or subject.outputs)[:1]
 
 
-def _severity(subject: Subject, found: Rehearsal) -> Severity:
+def _severity(subject: Subject, found: probed.Rehearsal) -> Severity:
     """An error is a certain failure of the user's own loss; statistics of BatchNorm that stay as they are make another model."""
     frozen = any(
         node.op == "batch_norm" and not node.attrs.get("training", subject.graph.mode == "train") for node in subject.graph
     )
     if frozen and found.is_surrogate:
         return Severity.NOTE
-    return Severity.ERROR if found.is_certain else Severity.WARNING
+    return subject.training.severity

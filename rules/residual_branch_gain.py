@@ -27,10 +27,9 @@ from collections.abc import Iterator
 from math import log10, sqrt
 from statistics import median
 
-from gradlint.rule import Effect, Example, Finding, GraphBuilder, Rule, Severity, Step, Subject, on_skip, rise
+from gradlint.rule import Example, Finding, GraphBuilder, Rule, Severity, Step, Subject
 
 STRONG = 0.5 * log10(1.0 + 2.0**2)  # decades of a sum whose branch is twice as large as its skip path
-EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
 
 
 def _blocks(depth: int, gain: float, *, norm: str | None = None) -> GraphBuilder:
@@ -59,23 +58,18 @@ class ResidualBranchGain(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows."""
-        for run in subject.runs():
-            trend = rise(run)
+        for trend in subject.claims.rising(subject.runs()):
             strong = [step for step in trend.steps if _is_strong(subject, step)]
-            explained = trend.share({step.node: step.decades or 0.0 for step in strong})
-            inside = [node for step in strong for node in step.via]
-            if not subject.is_claim(trend) or explained < EXPLAINED or not subject.can_claim(inside):
+            if not subject.claims.explains(trend, {step.node: step.decades or 0.0 for step in strong}, strong):
                 continue
             gain = median(sqrt(10 ** (2.0 * (step.decades or 0.0)) - 1.0) for step in strong)
             scale = 1.0 / (gain * sqrt(2.0 * len(strong)))
             yield self.claim(
                 subject,
+                trend,
                 [step.node for step in strong],
                 f"{len(strong)} residual branches have gain {gain:.2f} beside an identity: "
                 f"the gradient grows x{sqrt(1.0 + gain**2):.2f} at each sum",
-                effect=Effect.EXPLODES,
-                span=trend.span or (strong[0].node, strong[-1].node),
-                decades=trend.decades,
                 remedy=f"scale the last weight of each branch by {scale:.2g}, or start it at zero",
                 gain=gain,
                 branches=len(strong),
@@ -84,5 +78,4 @@ class ResidualBranchGain(Rule):
 
 def _is_strong(subject: Subject, step: Step) -> bool:
     """Whether a step is a sum that a branch much larger than its identity makes grow."""
-    residual = step.residual
-    return residual is not None and (step.decades or 0.0) >= STRONG and not on_skip(subject.structure, residual)
+    return subject.residuals.is_identity(step) and (step.decades or 0.0) >= STRONG

@@ -23,24 +23,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import log10, sqrt
 
-from gradlint.rule import (
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Rule,
-    Severity,
-    Step,
-    Subject,
-    has_norm,
-    normalises,
-    on_skip,
-    rise,
-    starts_at_zero,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Rule, Severity, Step, Subject
 
 STRONG = 0.5 * log10(1.0 + 2.0**2)  # decades of a sum whose branch is twice as large as its skip path: what GL203 is about
-EXPLAINED = 0.5  # of the predicted growth: sums that explain less are not the cause
 
 
 def _blocks(depth: int, *, norm: str | None = None, scale: float = 1.0) -> GraphBuilder:
@@ -75,22 +60,19 @@ class ResidualSumUnscaled(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps without a norm between them."""
-        for run in subject.runs(lambda step: step.decades is not None and not _is_normed(subject, step)):
-            trend = rise(run)
-            sums = [step for step in trend.steps if step.residual and not starts_at_zero(subject.structure, step.residual)]
-            explained = trend.share({step.node: step.decades or 0.0 for step in sums if _is_even(subject, step)})
-            inside = [node for step in sums for node in step.via]
-            if not subject.is_claim(trend) or explained < EXPLAINED or not subject.can_claim(inside):
+        runs = subject.runs(lambda step: step.decades is not None and not _is_normed(subject, step))
+        for trend in subject.claims.rising(runs):
+            sums = [step for step in trend.steps if step.residual and not subject.residuals.starts_at_zero(step)]
+            even = {step.node: step.decades or 0.0 for step in sums if _is_even(subject, step)}
+            if not subject.claims.explains(trend, even, sums):
                 continue
             count = len(sums)
             yield self.claim(
                 subject,
+                trend,
                 [step.node for step in sums],
                 f"{count} residual sums in a row have no norm and no small branch: "
                 f"the gradient grows x{10 ** (trend.decades / max(count - 1, 1)):.2f} a block",
-                effect=Effect.EXPLODES,
-                span=trend.span or (sums[0].node, sums[-1].node),
-                decades=trend.decades,
                 remedy=f"scale each branch by 1/sqrt(2 L) = {1 / sqrt(2 * count):.2f}, or zero its last weight, "
                 "or normalise its input",
                 sums=count,
@@ -99,11 +81,10 @@ class ResidualSumUnscaled(Rule):
 
 def _is_even(subject: Subject, step: Step) -> bool:
     """Whether a sum grows since a branch of about the same size is added to an identity."""
-    residual = step.residual
-    return residual is not None and (step.decades or 0.0) < STRONG and not on_skip(subject.structure, residual)
+    return subject.residuals.is_identity(step) and (step.decades or 0.0) < STRONG
 
 
 def _is_normed(subject: Subject, step: Step) -> bool:
     if step.residual is not None:
-        return has_norm(subject.structure, step.residual)
-    return normalises(subject.graph, subject.graph[step.node])
+        return subject.residuals.has_norm(step)
+    return subject.normalises(subject.graph[step.node])

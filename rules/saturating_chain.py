@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import Effect, Example, Finding, GraphBuilder, Layer, Rule, Severity, Subject, fall, layers
+from gradlint.rule import Example, Finding, GraphBuilder, Layer, Rule, Severity, Subject
 
 SATURATING = frozenset({"sigmoid", "hardsigmoid", "tanh", "hardtanh", "softsign", "erf"})
 STEEPEST = {"sigmoid": 1 / 4, "hardsigmoid": 1 / 6}  # largest slope where it is not 1
@@ -61,25 +61,20 @@ class SaturatingChain(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain."""
-        for chain in subject.chains(norms=True):
-            trend = fall(chain)
-            if trend.span is None or not subject.is_claim(trend):
-                continue
-            found = [layer for layer in layers(subject.structure, trend.steps) if _saturates(layer)]
+        for trend in subject.claims.falling(subject.chains(norms=True)):
+            found = [layer for layer in subject.layers(trend.steps) if _saturates(layer)]
             blamed = {layer.activation.id for layer in found if layer.activation}
             steps = [step for step in trend.steps if step.node in blamed]
             passed = sum(step.decades or 0.0 for step in steps)
-            if passed > EXPLAINED * trend.decades or not subject.can_claim([layer.node for layer in found]):
+            if passed > EXPLAINED * trend.decades or not subject.claims.stands(layer.node for layer in found):
                 continue
             act = Counter(subject.graph[step.node].op for step in steps).most_common(1)[0][0]
             factor = 10 ** (passed / len(steps))
             yield self.claim(
                 subject,
+                trend,
                 [step.node for step in steps],
                 f"{len(steps)} {act} in a row: each passes {factor:.2f} of the gradient, {STEEPEST.get(act, 1.0):.3g} at most",
-                effect=Effect.VANISHES,
-                span=trend.span,
-                decades=trend.decades,
                 remedy=f"use ReLU, GELU or another activation of unit slope in place of {act}"
                 if act in STEEPEST
                 else f"make what feeds {act} smaller: weights, biases or inputs; or normalise it",

@@ -25,25 +25,8 @@ from collections import Counter
 from collections.abc import Iterator
 from math import log10, sqrt
 
-from gradlint.rule import (
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Node,
-    Rule,
-    Severity,
-    Step,
-    Subject,
-    Trend,
-    fall,
-    main_weight,
-    on_skip,
-    rise,
-    squared_gain,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Node, Rule, Severity, Step, Subject, is_weight_layer
 
-EXPLAINED = 0.5  # of the predicted trend: skip paths that explain less are not the cause
 FEWEST = 3  # sums; a network changes its width that often
 
 
@@ -88,32 +71,22 @@ class SkipPathNotIdentity(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows, and direction."""
-        for run in subject.runs():
-            for trend, effect in ((rise(run), Effect.EXPLODES), (fall(run), Effect.VANISHES)):
-                changed = [step for step in trend.steps if step.residual and on_skip(subject.structure, step.residual)]
-                explained = trend.share({step.node: _skipped(subject, step) for step in changed})
-                inside = [node for step in changed for node in step.via]
-                if len(changed) <= FEWEST or not subject.is_claim(trend) or explained < EXPLAINED:
-                    continue
-                if subject.can_claim(inside):
-                    yield self._report(subject, changed, trend, effect)
-
-    def _report(self, subject: Subject, changed: list[Step], trend: Trend, effect: Effect) -> Finding:
-        ops = Counter(node.op for step in changed if step.residual for node in on_skip(subject.structure, step.residual))
-        factor = 10 ** (trend.decades / len(changed))
-        verb = "grows" if effect is Effect.EXPLODES else "shrinks"
-        return self.claim(
-            subject,
-            [step.node for step in changed],
-            f"{len(changed)} skip paths in a row pass {', '.join(op for op, _ in ops.most_common(2))} and are no identity: "
-            f"the gradient {verb} x{factor:.2f} a block",
-            effect=effect,
-            span=trend.span or (changed[0].node, changed[-1].node),
-            decades=trend.decades,
-            remedy="leave the skip path alone: move the operator into the branch, x + f(act(x)), or behind the last sum",
-            sums=len(changed),
-            factor=factor,
-        )
+        for trend in subject.claims.trends(subject.runs()):
+            changed = [step for step in trend.steps if subject.residuals.on_skip(step)]
+            skipped = {step.node: _skipped(subject, step) for step in changed}
+            if len(changed) <= FEWEST or not subject.claims.explains(trend, skipped, changed):
+                continue
+            ops = Counter(node.op for step in changed for node in subject.residuals.on_skip(step))
+            yield self.claim(
+                subject,
+                trend,
+                [step.node for step in changed],
+                f"{len(changed)} skip paths in a row pass {', '.join(op for op, _ in ops.most_common(2))} and are no identity: "
+                f"the gradient {trend.pace(len(changed))} a block",
+                remedy="leave the skip path alone: move the operator into the branch, x + f(act(x)), or behind the last sum",
+                sums=len(changed),
+                factor=trend.factor(len(changed)),
+            )
 
 
 def _skipped(subject: Subject, step: Step) -> float:
@@ -128,9 +101,9 @@ def _skipped(subject: Subject, step: Step) -> float:
 
 def _own(node: Node) -> float:
     """Decades of a weight or of a constant factor."""
-    weight, constant = main_weight(node), node.attrs.get("constant")
-    if weight is not None:
-        gain = squared_gain(weight) * weight.fan_out / weight.fan_in
+    weight, constant = node.weights.get("weight"), node.attrs.get("constant")
+    if weight is not None and is_weight_layer(node):
+        gain = weight.statistics.mean_square * weight.fan_out
         return 0.5 * log10(gain) if gain > 0.0 else 0.0
     if node.op in {"mul", "div"} and isinstance(constant, int | float) and constant:
         return log10(abs(constant)) * (1.0 if node.op == "mul" else -1.0)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Growth, Needs, Rule, Severity, Subject, TimeGrowth
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, probed
 
 FEW = 4.0  # horizons of three decades
 STEEP = -1.0  # decades per step; default cells lose 0.15 to 0.45
@@ -34,8 +34,7 @@ def _gru(slope: float, steps: int, axis: int | None = 0) -> GraphBuilder:
     builder = GraphBuilder()
     weights = {"weight": builder.weight(48, 16), "recurrent": builder.weight(48, 16)}
     builder.op("gru", builder.input(steps, 8, 16), weights=weights, shape=(steps, 8, 16), time_axis=0)
-    growth = Growth(slope * steps, fall=-slope * steps)
-    return builder.measured(time=(TimeGrowth("gru0", (), growth, slope, horizon=-3.0 / slope, axis=axis, steps=steps),))
+    return builder.over_time("gru0", slope * steps, steps, axis=axis)
 
 
 class StepDecay(Rule):
@@ -54,8 +53,7 @@ class StepDecay(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for recurrences of like places, about the one that fades fastest."""
-        found = subject.measurement.time if subject.measurement is not None else ()
-        for alike in subject.alike([item for item in found if item.axis is not None and _fades(item)]):
+        for alike in subject.time.alike(item for item in subject.probe.time if item.axis is not None and _fades(item)):
             item = min(alike, key=lambda item: item.slope or 0.0)
             slope = item.slope or 0.0
             gate = "set the forget-gate bias to 1 or more, " if subject.graph[item.node].op.startswith("lstm") else ""
@@ -64,7 +62,6 @@ class StepDecay(Rule):
                 list(dict.fromkeys(one.node for one in alike)),
                 f"the gradient fades x{10**slope:.2f} a step and loses three decades in {item.horizon:.0f} of {item.steps} steps",
                 severity=self.severity if slope <= STEEP else Severity.NOTE,
-                confidence=Confidence.MEASURED,
                 remedy=f"{gate}draw the recurrent weight with nn.init.orthogonal_, or shorten the sequence",
                 horizon=item.horizon,
                 steps=item.steps,
@@ -76,5 +73,5 @@ class StepDecay(Rule):
             )
 
 
-def _fades(item: TimeGrowth) -> bool:
+def _fades(item: probed.TimeGrowth) -> bool:
     return item.slope is not None and item.slope < 0.0 and bool(item.horizon) and item.steps >= FEW * (item.horizon or 0.0)

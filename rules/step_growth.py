@@ -26,17 +26,14 @@ from gradlint.rule import (
     HEALTHY,
     LIMIT,
     RECTIFIERS,
-    Confidence,
     Example,
     Finding,
     GraphBuilder,
-    Growth,
     Kind,
     Needs,
     Rule,
     Severity,
     Subject,
-    TimeGrowth,
     is_weight_layer,
     kind_of,
 )
@@ -45,16 +42,13 @@ from gradlint.rule import (
 def _scan(decades: float, steps: int = 40) -> GraphBuilder:
     builder = GraphBuilder()
     builder.op("control", builder.input(steps, 8, 16), weights={"MatMul.weight": builder.weight(16, 16)}, shape=(steps, 8, 16))
-    growth = Growth(decades, rise=max(decades, 0.0), fall=max(-decades, 0.0))
-    return builder.measured(time=(TimeGrowth("control0", (), growth, decades / steps, lyapunov=(0.2,), axis=0, steps=steps),))
+    return builder.over_time("control0", decades, steps, lyapunov=(0.2,))
 
 
 def _state_space(decades: float) -> GraphBuilder:
     builder = GraphBuilder()
     x = builder.input(8, 16)
-    h = builder.op("mul", x, x, shape=(8, 16))
-    time = TimeGrowth(h, (), Growth(decades, rise=decades), decades / 40, axis=1, steps=40)
-    return builder.measured(time=(time,))
+    return builder.over_time(builder.op("mul", x, x, shape=(8, 16)), decades, axis=1)
 
 
 class StepGrowth(Rule):
@@ -74,8 +68,7 @@ class StepGrowth(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for recurrences of like places, about the one that grows most."""
-        found = subject.measurement.time if subject.measurement is not None else ()
-        for alike in subject.alike([item for item in found if item.growth.rise >= HEALTHY]):
+        for alike in subject.time.alike(item for item in subject.probe.time if item.growth.rise >= HEALTHY):
             item = max(alike, key=lambda item: item.growth.rise)
             rise, slope, steps = item.growth.rise, item.slope or 0.0, item.steps or len(item.backward)
             told, remedy = _advice(subject, item.node)
@@ -84,7 +77,6 @@ class StepGrowth(Rule):
                 list(dict.fromkeys(one.node for one in alike)),
                 f"the gradient grows 10^{rise:.1f} over {steps} steps of time, x{10**slope:.2f} a step{told}",
                 severity=self.severity if rise >= LIMIT else Severity.WARNING,
-                confidence=Confidence.MEASURED,
                 remedy=remedy,
                 decades=rise,
                 limit=HEALTHY,

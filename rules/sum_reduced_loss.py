@@ -21,15 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, LossFacts, Needs, Rule, Severity, Subject
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, probed
 
-LIMIT = 1.0  # learning rate of a mean loss: beyond any in use for standardised inputs (Bengio 2012: below 1)
+HIGHEST = 1.0  # learning rate of a mean loss: beyond any in use for standardised inputs (Bengio 2012: below 1)
 
 
 def _summed(repeated: float) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64), 10)
-    return builder.measured(loss=LossFacts(18.0, 3.0, chance=18.0, repeated=repeated, batch=8, terms=8))
+    return builder.measured(loss=probed.LossFacts(18.0, 3.0, chance=18.0, repeated=repeated, batch=8, terms=8))
 
 
 class SumReducedLoss(Rule):
@@ -47,28 +47,24 @@ class SumReducedLoss(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, at the output."""
-        found = subject.measurement
-        loss = found.loss if found is not None else None
-        if found is None or loss is None or not loss.is_sum:
+        loss = subject.training.loss
+        if loss is None or not loss.is_sum:
             return
         recipe = subject.task.recipe
         terms = max(loss.terms or 1, loss.batch or 1)
-        unclipped = recipe is not None and not recipe.adaptive and recipe.clip_norm is None and recipe.clip_value is None
+        unclipped = recipe is not None and not recipe.adaptive and not recipe.clips
         rate = recipe.lr * terms if recipe is not None and unclipped else 0.0
-        as_mean = f", like a learning rate of {rate:.3g} for the mean" if rate > LIMIT else ""
-        yield self.finding(
+        as_mean = f", like a learning rate of {rate:.3g} for the mean" if rate > HIGHEST else ""
+        yield self.on_loss(
             subject,
-            list(found.trunk),
             f"the loss is a sum over the batch: its gradient is that of the mean times up to {terms}{as_mean}",
-            severity=Severity.WARNING if rate > LIMIT else Severity.NOTE,
+            severity=Severity.WARNING if rate > HIGHEST else Severity.NOTE,
             remedy="take the mean over the batch"
-            + (f", or a learning rate of {recipe.lr / terms:.2g}" if recipe is not None and rate > LIMIT else ""),
-            confidence=Confidence.MEASURED,
+            + (f", or a learning rate of {recipe.lr / terms:.2g}" if recipe is not None and rate > HIGHEST else ""),
             repeated=loss.repeated,
             terms=terms,
-            gradient_norm=loss.gradient_norm,
         )
 
     def applies(self, subject: Subject) -> str | None:
         """None where a loss was measured."""
-        return None if subject.measurement is not None and subject.measurement.loss is not None else "no loss was given"
+        return None if subject.training.loss is not None else "no loss was given"

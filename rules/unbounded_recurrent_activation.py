@@ -23,21 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import (
-    HEALTHY,
-    LIMIT,
-    RECTIFIERS,
-    Confidence,
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Growth,
-    Rule,
-    Severity,
-    Subject,
-    TimeGrowth,
-)
+from gradlint.rule import HEALTHY, LIMIT, RECTIFIERS, Confidence, Effect, Example, Finding, GraphBuilder, Rule, Severity, Subject
 
 UNBOUNDED = RECTIFIERS - {"relu6"} | {"elu", "celu", "selu", "softplus"}
 STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
@@ -48,7 +34,7 @@ def _rnn(radius: float, nonlinearity: str = "relu", steps: int = 40, measured: f
     x = builder.input(steps, 8, 16)
     weights = {"weight": builder.weight(16, 16), "recurrent": builder.array(radius * np.eye(16), "recurrent")}
     builder.op("rnn", x, weights=weights, shape=(steps, 8, 16), nonlinearity=nonlinearity, time_axis=0)
-    return builder if measured is None else builder.measured(time=(TimeGrowth("rnn0", (), Growth(measured, rise=measured)),))
+    return builder if measured is None else builder.over_time("rnn0", measured)
 
 
 class UnboundedRecurrentActivation(Rule):
@@ -57,6 +43,7 @@ class UnboundedRecurrentActivation(Rule):
     code = "GL501"
     name = "unbounded-recurrent-activation"
     severity = Severity.WARNING
+    explains = ("GL502", "GL505")
     examples = (
         Example(lambda: _rnn(1.3), fires_on=("rnn0",)),
         Example(lambda: _rnn(1.3, measured=4.0), fires_on=("rnn0",)),
@@ -67,18 +54,16 @@ class UnboundedRecurrentActivation(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where there is a recurrence."""
-        return None if subject.loops else "no recurrence in the graph"
+        return None if subject.time.loops else "no recurrence in the graph"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per recurrence."""
-        for loop in subject.loops:
-            radius, steps = (
-                (loop.radius, loop.steps or subject.steps_of(loop) or STEPS) if loop.activation in UNBOUNDED else (None, STEPS)
-            )
+        for loop in subject.time.loops:
+            radius, steps = loop.radius if loop.activation in UNBOUNDED else None, subject.time.steps(loop) or STEPS
             if radius is None or radius <= 1.0:
                 continue
-            measured = subject.growth_over_time(loop.node)
-            decades = subject.expected_over_time(loop, steps) if measured is None else measured
+            measured = subject.time.growth(loop)
+            decades = subject.time.predicted(loop, steps) if measured is None else measured
             if measured is None and decades < HEALTHY:
                 continue
             holds = Confidence.MEASURED if decades >= HEALTHY else Confidence.REFUTED

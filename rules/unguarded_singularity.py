@@ -26,23 +26,9 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
-from gradlint.rule import (
-    Confidence,
-    Example,
-    Finding,
-    GraphBuilder,
-    NonFinite,
-    Range,
-    Rule,
-    Severity,
-    Singularity,
-    Subject,
-    Suspect,
-    bounds,
-)
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Hazard, Rule, Severity, Subject, probed
 
 FUSED = {
     "softmax": "take log_softmax, or cross_entropy on the logits",
@@ -75,9 +61,9 @@ def _chain(*ops: str, seen: tuple[float, float] | None = None, broken: str = "",
         x = builder.op("div", None, x, constant=1.0) if op == "div" else builder.op(op, x)
     if seen is None:
         return builder
-    found = NonFinite(broken, "infinity") if broken else None
+    found = probed.NonFinite(broken, "infinity") if broken else None
     before = builder.graph.parents(x)[0].id
-    return builder.measured(ranges={before: Range(*seen)}, nonfinite_backward=found)
+    return builder.measured(ranges={before: probed.Range(*seen)}, nonfinite_backward=found)
 
 
 class UnguardedSingularity(Rule):
@@ -86,6 +72,7 @@ class UnguardedSingularity(Rule):
     code = "GL602"
     name = "unguarded-singularity"
     severity = Severity.ERROR
+    explains = ("GL804", "GL805", "GL807")
     examples = (
         Example(lambda: _chain("sigmoid", "log"), fires_on=("log0",)),
         Example(lambda: _chain("sigmoid", "log", seen=(0.2, 0.8)), fires_on=("log0",)),
@@ -101,104 +88,62 @@ class UnguardedSingularity(Rule):
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
-        """One finding for each line."""
-        groups: dict[object, list[tuple[Singularity, bool, float]]] = {}
-        for item in subject.singularities:
-            seen = subject.seen(item.operand)
-            hit = _is_hit(subject, item)
-            if not item.overflows and (hit or item.expected):
-                near = item.nearness(seen.low, seen.high) if seen is not None else math.nan
-                groups.setdefault(subject.graph[item.node].source or item.node, []).append((item, hit, near))
-        for group in groups.values():
-            worst, hit, near = max(group, key=_rank)
-            seen = subject.seen(worst.operand)
-            maker = subject.graph[worst.interval.maker or worst.operand]
-            place = f" ({maker.called} in {maker.module})" if maker.module else f" ({maker.called})"
-            certain = hit or worst.function.startswith("unbiased")
+        """One finding for each line of the model and of the loss."""
+        for worst, line in subject.hazards.lines(overflows=False, hit=_is_hit):
+            hit = _is_hit(worst)
             yield self.finding(
                 subject,
-                [item.node for item, _, _ in group],
-                _message(worst, place, seen, hit=hit) + _others(worst, [item for item, _, _ in group]),
-                severity=Severity.ERROR if certain else Severity.NOTE if near < FAR and not _fails(subject) else Severity.WARNING,
+                [item.node for item in line if item.node],
+                _message(subject, worst, hit=hit) + _others(worst, line),
+                severity=_severity(subject, worst, hit=hit),
                 confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
-                remedy=_remedy(worst.function, maker.op),
+                source=worst.source,
+                remedy=_remedy(worst.function, subject.graph[worst.maker].op if worst.maker else ""),
                 function=worst.function,
-                interval=(worst.interval.low, worst.interval.high),
-                seen=(seen.low, seen.high) if seen else None,
+                interval=(worst.low, worst.high),
+                seen=(worst.seen.low, worst.seen.high) if worst.seen else None,
                 points=worst.points,
             )
-        yield from self._of_loss(subject)
 
-    def _of_loss(self, subject: Subject) -> Iterator[Finding]:
-        """Findings about operators of the loss function, which are no nodes; a rehearsal has tried those that were far off."""
-        rehearsal = subject.rehearsal
-        passed = rehearsal is not None and not _fails(subject)
-        lines: dict[object, list[tuple[Suspect, bool, float]]] = {}
-        for index, item in enumerate(subject.measurement.suspects if subject.measurement else ()):
-            if not item.overflows:
-                hit = item.hit or (bool(item.source) and _breaks(subject, item.source))
-                lines.setdefault(item.source or index, []).append((item, hit, item.nearness))
-        for group in lines.values():
-            item, hit, near = max(group, key=_rank)
-            said = _message(item, "", Range(item.seen_low, item.seen_high), hit=hit) + BROKE * (hit and not item.hit)
-            yield self.finding(
-                subject,
-                [],
-                f"in the loss: {said}{_others(item, [other for other, _, _ in group])}",
-                severity=Severity.ERROR if hit else Severity.NOTE if near < FAR and passed else Severity.WARNING,
-                confidence=Confidence.MEASURED if hit else Confidence.PREDICTED,
-                source=item.source,
-                remedy=_remedy(item.function, ""),
-                function=item.function,
-                interval=(item.low, item.high),
-                seen=(item.seen_low, item.seen_high),
-                points=item.points,
-            )
+    def relates(self, cause: Finding, symptom: Finding) -> bool:
+        """An operator explains what happens at its own place."""
+        return cause.shares_place(symptom)
 
 
-def _rank(item: tuple[Singularity | Suspect, bool, float]) -> tuple[bool, float]:
-    """What is worst: what broke, then what may be on both sides of its pole, then what came nearest."""
-    _, hit, near = item
-    return hit, 1.0 if math.isnan(near) else near
-
-
-def _others(item: Singularity | Suspect, group: Sequence[Singularity | Suspect]) -> str:
-    """The other operators of the line, whose argument may break too."""
-    names = dict.fromkeys(other.function for other in group if other.function != item.function)
-    return f"; {' and '.join(names)} on the same line may break too" if names else ""
-
-
-def _is_hit(subject: Subject, item: Singularity) -> bool:
+def _is_hit(item: Hazard) -> bool:
     """Whether the probe saw the argument at the point, or the operator break, at once or in the rehearsal."""
-    measured = subject.measurement
-    if measured is None:
-        return False
-    broken = [found.node for found in (measured.nonfinite_forward, measured.nonfinite_backward) if found is not None]
-    seen = subject.seen(item.operand)
-    return item.node in broken or _breaks(subject, item.node) or (seen is not None and item.hit(seen.low, seen.high))
+    return item.hit or item.broken or (item.broke != "" and item.broke not in OVERFLOWS)
 
 
-def _breaks(subject: Subject, place: str) -> bool:
-    """Whether an operator at a node, or at a line of the loss, broke in the rehearsal with the loss that was given."""
-    breach = subject.rehearsal.breach if subject.rehearsal is not None else None
-    return breach is not None and place == (breach.node or breach.source) and breach.op not in OVERFLOWS
+def _severity(subject: Subject, item: Hazard, *, hit: bool) -> Severity:
+    """A note for what is far off: of the loss only where a rehearsal has passed it."""
+    if hit or (item.node and item.function.startswith("unbiased")):
+        return Severity.ERROR
+    tried = item.node or subject.training.own_rehearsal is not None
+    return Severity.NOTE if item.near < FAR and tried and not subject.training.diverges else Severity.WARNING
 
 
-def _fails(subject: Subject) -> bool:
-    return subject.rehearsal is not None and subject.rehearsal.diverged_at is not None
-
-
-def _message(item: Singularity | Suspect, maker: str, seen: Range | None, *, hit: bool) -> str:
+def _message(subject: Subject, item: Hazard, *, hit: bool) -> str:
+    where, maker = "" if item.node else "in the loss: ", ""
+    broke = BROKE * (hit and not item.hit and not item.node)
     if item.function.startswith("unbiased"):
-        return f"{item.function} is 0/0"
-    interval = (item.interval.low, item.interval.high) if isinstance(item, Singularity) else (item.low, item.high)
+        return f"{where}{item.function} is 0/0{broke}"
+    if item.maker:
+        made = subject.graph[item.maker]
+        maker = f" ({made.called} in {made.module})" if made.module else f" ({made.called})"
     points = " and ".join(f"{point:.3g}" for point in item.points)
     breaks = "where its derivative is infinite" if item.slope else "where it breaks"
-    said = f"; the probe saw {bounds(seen.low, seen.high)}" if seen is not None else ""
+    said = f"; the probe saw {item.observed}" if item.seen is not None else ""
     return (
-        f"{item.function}: its argument{maker} lies in {bounds(*interval)} and {'comes' if hit else 'may come'} to {points}, "
-        f"{breaks}{said}"
+        f"{where}{item.function}: its argument{maker} lies in {item.argument} and {'comes' if hit else 'may come'} to {points}, "
+        f"{breaks}{said}{broke}"
     )
+
+
+def _others(item: Hazard, line: Sequence[Hazard]) -> str:
+    """The other operators of the line, whose argument may break too."""
+    names = dict.fromkeys(other.function for other in line if other.function != item.function)
+    return f"; {' and '.join(names)} on the same line may break too" if names else ""
 
 
 def _remedy(function: str, maker: str) -> str:

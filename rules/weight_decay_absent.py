@@ -23,20 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradlint.rule import (
-    Example,
-    Finding,
-    GraphBuilder,
-    Needs,
-    Recipe,
-    Rule,
-    Severity,
-    Subject,
-    Weight,
-    is_weight_layer,
-    main_weight,
-    normalises,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, Weight, is_weight_layer
 
 LARGE = 1_000_000  # weights: small models are trained for a short time
 SHARE = 0.5  # of them that are free of scale
@@ -66,15 +53,14 @@ class WeightDecayAbsent(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where weight decay is usual, and missing."""
-        recipe = subject.task.recipe
-        return None if recipe is None or _lacks(recipe) else f"{recipe.optimizer} with weight decay {recipe.weight_decay:g}"
+        recipe = subject.recipe
+        lacks = recipe.weight_decay == 0.0 and recipe.optimizer in DECAYED
+        return None if lacks else f"{recipe.optimizer} with weight decay {recipe.weight_decay:g}"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding, on the layers with a norm behind."""
-        recipe = subject.task.recipe
-        if recipe is None or not _lacks(recipe):
-            return
-        layers = {node.id: main_weight(node) for node in subject.graph if is_weight_layer(node)}
+        recipe = subject.recipe
+        layers = {node.id: node.weights.get("weight") for node in subject.graph if is_weight_layer(node)}
         free = {node: weight for node, weight in layers.items() if weight is not None and _is_free(subject, node)}
         every = _count(list(subject.graph.weights.values()))
         if every < LARGE or _count(list(free.values())) < SHARE * every:
@@ -88,14 +74,10 @@ class WeightDecayAbsent(Rule):
         )
 
 
-def _lacks(recipe: Recipe) -> bool:
-    return recipe.weight_decay == 0.0 and recipe.optimizer in DECAYED
-
-
 def _is_free(subject: Subject, node: str) -> bool:
     """Whether a norm alone reads a layer."""
     readers = list(subject.graph.children(node))
-    return len(readers) == 1 and normalises(subject.graph, readers[0])
+    return len(readers) == 1 and subject.normalises(readers[0])
 
 
 def _count(weights: list[Weight]) -> int:

@@ -22,10 +22,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Effect, Example, Finding, GraphBuilder, Rule, Severity, Subject, compact, imbalance, layers, rise
+from gradlint.rule import Example, Finding, GraphBuilder, Rule, Severity, Subject
 
 MARGIN = 1.05  # gain over critical: sampling error of a drawn gain is 1/sqrt(2 n) for n weights, 5 % at n = 200
-EXPLAINED = 0.5  # of the predicted growth: an excess that explains less is not the cause
 
 
 def _stack(depth: int, act: str, gain: float, norm: str | None = None) -> GraphBuilder:
@@ -59,24 +58,7 @@ class WeightGainAboveCritical(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain that grows."""
-        for chain in subject.chains():
-            trend = rise(chain)
-            if trend.span is None or not subject.is_claim(trend):
-                continue
-            off = imbalance([layer for layer in layers(subject.structure, trend.steps) if layer.gain > MARGIN * layer.critical])
-            if off is None or off.decades < EXPLAINED * trend.decades or not subject.is_initialised(off.nodes):
-                continue
-            where = compact(subject.graph[node].module for node in off.nodes) or "the layers"
-            scale = off.critical / off.gain
-            yield self.claim(
-                subject,
-                off.nodes,
-                f"{off}: the gradient grows x{10 ** (trend.decades / len(off.nodes)):.2f} a layer",
-                effect=Effect.EXPLODES,
-                span=trend.span,
-                decades=trend.decades,
-                remedy=f"scale the weights of {where} by {scale:.2f}, or nn.init.orthogonal_(w, gain={off.critical:.2f})",
-                gain=off.gain,
-                critical=off.critical,
-                layers=len(off.nodes),
-            )
+        for trend in subject.claims.rising(subject.chains()):
+            off = subject.claims.imbalance(trend, lambda layer: layer.gain > MARGIN * layer.critical)
+            if off is not None and subject.is_initialised(off.nodes):
+                yield self.claim_gain(subject, trend, off)

@@ -23,26 +23,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import sqrt
 
-from gradlint.rule import (
-    RECTIFIERS,
-    Effect,
-    Example,
-    Finding,
-    GraphBuilder,
-    Layer,
-    Rule,
-    Severity,
-    Subject,
-    compact,
-    fall,
-    imbalance,
-    is_torch_default,
-    layers,
-    main_weight,
-)
+from gradlint.rule import Example, Finding, GraphBuilder, Layer, Rule, Severity, Subject
 
 MARGIN = 0.95  # gain under critical: sampling error of a drawn gain is 1/sqrt(2 n) for n weights, 5 % at n = 200
-EXPLAINED = 0.5  # of the predicted decay: a deficit that explains less is not the cause
 REACHABLE = 2.0  # critical gain; no initialiser in use draws a larger one (tanh has 5/3), beyond it the activation is to blame
 
 
@@ -70,32 +53,11 @@ class WeightGainBelowCritical(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per chain that shrinks."""
-        for chain in subject.chains():
-            trend = fall(chain)
-            if trend.span is None or not subject.is_claim(trend):
-                continue
-            off = imbalance([layer for layer in layers(subject.structure, trend.steps) if self._is_low(subject, layer)])
-            if off is None or off.decades > EXPLAINED * trend.decades or not subject.is_initialised(off.nodes):
-                continue
-            where = compact(subject.graph[node].module for node in off.nodes) or "the layers"
-            scale = off.critical / off.gain
-            yield self.claim(
-                subject,
-                off.nodes,
-                f"{off}: the gradient shrinks x{10 ** (trend.decades / len(off.nodes)):.2f} a layer",
-                effect=Effect.VANISHES,
-                span=trend.span,
-                decades=trend.decades,
-                remedy=f"scale the weights of {where} by {scale:.2f}, or nn.init.orthogonal_(w, gain={off.critical:.2f})",
-                gain=off.gain,
-                critical=off.critical,
-                layers=len(off.nodes),
-            )
+        for trend in subject.claims.falling(subject.chains()):
+            off = subject.claims.imbalance(trend, lambda layer: _is_low(layer) and not subject.claims.is_torch_default(layer))
+            if off is not None and subject.is_initialised(off.nodes):
+                yield self.claim_gain(subject, trend, off)
 
-    @staticmethod
-    def _is_low(subject: Subject, layer: Layer) -> bool:
-        if not 0.0 < layer.gain < MARGIN * layer.critical or layer.critical > REACHABLE:
-            return False
-        weight = main_weight(subject.graph[layer.node])
-        rectified = layer.activation is not None and layer.activation.op in RECTIFIERS
-        return not (rectified and weight is not None and is_torch_default(weight))
+
+def _is_low(layer: Layer) -> bool:
+    return 0.0 < layer.gain < MARGIN * layer.critical and layer.critical <= REACHABLE

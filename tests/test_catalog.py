@@ -77,7 +77,7 @@ def test_folder_that_does_not_exist_is_named(tmp_path: Path):
         ("import no_such_module_at_all", "ModuleNotFoundError"),
         ("X = 1", "defines 0 rules"),
         (RULE.format(code="ME001", name="a") + RULE.format(code="ME002", name="b").replace("Mine", "Other"), "defines 2 rules"),
-        (RULE.format(code="me1", name="mine"), "no code such as GL101"),
+        (RULE.format(code="me1", name="mine"), "has no code, or no name\n  set both .* three digits"),
         (RULE.format(code="ME001", name=""), "or no name"),
     ],
 )

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import gradlint
+from gradlint.catalog import load_rules
 from gradlint.errors import ForwardError, TargetError
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.result import Confidence, Effect, Finding, Gains, Growth, Measurement, Severity
@@ -20,6 +21,7 @@ from gradlint.score import judge
 from gradlint.verify import relate, verify
 
 INF = math.inf
+RULES = {rule.code: rule() for rule in load_rules()}
 
 
 class Calling(nn.Module):
@@ -101,21 +103,21 @@ def finding(rule, effect=None, decades=0.0, **fields):
 def test_a_symptom_points_at_the_cause_that_explains_most():
     weak, strong = finding("GL101", Effect.EXPLODES, 3.0), finding("GL302", Effect.EXPLODES, 5.0)
     vanishing = finding("GL102", Effect.VANISHES, 9.0)
-    symptom = relate([weak, strong, vanishing, finding("GL801")])[-1]
+    symptom = relate([weak, strong, vanishing, finding("GL801")], RULES)[-1]
     assert symptom.caused_by == "GL302"
 
 
 def test_a_refuted_finding_explains_nothing():
     refuted = finding("GL101", Effect.EXPLODES, 9.0, confidence=Confidence.REFUTED)
-    assert relate([refuted, finding("GL801")])[-1].caused_by is None
+    assert relate([refuted, finding("GL801")], RULES)[-1].caused_by is None
 
 
 def test_depth_is_not_reported_beside_a_cause_that_explains_as_much():
     depth, cause = finding("GL201", Effect.EITHER, 5.0), finding("GL101", Effect.EXPLODES, 5.0)
-    assert relate([depth, cause]) == [cause]
+    assert relate([depth, cause], RULES) == [cause]
     unprobed = [replace(finding, confidence=Confidence.PREDICTED) for finding in (depth, cause)]
-    assert relate(unprobed) == unprobed[1:]
-    assert relate([depth, replace(cause, evidence={"decades": 1.0})])[0] == depth
+    assert relate(unprobed, RULES) == unprobed[1:]
+    assert relate([depth, replace(cause, evidence={"decades": 1.0})], RULES)[0] == depth
 
 
 # verdicts ---------------------------------------------------------------------------------------------------------------

@@ -24,18 +24,15 @@ SECTIONS = ["What it finds", "Why it", "How to fix it", "References"]
 
 @pytest.mark.parametrize(("rule", "example"), EXAMPLES)
 def test_example_is_reported_on_exactly_the_named_nodes(rule: type[Rule], example: Example):
-    builder = example.build()
-    subject = Subject(builder.graph, builder.measurement, builder.task)
-    findings = list(rule().check(subject))
+    findings = rule().findings(example.subject)
     assert {node for finding in findings for node in finding.nodes} == set(example.fires_on)
     assert bool(findings) == bool(example.fires_on)
 
 
 @pytest.mark.parametrize(("rule", "example"), EXAMPLES)
 def test_findings_of_an_example_can_be_reported(rule: type[Rule], example: Example):
-    builder = example.build()
-    subject = Subject(builder.graph, builder.measurement, builder.task)
-    for finding in rule().check(subject):
+    subject = example.subject
+    for finding in rule().findings(subject):
         assert (finding.rule, finding.name) == (rule.code, rule.name)
         assert finding.severity.rank >= rule.severity.rank or "decades" in finding.evidence
         assert finding.message
@@ -78,7 +75,7 @@ def test_rule_that_needs_the_probe_has_only_probed_examples_and_others_run_witho
         if rule.needs is Needs.PROBE:
             assert builder.measurement is not None
         else:
-            list(rule().check(Subject(builder.graph, task=builder.task)))
+            rule().findings(Subject(builder.graph, task=builder.task))
 
 
 def test_codes_and_names_are_unique():

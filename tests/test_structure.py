@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlint.graph import Graph, Node, Ref
-from gradlint.rule import GraphBuilder, Structure
-from gradlint.structure import ResidualSum, block_name
+from gradlint.rule import GraphBuilder
+from gradlint.structure import ResidualSum, Structure, block_name
 
 # spine ------------------------------------------------------------------------------------------------------------------
 

@@ -32,16 +32,36 @@ def test_a_cut_that_nothing_gets_past_is_no_healthy_model(cut, verdict):
 
 
 @pytest.mark.parametrize(("batch", "said"), [(4, True), (8, False)])
-def test_a_batch_norm_that_sees_few_values_is_remarked(batch, said):
+def test_a_batch_norm_that_sees_few_values_is_noted_in_train_mode(batch, said):
     module = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     for mode in ("train", "eval"):
-        notes = gradlint.check(Target(module, (torch.randn(batch, 8),)), mode=mode).result.notes
-        assert any("values per channel" in note for note in notes) is (said and mode == "train")
+        result = gradlint.check(Target(module, (torch.randn(batch, 8),)), mode=mode).result
+        found = [f for f in result.findings if f.rule == "GL304"]
+        assert [(f.severity, f.evidence["values"]) for f in found] == [("note", batch)] * (said and mode == "train")
+        assert ("GL304" in {skipped.rule for skipped in result.skipped}) is (mode == "eval")
 
 
 def test_a_spatial_map_counts_towards_the_values_of_a_channel():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    assert not gradlint.check(module, torch.randn(2, 3, 8, 8)).result.notes
+    report = gradlint.check(module, torch.randn(2, 3, 8, 8))
+    assert "GL304" not in {finding.rule for finding in report.findings}
+
+
+def test_a_batch_norm_on_a_single_value_is_a_warning_and_lets_no_gradient_through():
+    """As ONNX has it; torch refuses to run one. The output is the bias, and the gradient of what comes before is zero."""
+    weights = {name: np.ones(4, np.float32) for name in ("scale", "bias", "mean", "variance")}
+    weights["w"] = np.eye(4, dtype=np.float32)[:, :, None, None] + 0.1
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"]),
+        helper.make_node("BatchNormalization", ["h", "scale", "bias", "mean", "variance"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 1, 1]) for name in "xy")
+    held = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], held), opset_imports=[helper.make_opsetid("", 18)])
+    report = gradlint.check(model, mode="train").result
+    assert [f.severity for f in report.findings if f.rule == "GL304"] == ["warning"]
+    assert report.verdict == "vanishes"
+    assert not [f for f in gradlint.check(model, mode="eval").findings if f.rule == "GL304"]
 
 
 def test_a_probe_that_stops_leaves_out_the_branch_that_was_not_taken(tmp_path):

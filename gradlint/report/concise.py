@@ -1,4 +1,4 @@
-"""The concise format, for editors and grep: one line per finding, `net.py:14: GL101 error name [place] message`."""
+"""The concise format, for editors and grep: one line per finding, `net.py:14: GLnnn error name [place] message`."""
 
 from __future__ import annotations
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gradlint.growth import LIMIT
 from gradlint.report import printable
 from gradlint.report.chart import Row
 from gradlint.report.wording import count, decimal, growths, merged, place
-from gradlint.result import Growth, Place, Severity, TargetReport, Verdict
+from gradlint.result import Finding, Growth, Place, Severity, TargetReport, Verdict
+from gradlint.score import failing
 
 _GROWING = 1.0  # decades over a time axis that are worth a chart
-_NON_FINITE_RULES = ("GL604", "GL804", "GL805")
 
 
 def headline(report: TargetReport, rows: Sequence[Row]) -> str:
@@ -26,7 +26,7 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     starved = [row.label for row in rows if row.value == -math.inf]
     if report.verdict is Verdict.VANISHES and starved:
         return f"no gradient reaches {starved[-1]} or anything before it"
-    cut = next((finding for finding in report.findings if finding.rule == "GL806" and finding.severity is Severity.ERROR), None)
+    cut = next(_made_by(report, Verdict.VANISHES), None)
     if report.verdict is Verdict.VANISHES and cut is not None and abs(growth.decades) < LIMIT:
         return f"no gradient passes {place(cut)}, and nothing before it can learn"
     rehearsed = report.observed.get("rehearsal")
@@ -50,8 +50,13 @@ def is_growing(growth: Growth) -> bool:
     return not growth.decades < _GROWING
 
 
+def _made_by(report: TargetReport, verdict: Verdict) -> Iterator[Finding]:
+    """The errors that make a verdict by themselves, the gravest first."""
+    return (finding for finding in report.findings if finding.verdict is verdict and failing(finding, Severity.ERROR))
+
+
 def _non_finite(report: TargetReport, rows: Sequence[Row]) -> str:
-    found = [place(finding) for finding in report.findings if finding.rule in _NON_FINITE_RULES]
+    found = [place(finding) for finding in _made_by(report, Verdict.NON_FINITE)]
     broken = [row.label for row in rows if row.forward is not None and not row.forward < math.inf]
     where = next(iter([*found, *broken]), "")
     return f"NaN or infinity, first at {where}" if where else "NaN or infinity in the pass"

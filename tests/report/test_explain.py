@@ -19,10 +19,12 @@ from gradlint.errors import TargetError
 from gradlint.explain import explain, find
 from gradlint.options import Options
 from gradlint.report.explanation import render
-from gradlint.rule import GraphBuilder, Structure, predict
+from gradlint.rule import GraphBuilder
+from gradlint.structure import Structure
 from gradlint.theory.arithmetic.derivation import derive
 from gradlint.theory.arithmetic.equations import Equation, Number, below, number, shown
 from gradlint.theory.gaussian.integrals import moments
+from gradlint.theory.prediction import predict
 
 ROUNDING = 3e-3  # relative: printed numbers have four digits
 

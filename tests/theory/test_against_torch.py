@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from gradlint.ops import activation, derivative
-from gradlint.rule import GraphBuilder, Structure, predict, propagate
+from gradlint.rule import GraphBuilder
+from gradlint.structure import Structure
 from gradlint.theory.branches import has_norm, normalises, starts_at_zero
 from gradlint.theory.gaussian.integrals import chi, critical_gain, moments, parameters, shared_moment
+from gradlint.theory.prediction import predict
+from gradlint.theory.reading.steps import propagate
 from gradlint.theory.reading.trends import fall, is_plain, layers, rise
 from gradlint.theory.recurrence.loops import loops
 

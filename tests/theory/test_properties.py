@@ -20,8 +20,9 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.graph import Graph, Node, Ref
 from gradlint.load import load
 from gradlint.predicted_growth import predict_growth
-from gradlint.rule import GraphBuilder, Structure, predict
-from gradlint.theory.prediction import Predicted, Prediction
+from gradlint.rule import GraphBuilder
+from gradlint.structure import Structure
+from gradlint.theory.prediction import Predicted, Prediction, predict
 
 BATCH, WIDTH, WIDE = 8, 32, 10**6  # wide: what a layer of few units adds is none there
 RECTIFIERS = ("relu", "leaky_relu", "abs")
@@ -145,7 +146,9 @@ def test_weights_are_left_as_they_were_and_torch_is_not_imported():
     code = """
 import sys
 import numpy as np
-from gradlint.rule import GraphBuilder, Structure, predict
+from gradlint.rule import GraphBuilder
+from gradlint.structure import Structure
+from gradlint.theory.prediction import predict
 
 builder = GraphBuilder()
 values = np.random.default_rng(0).standard_normal((64, 64)) / 8.0

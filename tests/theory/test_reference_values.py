@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gradlint.rule import GraphBuilder, Structure
+from gradlint.rule import GraphBuilder
+from gradlint.structure import Structure
 from gradlint.theory.gaussian.integrals import chi, fixed_point, moments, parameters, shared_moment
 from gradlint.theory.prediction import predict
 from gradlint.theory.reading.phase import correlation_map, critical_point, phase

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from statistics import median
 
 from gradlint.graph import Node
 from gradlint.ops import OPERATORS, Kind
@@ -39,6 +37,14 @@ class Trend:
         laid = sum(value for node, value in decades.items() if largest is None or node != largest.node)
         return laid / self.decades if self.decades else 0.0
 
+    def factor(self, parts: int) -> float:
+        """The factor of the gradient at each of so many like parts; under 1 it shrinks towards the input."""
+        return float(10 ** (self.decades / parts))
+
+    def pace(self, parts: int) -> str:
+        """What that factor does, for a message: "grows x1.30", "shrinks x0.70"."""
+        return f"{'grows' if self.decades > 0.0 else 'shrinks'} x{self.factor(parts):.2f}"
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -51,37 +57,6 @@ class Layer:
     activation: Node | None
     gain: float
     critical: float
-
-
-@dataclass(frozen=True, slots=True)
-class Imbalance:
-    """Weight layers that are away from their critical gain, which together change the gradient by `decades`.
-
-    `gain` is their median; `critical` and `activation` are those of the middle one.
-    """
-
-    nodes: tuple[str, ...]
-    gain: float
-    critical: float
-    activation: str
-    decades: float
-
-    def __str__(self) -> str:
-        return f"{len(self.nodes)} weight layers have gain {self.gain:.2f}; {self.activation} is critical at {self.critical:.2f}"
-
-
-def imbalance(found: Sequence[Layer]) -> Imbalance | None:
-    """What some layers have in common, None for no layers."""
-    if not found:
-        return None
-    middle = sorted(found, key=lambda layer: layer.critical)[len(found) // 2]
-    return Imbalance(
-        tuple(layer.node for layer in found),
-        median(layer.gain for layer in found),
-        middle.critical,
-        middle.activation.op if middle.activation else "a linear chain",
-        sum(math.log10(layer.gain / layer.critical) for layer in found),
-    )
 
 
 def rise(steps: Sequence[Step]) -> Trend:

@@ -13,7 +13,8 @@ from gradlint.frontends.onnx.contrib import MICROSOFT, SLOTS, SPECIAL
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.graph import Ref
 from gradlint.ops import Kind, by_onnx, operator
-from gradlint.rule import Subject, main_weight
+from gradlint.rule import Subject
+from gradlint.theory.reading.steps import main_weight
 
 onnxruntime = pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(0)

@@ -19,8 +19,8 @@ from gradlint import Confidence, Severity
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.onnx.folded import FOLDED, MAYBE_FOLDED
 from gradlint.graph import Graph, Node, Weight
-from gradlint.rule import GraphBuilder, Subject, hides_norm, normalises
-from gradlint.theory.branches import are_unsettled
+from gradlint.rule import GraphBuilder, Subject
+from gradlint.theory.branches import are_unsettled, hides_norm, normalises
 
 DEPTH = 24
 CAUSES = {

@@ -13,11 +13,14 @@ import gradlint
 from gradlint.graph import Graph
 from gradlint.load import load
 from gradlint.result import Growth
-from gradlint.rule import GraphBuilder, Structure, Subject, predict, propagate
+from gradlint.rule import GraphBuilder, Subject
+from gradlint.structure import Structure
 from gradlint.theory.gaussian.integrals import chi
+from gradlint.theory.prediction import predict
 from gradlint.theory.reading.attribution import Attribution, Share, attribute, interval
 from gradlint.theory.reading.phase import phase
 from gradlint.theory.reading.stacks import stack
+from gradlint.theory.reading.steps import propagate
 
 
 def found(graph: Graph, start: str | None = None, end: str | None = None) -> Attribution | None:

@@ -1,0 +1,45 @@
+"""The rules applied to one model: which of them, what they find, and how their findings are verified, related and ordered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+
+from gradlint.result import Confidence, Finding, Skipped
+from gradlint.rule import Rule, Subject
+from gradlint.verify import relate, verify
+
+
+def apply_rules(rules: Iterable[type[Rule]], subject: Subject) -> tuple[tuple[Finding, ...], tuple[Skipped, ...]]:
+    """Apply rules to a model.
+
+    Returns their findings, verified against the probe and the gravest first, and the rules that were skipped, each with the
+    reason.
+    """
+    findings: list[Finding] = []
+    skipped: list[Skipped] = []
+    applied: dict[str, Rule] = {}
+    spine = subject.measurement.spine if subject.measurement is not None else ()
+    places = {node: index for index, node in enumerate(spine)}
+    for rule_class in rules:
+        rule = rule_class()
+        reason = rule.lacks(subject)
+        if reason is not None:
+            skipped.append(Skipped(rule.code, reason))
+            continue
+        applied[rule.code] = rule
+        findings.extend(verify(finding, subject.measurement, places) for finding in rule.check(subject))
+    told = [replace(finding, fingerprint=_fingerprint(finding)) for finding in relate(findings, applied)]
+    return tuple(sorted(told, key=_order)), tuple(skipped)
+
+
+def _order(finding: Finding) -> tuple[bool, int, bool, float, str]:
+    refuted = finding.confidence is Confidence.REFUTED
+    return refuted, finding.severity.rank, finding.caused_by is not None, -finding.decades, finding.rule
+
+
+def _fingerprint(finding: Finding) -> str:
+    """Stable across runs and changes of numbers: rule and graph path."""
+    where = finding.module or finding.node or ""
+    return hashlib.sha256(f"{finding.rule}|{where}".encode()).hexdigest()[:16]

@@ -1,0 +1,35 @@
+"""Everything that the probe may have seen of a model, as plain data under one name: for the examples of rules."""
+
+from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.loss import InputFacts, LossFacts
+from gradlint.measurements.numbers import Headroom, Levels, Range, Suspect
+from gradlint.measurements.rehearsal import Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial
+from gradlint.measurements.reinitialization import Redraws
+from gradlint.measurements.segments import Segment
+from gradlint.measurements.units import Units, ZeroGradient
+from gradlint.result import Cut, Gains, Growth, Measurement, NonFinite, TimeGrowth
+
+__all__ = [
+    "Cause",
+    "Curvature",
+    "Cut",
+    "DeadUnits",
+    "Gains",
+    "Growth",
+    "Headroom",
+    "InputFacts",
+    "Levels",
+    "LossFacts",
+    "Measurement",
+    "NonFinite",
+    "NonFiniteUpdate",
+    "Range",
+    "Redraws",
+    "Rehearsal",
+    "Segment",
+    "Suspect",
+    "TimeGrowth",
+    "Trial",
+    "Units",
+    "ZeroGradient",
+]
