@@ -29,7 +29,7 @@ def _stack(*ops: str, p: float = 0.5, mode: str = "train") -> GraphBuilder:
     builder = GraphBuilder(mode)
     x = builder.input(64, 64)
     for op in ops:
-        x = builder.linear(x) if op == "linear" else builder.op(op, x, **({"p": p} if op == "dropout" else {}))
+        x = builder.linear(x) if op == "linear" else builder.op(op, x, p=p)
     return builder
 
 
