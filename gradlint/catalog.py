@@ -12,15 +12,21 @@ from pathlib import Path
 from gradlint.errors import ConfigError, RuleFileError
 from gradlint.rule import Rule
 
+CODE = re.compile(r"[A-Z]{2,4}\d{3}")
+"""The form of a rule's code."""
+
 CODE_FORM = "two to four capitals and three digits"
-_CODE = re.compile(r"^[A-Z]{2,4}\d{3}$")
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def is_checkout() -> bool:
+    """Whether gradlint runs from a checkout, where the built-in pack lies beside the package."""
+    return (_PACKAGE.parent / "pyproject.toml").is_file() and (_PACKAGE.parent / "rules").is_dir()
 
 
 def builtin_dir() -> Path:
     """The folder of the built-in pack: beside the package in a checkout, inside it once installed."""
-    package = Path(__file__).resolve().parent
-    in_checkout = (package.parent / "pyproject.toml").is_file() and (package.parent / "rules").is_dir()
-    return package.parent / "rules" if in_checkout else package / "rules"
+    return _PACKAGE.parent / "rules" if is_checkout() else _PACKAGE / "rules"
 
 
 def load_rules(dirs: Sequence[Path] = ()) -> tuple[type[Rule], ...]:
@@ -66,7 +72,7 @@ def _load_file(path: Path, name: str) -> type[Rule]:
     if len(found) != 1:
         raise RuleFileError(f"{path} defines {len(found)} rules", hint="a rule file holds exactly one subclass of Rule")
     rule = found[0]
-    if not _CODE.match(getattr(rule, "code", "")) or not getattr(rule, "name", ""):
+    if not CODE.fullmatch(getattr(rule, "code", "")) or not getattr(rule, "name", ""):
         raise RuleFileError(
             f"{path}: {rule.__name__} has no code, or no name", hint=f"set both on the class; a code is {CODE_FORM}"
         )

@@ -1,4 +1,4 @@
-"""Every rule of the built-in pack keeps the contract of a rule file, and every example does what it says."""
+"""Every rule, built-in or of the example pack, keeps the contract of a rule file, and every example does what it says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from gradlint.catalog import builtin_dir, load_rules
-from gradlint.result import Severity
+from gradlint.result import Effect, Severity, Verdict
 from gradlint.rule import Example, Needs, Rule, Subject
+from tests.models import EXAMPLE_PACK
 
-RULES = load_rules()
+RULES = load_rules([EXAMPLE_PACK])
 EXAMPLES = [
     pytest.param(rule, example, id=f"{rule.code}-{index}-{'fires' if example.fires_on else 'silent'}")
     for rule in RULES
@@ -44,7 +45,7 @@ def test_findings_of_an_example_can_be_reported(rule: type[Rule], example: Examp
 @PACK
 def test_file_is_named_by_its_rule(rule: type[Rule]):
     assert Path(inspect.getfile(rule)).stem == rule.name.replace("-", "_")
-    assert Path(inspect.getfile(rule)).parent == builtin_dir()
+    assert Path(inspect.getfile(rule)).parent in {builtin_dir(), EXAMPLE_PACK}
 
 
 @PACK
@@ -79,7 +80,16 @@ def test_rule_that_needs_the_probe_has_only_probed_examples_and_others_run_witho
 
 
 def test_codes_and_names_are_unique():
-    assert len({rule.code for rule in RULES}) == len({rule.name for rule in RULES}) == len(list(builtin_dir().glob("[!_]*.py")))
+    files = [path for folder in (builtin_dir(), EXAMPLE_PACK) for path in folder.glob("[!_]*.py")]
+    assert len({rule.code for rule in RULES}) == len({rule.name for rule in RULES}) == len(files)
+
+
+@PACK
+def test_what_a_rule_declares_of_others_names_rules_that_exist(rule: type[Rule]):
+    codes = {other.code for other in RULES}
+    assert {*rule.explains} <= codes
+    assert {*rule.explained_by} <= {*codes, *Effect}
+    assert rule.verdict in {None, Verdict.NON_FINITE, Verdict.VANISHES}
 
 
 def test_pack_has_the_rules_of_the_main_job():

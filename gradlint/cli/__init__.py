@@ -184,6 +184,27 @@ def rule(*, codes: tuple[str, ...], every: bool, output_format: str, rules: tupl
     return CLEAN
 
 
+@cli.command("new-rule")
+@click.argument("code")
+@click.argument("name")
+@click.option(
+    "--rules", "folder", type=FOLDERS, metavar="DIR", help="The folder of the new file.  [default: rules/ of a checkout]"
+)
+@debug_option
+def new_rule(*, code: str, name: str, folder: Path | None, debug: bool) -> int:
+    """Write a rule file that works, to start from.
+
+    CODE is two to four capitals and three digits that no rule has yet. NAME says the pattern: lower-case words and hyphens.
+    """
+    del debug  # read where the command line ends
+    from gradlint.cli.skeleton import write_rule
+
+    path = write_rule(code, name, folder)
+    select = f"--rules {folder} " if folder is not None else ""
+    put(f"wrote {path}; gradlint rule {select}{code} shows its page\n", color=False)
+    return CLEAN
+
+
 @cli.command("explain")
 @click.argument("target")
 @click.argument("node")
