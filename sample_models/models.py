@@ -167,22 +167,20 @@ class SameBits(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.random = np.random.RandomState(0)  # noqa: NPY002 - the streams of newer generators may change
+        self.random = np.random.RandomState(0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Fill with draws where torch would have, leave every other operator alone."""
-        aten, tensor = torch.ops.aten, args[0]
-        if func is aten.uniform_.default:
-            low, high = args[1:] or (0.0, 1.0)
-            return tensor.copy_(torch.from_numpy(self.random.random_sample(tensor.shape) * (high - low) + low))
-        if func is aten.normal_.default:
-            mean, std = args[1:] or (0.0, 1.0)
-            return tensor.copy_(torch.from_numpy(self.random.standard_normal(tensor.shape) * std + mean))
-        if func is aten.randn.default:
-            return torch.from_numpy(self.random.standard_normal(tensor).astype(np.float32))
-        return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.randn.default:
+            return torch.from_numpy(self.random.normal(0.0, 1.0, args[0]).astype(np.float32))
+        draws = {torch.ops.aten.uniform_.default: self.random.uniform, torch.ops.aten.normal_.default: self.random.normal}
+        if func not in draws:
+            return func(*args, **(kwargs or {}))
+        tensor, *given = args
+        ends = (*given, *(0.0, 1.0)[len(given) :])
+        return tensor.copy_(torch.from_numpy(draws[func](*ends, tensor.shape)))
 
 
 def _seeded(build: Callable[[], nn.Module], *shape: int) -> Built:
@@ -198,10 +196,10 @@ def _he(weight: Tensor) -> Tensor:
 def _orthogonal(weight: Tensor, gain: float) -> None:
     """What nn.init.orthogonal_ does, by Gram-Schmidt in operations that IEEE 754 rounds exactly; LAPACK's are not."""
     rows = nn.init.normal_(weight).detach().double().numpy()
-    for k, row in enumerate(rows):
+    for k in range(len(rows)):
         for other in rows[:k]:
-            row -= math.fsum(row * other) * other
-        row /= math.sqrt(math.fsum(row * row))
+            rows[k] -= math.fsum(rows[k] * other) * other
+        rows[k] /= math.sqrt(math.fsum(rows[k] * rows[k]))
     with torch.no_grad():
         weight.copy_(torch.from_numpy(gain * rows))
 
@@ -268,7 +266,6 @@ def _batch_norm(*, skip: bool) -> nn.Module:
 
 def _train_statistics(blocks: list[NormBlock]) -> None:
     """Set the running statistics to the averages over eight batches of training, in exactly rounded sums of a fixed order."""
-
     h = torch.randn(8, 256, WIDTH).double().numpy()
     for block in blocks:
         weight = block.fc.weight.detach().double().numpy()
