@@ -173,16 +173,14 @@ class SameBits(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Fill with draws where torch would have, leave every other operator alone."""
-        aten, tensor = torch.ops.aten, args[0]
-        if func is aten.uniform_.default:
-            low, high = args[1:] or (0.0, 1.0)
-            return tensor.copy_(torch.from_numpy(self.random.random_sample(tensor.shape) * (high - low) + low))
-        if func is aten.normal_.default:
-            mean, std = args[1:] or (0.0, 1.0)
-            return tensor.copy_(torch.from_numpy(self.random.standard_normal(tensor.shape) * std + mean))
-        if func is aten.randn.default:
-            return torch.from_numpy(self.random.standard_normal(tensor).astype(np.float32))
-        return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.randn.default:
+            return torch.from_numpy(self.random.normal(0.0, 1.0, args[0]).astype(np.float32))
+        draws = {torch.ops.aten.uniform_.default: self.random.uniform, torch.ops.aten.normal_.default: self.random.normal}
+        if func not in draws:
+            return func(*args, **(kwargs or {}))
+        tensor, *given = args
+        ends = (*given, *(0.0, 1.0)[len(given) :])
+        return tensor.copy_(torch.from_numpy(draws[func](*ends, tensor.shape)))
 
 
 def _seeded(build: Callable[[], nn.Module], *shape: int) -> Built:

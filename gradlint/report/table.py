@@ -30,7 +30,8 @@ class Table:
             "signal": _SIGNAL if any(row.forward is not None for row in rows) else 0,
         }
         gaps = [len(str(line)) - optional["where"] - _NUMBER for line in lines if isinstance(line, Gap)]
-        self._label = min(max(len(heading), *(len(row.label) for row in rows), *gaps), _LONGEST_LABEL) + 2
+        longest = min(_LONGEST_LABEL, max(width - _NUMBER - _FEWEST_CELLS - 2, len(heading)))
+        self._label = min(max(len(heading), *(len(row.label) for row in rows), *gaps), longest) + 2
         while optional and width - self._label - _NUMBER - sum(optional.values()) < _FEWEST_CELLS:
             optional.popitem()
         self._optional = optional

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gradlint.report.chart import ASCII, BLOCKS, MAX_LINES, Gap, Row, bars, fold, layer_rows
@@ -40,6 +40,7 @@ def test_no_bar_is_wider_than_its_column(values, width, glyphs):
     assert all(len(bar) <= width for bar in bars(fold(rows_of(values)), width, glyphs))
 
 
+@example([None, None, 0.0, 0.0, 0.0, 1.0, 12.0, None, None, None], 40)  # the words of a gap are wider than such a page
 @given(curves, st.integers(40, 120))
 def test_a_line_of_the_table_fits_the_page_or_is_a_gap_without_a_bar(values, width):
     lines = fold(rows_of(values))
