@@ -1,4 +1,4 @@
-"""What was measured of the loss as a function of the weights."""
+"""The measured curvature of the loss as a function of the weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from gradlint.measurements import is_surrogate
 
 @dataclass(frozen=True, slots=True)
 class Curvature:
-    """The loss around the weights as they are, and what a recipe makes of it.
+    """Curvature of the loss at the initial weights, and the learning-rate limit that follows for a recipe.
 
-    `sharpness` and `lowest` are the largest and the smallest eigenvalue of the Hessian, `error` is the estimated relative error
-    of the first; `preconditioned` is the largest eigenvalue of P^-1/2 H P^-1/2, P being what the optimizer divides by. From the
-    learning rate `limit` on, the recipe is unstable in the quadratic model of the loss: infinite where nothing curves upwards.
-    `gradient_norms` has one value for each batch, or draw of dropout, that was looked at, `gradient_largest` is the largest entry
-    of those gradients, each of which has one for each of the `weights`. `stands_in` says what the loss is
-    where the user gave none. `products` counts the products with the Hessian, which are `exact` or central differences.
+    Attributes:
+        loss: Value of the loss.
+        sharpness: Largest eigenvalue of the Hessian H.
+        lowest: Smallest eigenvalue of H.
+        error: Estimated relative error of `sharpness`.
+        gradient_norms: Gradient norm over all weights, one value for each batch or draw of dropout.
+        gradient_largest: Largest absolute entry of those gradients.
+        weights: Number of trainable weight elements.
+        limit: Learning rate above which the recipe is unstable in the quadratic model of the loss; see `Recipe.limit`. Infinite
+            if no direction has positive curvature.
+        preconditioned: Largest eigenvalue of P^-1/2 H P^-1/2 for an optimizer that divides by P, else None.
+        stands_in: Description of the loss if the user gave none, else "".
+        products: Number of Hessian-vector products that were computed.
+        exact: Whether these products are exact (double backward) rather than central differences of gradients.
     """
 
     loss: float
@@ -35,10 +43,10 @@ class Curvature:
 
     @property
     def gradient_norm(self) -> float:
-        """Median of the gradient norms."""
+        """Median of `gradient_norms`."""
         return median(self.gradient_norms)
 
     @property
     def is_surrogate(self) -> bool:
-        """Whether the loss was made up, for want of one."""
+        """Whether gradlint made the loss up."""
         return is_surrogate(self.stands_in)

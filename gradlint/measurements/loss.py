@@ -1,4 +1,4 @@
-"""What was seen of the batch that was given, and of the loss on it."""
+"""Facts about the given batch, and about the loss on it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class InputFacts:
-    """One float input that was given. `rms` is the root mean square of all finite values.
+    """Statistics of the finite values of one float input that was given.
 
-    `columns` are decades between the largest root mean square of a column (last axis of a matrix) and the median one, None where
-    the input has no columns; `column` is the index of that largest one.
+    Attributes:
+        node: Id of the input node.
+        mean: Mean.
+        deviation: Standard deviation.
+        rms: Root mean square.
+        low: Smallest value.
+        high: Largest value.
+        columns: Decades between the largest root mean square of a column (an index of the last axis of a matrix) and the median
+            one. None for an input without columns.
+        column: Index of the column with the largest root mean square.
     """
 
     node: str
@@ -26,12 +34,18 @@ class InputFacts:
 
 @dataclass(frozen=True, slots=True)
 class LossFacts:
-    """The loss of the first batch, before any update.
+    """The loss of the first batch, before any update. A fact that is not known is None.
 
-    `chance` is the loss of a prediction that says nothing (equal probabilities, zeros). `gradient_norm` is the norm over all
-    weights together, `gradients` that of each. `repeated` is the loss of the batch taken twice over that of the batch: 2 for a
-    sum, 1 for a mean. `terms` is the number of values in the target, `output` and `target` are root mean squares, the target's
-    where it holds floats in the shape of the output. None where it is not known.
+    Attributes:
+        value: Value of the loss.
+        gradient_norm: Norm of the gradient over all weights.
+        gradients: Norm of the gradient of each weight, by name.
+        chance: Loss of a prediction without information, such as equal probabilities or zeros.
+        repeated: Loss of the batch concatenated with itself, over the loss of the batch: 2 for a sum, 1 for a mean.
+        batch: Length of the batch axis.
+        terms: Number of values in the target.
+        output: Root mean square of the output.
+        target: Root mean square of a float target with as many elements as the output.
     """
 
     value: float
@@ -46,10 +60,10 @@ class LossFacts:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the loss, which is not zero, has a gradient of exactly zero at every weight."""
+        """Whether the loss is not zero but its gradient is exactly zero at every weight."""
         return bool(self.gradients) and self.gradient_norm == 0.0 and self.value != 0.0
 
     @property
     def is_sum(self) -> bool:
-        """Whether the loss adds up over the batch."""
+        """Whether the loss is a sum over the batch."""
         return self.repeated is not None and abs(self.repeated - 2.0) < 1e-3

@@ -1,4 +1,4 @@
-"""How large the numbers of a model are: what operators were seen to make, and what fewer bits would hold of it."""
+"""The range of the values in a model, operators that may break, and what a format with fewer bits holds of the values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Smallest and largest value of a node's float outputs, over all seeds."""
+    """Smallest and largest value of the float outputs of a node, over all seeds."""
 
     low: float
     high: float
@@ -17,10 +17,20 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """An operator of the loss function that may break: its argument lies in [low, high], and was seen in [seen_low, seen_high].
+    """An operator of the loss function whose argument may reach a point at which the operator breaks.
 
-    `points` are where it breaks; `slope` says that its derivative does, and not its value. `source` is the line that calls it,
-    `nearness` the part of the way to the point that what was seen has gone (see `theory.singularities.Singularity.nearness`).
+    Attributes:
+        function: Name of the function.
+        low: Lower bound of the argument by interval analysis.
+        high: Upper bound of the argument by interval analysis.
+        points: Arguments at which the operator breaks.
+        seen_low: Smallest argument that was measured.
+        seen_high: Largest argument that was measured.
+        source: The line of code that calls it.
+        overflows: Whether the result overflows there, rather than being undefined.
+        slope: Whether only the derivative breaks there, and not the value.
+        hit: Whether a measured argument was at a point or next to it.
+        nearness: How close measured arguments came to a point, from 0 to 1; see `ranges.singularities.Singularity.nearness`.
     """
 
     function: str
@@ -38,10 +48,10 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Absolute values of one tensor in training: the largest one, of activation and gradient, for the loss as it is.
+    """The largest absolute activation and gradient of one tensor, for the unscaled loss, and what underflows of the gradient.
 
-    `lost` is the share of gradient values, of those that are not zero, that the type rounds to zero at the loss scale of the
-    recipe; `saved` the same at the largest loss scale that leaves the model's largest gradient in range.
+    `lost` is the share of nonzero gradient values that the format rounds to zero at the loss scale of the recipe. `saved` is
+    that share at the largest loss scale that keeps the model's largest gradient in range.
     """
 
     activation: float | None
@@ -52,10 +62,19 @@ class Levels:
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
-    """What a number format with few bits holds of a training step: `nodes` by node, `weights` the gradients of weights by name.
+    """How a low-precision format holds the activations and gradients of one training step.
 
-    `forward` and `backward` are the largest numbers of the formats of activations and gradients, `stands_in` says what the loss
-    is where none was given. `lost` and `saved` are over the gradients of all weights; see `Levels`.
+    Attributes:
+        precision: The format, "fp16" or "fp8".
+        forward: Largest finite number of the format of activations.
+        backward: Largest finite number of the format of gradients.
+        loss_scale: Loss scale of the recipe, or None.
+        best_scale: Largest power of two as loss scale that keeps the largest gradient in range.
+        nodes: Activations and gradients by node id.
+        weights: Gradients of weights by name.
+        lost: As in `Levels`, over the gradients of all weights.
+        saved: As in `Levels`, over the gradients of all weights.
+        stands_in: Description of the loss if the user gave none, else "".
     """
 
     precision: str

@@ -1,4 +1,4 @@
-"""What the first updates did to a model."""
+"""The result of the rehearsal: what the first optimizer steps did to a copy of the model."""
 
 from __future__ import annotations
 
@@ -9,44 +9,54 @@ from enum import StrEnum
 
 from gradlint.measurements import is_surrogate
 
-FLAT = 1e-3  # of the first loss
-RISEN = 0.1  # of the first loss: what ends higher than that has not trained
-ABOVE = 1.5  # times chance: what ends there knows less than nothing
-CLEARLY = 1.25  # times the progress of another run
+FLAT = 1e-3  # relative change of the first loss below which a loss did not move
+RISEN = 0.1  # relative rise over the first loss above which a run did not train
+ABOVE = 1.5  # a run that ends above this multiple of chance did not train
+CLEARLY = 1.25  # the factor by which the progress of one run must exceed that of another to be clearly better
 
 
 class Cause(StrEnum):
-    """Why a rehearsal failed, as far as it could be told."""
+    """The cause of a failed rehearsal."""
 
-    OPERATOR = "operator"  # one operator makes a NaN or an infinity of ordinary numbers
-    PRECISION = "precision"  # half precision cannot hold the numbers, full precision can
+    OPERATOR = "operator"  # one operator returns a NaN or an infinity for finite operands
+    PRECISION = "precision"  # the model trains in full precision and not in half precision
     UNITS = "units"  # a layer of rectifiers is zero for the whole batch
-    WARMUP = "warm-up"  # it trains when the learning rate rises from zero
-    GROWTH = "growth"  # the gradient explodes at initialization already
-    RATE = "rate"  # it trains at a lower learning rate
+    WARMUP = "warm-up"  # the model trains with a warm-up
+    GROWTH = "growth"  # the gradient already explodes at initialization
+    RATE = "rate"  # the model trains at a lower learning rate
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class NonFiniteUpdate:
-    """The first operator that is not finite. `node` is empty where it is part of the loss function.
+    """The first operator whose result is not finite during an update.
 
-    `operands` are the smallest and the largest value of each float operand, `source` the line where it is called, `backward`
-    tells that its value is finite and its derivative is not. `squashed` is the softmax or sigmoid whose result it takes, if any.
+    Attributes:
+        node: Id of the node; "" for an operator of the loss function.
+        op: Name of the operator.
+        kind: "NaN" or "infinity".
+        operands: Smallest and largest value of each float operand.
+        source: The line of code that calls it.
+        backward: Whether its value is finite and only its derivative is not.
+        squashed: "softmax" or "sigmoid" if the operator takes the result of one, else "".
     """
 
     node: str
     op: str
-    kind: str  # "NaN" or "infinity"
+    kind: str
     operands: tuple[tuple[float, float], ...] = ()
     source: str = ""
     backward: bool = False
-    squashed: str = ""  # "softmax" or "sigmoid"
+    squashed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The same steps with one thing changed: the loss at the start and, on the same batches, at the end (NaN: not finite)."""
+    """A rerun of the rehearsal with one setting changed.
+
+    `change` describes the setting. `first` and `last` are the losses before and after the updates, on the same batches; NaN
+    stands for a loss that is not finite. `lr` is the learning rate of the run.
+    """
 
     change: str
     first: float
@@ -56,13 +66,13 @@ class Trial:
 
     @property
     def falls(self) -> bool:
-        """Whether the loss came down at all."""
+        """Whether the loss fell by more than the fraction `FLAT`."""
         return self.last < self.first - FLAT * abs(self.first)
 
 
 @dataclass(frozen=True, slots=True)
 class DeadUnits:
-    """A layer of rectifiers: the share of its units that are zero for the whole batch, before and after the updates."""
+    """The dead units of a layer of rectifiers: the share that is zero for the whole batch, before and after the updates."""
 
     node: str
     count: int
@@ -72,16 +82,29 @@ class DeadUnits:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """Optimizer steps that were taken and undone.
+    """Optimizer steps that were taken on the model and undone.
 
-    `losses` and `gradient_norms` have one value before each update, the losses one more behind the last; norms are those over
-    all weights, before clipping, and `layers` those of the weights whose norm rose most. `changes` has the largest change of a
-    weight tensor in each update, relative to its norm at first. `first` and `last` are the median losses on the batches of the
-    last quarter, before and after the updates. `diverged_at` counts the updates after which the loss was not finite or stayed
-    over ten times the first one, or could not be computed, because of what `raised`. `behind` tells that it came down, or below
-    `chance`, only with one of the `trials`, `stalled` that a loss at or above chance did not move at all, and `stopped` why not
-    all steps were taken; `skipped` counts updates left out because gradients overflowed under a loss scale. `chance` is the loss
-    of a prediction that says nothing, where it is known.
+    Attributes:
+        asked: Number of steps that were requested.
+        losses: Loss before each update, and once after the last.
+        gradient_norms: Gradient norm over all weights before each update, before clipping.
+        layers: The same for single weights, by name, for those whose norm rose most.
+        changes: The largest norm of the change of a weight tensor in each update, relative to its initial norm.
+        first: Median loss on the batches of the last quarter, before any update.
+        last: Median loss on the same batches, after the updates.
+        diverged_at: Number of updates after which the loss was not finite, stayed above ten times the first one, or could not
+            be computed. None if it did not diverge.
+        behind: Whether the loss ended higher than it began, or fell (below chance) only in one of the `trials`.
+        stalled: Whether a loss at or above chance did not move.
+        cause: Why the rehearsal failed, if that was found.
+        breach: The first operator whose result was not finite.
+        dead: The layer of rectifiers that died.
+        trials: Reruns with one setting changed.
+        skipped: Number of updates that were skipped because gradients overflowed under a loss scale.
+        stands_in: Description of the loss if the user gave none, else "".
+        stopped: Why not all steps were taken, else "".
+        raised: The error that the model or the loss raised, else "".
+        chance: Loss of a prediction without information. None if it is unknown.
     """
 
     asked: int
@@ -106,34 +129,34 @@ class Rehearsal:
 
     @property
     def steps(self) -> int:
-        """How many updates were taken, those that were skipped included."""
+        """Number of updates, including skipped ones."""
         return len(self.losses) - 1
 
     @property
     def fails(self) -> bool:
-        """Whether training would fail in this way."""
+        """Whether the rehearsal failed."""
         return self.diverged_at is not None or self.dead is not None or self.behind or self.stalled
 
     @property
     def is_surrogate(self) -> bool:
-        """Whether the loss was one that nobody asked for."""
+        """Whether gradlint made the loss up."""
         return is_surrogate(self.stands_in)
 
     @property
     def is_certain(self) -> bool:
-        """Whether training fails: the loss that it will have diverges, a layer of rectifiers dies, or other steps would train."""
+        """Whether training is certain to fail: with the real loss, it diverged, a layer died, or the loss clearly rose."""
         return (
             self.diverged_at is not None or self.dead is not None or (self.behind and self._is_lost)
         ) and not self.is_surrogate
 
     @property
     def _is_lost(self) -> bool:
-        """Whether the loss ends clearly higher than it began, or than chance."""
+        """Whether the last loss is clearly higher than the first one or than chance."""
         return self.last > self.first + RISEN * abs(self.first) or (self.chance or math.inf) * ABOVE < self.last
 
     @property
     def floor(self) -> float:
-        """What a loss must fall below to have learned: chance, where a model starts above it."""
+        """The loss that training must fall below: the first loss, or chance if that is lower."""
         return self.first if self.chance is None else min(self.first, self.chance)
 
     @property
@@ -143,13 +166,13 @@ class Rehearsal:
 
     @property
     def steepest(self) -> str | None:
-        """The weight whose gradient norm rose most; None where none rose."""
+        """Name of the weight whose gradient norm rose most, or None if none rose."""
         rises = {name: rise for name, norms in self.layers.items() if (rise := rise_of(norms)) > 1.0}
         return max(rises, key=rises.__getitem__, default=None)
 
     @property
     def cure(self) -> Trial | None:
-        """The first change that made it train, or one behind it that clearly beats all before it."""
+        """The first trial that trains, or a later one as long as each clearly beats the one before; None if none trains."""
         best = None
         for trial in self.trials:
             if best is None:
@@ -162,6 +185,6 @@ class Rehearsal:
 
 
 def rise_of(norms: Sequence[float]) -> float:
-    """How many times the first of them the largest finite one is; 0 where that is not known."""
+    """Return the ratio of the largest finite norm to the first one, or 0 if the first one is zero or not finite."""
     finite = [norm for norm in norms if math.isfinite(norm)]
     return max(finite) / norms[0] if finite and 0.0 < norms[0] < math.inf else 0.0

@@ -1,4 +1,4 @@
-"""How growth depends on the draw of the weights."""
+"""Growth with other draws of the initial weights."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Redraws:
-    """Growth, in decades, of the same model with weights drawn anew by its own `reset_parameters`."""
+    """Growth of the same model, in decades, after its modules' `reset_parameters` drew the weights again."""
 
     growths: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle of them."""
+        """Median growth in decades."""
         return median(self.growths)
 
     @property
     def spread(self) -> float:
-        """The largest deviation from the middle."""
+        """Largest deviation from the median, in decades."""
         return max(abs(growth - self.median) for growth in self.growths)

@@ -1,4 +1,4 @@
-"""The Jacobian of one segment of a model."""
+"""The measured Jacobian of one segment of a model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """J = d end / d start, over the whole batch: `inside` values at the start, `outside` at the end.
+    """The Jacobian J = d end / d start over the whole batch.
 
-    `frobenius` is its Frobenius norm, `largest` its largest singular value. `condition` is the ratio of that to the smallest one
-    seen: a lower bound, exact where `steps` reaches the smaller side. `by_differences` tells that products with J were taken by
-    finite differences, for want of a second derivative.
+    Attributes:
+        start: Id of the node at the start.
+        end: Id of the node at the end.
+        inside: Number of values at the start, the columns of J.
+        outside: Number of values at the end, the rows of J.
+        frobenius: Frobenius norm of J.
+        largest: Largest singular value of J.
+        condition: Largest singular value over the smallest one found, a lower bound of the condition number. It is exact if
+            `steps` reaches the smaller dimension of J.
+        steps: Number of steps of the Golub-Kahan bidiagonalization.
+        by_differences: Whether products with J are finite differences, because the model has no second derivative.
     """
 
     start: str
@@ -26,5 +34,5 @@ class Segment:
 
     @property
     def stable_rank(self) -> float:
-        """How many directions share the gain: squared Frobenius norm over squared largest singular value."""
+        """Squared Frobenius norm over squared largest singular value: the number of directions that share the gain."""
         return (self.frobenius / self.largest) ** 2 if self.largest else 0.0

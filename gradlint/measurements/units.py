@@ -1,4 +1,4 @@
-"""What was seen of single units: those that pass no gradient, and weights whose gradient is zero by construction."""
+"""Units that pass no gradient, and weights whose gradient is zero by construction."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from dataclasses import dataclass
 class Units:
     """The units (features or channels) of one activation, each over the whole batch and all positions.
 
-    `dead` is the share of units with slope zero for every sample, median over seeds; `always` that of units dead in every seed;
-    `constant` that of units which had one value throughout, dead ones included. `samples` is how many values each unit took.
+    Attributes:
+        node: Id of the activation.
+        count: Number of units.
+        samples: Number of values of each unit.
+        dead: Share of the units whose derivative is zero for every value, the median over seeds.
+        always: Share of the units that are dead in every seed.
+        constant: Share of the units that have one and the same value throughout, including dead ones.
     """
 
     node: str
@@ -23,10 +28,10 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class ZeroGradient:
-    """Weights whose gradient is zero by construction, not for want of a signal, and the operator that is the reason.
+    """Weights whose gradient is zero by construction, and the operator that is the reason.
 
-    `cause` is "zero-initialised branch" and "zero-initialised head", which learn from the second update on, or "bias before a
-    norm", which has no effect at all.
+    `cause` is "zero-initialised branch" or "zero-initialised head", whose weights learn from the second update on, or "bias
+    before a norm", which has no effect on the output.
     """
 
     node: str

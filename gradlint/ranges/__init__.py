@@ -1,1 +1,1 @@
-"""Interval analysis: the values that every tensor can take, and the operators that break at one of them."""
+"""Interval analysis: the values that each tensor can take, and the operators that break at one of them."""

@@ -1,4 +1,4 @@
-"""One operator whose range is asked for, and what its operands have to do with one another."""
+"""One operator in interval analysis: the ranges of its operands, and how its operands relate to one another."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _SHUFFLES = frozenset(
 _SPREADS = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "Expand", "Tile"})
 PERMUTATIONS = frozenset({"permute", "transpose", "t", "T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "Transpose"})
 _PARTS = frozenset({"chunk", "split", "unbind", "tensor_split", "Split", "split_with_sizes", "hsplit", "vsplit", "dsplit"})
-_SMALL = 1 << 20  # elements of a weight whose values are looked at
-_DRAWN = frozenset({Kind.DROPOUT, Kind.CONTROL, Kind.UNKNOWN, Kind.RNN})  # their results differ from call to call
-_PORTS = {"max": 0, "var": 0, "lstm": 1, "lstm_cell": 0, "max_pool": 0}  # the last output that the range of a node is about
-_NEAR = 6  # operators between a tensor and its norm, its maximum, its mean
-_GUARDS = frozenset({"add", "clamp", "maximum", "slice"})  # none of them makes a norm smaller
+_SMALL = 1 << 20  # largest number of elements of a weight whose values are read
+_DRAWN = frozenset({Kind.DROPOUT, Kind.CONTROL, Kind.UNKNOWN, Kind.RNN})  # operators whose results differ from call to call
+_PORTS = {"max": 0, "var": 0, "lstm": 1, "lstm_cell": 0, "max_pool": 0}  # index of the last output that the node's range covers
+_NEAR = 6  # largest number of operators between a tensor and its norm, maximum or mean
+_GUARDS = frozenset({"add", "clamp", "maximum", "slice"})  # operators that do not decrease a norm
 _EUCLIDEAN = (2, 2.0, "fro", None)
 NORMS = frozenset(
     {"norm", "linalg_norm", "linalg_vector_norm", "frobenius_norm", "linalg_matrix_norm", "dist", "ReduceL2", "ReduceL1"}
@@ -31,44 +31,51 @@ NORMS = frozenset(
 
 
 def name_of(node: Node) -> str:
-    """See `Node.called`."""
+    """Return the name by which the operator was called; see `Node.called`."""
     return node.called
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A node, and the ranges of the nodes before it."""
+    """A node with the ranges of all nodes before it.
+
+    Attributes:
+        graph: The graph.
+        node: The node whose range is computed.
+        found: Ranges by id of the nodes up to this one.
+        first: For each node id, the id of the first node that computes the same value.
+    """
 
     graph: Graph
     node: Node
     found: Mapping[str, Interval]
-    first: Mapping[str, str]  # for each node the first one that computes the same
+    first: Mapping[str, str]
 
     @property
     def name(self) -> str:
-        """See `name_of`."""
+        """The name by which the operator was called; see `name_of`."""
         return name_of(self.node)
 
     @property
     def x(self) -> Interval:
-        """The range of the first operand that was fed."""
+        """The range of the first operand that is a tensor."""
         return next((self.at(ref) for ref in self.node.inputs if ref is not None), UNKNOWN)
 
     def at(self, ref: Ref | None) -> Interval:
-        """The range of a tensor; of the indices of a maximum, of the cells of a recurrence and the like nothing is known."""
+        """Return the range of a tensor; `UNKNOWN` for secondary outputs, such as the indices of a maximum."""
         if ref is None or ref.port > _PORTS.get(self.graph[ref.node].op, ref.port):
             return UNKNOWN
         return self.found.get(ref.node, UNKNOWN)
 
     def operands(self) -> list[Interval]:
-        """The ranges of the two operands of a binary operator; where one is no tensor, of the number or the weight that it is."""
+        """Return the ranges of the two operands of a binary operator, of which one may be a number or a weight."""
         slots = list(self.node.inputs[:2])
         if len(slots) < 2:
             slots.append(None)
         return [self.other() if ref is None else self.at(ref) for ref in slots]
 
     def other(self) -> Interval:
-        """The range of the operand that was not fed: a number, or a weight."""
+        """Return the range of the operand that is not a tensor: a number or a weight."""
         value = self.node.attrs.get("constant")
         if isinstance(value, (int, float)):
             return constant(rounded(float(value), self.node.dtype))
@@ -76,16 +83,16 @@ class Case:
         return UNKNOWN if weight is None else weight_interval(weight)
 
     def number(self, *names: str) -> float | None:
-        """The first of these attributes that is a number."""
+        """Return the first of the named attributes that is a number, or None."""
         values = (self.node.attrs.get(name) for name in names)
         return next((float(value) for value in values if isinstance(value, (int, float))), None)
 
     def sizes(self) -> tuple[int | None, ...] | None:
-        """The shape of the first operand that was fed."""
+        """Return the shape of the first operand that is a tensor."""
         return next((self.graph[ref.node].shape for ref in self.node.inputs if ref is not None), None)
 
     def axes(self) -> tuple[int, ...] | None:
-        """The axes of a reduction, counted from 0; None for all of them or where they are not known."""
+        """Return the axes of a reduction, counted from 0, or None for a reduction over all or unknown axes."""
         given = next((self.node.attrs[key] for key in ("dim", "axis", "axes", "dims") if key in self.node.attrs), None)
         rank = len(self.sizes() or ())
         values = (given,) if isinstance(given, int) else given
@@ -94,7 +101,7 @@ class Case:
         return tuple(sorted(value % rank for value in values))
 
     def count(self) -> int | None:
-        """How many elements a reduction takes together."""
+        """Return the number of elements that a reduction combines into one, or None if it is unknown."""
         before, after = self.sizes(), self.node.shape
         if before is None or None in before:
             return None
@@ -106,7 +113,7 @@ class Case:
         return math.prod(size or 0 for size in before) // max(math.prod(size or 0 for size in after), 1)
 
     def producer(self, ref: Ref | None, *ops: str) -> Node | None:
-        """The node that made a tensor, behind what moves it, if it has one of these operators."""
+        """Return the node that produced a tensor, before reshapes and casts, if its operator is one of `ops`."""
         for _ in range(_NEAR):
             node = None if ref is None else self.graph[ref.node]
             if node is None or (node.op in ops and node.op not in MOVES):
@@ -117,7 +124,7 @@ class Case:
         return None
 
     def source(self, ref: Ref | None) -> Ref | None:
-        """The tensor behind what leaves all elements and their order."""
+        """Return the tensor from which another was made by operators that keep all elements in their order."""
         for _ in range(_NEAR):
             node = None if ref is None else self.graph[ref.node]
             if node is None or node.op not in MOVES or name_of(node) in _SHUFFLES | _SPREADS | PERMUTATIONS | _PARTS:
@@ -126,13 +133,13 @@ class Case:
         return None if ref is None else Ref(self.first[ref.node], ref.port)
 
     def same(self, one: Ref | None, other: Ref | None) -> bool:
-        """Whether two tensors hold the same elements at the same places."""
+        """Return whether two tensors hold the same elements at the same positions."""
         if one is None or other is None or self.source(one) != self.source(other):
             return False
         return (one.port == other.port == 0 and self.graph[one.node].shape == self.graph[other.node].shape) or one == other
 
     def squared(self, ref: Ref | None) -> Ref | None:
-        """The tensor of which another is the square."""
+        """Return the tensor whose square `ref` is, or None."""
         node = self.producer(ref, "pow", "mul")
         if node is None:
             return None
@@ -142,14 +149,17 @@ class Case:
         return refs[0] if len(refs) == 2 and self.same(refs[0], refs[1]) else None
 
     def averaged(self, ref: Ref | None) -> Ref | None:
-        """The tensor of which another is a mean, or a sum over a number of elements."""
+        """Return the tensor whose mean `ref` is, or None. A sum that is divided by a constant counts as a mean."""
         node = self.producer(ref, "mean", "div", "mul")
         if node is not None and node.op != "mean":
             node = self.producer(_first(node), "sum") if "constant" in node.attrs else None
         return None if node is None or (node.op == "sum" and name_of(node) not in {"sum", "ReduceSum"}) else _first(node)
 
     def norm_axes(self, ref: Ref | None, of: Ref | None) -> tuple[int, ...] | None:
-        """The axes of which a tensor is the norm of another, behind guards; () where they are not known, None for no norm."""
+        """Return the axes over which `ref` is the Euclidean norm of `of`, or None if it is not.
+
+        Operators between them that do not decrease the norm are skipped. The result is () if the axes are unknown.
+        """
         roots = 0
         for _ in range(2 * _NEAR):
             node = None if ref is None else self.graph[ref.node]
@@ -170,12 +180,15 @@ class Case:
 
 
 def first_equivalent(graph: Graph) -> Mapping[str, str]:
-    """For each node the first one that does the same to the same tensors: people write an expression twice."""
+    """Map each node id to the id of the first node that applies the same operator to the same tensors.
+
+    Models often compute an expression twice, such as a maximum that is subtracted from its own operand.
+    """
     known: dict[object, str] = {}
     found: dict[str, str] = {}
     for node in graph:
         refs = tuple(None if ref is None else (found[ref.node], ref.port) for ref in node.inputs)
-        unseen = None in node.inputs and not node.weights and "constant" not in node.attrs  # a constant, who knows which
+        unseen = None in node.inputs and not node.weights and "constant" not in node.attrs  # an unknown constant
         own = node.op == "input" or unseen or operator(node.op).kind in _DRAWN
         weights = tuple(sorted((role, weight.name) for role, weight in node.weights.items()))
         found[node.id] = node.id if own else known.setdefault((node.op, refs, weights, repr(node.attrs)), node.id)
@@ -187,7 +200,7 @@ def _first(node: Node) -> Ref | None:
 
 
 def permuted_axis(node: Node, axis: int) -> int | None:
-    """Where an axis is after what permutes axes; None where that is not known."""
+    """Return the position of an axis after an operator that permutes axes, or None if it is unknown."""
     rank, name = len(node.shape or ()), name_of(node)
     order = list(range(rank))
     given = node.attrs.get("dims", node.attrs.get("perm"))
@@ -205,14 +218,15 @@ def permuted_axis(node: Node, axis: int) -> int | None:
 
 
 def is_nonnegative(weight: Weight) -> bool:
-    """Whether no element of a weight matrix is negative, and not all are zero."""
+    """Return whether a weight has no negative element and at least one that is not zero."""
     return weight.size <= _SMALL and float(np.real(weight.array()).min(initial=0.0)) >= 0.0 and weight.statistics.max_abs > 0.0
 
 
 def weight_interval(weight: Weight, *, kept: bool = False) -> Interval:
-    """The range of a weight: its present values where they all have one sign, which training then seldom changes, else any.
+    """Return the range of a weight.
 
-    With `kept` it is that of the present values in any case.
+    It is the range of the initial values if these all have one sign, which training seldom changes, or if `kept` is set or the
+    weight is frozen. Otherwise training may give it any value.
     """
     if weight.size > _SMALL:
         return REALS

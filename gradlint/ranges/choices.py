@@ -1,4 +1,4 @@
-"""Ranges of bounds and choices: clamp, the larger of two, and `where`, which lets through what a condition says."""
+"""Ranges of operators that bound or choose values: clamp, maximum, minimum and `where`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _ORDERS = frozenset({"gt", "greater", "ge", "greaterorequal", "greater_equal", "
 
 
 def clamped(case: Case) -> Interval:
-    """clamp, with numbers or tensors as bounds, and nan_to_num."""
+    """Return the range of clamp, whose bounds are numbers or tensors, or of nan_to_num."""
     x = case.x
     if case.name == "nan_to_num":
         return hull([x.plain, constant(case.number("nan") or 0.0)])
     low, high = case.number("min", "min_val"), case.number("max", "max_val")
-    if low is None and high is None:  # tensors: what is fed is known, what is not is some bound
+    if low is None and high is None:  # the bounds are tensors
         return UNKNOWN if len(case.node.inputs) < 2 else Interval(x.low, x.high)
     return clipped(x, -math.inf if low is None else low, math.inf if high is None else high)
 
 
 def clipped(x: Interval, low: float, high: float) -> Interval:
-    """X between two numbers."""
+    """Return the range of x clamped to [low, high]."""
     ends = min(max(x.low, low), high), max(min(x.high, high), low)
     return replace(
         x,
@@ -38,7 +38,10 @@ def clipped(x: Interval, low: float, high: float) -> Interval:
 
 
 def larger(case: Case) -> Interval:
-    """The larger or the smaller of two; of what is not known nothing but that it is no guard that fails."""
+    """Return the range of the elementwise maximum or minimum of two operands.
+
+    An operand of unknown range may be a guard, so its lower end is not expected to be reached.
+    """
     one, other = case.operands()
     if "min" in case.name.lower():
         return minus(_larger(minus(one), minus(other)))
@@ -47,13 +50,13 @@ def larger(case: Case) -> Interval:
 
 def _larger(a: Interval, b: Interval) -> Interval:
     low, high = max(a.low, b.low), max(a.high, b.high)
-    at_low = all(one.at_low or -math.inf < one.low < low for one in (a, b))  # what is not known may be a guard
+    at_low = all(one.at_low or -math.inf < one.low < low for one in (a, b))  # an operand of unknown range may be a guard
     at_high = any(one.at_high for one in (a, b) if one.high == high)
     return Interval(low, high, at_low=at_low, at_high=at_high, all_zero=a.all_zero and b.all_zero, maker=a.maker or b.maker)
 
 
 def chosen(case: Case) -> Interval:
-    """`where` and `masked_fill`: one of two tensors, each as far as the condition lets it come."""
+    """Return the range of `where` or `masked_fill`: the hull of both operands, each restricted by the condition."""
     node = case.node
     is_where = case.name.lower() == "where"
     refs = list(node.inputs)
@@ -61,7 +64,7 @@ def chosen(case: Case) -> Interval:
     if is_where:
         branches = [*refs[1:3], *[None] * (3 - len(refs))]
         numbers = [case.number("self", "X", "input"), case.number("other", "Y")]
-        if len(refs) == 2:  # one of the two is a number, which has no slot
+        if len(refs) == 2:  # one of the two is a number, which has no input slot
             branches = [None, refs[1]] if numbers[0] is not None else [refs[1], None]
     else:
         branches, numbers = [None, refs[0]], [case.number("value"), None]
@@ -77,7 +80,7 @@ def chosen(case: Case) -> Interval:
 
 
 def _where(case: Case, condition: Ref | None, ref: Ref, *, taken: bool) -> Interval:
-    """The range of a tensor where a condition holds, or does not."""
+    """Return the range of a tensor at the elements where a condition holds (`taken`) or does not hold."""
     x = case.at(ref).plain
     test = case.producer(condition, "compare")
     if test is None:
@@ -94,13 +97,13 @@ def _where(case: Case, condition: Ref | None, ref: Ref, *, taken: bool) -> Inter
                 x, low=max(x.low, at), at_low=x.at_low and (closed or x.low > at), all_zero=x.all_zero and closed and at == 0.0
             )
         return replace(x, high=min(x.high, at), at_high=x.at_high and (closed or x.high < at), all_zero=x.all_zero and closed)
-    if _depends_on(case, test, ref):  # somebody guards this, in a way that intervals do not see
+    if _depends_on(case, test, ref):  # a guard whose effect intervals cannot express
         return replace(x, at_low=False, at_high=False, all_zero=False)
     return x
 
 
 def _depends_on(case: Case, test: Node, ref: Ref) -> bool:
-    """Whether a condition is made of a tensor, by a few operators."""
+    """Return whether a condition is computed from a tensor by at most four operators."""
     level, goal = [test], case.source(ref)
     for _ in range(4):
         refs = [item for node in level for item in node.inputs if item is not None]

@@ -1,4 +1,4 @@
-"""Intervals that values cannot leave, in the arithmetic of the type that computes them."""
+"""Interval arithmetic (Moore 1966) with the rounding of the floating-point type of each tensor."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ if TYPE_CHECKING:
 _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float64": 1.7976931348623157e308}
 _FLOAT32 = 3.4028234663852886e38
 _SMALLEST = {"float16": 2.0**-14, "float64": 2.0**-1022}
-_MARGIN = 1e-6  # functions that are not rounded correctly err by some units in the last place of float32
+_MARGIN = 1e-6  # relative error of library functions: some units in the last place of float32
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where the elements of a tensor lie, and what training may do with them.
+    """Bounds of the elements of a tensor, and how close training may bring the elements to them.
 
-    `at_low` and `at_high` say that training can plausibly bring an element to that end, or as far as one likes where the end is
-    infinite; of what is not known nothing is expected. `null` says that all elements of a tensor may be 0 at once, as those of
-    dead units, of a difference or of padding, but not those of a weight layer with a bias. Along `axis` one element at least is
-    `peak` or more, and the sum is at most `total` in absolute value. `unit` vectors have at most length 1. `maker` is the node
-    that set the bounds.
+    Attributes:
+        low: Lower bound of every element.
+        high: Upper bound of every element.
+        at_low: Whether training can plausibly bring an element to `low`, or arbitrarily far down for an infinite bound. False
+            for an operand of which nothing is known.
+        at_high: The same for `high`.
+        all_zero: Whether all elements may be 0 at once, as for dead units, a difference of equal tensors, or padding. A weight
+            layer with a bias has no such output.
+        peak: Along `axis`, at least one element is this large. None if unknown.
+        total: Along `axis`, the sum is at most this in absolute value. None if unknown.
+        axis: The axis of `peak`, `total` and `unit`.
+        unit: Whether the vectors along `axis` have length 1 or less.
+        maker: Id of the node that set the bounds, or "".
     """
 
     low: float = -math.inf
@@ -42,19 +50,19 @@ class Interval:
 
     @property
     def largest(self) -> float:
-        """The largest absolute value."""
+        """Largest absolute value in the interval."""
         return max(abs(self.low), abs(self.high))
 
     @property
     def crosses_zero(self) -> bool:
-        """Whether training may bring an element to exactly 0, or as near as one likes."""
+        """Whether training may bring an element to 0 or arbitrarily close to it."""
         if self.low == 0.0:
             return self.at_low
         return self.at_high if self.high == 0.0 else self.low < 0.0 < self.high and self.at_low and self.at_high
 
     @property
     def plain(self) -> Interval:
-        """The same bounds, without what is known along an axis."""
+        """The same bounds without the facts about one axis."""
         return replace(self, peak=None, total=None, axis=None, unit=False)
 
 
@@ -64,28 +72,28 @@ BITS = Interval(0.0, 1.0, at_low=True, at_high=True, all_zero=True)
 
 
 def bounds(low: float, high: float) -> str:
-    """Two ends as people write them: "[0, 1]", "[0, inf)"."""
+    """Format an interval, such as "[0, 1]" or "[0, inf)"."""
     left = "(-inf" if math.isinf(low) and low < 0 else f"[{low:.3g}"
     return f"{left}, inf)" if math.isinf(high) and high > 0 else f"{left}, {high:.3g}]"
 
 
 def constant(value: float) -> Interval:
-    """One number."""
+    """Return the interval that holds one number."""
     return Interval(value, value, at_low=True, at_high=True, all_zero=value == 0.0)
 
 
 def largest_of(dtype: str | None) -> float:
-    """The largest finite number of a type."""
+    """Return the largest finite number of a dtype; float32 for an unknown one."""
     return _LARGEST.get(dtype or "", _FLOAT32)
 
 
 def smallest_of(dtype: str | None) -> float:
-    """The smallest positive number of a type that has all its digits."""
+    """Return the smallest positive normal number of a dtype; float32 for an unknown one."""
     return _SMALLEST.get(dtype or "", 2.0**-126)
 
 
 def rounded(value: float, dtype: str | None) -> float:
-    """A number as a type holds it; what a type does not hold becomes 0 or infinite. Types that are not known are float32."""
+    """Round a number to a dtype. Numbers out of range become 0 or infinite, and unknown dtypes count as float32."""
     if dtype == "float64" or not math.isfinite(value):
         return value
     with np.errstate(over="ignore", under="ignore"):
@@ -100,28 +108,28 @@ def rounded(value: float, dtype: str | None) -> float:
 
 
 def times(x: float, y: float) -> float:
-    """A product in which 0 wins over infinity: the bound of a product of finite numbers."""
+    """Return x * y with 0 * inf = 0, the bound of a product of finite numbers."""
     return 0.0 if x == 0.0 or y == 0.0 else x * y
 
 
 def plus(a: Interval, b: Interval) -> Interval:
-    """A + b."""
+    """Return the range of a + b."""
     low, high = a.low + b.low, a.high + b.high
     at_low, at_high = a.at_low and b.at_low, a.at_high and b.at_high
     if a.low == b.low == 0.0 and a.high > 0.0 and b.high > 0.0:
-        at_low = a.all_zero and b.all_zero  # two that cross zero seldom do so together
+        at_low = a.all_zero and b.all_zero  # two nonnegative operands seldom reach 0 at the same element
     touches = (low == 0.0 and at_low) or (high == 0.0 and at_high)
     all_zero = (a.all_zero and b.all_zero) or (touches and low != high)
     return Interval(low, high, at_low=at_low, at_high=at_high, all_zero=all_zero, maker=a.maker or b.maker)
 
 
 def minus(a: Interval) -> Interval:
-    """-a; a peak does not stay one."""
+    """Return the range of -a, without its peak."""
     return replace(a, low=-a.high, high=-a.low, at_low=a.at_high, at_high=a.at_low, peak=None)
 
 
 def product(a: Interval, b: Interval) -> Interval:
-    """The product of a and b, independent of one another."""
+    """Return the range of a * b for operands that are independent of one another."""
     corners = [
         (times(x, y), (at_x or y == 0.0) and (at_y or x == 0.0))
         for x, at_x in ((a.low, a.at_low), (a.high, a.at_high))
@@ -141,7 +149,7 @@ def product(a: Interval, b: Interval) -> Interval:
 
 
 def square(a: Interval, maker: str = "") -> Interval:
-    """The square of a."""
+    """Return the range of a * a."""
     top = a.largest * a.largest
     at_top = a.at_high if a.high >= -a.low else a.at_low
     if a.low > 0.0 or a.high < 0.0:
@@ -160,13 +168,13 @@ def square(a: Interval, maker: str = "") -> Interval:
 
 
 def magnitude(a: Interval, maker: str = "") -> Interval:
-    """The absolute value of a."""
+    """Return the range of |a|."""
     found = square(a, maker)
     return replace(found, low=math.sqrt(found.low), high=a.largest, total=None)
 
 
 def inverse(a: Interval) -> Interval:
-    """1/a; where a may be 0 nothing but the sign is known."""
+    """Return the range of 1 / a. If a may be 0, only the sign of the result is known."""
     if a.low > 0.0 or a.high < 0.0:
         ends = [math.copysign(0.0, end) if math.isinf(end) else 1.0 / end for end in (a.high, a.low)]
         return Interval(ends[0], ends[1], at_low=a.at_high, at_high=a.at_low, maker=a.maker)
@@ -174,7 +182,7 @@ def inverse(a: Interval) -> Interval:
 
 
 def hull(intervals: Iterable[Interval]) -> Interval:
-    """What is in one of some intervals."""
+    """Return the smallest interval that contains all of several intervals."""
     found = list(intervals)
     low, high = min(one.low for one in found), max(one.high for one in found)
     return Interval(
@@ -188,7 +196,10 @@ def hull(intervals: Iterable[Interval]) -> Interval:
 
 
 def monotone(function: Callable[[float], float], a: Interval, maker: str = "") -> Interval:
-    """A function that does not fall, of a. An end that the function only nears at infinity is reached by rounding."""
+    """Return the range of a nondecreasing function of a.
+
+    A finite end that the function approaches at infinity counts as reached, because rounding reaches it.
+    """
     low, high = function(a.low), function(a.high)
     return Interval(
         low,
@@ -210,7 +221,7 @@ def value_at(function: Function, at: float) -> float:
 
 
 def widened(a: Interval) -> Interval:
-    """The interval with a margin for functions that a library rounds in its own way; 0, 1 and -1 stay what they are."""
+    """Widen an interval by the rounding error of library functions. Ends of 0, 1 and -1 stay exact."""
 
     def reshaped(end: float, sign: float) -> float:
         return end if end in {0.0, 1.0, -1.0} or math.isinf(end) else end + sign * _MARGIN * abs(end)
@@ -219,7 +230,7 @@ def widened(a: Interval) -> Interval:
 
 
 def within(a: Interval, dtype: str | None) -> Interval:
-    """The interval with ends as a type holds them."""
+    """Round the ends of an interval to a dtype."""
     low, high = rounded(a.low, dtype), rounded(a.high, dtype)
     return (
         a if (low, high) == (a.low, a.high) else replace(a, low=low, high=high, all_zero=a.all_zero or (low == 0.0 and a.at_low))

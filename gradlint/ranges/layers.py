@@ -1,4 +1,4 @@
-"""Ranges of layers, norms, reductions, and of what moves or joins tensors."""
+"""Ranges of weight layers, normalization, softmax, reductions, pooling, reshapes, selections and concatenation."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _RUNNING = frozenset({"cumsum", "CumSum", "logcumsumexp", "cumprod", "CumProd"})
 
 
 def layer(case: Case) -> Interval:
-    """A weight layer: training may give any number. A frozen one keeps signs and sizes, and zeros where it has no bias.
+    """Return the range of a weight layer.
 
-    So does one without a negative weight, such as a bank of filters, on what has a sign.
+    The output may be any number if training can change the weight or there is a bias. A frozen layer without a bias has the
+    range of a sum of products. So does a layer whose weight and input are nonnegative, such as a bank of filters.
     """
     weight, x = case.node.weights.get("weight"), case.x
     if weight is None or any("bias" in role for role in case.node.weights):
@@ -52,7 +53,11 @@ def layer(case: Case) -> Interval:
 
 
 def matmul(case: Case) -> Interval:
-    """A product of two signals: of unit vectors a cosine, of what is bounded or has a sign the same, else any number."""
+    """Return the range of a matrix product of two signals.
+
+    A product of unit vectors is a cosine in [-1, 1]. Bounds and signs of the operands carry over; otherwise the product may be
+    any number.
+    """
     if case.name in {"cdist", "CDist"}:
         return Interval(0.0, math.inf, at_low=True, at_high=True, all_zero=True)
     if case.node.weights or len([ref for ref in case.node.inputs if ref is not None]) < 2:
@@ -70,7 +75,7 @@ def matmul(case: Case) -> Interval:
 
 
 def _sums_over_unit_axes(case: Case, left: int | None, right: int | None) -> bool:
-    """Whether a product sums over these axes of its two factors, along which they are unit vectors."""
+    """Return whether a product sums over axis `left` of its first factor and axis `right` of its second."""
     first, second = (case.graph[ref.node].shape or () for ref in case.node.inputs[:2] if ref is not None)
     if left is None or right is None:
         return False
@@ -83,13 +88,13 @@ def _sums_over_unit_axes(case: Case, left: int | None, right: int | None) -> boo
 
 
 def embedding(case: Case) -> Interval:
-    """Rows of a table."""
+    """Return the range of the rows of an embedding table, which training may give any value."""
     del case
     return REALS
 
 
 def recurrent(case: Case) -> Interval:
-    """Hidden states: a gate times tanh, or an activation with limits, lies in [-1, 1]."""
+    """Return the range of hidden states: [-1, 1] for tanh, gated or not, and nonnegative for ReLU."""
     row = by_nonlinearity(str(case.node.attrs.get("nonlinearity", "tanh")))
     if case.node.op.startswith("rnn") and not row.bounded:
         function = row.of({})
@@ -100,7 +105,7 @@ def recurrent(case: Case) -> Interval:
 
 
 def attention(case: Case) -> Interval:
-    """Averages of the values; behind an output layer any number."""
+    """Return the range of attention: that of the values it averages, or any number after an output projection."""
     if case.node.op != "attention" or len(case.node.inputs) < 3:
         return REALS
     values = case.at(case.node.inputs[2])
@@ -108,7 +113,11 @@ def attention(case: Case) -> Interval:
 
 
 def normed(case: Case) -> Interval:
-    """Normalised signals: n of them lie within sqrt(n) of their mean (Samuelson 1968), times the scale, plus the bias."""
+    """Return the range of a normalization.
+
+    n values of unit variance lie within sqrt(n) of their mean (Samuelson 1968). The bound is that times the largest scale, plus
+    the largest bias.
+    """
     node = case.node
     if node.op == "l2_normalize":
         eps = case.x.all_zero
@@ -126,7 +135,7 @@ def normed(case: Case) -> Interval:
 
 
 def _normalized(case: Case) -> int | None:
-    """How many values are normalised together."""
+    """Return the number of values that are normalized together, or None if it is unknown."""
     node, sizes = case.node, case.sizes()
     if not sizes or None in sizes:
         return None
@@ -141,7 +150,7 @@ def _normalized(case: Case) -> int | None:
 
 
 def dropout(case: Case) -> Interval:
-    """Zeros, and what is left made larger."""
+    """Return the range of dropout: zeros, and the other elements divided by 1 - p."""
     active = case.node.attrs.get("training", case.graph.mode == "train")
     p = case.number("p", "ratio")
     return _dropped(case.x, 0.5 if p is None else p) if active else case.x
@@ -155,7 +164,10 @@ def _dropped(x: Interval, p: float) -> Interval:
 
 
 def softmax(case: Case) -> Interval:
-    """Probabilities: they sum to 1, one of n is at least 1/n, and the others round to 0 where logits are not bounded."""
+    """Return the range of softmax or log_softmax.
+
+    n probabilities sum to 1, so one of them is at least 1/n. The others may round to 0 if the logits are not bounded.
+    """
     x, axes, count = case.x, case.axes(), case.count()
     sizes = case.sizes()
     if case.axes() is not None and sizes and axes:
@@ -179,7 +191,7 @@ def softmax(case: Case) -> Interval:
 
 
 def summed(case: Case) -> Interval:
-    """Sums, norms, products, log-sum-exp and distances over axes."""
+    """Return the range of a sum, norm, product, log-sum-exp or distance over axes."""
     name, x, count = case.name, case.x, case.count()
     if name in NORMS or name == "pairwise_distance":
         return _norm(case, x, count)
@@ -212,7 +224,7 @@ def _norm(case: Case, x: Interval, count: int | None) -> Interval:
 
 
 def sum_interval(case: Case, x: Interval, count: int | None) -> Interval:
-    """A sum of `count` elements."""
+    """Return the range of a sum of `count` elements, with the bounds that hold along the summed axes."""
     low = _sum_bound(x.low, count, up=False)
     high = _sum_bound(x.high, count, up=True)
     axes = case.axes()
@@ -228,7 +240,7 @@ def sum_interval(case: Case, x: Interval, count: int | None) -> Interval:
 
 
 def _sum_bound(end: float, count: int | None, *, up: bool) -> float:
-    """The end of a sum of so many elements; of an unknown number of them at least one."""
+    """Return the lower or upper (`up`) bound of a sum of `count` elements, each bounded by `end`; None counts as one or more."""
     if end == 0.0 or math.isinf(end):
         return end
     if count is not None:
@@ -237,7 +249,7 @@ def _sum_bound(end: float, count: int | None, *, up: bool) -> float:
 
 
 def averaged(case: Case) -> Interval:
-    """Means lie between the ends; of what one element holds up they stay up too."""
+    """Return the range of a mean. A nonnegative tensor with a peak has a mean of at least its share of the peak."""
     x, count, axes = case.x, case.count(), case.axes()
     low = x.low
     if x.peak is not None and x.low >= 0.0 and count and axes is not None and x.axis in axes:
@@ -249,7 +261,7 @@ def averaged(case: Case) -> Interval:
 
 
 def variance(case: Case) -> Interval:
-    """Variances and standard deviations: zero where all elements are equal."""
+    """Return the range of a variance or standard deviation, which is zero if all elements are equal."""
     x, count = case.x, case.count()
     most = ((x.high - x.low) / 2.0) ** 2 if math.isfinite(x.high - x.low) else math.inf
     most *= 2.0 if count is None else count / max(count - 1, 1)
@@ -261,7 +273,7 @@ def variance(case: Case) -> Interval:
 
 
 def extremum(case: Case) -> Interval:
-    """Largest, smallest or sorted elements."""
+    """Return the range of the largest, smallest or sorted elements."""
     x, axes = case.x, case.axes()
     if len([ref for ref in case.node.inputs if ref is not None]) > 1 and case.name in {"max", "min"}:
         one, other = (case.at(ref) for ref in case.node.inputs[:2])
@@ -275,12 +287,12 @@ def extremum(case: Case) -> Interval:
     return x.plain
 
 
-# moves ------------------------------------------------------------------------------------------------------------------
+# reshapes, selections, joins --------------------------------------------------------------------------------------------
 
 
 def reshaped(case: Case) -> Interval:
-    """The same elements in other places."""
-    if case.name in {"fold", "col2im", "Col2Im"}:  # overlapping places are summed
+    """Return the range of a reshape or permutation: that of its input."""
+    if case.name in {"fold", "col2im", "Col2Im"}:  # overlapping positions are summed
         return Interval(
             0.0 if case.x.low >= 0.0 else -math.inf, math.inf, at_low=case.x.all_zero, at_high=case.x.at_high, all_zero=True
         )
@@ -288,7 +300,7 @@ def reshaped(case: Case) -> Interval:
 
 
 def _keep_axis(case: Case, x: Interval) -> Interval:
-    """The range of a tensor whose elements were moved or picked: what is known along an axis, where that is still whole."""
+    """Return the range of a tensor after its elements were moved, with its facts about an axis if that axis is still whole."""
     before, after = case.sizes(), case.node.shape
     if x.axis is None:
         return x
@@ -301,12 +313,12 @@ def _keep_axis(case: Case, x: Interval) -> Interval:
 
 
 def cast(case: Case) -> Interval:
-    """The same numbers in another type."""
+    """Return the range of a cast, before rounding to its dtype."""
     return case.x
 
 
 def selected(case: Case) -> Interval:
-    """Parts of a tensor, fills and stores."""
+    """Return the range of an operator that slices, gathers, pads or writes into a tensor."""
     name, x = case.name, case.x
     refs = [ref for ref in case.node.inputs if ref is not None and case.graph[ref.node].is_float]
     if name in segments.ACCUMULATES:
@@ -322,11 +334,11 @@ def selected(case: Case) -> Interval:
     again = segments.gathered(case)
     if again is not None:
         return again
-    return x.plain if len(case.node.inputs) > 1 else _keep_axis(case, x)  # an index may take an element twice
+    return x.plain if len(case.node.inputs) > 1 else _keep_axis(case, x)  # an index may select an element twice
 
 
 def concatenated(case: Case) -> Interval:
-    """The elements of all tensors; a constant among them may be any number."""
+    """Return the range of a concatenation: the hull of its operands. An unknown constant among them may be any number."""
     weights = [weight_interval(weight) for weight in case.node.weights.values()]
     parts = [case.at(ref).plain for ref in case.node.inputs if ref is not None]
     missing = sum(ref is None for ref in case.node.inputs) > len(weights)
@@ -338,7 +350,7 @@ def concatenated(case: Case) -> Interval:
 
 
 def pooled(case: Case) -> Interval:
-    """Windows: their mean, with zeros around, or their largest element."""
+    """Return the range of pooling: the mean of a window, which may include zero padding, or its largest element."""
     name = case.name
     if name.lower().startswith("lp_pool"):
         return Interval(0.0, math.inf, at_low=case.x.all_zero, at_high=case.x.at_high, all_zero=case.x.all_zero)
@@ -350,7 +362,7 @@ def pooled(case: Case) -> Interval:
 
 
 def unknown(case: Case) -> Interval:
-    """Operators of which nothing is known but what their kind says."""
+    """Return the range of an operator without a rule: `UNKNOWN`, or [0, 1] for comparisons and one-hot encodings."""
     kind = operator(case.node.op).kind
     if case.node.op == "one_hot" or case.name in {"one_hot", "OneHot"}:
         return BITS

@@ -1,4 +1,4 @@
-"""Ranges of pointwise operators: arithmetic, functions of one tensor, choices between tensors."""
+"""Ranges of pointwise operators: arithmetic on two tensors and functions of one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gradlint.ranges.intervals import (
 )
 from gradlint.ranges.segments import is_shifted
 
-_GRID = np.linspace(-12.0, 12.0, 4801)  # on which the least value of an activation that bends is looked for
+_GRID = np.linspace(-12.0, 12.0, 4801)  # the minimum of an activation that is not monotone is searched on these points
 _TINY = 1e-6
 _ROOT = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
@@ -39,7 +39,7 @@ _ROOT = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
 
 def added(case: Case) -> Interval:
-    """Sums and differences."""
+    """Return the range of a sum or difference."""
     node, name = case.node, case.name
     if name == "lerp":
         return hull(case.operands()).plain
@@ -69,7 +69,7 @@ def _several(case: Case) -> Interval:
 
 
 def _shifted(found: Interval, one: Interval, other: Interval) -> Interval:
-    """A sum, with the peak of an operand that a number was added to."""
+    """Return the range of a sum, with the peak of an operand to which a number is added."""
     if other.low == other.high and one.peak is not None and math.isfinite(other.low):
         return replace(
             found, peak=one.peak + (found.low - one.low if math.isfinite(one.low) else found.high - one.high), axis=one.axis
@@ -78,7 +78,10 @@ def _shifted(found: Interval, one: Interval, other: Interval) -> Interval:
 
 
 def _related_difference(case: Case, left: Ref | None, right: Ref | None) -> Interval | None:
-    """A difference of a tensor and its own maximum, mean, or a part of a variance."""
+    """Return the range of a difference of related tensors, or None if they are not related.
+
+    These are a tensor minus its maximum, minimum or mean, and E[x^2] - E[x]^2, a variance by subtraction.
+    """
     if left is None or right is None:
         return None
     top = case.producer(right, "max", "maximum")
@@ -104,7 +107,7 @@ def _related_difference(case: Case, left: Ref | None, right: Ref | None) -> Inte
 
 
 def _is_last(case: Case, left: Ref, right: Ref) -> bool:
-    """Whether a difference takes running sums of what is not positive from the last of them."""
+    """Return whether a difference is the last of several running sums of nonpositive numbers minus those sums."""
     sums, part = case.producer(right, "sum"), case.producer(left, "slice")
     if sums is None or part is None or name_of(sums).lower() != "cumsum" or case.found[sums.id].high > 0.0:
         return False
@@ -120,7 +123,7 @@ def _axis_of(node: Node, rank: int) -> int | None:
 
 
 def multiplied(case: Case) -> Interval:
-    """Products, and the square of a tensor."""
+    """Return the range of a product, or of the square of a tensor."""
     refs = [ref for ref in case.node.inputs if ref is not None]
     if len(refs) == 2 and case.same(refs[0], refs[1]):
         return square(case.x, case.node.id)
@@ -134,14 +137,14 @@ def multiplied(case: Case) -> Interval:
 
 
 def _scaled(found: Interval, one: Interval, other: Interval) -> Interval:
-    """A product, with the peak of an operand that is multiplied by a positive number."""
+    """Return the range of a product, with the peak of an operand that is multiplied by a positive number."""
     if other.low == other.high and 0.0 < other.low < math.inf and one.peak is not None:
         return replace(found, peak=one.peak * other.low, axis=one.axis)
     return found
 
 
 def divided(case: Case) -> Interval:
-    """Quotients; a tensor over its own norm is a unit vector."""
+    """Return the range of a quotient. A tensor over its own norm is a unit vector."""
     one, other = case.operands()
     left, right = (*case.node.inputs, None, None)[:2]
     axes = case.norm_axes(right, left) if left is not None else None
@@ -154,7 +157,7 @@ def divided(case: Case) -> Interval:
 
 
 def negated(case: Case) -> Interval:
-    """-x."""
+    """Return the range of -x."""
     return minus(case.x)
 
 
@@ -162,7 +165,7 @@ def negated(case: Case) -> Interval:
 
 
 def activated(case: Case) -> Interval:
-    """An activation of the vocabulary: its values at the ends, and its least value where it bends."""
+    """Return the range of an activation: its values at both ends, and its minimum between them if it is not monotone."""
     row = operator(case.node.op)
     function = row.of(attributes_of(case.node))
     if function is None:
@@ -186,7 +189,7 @@ def activated(case: Case) -> Interval:
 
 
 def exponential(case: Case) -> Interval:
-    """exp, exp2 and expm1."""
+    """Return the range of exp, exp2 or expm1."""
     base = 2.0 if case.name == "exp2" else math.e
     shift = 1.0 if case.name == "expm1" else 0.0
     found = widened(monotone(lambda x: _power_of(base, x) - shift, case.x, case.node.id))
@@ -202,7 +205,10 @@ def _power_of(base: float, exponent: float) -> float:
 
 
 def logarithm(case: Case) -> Interval:
-    """Logarithms of what is above zero; where the argument may be below, nothing is expected of them."""
+    """Return the range of a logarithm.
+
+    If the argument may reach the point at which the logarithm is infinite, the lower end does not count as reached.
+    """
     if case.name not in {"log", "Log", "log2", "log10", "log1p"}:
         return UNKNOWN
     function = {"log2": math.log2, "log10": math.log10, "log1p": math.log1p}.get(case.name, math.log)
@@ -217,7 +223,7 @@ def logarithm(case: Case) -> Interval:
 
 
 def power(case: Case) -> Interval:
-    """Powers with a number as exponent or as base, roots and reciprocals."""
+    """Return the range of a power whose exponent or base is a number, of a root, or of a reciprocal."""
     exponent = _ROOT.get(case.node.op)
     if exponent is None:
         if case.node.op == "pow" and case.node.inputs and case.node.inputs[0] is None:
@@ -234,7 +240,7 @@ def power(case: Case) -> Interval:
 
 
 def to_power(x: Interval, exponent: float, maker: str) -> Interval:
-    """X to a positive power; of what is below zero a broken power is not known."""
+    """Return the range of x to a positive power. For a fractional power only the nonnegative part of x counts."""
     if exponent == 1.0:
         return x
     if exponent == 2.0:
@@ -274,7 +280,7 @@ _RISING: dict[str, Callable[[float], float]] = {"sinh": math.sinh, "asinh": math
 
 
 def trigonometric(case: Case) -> Interval:
-    """Trigonometric functions and their inverses."""
+    """Return the range of tan, a hyperbolic function, or an inverse trigonometric function."""
     name = case.name.lower().replace("arc", "a")
     if name in _RISING:
         return widened(monotone(lambda x: _or_infinite(_RISING[name], x), case.x))
@@ -292,15 +298,15 @@ def _or_infinite(function: Callable[[float], float], at: float) -> float:
 
 
 def comparison(case: Case) -> Interval:
-    """What a comparison gives; the row has sizes too."""
+    """Return the range of a comparison: {0, 1}. The row of the vocabulary also has operators that return sizes."""
     return BITS if case.node.dtype in {"bool", None} else UNKNOWN
 
 
 def absolute(case: Case) -> Interval:
-    """|x|."""
+    """Return the range of |x|."""
     return magnitude(case.x, case.node.id)
 
 
 def sine(case: Case) -> Interval:
-    """Sine, cosine and sinc."""
+    """Return the range of sin, cos or sinc."""
     return Interval(-1.0, 1.0, at_low=True, at_high=True, all_zero=case.x.all_zero and case.name.lower() == "sin")

@@ -1,7 +1,7 @@
-"""Ranges of all tensors of a graph: interval arithmetic on the way forward (Moore 1966), where weight layers give any number.
+"""Propagate ranges through a graph by interval arithmetic (Moore 1966).
 
-Guards against singular points (an eps, a clamp, a maximum, a shift by the largest element, a choice by `where`) need no
-recognition: they are what keeps an interval off the point.
+The output of a trainable weight layer may be any number. Guards against a singular point (an eps, a clamp, a maximum, a shift by
+the largest element, a `where`) are not matched as patterns; they keep the interval away from the point.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ _CHOICES = frozenset({"where", "Where", "masked_fill"})
 
 
 def ranges_of(graph: Graph) -> Mapping[str, Interval]:
-    """The interval of the outputs of every node, by its id."""
+    """Return the range of the output of each node, by node id."""
     return {case.node.id: case.found[case.node.id] for case in cases(graph)}
 
 
 def cases(graph: Graph, given: Mapping[str, Interval] = MappingProxyType({})) -> Iterator[Case]:
-    """Every node with the ranges up to its own; `given` are those of inputs, by node."""
+    """Yield each node in execution order, with the ranges up to its own. `given` holds known ranges of inputs by node id."""
     found: dict[str, Interval] = {}
     first = first_equivalent(graph)
     for node in graph:
@@ -94,7 +94,7 @@ def _rounded(case: Case) -> Interval:
 
 
 def _without_nan(found: Interval) -> Interval:
-    """The interval without NaN for an end, which infinities of both signs leave."""
+    """Replace an end that is NaN, the sum of infinities of both signs, by infinity."""
     low = -math.inf if math.isnan(found.low) else found.low
     high = math.inf if math.isnan(found.high) else found.high
     return replace(found, low=low, high=high) if (low, high) != (found.low, found.high) else found

@@ -1,4 +1,4 @@
-"""Ranges of sums, maxima and softmaxes over segments: what `scatter_add`, `index_add` and `scatter_reduce` make of edges."""
+"""Ranges of sums, maxima and softmaxes over segments, as graph networks compute them with `scatter_add` and its relatives."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from gradlint.ranges.intervals import REALS, UNKNOWN, Interval, constant, hull
 ACCUMULATES = frozenset({"scatter_add", "index_add", "scatter_reduce", "index_reduce", "ScatterND", "ScatterElements"})
 _GATHERS = frozenset({"getitem", "index_select", "gather", "take_along_dim", "Gather", "GatherElements"})
 _STORES = frozenset({"none", "amax", "amin", "max", "min"})
-_OPERANDS = 3  # what is added to, where, what is added
-_NEAR = 6  # moves between an index as it is given and as an operator takes it
+_OPERANDS = 3  # the tensor that is added to, the index, and the values that are added
+_NEAR = 6  # largest number of reshapes between an index and the operator that takes it
 
 
 def accumulated(case: Case) -> Interval:
-    """What is added to the elements of a tensor that an index names, which holds zeros where it was not fed: most do.
+    """Return the range of an operator that adds values to the elements of a tensor that an index names, or stores their maximum.
 
-    Maxima start low, one does not know where. Elements that no index names stay what they were.
+    A tensor that is not an operand starts as zeros for a sum; the start of a maximum is unknown. Elements that no index names
+    keep their value.
     """
     node = case.node
     base, _, source = (*node.inputs, None, None, None)[:_OPERANDS]
@@ -37,9 +38,10 @@ def accumulated(case: Case) -> Interval:
 
 
 def gathered(case: Case) -> Interval | None:
-    """Sums over segments, given back to what was added: none of them is empty. None for all else.
+    """Return the range of sums over segments that are gathered back to the summed elements, or None for any other gather.
 
-    Where what was added is an exponential of what its maximum was taken from, one of each segment was 1, if the maximum was.
+    No gathered segment is empty, so its sum is at least one summand. If the summands are exponentials shifted by the maximum of
+    their segment, one of each segment is 1 and the sum is not zero.
     """
     sums = _segments(case, case.node)
     if sums is None or _reduction(sums) in _STORES or case.found[sums.id].low < 0.0 or case.at(sums.inputs[2]).low < 0.0:
@@ -53,14 +55,14 @@ def gathered(case: Case) -> Interval | None:
 
 
 def is_shifted(case: Case, left: Ref | None, right: Ref | None) -> bool:
-    """Whether one tensor holds for each element of another the maximum of its segment, or more."""
+    """Return whether `right` holds, for each element of `left`, the maximum of its segment."""
     part = case.producer(right, "slice")
     tops = _segments(case, part) if part is not None else None
     return tops is not None and _reduction(tops) in {"amax", "max"} and case.same(left, tops.inputs[2])
 
 
 def _segments(case: Case, part: Node) -> Node | None:
-    """The node whose segments an index picks, if it is the index that made them."""
+    """Return the node that reduced over segments, if `part` gathers its result with the same index; else None."""
     made = case.producer(part.inputs[0], "slice") if part.called in _GATHERS and len(part.inputs) > 1 else None
     if made is None or made.called.rstrip("_") not in ACCUMULATES or len(made.inputs) < _OPERANDS:
         return None
@@ -70,7 +72,7 @@ def _segments(case: Case, part: Node) -> Node | None:
 
 
 def _index(case: Case, ref: Ref | None) -> Ref | None:
-    """An index behind what spreads it over more axes."""
+    """Return the index tensor before operators that expand it over more axes."""
     for _ in range(_NEAR):
         node = case.graph[ref.node] if ref is not None else None
         if node is None or not node.inputs or node.inputs[0] is None:

@@ -1,4 +1,4 @@
-"""Operators that break at a point, and whether the range of their argument keeps them off it."""
+"""Operators that break at a point, such as log at 0, and whether the range of their argument keeps them away from it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ from gradlint.ranges.case import Case, name_of
 from gradlint.ranges.intervals import Interval, largest_of, smallest_of
 from gradlint.ranges.propagation import cases
 
-_NEAR = 1e-7  # of the size of an argument: nearer to a point float32 hardly tells the two apart
-_CLOSE = 0.8  # of the exponents of a type: measured arguments beyond it overflow, or vanish, after a few updates
-_FAR = 6  # operators between a rectifier and a root
+_NEAR = 1e-7  # relative distance to a point below which float32 hardly tells an argument from it
+_CLOSE = 0.8  # share of the way to a point beyond which a measured argument reaches it within a few updates
+_FAR = 6  # largest number of operators between a rectifier and a root
 _KEEPERS = frozenset({"reshape", "cast", "sum", "mean", "max", "avg_pool", "max_pool", "dropout", "abs"})
 
 
 @dataclass(frozen=True, slots=True)
 class Singularity:
-    """An operator whose argument is not kept where it is safe, which is strictly between `low` and `high`, and off 0 at a `pole`.
+    """An operator whose argument may leave the range in which the operator is safe.
 
-    `operand`, if it is a node, made the argument, whose range is `interval`. At the point itself only the `slope` may be
-    infinite, not the value. `expected` says that training plausibly brings the argument there; where it does not, the interval
-    merely does not exclude it. `tiny` is the smallest number of the argument's type; `cancels` says that the argument is a
-    difference, which has no digits left long before that.
+    Attributes:
+        node: Id of the operator.
+        operand: Id of the node that makes the argument, or "" if the argument is inside the operator.
+        function: Name of the function.
+        interval: Range of the argument.
+        low: The argument is safe strictly above this.
+        high: The argument is safe strictly below this.
+        pole: Whether the operator breaks at an argument of 0.
+        slope: Whether only the derivative breaks, and not the value.
+        expected: Whether training plausibly brings the argument there. Otherwise the interval merely does not exclude it.
+        tiny: Smallest positive normal number of the dtype of the argument.
+        cancels: Whether the argument is a difference, which loses its digits long before it reaches `tiny`.
     """
 
     node: str
@@ -43,23 +51,24 @@ class Singularity:
 
     @property
     def overflows(self) -> bool:
-        """Whether it is the range of the type that is left, and not the domain of the function."""
+        """Whether the result overflows the range of its dtype, rather than leaving the domain of the function."""
         return math.isfinite(self.high) and math.isinf(self.low) and not self.pole
 
     @property
     def points(self) -> tuple[float, ...]:
-        """Where it breaks, as far as the argument's range goes."""
+        """Arguments at which the operator breaks, as far as they lie in the range of the argument."""
         if self.pole:
             return (0.0,)
         low = (self.low,) if math.isfinite(self.low) and self.interval.low <= self.low else ()
         return (*low, self.high) if math.isfinite(self.high) and self.interval.high >= self.high else low
 
     def nearness(self, low: float, high: float) -> float:
-        """How much of the way to the point an argument has gone that was seen in [low, high]: 1 at the point, 0 at 1 or beyond.
+        """Return how far measured arguments in [low, high] have come to the point: 1 at the point, 0 at a distance of 1 or more.
 
-        The way is counted in decades, for what comes close to 0 is mostly an exponential of what training moves at a constant
-        pace: 1e-26 is two thirds of the way to where float32 ends. It is one to `_NEAR` where digits cancel. NaN for what may
-        be on both sides of a pole, or is NaN itself.
+        Distances are compared on a logarithmic scale, because an argument close to 0 is mostly an exponential of something that
+        training changes at a constant rate: 1e-26 is two thirds of the way to the smallest float32. The scale ends at a
+        relative distance of `_NEAR` for an argument whose digits cancel. The result is NaN if the arguments lie on both sides
+        of a pole or are NaN.
         """
         if math.isnan(low) or math.isnan(high) or (self.pole and low < 0.0 < high):
             return math.nan
@@ -83,15 +92,18 @@ class Singularity:
         return min(max(share, 0.0), 0.99)
 
     def hit(self, low: float, high: float) -> bool:
-        """Whether an argument that was seen in [low, high] was at the point, or next to it."""
+        """Return whether measured arguments in [low, high] include the point or a number next to it."""
         return self.nearness(low, high) >= (1.0 if self.slope else _CLOSE)
 
 
 def singularities(graph: Graph, given: Mapping[str, Interval] = MappingProxyType({})) -> list[Singularity]:
-    """Every operator whose argument may come to a point where it breaks, in execution order.
+    """Return the operators whose argument may reach a point at which they break, in execution order.
 
-    `given` are ranges of inputs that a model before them makes, whose weights learn from what passes here. A hand-written softmax
-    that overflows is reported once, at its exponential, and not at its denominator too.
+    A hand-written softmax that overflows is reported once, at its exponential, and not again at its denominator.
+
+    Args:
+        graph: The graph.
+        given: Ranges by node id of inputs that come from another model, whose weights learn from the gradient of these inputs.
     """
     with_gradient = _with_gradient(graph, given)
     found: list[Singularity] = []
@@ -100,7 +112,7 @@ def singularities(graph: Graph, given: Mapping[str, Interval] = MappingProxyType
         node = case.node
         for item in _of(case):
             if item.slope and (item.operand not in with_gradient or "no-grad" in node.notes or _is_masked(case, item.operand)):
-                continue  # nobody learns from a gradient that goes to the inputs alone
+                continue  # no weight depends on a gradient that reaches the inputs alone
             if item.overflows and item.expected:
                 overflowing.add(node.id)
             spared = item.interval.maker in overflowing or _is_guarded_twice(case, item)
@@ -109,7 +121,7 @@ def singularities(graph: Graph, given: Mapping[str, Interval] = MappingProxyType
 
 
 def _with_gradient(graph: Graph, given: Collection[str]) -> set[str]:
-    """The nodes whose gradient reaches a trainable weight."""
+    """Return the ids of the nodes whose gradient reaches a trainable weight."""
     found = set(given)
     for node in graph:
         own = any(weight.trainable for weight in node.weights.values())
@@ -119,7 +131,11 @@ def _with_gradient(graph: Graph, given: Collection[str]) -> set[str]:
 
 
 def _is_masked(case: Case, operand: str) -> bool:
-    """Whether a rectifier lies before an operator, behind what is zero only where that is: it takes the infinite slope away."""
+    """Return whether a rectifier before an operator removes its infinite slope.
+
+    The derivative of the rectifier is zero wherever the operand is zero, if the operators between them return zero only for the
+    zeros of the rectifier.
+    """
     node = case.graph[operand]
     for _ in range(_FAR):
         function = activation(node.op, node.attrs)
@@ -146,7 +162,7 @@ def _of(case: Case) -> Iterator[Singularity]:
 
 
 def _cancels(case: Case, item: Singularity) -> bool:
-    """Whether an argument is a difference, whose zero is one of rounding."""
+    """Return whether an argument is a difference, whose digits cancel near zero."""
     maker = item.interval.maker
     return (maker in case.graph and case.graph[maker].op == "sub") or (
         bool(item.operand) and case.producer(Ref(item.operand), "sub") is not None
@@ -154,7 +170,7 @@ def _cancels(case: Case, item: Singularity) -> bool:
 
 
 def _edge(case: Case, ref: Ref, low: float, *, slope: bool = False, function: str = "") -> Iterator[Singularity]:
-    """An argument that has to stay above a number."""
+    """Yield a singularity if an argument that must stay above `low` may reach it."""
     x = case.at(ref)
     if x.low <= low:
         yield Singularity(
@@ -179,7 +195,7 @@ def _logs(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
 
 def _roots(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
     maker = case.at(refs[0]).maker
-    cancels = bool(maker) and case.graph[maker].op == "sub"  # a variance by subtraction, which rounding makes negative
+    cancels = bool(maker) and case.graph[maker].op == "sub"  # a variance by subtraction, which rounding may make negative
     yield from _edge(case, refs[0], 0.0, slope=case.node.op == "sqrt" and not cancels)
 
 
@@ -195,7 +211,7 @@ def _pole(case: Case, ref: Ref, function: str) -> Iterator[Singularity]:
     if x.low <= 0.0 <= x.high:
         readers = case.graph.children(case.node.id)
         angle = bool(readers) and all(name_of(reader).lower() in {"atan", "arctan"} for reader in readers)
-        expected = x.crosses_zero and (x.all_zero or not angle)  # the angle of a quotient stays what it is next to the pole
+        expected = x.crosses_zero and (x.all_zero or not angle)  # the arctangent of a quotient is finite at the pole
         yield Singularity(case.node.id, ref.node, function, x, pole=True, expected=expected)
 
 
@@ -210,7 +226,7 @@ def _powers(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
         yield from _exponentials(case, refs)
     elif exponent is None:
         x = case.at(refs[0])
-        if x.low < 0.0:  # at 0 torch gives the exponent the gradient 0
+        if x.low < 0.0:  # at 0 torch defines the gradient of the exponent as 0
             yield Singularity(case.node.id, refs[0].node, "pow", x, low=0.0, slope=True, expected=x.at_low)
     elif exponent < 0.0 and exponent % 1.0 == 0.0:
         yield from _pole(case, refs[0], f"x**{exponent:g}")
@@ -262,17 +278,17 @@ def _exponentials(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
 
 
 def _softmaxes(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
-    """A softmax that an ONNX graph spells out without the shift by the maximum, or whose logarithm is taken afterwards."""
+    """Yield singularities of a softmax that an ONNX graph composes without the shift by the maximum, or takes the log of."""
     if case.node.attrs.get("shifted") is False:
         yield from _exponentials(case, refs)
     elif case.node.attrs.get("fused") is False:
         between = Interval(0.0, 1.0, at_low=True, at_high=True, maker=case.node.id)
         apart = case.at(refs[0]).largest > 700.0
-        yield Singularity(case.node.id, "", "log(softmax)", between, low=0.0, expected=apart)  # the argument is inside the node
+        yield Singularity(case.node.id, "", "log(softmax)", between, low=0.0, expected=apart)  # its argument is inside the node
 
 
 def _variances(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
-    """The unbiased variance of one element is 0/0."""
+    """Yield a singularity for the unbiased variance of one element, which is 0/0."""
     attrs = case.node.attrs
     biased = attrs.get("unbiased") is False or attrs.get("correction") == 0
     if case.count() == 1 and not biased:
@@ -281,7 +297,7 @@ def _variances(case: Case, refs: list[Ref]) -> Iterator[Singularity]:
 
 
 def _is_guarded_twice(case: Case, item: Singularity) -> bool:
-    """Whether one condition picks both a safe argument before an operator and its result behind it."""
+    """Return whether one condition selects both a safe argument before an operator and its result after it."""
     if not item.operand:
         return False
     before = case.graph[item.operand]

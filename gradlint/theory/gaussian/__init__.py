@@ -1,1 +1,1 @@
-"""Integrals over Gaussian variables: what activations, and functions of arithmetic, do to moments."""
+"""Integrals over Gaussian variables: what activations and other pointwise functions do to moments."""

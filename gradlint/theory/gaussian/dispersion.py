@@ -1,4 +1,8 @@
-"""How far the variance that a norm divides by scatters from one set of values to the next: few values, or values that repeat."""
+"""The spread of the variance that a normalization divides by.
+
+A normalization computes a variance v over finitely many values. v differs from one set of values to the next, the more so the
+fewer or the more correlated the values are. Since E 1/v > 1/E v, the spread increases the gradient.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,20 @@ from functools import lru_cache
 
 import numpy as np
 
-_WHOLE = 1e3  # times the variance: a floor beside which that counts for nothing
-_SMALLEST, _LARGEST, _POINTS = -12.0, 40.0, 800  # of ln t, where E exp(-t v) has all of its integral for t v << 1 and >> 1
+_WHOLE = 1e3  # a floor above this multiple of the variance makes the variance negligible
+_SMALLEST, _LARGEST, _POINTS = -12.0, 40.0, 800  # grid of ln t that covers the integral of E exp(-t v)
 
 
 @dataclass(frozen=True, slots=True)
 class ChanceCorrelation:
-    """What pairs of elements at different samples or positions have in common by chance, beyond what all pairs share.
+    """Chance correlation of pairs of elements at different samples or positions, beyond the correlation that all pairs share.
 
-    `square` is its mean square over that of their variance: where k directions of the kernel of all elements hold a share p of
-    their variance, and the rest is even, that is p^2 / k. `each` is the same over k. n inputs of a layer are n directions that
-    hold all of the variance: its weights see no more of a kernel.
+    Suppose that k directions of the kernel (the Gram matrix of all elements) hold a share p of their variance and the rest is
+    isotropic. The chance correlation of a pair then has mean square p^2 / k. After a layer with n inputs, p is 1 and k is n.
+
+    Attributes:
+        square: Mean square of the chance correlation, p^2 / k.
+        each: `square` over k.
     """
 
     square: float = 0.0
@@ -27,32 +34,33 @@ class ChanceCorrelation:
 
     @property
     def directions(self) -> float:
-        """The number k; a mean where there are several such sets."""
+        """The number of directions k, a mean if there are several sets of directions."""
         return self.square / self.each if self.each > 0.0 else math.inf
 
     @property
     def share(self) -> float:
-        """The share p."""
+        """The share p of the variance that the directions hold."""
         return math.sqrt(self.square * self.directions) if self.each > 0.0 else 0.0
 
     def scaled(self, factor: float) -> ChanceCorrelation:
-        """The same with another share, by a factor."""
+        """Return the chance correlation with the share p multiplied by a factor."""
         return ChanceCorrelation(self.square * factor**2, self.each * factor**2)
 
     def plus(self, other: ChanceCorrelation) -> ChanceCorrelation:
-        """The same with other directions beside these, which hold no more than all of the variance."""
+        """Return the chance correlation with further directions, which together hold at most all of the variance."""
         square = self.square + other.square
         return ChanceCorrelation(square, max(self.each + other.each, square * square))
 
     def less(self, square: float) -> ChanceCorrelation:
-        """The same without a part of the square that is known."""
+        """Return the chance correlation with `square` reduced by a part that is already accounted for."""
         left = max(self.square - square, 0.0)
         return self.scaled(math.sqrt(left / self.square)) if self.square > 0.0 else self
 
     def evened(self, inverse: float) -> ChanceCorrelation:
-        """Behind a norm that divides each channel by its own variance v, with E 1/v = inverse over 1 / E v.
+        """Return the chance correlation after a normalization that divides each channel by its own variance v.
 
-        The directions keep the share E p u / (p u + 1 - p) = 1 - (1 - p) E 1/v, for u = chi^2_k / k.
+        `inverse` is E[1/v] E[v]. The directions keep the share E[p u / (p u + 1 - p)] = 1 - (1 - p) E[1/v], where u = chi^2_k / k
+        and E[v] = 1.
         """
         if not 0.0 < self.share < 1.0 - 1e-9:
             return self
@@ -63,14 +71,17 @@ UNCORRELATED = ChanceCorrelation()
 
 
 def in_sum(parts: Iterable[tuple[float, ChanceCorrelation]]) -> ChanceCorrelation:
-    """What summands of these variances have in common along the same directions: pairs of them what the lesser has."""
+    """Return the chance correlation of a sum, given the variance and the chance correlation of each summand.
+
+    Two summands are assumed to share the chance correlation of the one that has less of it.
+    """
     items = sorted(parts, key=lambda part: part[1].square)
     total = rest = sum(size for size, _ in items)
-    if total * total <= 0.0:  # nothing, or too little to be squared
+    if total * total <= 0.0:  # zero, or too small for a square
         return UNCORRELATED
     square = each = 0.0
     for size, chance in items:
-        weight = size * (2.0 * rest - size)  # of the pairs with itself and with those that have more
+        weight = size * (2.0 * rest - size)  # pairs with itself and with the summands that have more
         rest -= size
         square += weight * chance.square
         each += weight * chance.each
@@ -79,9 +90,12 @@ def in_sum(parts: Iterable[tuple[float, ChanceCorrelation]]) -> ChanceCorrelatio
 
 @dataclass(frozen=True, slots=True)
 class VarianceSpread:
-    """A variance v over its mean: a sum of squares of normal variables, `counts` of them with each of `shares` (which add to 1).
+    """The distribution of a variance v over its mean: a weighted sum of chi-square variables.
 
-    `steady` is the share of v that does not scatter.
+    Attributes:
+        counts: Degrees of freedom of each chi-square variable.
+        shares: Share of each in the mean of v. The shares sum to 1.
+        steady: Share of v that does not vary.
     """
 
     counts: tuple[float, ...]
@@ -90,15 +104,15 @@ class VarianceSpread:
 
     @property
     def degrees(self) -> float:
-        """Degrees of freedom of the chi-square variable that scatters as much: 2 / Var(v)."""
+        """Degrees of freedom of the chi-square variable of the same relative variance: 2 / Var(v)."""
         squares = sum(share * share / count for count, share in zip(self.counts, self.shares, strict=True))
         return 1.0 / squares if squares > 0.0 else math.inf
 
     def uneven(self, chance: ChanceCorrelation) -> VarianceSpread:
-        """The scatter of values that have more in common by chance, so that fewer directions hold more of their variance.
+        """Return the spread for values with a chance correlation, whose variance is concentrated in fewer directions.
 
-        Some of the directions hold a share of it where there are so few, else half of them more and half of them less where the
-        spread allows that, else all of it.
+        If the directions of `chance` are few, they are added as one more chi-square variable with their share. Otherwise the
+        degrees of freedom are split into halves of unequal share, or reduced if the chance correlation is too large for that.
         """
         squares, whole = sum(share * share for share in self.shares), sum(self.counts)
         if chance.square <= 0.0 or squares <= 0.0:
@@ -114,9 +128,10 @@ class VarianceSpread:
         return replace(self, counts=tuple(1.0 / (1.0 / count + chance.square / squares) for count in self.counts))
 
     def inverse_mean(self, floor: float = 0.0) -> float:
-        """E (1 + floor)/(v + floor): the integral of E exp(-t v) over t, where each normal variable gives (1 + 2 t share)^(-1/2).
+        """Return E[(1 + floor) / (v + floor)], the integral over t of E exp(-t v) times exp(-t floor).
 
-        k / (k - 2) for k equal values without a floor, 1 for a floor that is all.
+        Each normal variable contributes (1 + 2 t share)^(-1/2) to the integrand. The result is k / (k - 2) for k equal shares
+        without a floor, and 1 for a floor much larger than the variance.
         """
         if not floor < _WHOLE:
             return 1.0
@@ -126,16 +141,24 @@ class VarianceSpread:
 def variance_spread(
     sizes: Sequence[int], shared: Sequence[float], axes: Sequence[int], *, centered: bool, steady: float = 0.0
 ) -> VarianceSpread:
-    """The scatter of the mean square over `axes` of normal values that share `shared` along each; about their mean if `centred`.
+    """Return the spread of a variance that is computed over `axes` of a tensor of normal values.
 
-    Two elements have in common what the least alike of the axes along which they differ lets them (signal.averaged): values are a
-    tree, whose first branches are the axis that is least alike, and a variance is a sum of squares on each of its levels.
+    The correlation of two elements is that of the least correlated axis along which they differ; see `signal.averaged`. The
+    elements therefore form a tree whose first branching is the least correlated axis, and the variance is a sum of squares over
+    the levels of that tree.
+
+    Args:
+        sizes: Length of each axis.
+        shared: Shared second moment of two elements that differ along each axis, relative to their second moment.
+        axes: Axes over which the variance is computed.
+        centered: Whether the mean over the axes is subtracted first.
+        steady: Share of the variance that does not vary.
     """
     ordered = sorted((axis for axis in axes if sizes[axis] > 1), key=lambda axis: shared[axis])
     limits = [*(shared[axis] for axis in ordered), 1.0]
     branches = [1, *np.cumprod([sizes[axis] for axis in ordered], dtype=np.float64)]
     whole = branches[-1]
-    parts = [limits[0], *np.diff(limits)]  # second moment that is drawn anew on each level, the first one once for all
+    parts = [limits[0], *np.diff(limits)]  # second moment drawn at each level of the tree; the first part is common to all
     counts, sums, below = [], [], 0.0
     for level in range(len(ordered), -1, -1):
         below += parts[level] * whole / branches[level]

@@ -1,4 +1,4 @@
-"""The function that a pointwise operator applies: an activation, a function of arithmetic, an operator with one constant."""
+"""The function that a pointwise operator applies: an activation, an elementary function, or arithmetic with one constant."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MATH: dict[str, Function] = {
 
 
 def function_of(node: Node) -> Function | None:
-    """The function of an operator with one varying operand; None where it is not known."""
+    """Return the function that an operator applies to its one varying operand, or None if it is unknown."""
     constant = node.attrs.get("constant")
     if isinstance(constant, (int, float)) and len(node.inputs) > 1:
         return _with_constant(node, float(constant))
@@ -64,7 +64,7 @@ def _power(exponent: float) -> Function:
 
 
 def _with_constant(node: Node, constant: float) -> Function | None:
-    """A binary operator with one number; which side it stands on is told by the slot that is empty."""
+    """Return the function of a binary operator with one constant operand, whose input slot is None."""
     left = node.inputs[0] is None
     step = float(node.attrs.get("alpha", 1.0)) if node.op in {"add", "sub"} else 1.0
     functions: dict[str, tuple[Function, Function]] = {  # constant on the right, constant on the left

@@ -1,7 +1,8 @@
-"""Gaussian integrals of activations: what a layer of random weights does to a signal.
+"""Gaussian integrals of activations: moments, variance map, critical gain and gradient factor of a layer of random weights.
 
-Rectifiers, linear functions and erf have closed forms, everything else is integrated by `quadrature`, to nine digits at any size
-of signal. The pre-activation is z ~ N(mean, q - mean^2): q is its second moment, as everywhere in this package.
+Piecewise linear activations have closed forms, and so has the second moment of erf. All other integrals are computed by
+`quadrature`, to nine digits at any size of the signal. The pre-activation is z ~ N(mean, q - mean^2), where q is its second
+moment.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Key = tuple[tuple[str, float | str], ...]
-"""The parameters of an activation, hashable."""
+"""The parameters of an activation in hashable form."""
 
-_LEAST, _MOST = 1e-290, 1e290  # second moments whose square roots and inverses floats can hold
-_FAR = 1e6  # deviations, in units of what the function bends over: it is linear on either side of 0 but for this part
-_STILL = 1e-13  # of q: a smaller variance is rounding
-_FADED, _RUNAWAY = 1e-12, 1e6  # variance at which a fixed point is taken to be 0, or infinite
-_SETTLED = 1e-9  # change of log q per layer
+_LEAST, _MOST = 1e-290, 1e290  # second moments whose square roots and inverses are finite floats
+_FAR = 1e6  # standard deviation, relative to the scale of an activation, above which it counts as piecewise linear
+_STILL = 1e-13  # relative variance below which a pre-activation counts as constant
+_FADED, _RUNAWAY = 1e-12, 1e6  # variances that stand for a fixed point at 0 and at infinity
+_SETTLED = 1e-9  # change of log q per layer below which the variance map has converged
 _ROOT_2PI = math.sqrt(2.0 * math.pi)
 
 
 class Moments(NamedTuple):
-    """E phi(z), E phi(z)^2 and E phi'(z)^2."""
+    """The moments E phi(z), E phi(z)^2 and E phi'(z)^2 of an activation phi."""
 
     mean: float
     second: float
@@ -39,13 +40,23 @@ class Moments(NamedTuple):
 
 
 def parameters(op: str, attrs: Mapping[str, Any]) -> Key:
-    """The attributes that an activation's function depends on, as the `key` of `chi` and `critical_gain`."""
+    """Return the attributes that an activation depends on, as the `key` argument of `chi` and `critical_gain`."""
     given = {name: attrs[name] for name in operator(op).parameters if isinstance(attrs.get(name), (int, float, str))}
     return tuple((name, value if isinstance(value, str) else float(value)) for name, value in given.items())
 
 
 def moments(op: str, q: float, attrs: Mapping[str, Any], mean: float = 0.0) -> Moments | None:
-    """Moments of an activation on pre-activations of second moment q; None when the function of `op` is not known."""
+    """Return the moments of an activation for a Gaussian pre-activation.
+
+    Args:
+        op: Canonical name of the activation.
+        q: Second moment of the pre-activation.
+        attrs: Attributes of the activation.
+        mean: Mean of the pre-activation.
+
+    Returns:
+        The moments, or None for an unknown activation.
+    """
     return _moments(op, q, parameters(op, attrs), mean)
 
 
@@ -59,17 +70,19 @@ def _moments(op: str, q: float, key: Key, mean: float = 0.0) -> Moments | None:
 
 
 def shared_moment(op: str, q: float, c: float, attrs: Mapping[str, Any], mean: float = 0.0) -> float | None:
-    """E phi(z_a) phi(z_b) for two pre-activations of second moment q and mean `mean` with E z_a z_b = c (Poole 2016).
+    """Return E phi(z_a) phi(z_b), the second moment that an activation of two inputs a and b shares.
 
-    None when the function of `op` is not known.
+    z_a and z_b are Gaussian pre-activations of mean `mean` and second moment q with E z_a z_b = c (Poole et al. 2016, arXiv
+    1606.05340). The result is None for an unknown activation.
     """
     return _shared(op, q, c, parameters(op, attrs), mean, slope=False)
 
 
 def shared_slope(op: str, q: float, c: float, attrs: Mapping[str, Any], mean: float = 0.0) -> float | None:
-    """E phi'(z_a) phi'(z_b), arguments as for `shared_moment`: what two gradients keep in common behind the activation.
+    """Return E phi'(z_a) phi'(z_b), with the arguments of `shared_moment`.
 
-    Times the squared gain of the weights it is the slope of the correlation map (Schoenholz 2017).
+    It is the factor that the activation applies to the shared second moment of two gradients. Times the squared gain of the
+    weights it is the slope of the covariance map (Schoenholz et al. 2017, arXiv 1611.01232).
     """
     return _shared(op, q, c, parameters(op, attrs), mean, slope=True)
 
@@ -91,7 +104,10 @@ def _shared(op: str, q: float, c: float, key: Key, mean: float = 0.0, *, slope: 
 
 
 def slope_kurtosis(op: str, q: float, attrs: Mapping[str, Any], mean: float = 0.0) -> float | None:
-    """E phi'^4 / (E phi'^2)^2: 1 for a linear function, 2 for ReLU; how far gradients vary from unit to unit."""
+    """Return E phi'^4 / (E phi'^2)^2, the relative second moment of squared slopes: 1 for a linear function, 2 for ReLU.
+
+    It measures how much squared gradients vary from unit to unit. The result is None for an unknown activation.
+    """
     phi = activation(op, attrs)
     if phi is None:
         return None
@@ -106,11 +122,16 @@ def slope_kurtosis(op: str, q: float, attrs: Mapping[str, Any], mean: float = 0.
 
 @lru_cache(maxsize=256)
 def critical_gain(op: str, key: Key = (), bias: float = 0.0) -> float:
-    """The weight gain sigma_w at which gradients neither grow nor shrink: chi = sigma_w^2 E phi'(z)^2 = 1 (Schoenholz 2017).
+    """Return the weight gain sigma_w at which chi = sigma_w^2 E phi'(z)^2 is 1, so that gradients neither grow nor shrink.
 
-    z has the variance that the layer itself settles at, with biases of variance `bias`. Where that is zero, as for tanh without
-    biases, the gain is 1/|phi'(0)|; else the smallest gain with chi >= 1 is found by bisection. 1 for an operator that is not a
-    known activation.
+    z has the variance at the fixed point of the layer's own variance map (Schoenholz et al. 2017, arXiv 1611.01232). If that
+    variance is 0, as for tanh without biases, the gain is 1 / |phi'(0)|. Otherwise the smallest gain with chi >= 1 is found by
+    bisection. The result is 1 for an unknown activation.
+
+    Args:
+        op: Canonical name of the activation.
+        key: Its parameters, from `parameters`.
+        bias: Variance of the biases.
     """
     sides = _sides(op, key)
     if sides is not None and any(sides):
@@ -128,7 +149,7 @@ def critical_gain(op: str, key: Key = (), bias: float = 0.0) -> float:
 
 
 def _slope_at_zero(op: str, key: Key) -> float | None:
-    """|phi'(0)| of an activation through the origin that weakens signals of every size; None for others."""
+    """Return |phi'(0)| if phi is smooth at 0, phi(0) = 0 and E phi^2 <= phi'(0)^2 q at q = 1, so that q* = 0; else None."""
     phi, found = activation(op, dict(key)), _moments(op, 1.0, key)
     if phi is None or found is None:
         return None
@@ -139,9 +160,15 @@ def _slope_at_zero(op: str, key: Key) -> float | None:
 
 @lru_cache(maxsize=4096)
 def chi(op: str, gain: float, key: Key = (), bias: float = 0.0) -> float:
-    """Squared gradient factor of one layer at the fixed point of its own variance map, from unit variance on.
+    """Return chi = gain^2 E phi'(z)^2, the squared gradient factor of one layer (Schoenholz et al. 2017, arXiv 1611.01232).
 
-    `bias` is the variance of the biases. A variance that runs away is stopped at 1e6.
+    z has the variance of `fixed_point`. Decades of growth per layer are 1/2 log10 chi.
+
+    Args:
+        op: Canonical name of the activation; an unknown one counts as linear.
+        gain: The weight gain sigma_w, the root of fan_in times the mean square of the weights.
+        key: Parameters of the activation, from `parameters`.
+        bias: Variance of the biases.
     """
     found = _moments(op, fixed_point(op, gain, key, bias), key)
     return gain * gain * (1.0 if found is None else found.slope)
@@ -149,10 +176,10 @@ def chi(op: str, gain: float, key: Key = (), bias: float = 0.0) -> float:
 
 @lru_cache(maxsize=4096)
 def fixed_point(op: str, gain: float, key: Key = (), bias: float = 0.0) -> float:
-    """The variance q = gain^2 E phi^2 + bias of pre-activations that a stack of layers settles at, from unit variance on.
+    """Return the fixed point q* of the variance map q -> gain^2 E phi^2 + bias, starting from unit variance (Poole et al. 2016).
 
-    At least 1e-12, which stands for 0, at most 1e6, which stands for infinity. Steps of the map in log q are lengthened as Newton
-    would, and halved back where they pass the fixed point.
+    The result is at least 1e-12, which stands for 0, and at most 1e6, which stands for infinity. The map is iterated in log q,
+    with steps lengthened as in Newton's method and bisected if they pass the fixed point. Arguments are those of `chi`.
     """
     log_q, low, high = 0.0, math.log(_FADED), math.log(_RUNAWAY)
     lowest, highest, reach = -math.inf, math.inf, 1.0
@@ -170,7 +197,7 @@ def fixed_point(op: str, gain: float, key: Key = (), bias: float = 0.0) -> float
 
 
 def _variance_map(op: str, gain: float, key: Key, bias: float, q: float) -> tuple[float, float]:
-    """Logarithm of the variance a layer later, and its derivative by log q."""
+    """Return the natural logarithm of the variance one layer later, and its derivative with respect to log q."""
     square = gain * gain
     found, stretch = _moments(op, q, key), variance_slope(op, q, key)
     second = q if found is None else found.second
@@ -181,7 +208,10 @@ def _variance_map(op: str, gain: float, key: Key, bias: float, q: float) -> tupl
 
 
 def variance_slope(op: str, q: float, key: Key = ()) -> float:
-    """Derivative of E phi^2 by q at mean 0, E z phi phi' / q: times the squared gain, what a layer keeps of a change of q."""
+    """Return the derivative of E phi^2 with respect to q at mean 0, which is E[z phi phi'] / q.
+
+    Times the squared gain it is the factor by which a layer multiplies a small change of q.
+    """
     sides = _sides(op, key)
     if sides is not None:
         return 0.5 * (sides[0] ** 2 + sides[1] ** 2)
@@ -199,12 +229,12 @@ def _sides(op: str, key: Key) -> tuple[float, float] | None:
 
 
 def _rounded(value: float) -> float:
-    """To nine digits: layers that differ by less share their integrals."""
+    """Round to nine digits, so that almost equal layers share cached integrals."""
     return float(f"{value:.9g}")
 
 
 def _normal(q: float, mean: float) -> tuple[float, float]:
-    """Mean and deviation of a Gaussian of second moment q, which is kept within what floats can square and divide by."""
+    """Return mean and standard deviation of a Gaussian of second moment q, which is clamped to what floats can square."""
     q = min(max(q, _LEAST), _MOST)
     root = math.sqrt(q)
     mean = min(max(mean, -root), root)
@@ -214,7 +244,7 @@ def _normal(q: float, mean: float) -> tuple[float, float]:
 
 @lru_cache(maxsize=8192)
 def _integrals(op: str, mean: float, sigma: float, key: Key) -> tuple[Moments, float] | None:
-    """The moments, and E (z - mean) phi phi' / variance, by quadrature."""
+    """Return the moments and E[(z - mean) phi phi'] / variance, by quadrature."""
     phi = activation(op, dict(key))
     if phi is None:
         return None
@@ -232,7 +262,7 @@ def _integrals(op: str, mean: float, sigma: float, key: Key) -> tuple[Moments, f
 
 
 def _rectified(below: float, above: float, mean: float, sigma: float) -> Moments:
-    """Moments of the function with slope `below` under 0 and `above` over it."""
+    """Return the moments of the piecewise linear function with slope `below` for z < 0 and `above` for z > 0."""
     square = mean * mean
     if not sigma:
         side = above if mean > 0.0 else below
@@ -247,13 +277,13 @@ def _rectified(below: float, above: float, mean: float, sigma: float) -> Moments
 
 
 def _rectified_slopes(below: float, above: float, h: float, rho: float) -> float:
-    """E phi'(z_a) phi'(z_b) at mean h standard deviations."""
+    """Return E phi'(z_a) phi'(z_b) of the same function, at a mean of h standard deviations."""
     jump = above - below
     return below * below + 2.0 * below * jump * normal(h) + jump * jump * orthant(h, rho)
 
 
 def _rectified_pair(below: float, above: float, mean: float, sigma: float, rho: float) -> float:
-    """E phi(z_a) phi(z_b): phi is below * z + (above - below) * ReLU(z), the truncated moments are Rosenbaum's (1961)."""
+    """Return E phi(z_a) phi(z_b) for phi(z) = below * z + (above - below) * ReLU(z), by truncated moments (Rosenbaum 1961)."""
     jump, h = above - below, mean / sigma
     up, edge = normal(h), math.exp(-0.5 * h * h) / _ROOT_2PI
     inner = normal(h * math.sqrt((1.0 - rho) / (1.0 + rho))) if rho > -1.0 else normal(math.copysign(math.inf, h))
@@ -265,7 +295,7 @@ def _rectified_pair(below: float, above: float, mean: float, sigma: float, rho: 
 
 @lru_cache(maxsize=4096)
 def _expansion(op: str, mean: float, sigma: float, key: Key, *, slope: bool) -> tuple[Pointwise, NDArray[np.float64], float]:
-    """The activation or its derivative, the squares of its Hermite coefficients, and its second moment."""
+    """Return the activation or its derivative, the squares of its Hermite coefficients, and its second moment."""
     phi, found = activation(op, dict(key)), _integrals(op, mean, sigma, key)
     assert phi is not None
     assert found is not None

@@ -1,7 +1,8 @@
-"""Pointwise functions of a Gaussian tensor: their moments, slopes, and what two correlated elements have in common.
+"""Pointwise functions of a Gaussian tensor: their moments, their slopes, and the correlation of two elements.
 
-A distribution holds the values of a tensor on a grid over the standard normal variable that its base follows. Any chain or
-join of pointwise operators over one base is exact on that grid, whatever names it goes by: x sigmoid(x) is SiLU.
+A `Distribution` holds the values of a tensor as a function of a standard normal variable, on a grid. The underlying Gaussian
+tensor is called its base. Every composition of pointwise operators over one base is exact on the grid, so that x * sigmoid(x)
+gives the same result as SiLU.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-_POINTS = 512  # an even number of midpoints: none falls on a kink at the mean, where the rule is then exact by symmetry
-_WIDTH = 8.0  # standard deviations; the tail beyond weighs 1e-15
-_FINE = 0.01  # z = _FINE sinh(u): spacing 3e-4 around the mean, where saturated units have all their slope, 0.03 at z = 1
-_ORDERS = 40  # Hermite coefficients; what is left of the second moment counts as order 40
-_HIGHEST = 3.0  # decades of a base beyond which functions are extrapolated by their degree: the grid resolves 1/sd = 1e-3
+_POINTS = 512  # an even number of midpoints: none lies on a kink at the mean, where the rule is then exact by symmetry
+_WIDTH = 8.0  # standard deviations; the tail beyond has probability 1e-15
+_FINE = 0.01  # z = _FINE sinh(u): the spacing is 3e-4 at the mean, where saturated units have all their slope, and 0.03 at 1
+_ORDERS = 40  # Hermite coefficients; the rest of the second moment counts as order 40
+_HIGHEST = 3.0  # decades: for a larger base functions are extrapolated by their degree, because the grid resolves 1/sd = 1e-3
 _LOWEST = -100.0
-_NEAR = 0.01  # of a whole or half degree: what 1/z does between 10^2 and 10^3 standard deviations, and a little more
-_MANY = 256  # dimensions from which on a coordinate on a sphere is normal
+_NEAR = 0.01  # distance to an integer or half-integer degree that corrections of order 1/z cause at 10^3 standard deviations
+_MANY = 256  # number of dimensions from which a coordinate on a sphere counts as normal
 _SIMPLEX = 1e-6  # relative deviation from the correlation of two values on one sphere
-_TINY = 1e-130  # values whose squares are floats lie above it, and below its inverse
+_TINY = 1e-130  # the squares of values between this and its inverse are floats
 
 
 @cache
 def _grid() -> tuple[Array, Array]:
-    """Points of the standard normal variable and their weights, which sum to 1."""
+    """Return the grid points of the standard normal variable and their weights, which sum to 1; both of shape (512,)."""
     edge = math.asinh(_WIDTH / _FINE)
     u = np.linspace(-edge, edge, 2 * _POINTS + 1)[1::2]
     z = _FINE * np.sinh(u)
@@ -49,7 +50,7 @@ def _grid() -> tuple[Array, Array]:
 
 @cache
 def _hermite() -> Array:
-    """Orthonormal Hermite polynomials times the weights of the grid: this matrix times a function is its coefficients."""
+    """Return orthonormal Hermite polynomials times the grid weights: this matrix maps a function to its coefficients."""
     z, weights = _grid()
     rows = [np.ones_like(z), z]
     for order in range(1, _ORDERS):
@@ -64,7 +65,7 @@ def _powers(correlation: float) -> Array:
 
 @lru_cache(maxsize=4096)
 def _kept(correlation: tuple[tuple[float, int], ...]) -> Array:
-    """Means of rho^k over pairs of elements, from the correlation along each axis and its length: most alike axes first."""
+    """Return the mean of rho^k over pairs of elements for each order k, from the correlation along each axis and its length."""
     found = np.ones(_ORDERS + 1)
     for rho, size in sorted(correlation, key=lambda item: -item[0]):
         found = found / size + (1.0 - 1.0 / size) * _powers(rho)
@@ -72,18 +73,18 @@ def _kept(correlation: tuple[tuple[float, int], ...]) -> Array:
 
 
 def expect(values: Array) -> float:
-    """E f(z) for values on the grid."""
+    """Return E f(z) for the values of f on the grid."""
     return float(_grid()[1] @ values)
 
 
 def products(functions: Sequence[Array]) -> Array:
-    """E f(z) g(z) for every two of these functions."""
+    """Return the matrix of E f(z) g(z) for every two of these functions on the grid."""
     values = np.array(functions)
     return np.asarray((values * _grid()[1]) @ values.T)
 
 
 def spectrum(values: Array) -> Array | None:
-    """Shares of E f(z)^2 by Hermite order, the last one of all that is left; None where E f^2 is zero or no number."""
+    """Return the shares of E f(z)^2 by Hermite order, the last one for all higher orders; None if E f^2 is 0 or not finite."""
     second = expect(values * values)
     if not 0.0 < second < math.inf:
         return None
@@ -93,7 +94,10 @@ def spectrum(values: Array) -> Array | None:
 
 
 def _in_common(shares: Array | None, correlations: Sequence[float]) -> tuple[float, ...]:
-    """E f(z_a) f(z_b) / E f(z)^2 for pairs of the given correlations: the sum of a_k^2 rho^k (the dual, Daniely 2016)."""
+    """Return E f(z_a) f(z_b) / E f(z)^2 for pairs of the given correlations.
+
+    It is the sum of a_k^2 rho^k over Hermite coefficients a_k, the dual activation of Daniely et al. 2016, arXiv 1602.05897.
+    """
     if shares is None:
         return tuple(1.0 for _ in correlations)
     return tuple(float(shares @ _powers(rho)) if rho != 1.0 else 1.0 for rho in correlations)
@@ -101,9 +105,10 @@ def _in_common(shares: Array | None, correlations: Sequence[float]) -> tuple[flo
 
 @lru_cache(maxsize=64)
 def _harmonics(dimensions: int) -> tuple[Array, Array]:
-    """Orthonormal polynomials of one coordinate on a sphere, times the weights of the grid, and their values at -1/dimensions.
+    """Return orthonormal polynomials of one coordinate on a sphere times the grid weights, and P_k(-1 / dimensions).
 
-    These are the Gegenbauer polynomials P_k with P_k(1) = 1, times the root of the number of harmonics of degree k.
+    P_k are the Gegenbauer polynomials with P_k(1) = 1. They are orthonormal times the root of the number of harmonics of degree
+    k.
     """
     n, t, apart = float(dimensions), _coordinate(dimensions) / math.sqrt(dimensions), -1.0 / dimensions
     rows, seen, counts = [np.ones_like(t), t], [1.0, apart], [1.0, n]
@@ -115,10 +120,10 @@ def _harmonics(dimensions: int) -> tuple[Array, Array]:
 
 
 def _on_sphere(values: Array, dimensions: int) -> float:
-    """E f(a) f(b) / E f^2 for two coordinates of one point on a sphere whose axes lie -1/dimensions apart (Funk, Hecke).
+    """Return E f(a) f(b) / E f^2 for two values a, b that were normalized together over dimensions + 1 values (Funk-Hecke).
 
-    The coordinates of a point that has been centred and scaled over dimensions + 1 values are such: they sum to zero, and their
-    squares to a constant, so that not only the first harmonic but the second too has the correlation -1/dimensions.
+    Centered and scaled values sum to zero, and their squares sum to a constant. They are coordinates of one point on a sphere,
+    along directions of cosine -1 / dimensions. Both their first and their second harmonic have the correlation -1 / dimensions.
     """
     second = expect(values * values)
     if second <= 0.0 or not math.isfinite(second):
@@ -131,13 +136,18 @@ def _on_sphere(values: Array, dimensions: int) -> float:
 
 @dataclass(frozen=True)
 class Distribution:
-    """A tensor as a function of a Gaussian one: `values` on the grid, in units of 10^shift.
+    """A tensor as a function of a Gaussian tensor, its base.
 
-    `base` names the Gaussian tensor, `alike` is the correlation of two of its elements that differ along each axis. Of a tensor
-    that lies on spheres, `sphere` is their dimension: two elements of one point have the correlation -1/sphere. `chance` is what
-    two of its elements have in common by chance (dispersion.Chance), in units of what samples do not
-    share, `near` the correlation of neighbours in what positions do not share. `settled` is the share of the base whose sum
-    of squares a norm has just set.
+    Attributes:
+        base: Name of the Gaussian tensor.
+        values: Values of the function on the grid, in units of 10^shift.
+        correlation: For each axis, the correlation of two elements of the base that differ along it.
+        shift: Decades that `values` are scaled by.
+        sphere: Dimension of the spheres on which the base lies after a normalization, 0 for a Gaussian base. Two values that
+            were normalized together have the correlation -1 / sphere.
+        chance: Chance correlation of two elements of the base, relative to the second moment that samples do not share.
+        neighbor_correlation: Correlation of neighbors along the last axis, in what distant positions do not share.
+        settled: Share of the base whose sum of squares the last normalization has fixed.
     """
 
     base: str
@@ -151,7 +161,7 @@ class Distribution:
 
     @cached_property
     def second(self) -> float:
-        """E h^2 in units of 10^(2 shift)."""
+        """Second moment E h^2, in units of 10^(2 shift)."""
         return expect(self.values * self.values)
 
     @cached_property
@@ -160,21 +170,21 @@ class Distribution:
 
     @property
     def level(self) -> float:
-        """1/2 log10 E h^2; -inf for a tensor of zeros."""
+        """Root mean square in decades, 1/2 log10 E h^2; -inf for a tensor of zeros."""
         return 0.5 * math.log10(self.second) + self.shift if self.second > 0.0 else -math.inf
 
     @property
     def mean(self) -> float:
-        """E h / sqrt(E h^2)."""
+        """Mean over root mean square, E h / sqrt(E h^2)."""
         return expect(self.values) / math.sqrt(self.second) if self.second > 0.0 else 0.0
 
     @property
     def shared(self) -> tuple[float, ...]:
-        """Per axis, the share of E h^2 that two elements have in common which differ along it."""
+        """For each axis, E h_a h_b / E h^2 for two elements a, b that differ along it."""
         return self._together(self.values, self._spectrum)
 
     def in_common(self, values: Array) -> tuple[float, ...]:
-        """E f(a) f(b) / E f(a)^2 per axis, for a function of the base that has these values on the grid."""
+        """Return E f(a) f(b) / E f(a)^2 for each axis, for the function of the base that has these values on the grid."""
         return self._together(values, spectrum(values))
 
     def _together(self, values: Array, shares: Array | None) -> tuple[float, ...]:
@@ -189,10 +199,11 @@ class Distribution:
 
     @property
     def chance_left(self) -> ChanceCorrelation:
-        """What is left of `chance`: what samples do not share goes by the slope of E f(a) f(b) in their correlation.
+        """Chance correlation after the function.
 
-        What the function makes anew is even over directions, but for what all samples share of it: the second order has the mean
-        square of what they have in common by chance.
+        The function multiplies the part that samples do not share by the slope of E f(a) f(b) in their correlation. The parts
+        of higher order that it creates are isotropic, except for the share of the second order that comes from the chance
+        correlation itself.
         """
         squares = self._spectrum
         if self.chance.square <= 0.0 or squares is None:
@@ -203,12 +214,12 @@ class Distribution:
         return self.chance.scaled(min(slope / left, 1.0)) if left > 1e-9 else self.chance
 
     def kept(self, sizes: Sequence[int], axes: Iterable[int]) -> Array:
-        """What each Hermite order keeps of its share in a mean over axes (signal.averaged)."""
+        """Return the share of E f^2 that each Hermite order keeps in a mean over axes; see `signal.averaged`."""
         return _kept(tuple((self.correlation[axis], sizes[axis]) for axis in axes))
 
     @property
     def neighbor_correlation_left(self) -> float:
-        """The correlation of neighbours behind the function."""
+        """Correlation of neighbors after the function."""
         if self.neighbor_correlation == 0.0:
             return 0.0
         far = min(max(self.correlation[-1], -1.0), 1.0)
@@ -217,7 +228,7 @@ class Distribution:
 
     @property
     def finite(self) -> bool:
-        """Whether the function is defined wherever its base may be."""
+        """Whether all values on the grid are finite."""
         return bool(np.isfinite(self.values).all())
 
 
@@ -231,7 +242,17 @@ def gaussian(
     neighbor_correlation: float = 0.0,
     settled: float = 0.0,
 ) -> Distribution:
-    """The distribution of a Gaussian tensor: rms 10^level, mean in units of the rms, shares per axis; the rest as the class."""
+    """Return the distribution of a Gaussian tensor.
+
+    Args:
+        base: Name of the tensor.
+        level: Root mean square in decades.
+        mean: Mean over root mean square.
+        shared: For each axis, the shared second moment of two elements that differ along it, over the second moment.
+        chance: As in `Distribution`.
+        neighbor_correlation: As in `Distribution`.
+        settled: As in `Distribution`.
+    """
     mean = min(max(mean, -1.0), 1.0)
     rescaled = min(max(level, _LOWEST), _HIGHEST) if math.isfinite(level) else _LOWEST
     private = max(1.0 - mean * mean, 0.0)
@@ -245,9 +266,9 @@ def gaussian(
 
 @lru_cache(maxsize=256)
 def _coordinate(dimensions: int) -> Array:
-    """One coordinate of a random point on a sphere of unit mean square, as a function of a normal variable.
+    """Return one coordinate of a random point on a sphere of unit mean square, as a function of a normal variable on the grid.
 
-    Its density is (1 - u^2 / k)^((k-3)/2) in k dimensions; values that a norm has just set lie on such a sphere.
+    In k dimensions its density is proportional to (1 - u^2 / k)^((k - 3) / 2). Normalized values lie on such a sphere.
     """
     edge = math.sqrt(dimensions)
     u = np.linspace(-edge, edge, 4 * _POINTS + 1)[1::2]
@@ -259,7 +280,7 @@ def _coordinate(dimensions: int) -> Array:
 
 
 def spherical(base: str, level: float, shared: Sequence[float], dimensions: float) -> Distribution:
-    """The distribution of a tensor whose squares a norm over few values has set: mean 0, tails lighter than the normal's."""
+    """Return the distribution of a tensor after a normalization over few values: mean 0, tails lighter than Gaussian."""
     distribution = gaussian(base, level, 0.0, shared)
     whole = round(dimensions)
     if not 3 <= whole < _MANY:
@@ -268,7 +289,7 @@ def spherical(base: str, level: float, shared: Sequence[float], dimensions: floa
 
 
 def positive(distribution: Distribution) -> Distribution:
-    """The log-normal distribution of the same two moments: of a mean of squares, which no Gaussian tail takes below zero."""
+    """Return the log-normal distribution of the same mean and second moment, for a tensor that is never negative."""
     mean, second = expect(distribution.values), expect(distribution.values * distribution.values)
     spread = math.sqrt(math.log(max(second / (mean * mean), 1.0)))
     return replace(distribution, values=mean * np.exp(spread * _grid()[0] - 0.5 * spread * spread))
@@ -276,7 +297,10 @@ def positive(distribution: Distribution) -> Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A distribution behind a function: `slope` is the derivative on the grid, `fade` what to add to log10 of its square."""
+    """The result of applying a function to a distribution.
+
+    `slope` is the derivative of the function on the grid, and `log_factor` is added to log10 of its square.
+    """
 
     distribution: Distribution
     slope: Array
@@ -284,10 +308,10 @@ class Mapped:
 
 
 def apply(function: Function, distribution: Distribution) -> Mapped:
-    """A pointwise function of a distribution.
+    """Apply a pointwise function to a distribution.
 
-    Outside the range that the grid resolves, value and slope follow the power of the signal that they have at its edge: 1 and 0
-    for a rectifier, 0 and -1/2 for a bounded function.
+    If the signal is larger than the grid resolves, value and slope are extrapolated as powers of the signal. Their exponents are
+    measured at the largest resolved signal: 1 and 0 for a rectifier, 0 and -1/2 for a bounded function.
     """
     with np.errstate(all="ignore"):
         values = np.asarray(function(distribution.values), dtype=np.float64)
@@ -307,7 +331,7 @@ def apply(function: Function, distribution: Distribution) -> Mapped:
 
 
 def _limit(degree: float) -> float:
-    """The degree of a function far out, from that at the edge of the grid: corrections of order 1/z still show in it there."""
+    """Round the degree of a function at the edge of the grid to the integer or half-integer that it approaches, if close."""
     near = round(2.0 * degree) / 2.0 if math.isfinite(degree) else degree
     return near if abs(degree - near) < _NEAR else degree
 
@@ -320,12 +344,12 @@ def _rescaled_slope(slope: Array, fade: float) -> tuple[Array, float]:
 
 
 def rescaled(distribution: Distribution) -> Distribution:
-    """The same distribution in units in which the squares of its values stay in the range of floats."""
+    """Return the same distribution in units in which the squares of its values are finite, nonzero floats."""
     largest = float(np.abs(distribution.values).max())
     if not math.isfinite(largest) or _TINY < largest < 1.0 / _TINY or largest == 0.0:
         return distribution
     moved = math.log10(largest) - (_HIGHEST if largest > 1.0 else _LOWEST)
-    whole = 0.5 * moved  # in two factors: one alone may not be a float
+    whole = 0.5 * moved  # two factors, because one alone may overflow
     return replace(distribution, values=distribution.values * 10.0**-whole * 10.0**-whole, shift=distribution.shift + moved)
 
 
@@ -335,10 +359,11 @@ def _half(values: Array) -> float:
 
 
 def largest_of(distribution: Distribution, draws: float, correlation: float) -> tuple[Distribution, Array]:
-    """The largest of `draws` elements with correlation `alike`, and the density of the winners' slopes.
+    """Return the distribution of the largest of `draws` elements of pairwise correlation `correlation`, and its slope.
 
-    The second result is sqrt(w'/w): an element drawn from it is the winner among its competitors. Holds for functions that do
-    not decrease; competitors of correlation rho count as draws^(1 - rho) independent ones.
+    The slope is sqrt(w'/w) on the grid, where w' is the distribution of the element that is the maximum; E slope^2 g^2 is then
+    the second moment over the maxima. Elements of correlation rho count as draws^(1 - rho) independent ones. The result holds
+    for nondecreasing functions of the base.
     """
     _, weights = _grid()
     count = max(draws, 1.0) ** (1.0 - min(max(correlation, 0.0), 1.0))

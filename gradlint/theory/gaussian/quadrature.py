@@ -1,7 +1,7 @@
-"""Integrals over Gaussian variables, exact to about ten digits: Gauss-Legendre panels that end at every kink.
+"""Integrals over Gaussian variables, exact to about ten digits, by Gauss-Legendre panels that end at every kink.
 
-A panel is no wider than the shorter of two lengths: that over which the Gaussian varies and that over which the function bends.
-So neither a kink, which throws Gauss-Hermite off, nor a variance of 1e-280 or 1e280 costs accuracy.
+The width of a panel is at most the length over which the Gaussian varies and at most the length over which the function bends.
+The result is therefore accurate at kinks, where Gauss-Hermite quadrature is not, and at variances from 1e-280 to 1e280.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 _ORDER = 12  # points per panel
-_WIDTH = 10.0  # standard deviations; the tail beyond weighs 1e-23
+_WIDTH = 10.0  # standard deviations; the tail beyond has probability 1e-23
 _DEVIATIONS = np.linspace(-_WIDTH, _WIDTH, 17)
-_BENDS = 2.0 ** np.array([0, 1, 2, *range(3, 62, 2)])  # a function that bends over length 1 is a power of z beyond 2^61
-_TERMS = 64  # of the Hermite expansion
-_NEGLIGIBLE = 1e-8  # of the second moment
+_BENDS = 2.0 ** np.array([0, 1, 2, *range(3, 62, 2)])  # panel ends; beyond 2^61 times its scale a function is a power of z
+_TERMS = 64  # terms of the Hermite expansion
+_NEGLIGIBLE = 1e-8  # share of the second moment that a truncated expansion may miss
 
 
 @cache
 def _legendre() -> tuple[Array, Array]:
-    """Points and weights on [-1, 1]."""
+    """Return the Gauss-Legendre points and weights on [-1, 1]."""
     return np.polynomial.legendre.leggauss(_ORDER)
 
 
 class Grid(NamedTuple):
-    """Points z of a standard Gaussian, their weights, and the points x = mean + sigma z; one row per mean."""
+    """Points z of a standard Gaussian, their weights, and the points x = mean + sigma z, each of shape (means, points)."""
 
     z: Array
     weights: Array
@@ -42,9 +42,16 @@ class Grid(NamedTuple):
 
 
 def grid(phi: Pointwise, mean: Array, sigma: float, blur: float = 0.0) -> Grid:
-    """Points at which integrals of `phi`, its derivative and their products over N(mean, sigma^2) are exact; sigma > 0.
+    """Return the points and weights that integrate `phi`, its derivative and their products over N(mean, sigma^2).
 
-    `mean` has shape (rows,), the results (rows, points). With `blur` the function is one smoothed over that length.
+    Args:
+        phi: The function, whose kinks become ends of panels.
+        mean: Means, of shape (rows,).
+        sigma: Standard deviation, greater than 0.
+        blur: Length over which the integrand smooths the kinks, 0 for none.
+
+    Returns:
+        A grid of shape (rows, points).
     """
     center = mean[:, None]
     bends = phi.scale * _BENDS
@@ -62,15 +69,15 @@ def grid(phi: Pointwise, mean: Array, sigma: float, blur: float = 0.0) -> Grid:
 
 
 def smoothed(phi: Pointwise, mean: Array, sigma: float) -> Array:
-    """E phi(z) for z ~ N(mean, sigma^2), for each of several means."""
+    """Return E phi(z) for z ~ N(mean, sigma^2), for each of several means."""
     found = grid(phi, mean, sigma)
     return np.asarray((phi(found.x) * found.weights).sum(axis=1))
 
 
 def hermite(phi: Pointwise, mean: float, sigma: float) -> Array:
-    """Squares of the first coefficients of phi(mean + sigma z) in orthonormal Hermite polynomials.
+    """Return the squares of the first 64 coefficients of phi(mean + sigma z) in orthonormal Hermite polynomials.
 
-    They sum up to E phi^2; weighted with rho^k they are E phi(z_a) phi(z_b) at correlation rho (Mehler's formula).
+    Their sum converges to E phi^2. Weighted by rho^k, it converges to E phi(z_a) phi(z_b) at correlation rho (Mehler's formula).
     """
     found = grid(phi, np.array([mean]), sigma)
     z, weighted = found.z[0], (phi(found.x) * found.weights)[0]
@@ -83,10 +90,18 @@ def hermite(phi: Pointwise, mean: float, sigma: float) -> Array:
 
 
 def product(phi: Pointwise, mean: float, sigma: float, rho: float, *, squares: Array, second: float) -> float:
-    """E phi(z_a) phi(z_b) for two Gaussians of this mean and deviation at correlation `rho`, between -1 and 1.
+    """Return E phi(z_a) phi(z_b) for two Gaussians of equal mean and standard deviation at correlation `rho`.
 
-    `squares` are those of `hermite`, `second` is E phi^2. Where the expansion is too short, as near rho = 1 for a function with a
-    kink, the integral over the shared part s and the private part t of z = s + t is taken: E_s[(E_t phi(s + t))^2].
+    Mehler's formula is used if its truncated expansion suffices. Otherwise, as near rho = 1 for a function with a kink, z is
+    split into a shared part s and a private part t, and the result is E_s[(E_t phi(s + t))^2].
+
+    Args:
+        phi: The function.
+        mean: Mean of both Gaussians.
+        sigma: Standard deviation of both Gaussians.
+        rho: Correlation, from -1 to 1.
+        squares: Squared Hermite coefficients of `phi`; see `hermite`.
+        second: E phi^2.
     """
     tail = max(second - float(squares.sum()), 0.0) * rho**_TERMS
     if abs(tail) <= _NEGLIGIBLE * second:
@@ -102,7 +117,7 @@ def product(phi: Pointwise, mean: float, sigma: float, rho: float, *, squares: A
 
 
 def orthant(h: float, rho: float) -> float:
-    """P(x > -h, y > -h) for standard Gaussians x, y at correlation `rho`, by Owen's T function (Owen 1956)."""
+    """Return P(x > -h, y > -h) for standard Gaussians x, y at correlation `rho`, by Owen's T function (Owen 1956)."""
     if rho <= -1.0:
         return max(math.erf(h / math.sqrt(2.0)), 0.0)
     angle = math.atan(math.sqrt((1.0 - rho) / (1.0 + rho)))
@@ -119,5 +134,5 @@ def _owen() -> tuple[Array, Array]:
 
 
 def normal(h: float) -> float:
-    """P(x < h) for a standard Gaussian."""
+    """Return P(x < h) for a standard Gaussian x."""
     return 0.5 * math.erfc(-h / math.sqrt(2.0))

@@ -1,4 +1,4 @@
-"""A softmax over Gaussian logits: how much of the weight the largest take, and how much gradient comes through."""
+"""Softmax over Gaussian logits: how concentrated its weights are, and how much gradient passes through it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-_ROWS = 256  # sampled rows: the means below are right to 2 %
-_LONGEST = 512  # entries of a row; a longer one is scaled from two shorter ones
+_ROWS = 256  # number of sampled rows, for a relative error of 2 %
+_LONGEST = 512  # largest number of entries of a sampled row; a longer row is extrapolated from two shorter ones
 
 
 class Sharpness(NamedTuple):
-    """E sum A^2, and E |J^T g|^2 / E |g|^2 for independent g, of softmax weights A with Jacobian J = diag A - A A^T."""
+    """Concentration of softmax weights A with Jacobian J = diag(A) - A A^T.
+
+    `squares` is E sum A^2, the inverse participation ratio. `passed` is E |J^T g|^2 / E |g|^2 for a cotangent g with independent
+    entries.
+    """
 
     squares: float
     passed: float
 
 
 def sharpness(variance: float, count: int) -> Sharpness:
-    """Of `count` logits with this variance: 1/T where it is small, 1 where one logit wins.
+    """Return the concentration of a softmax over `count` independent Gaussian logits of this variance.
 
-    No closed form holds in between (the random energy model; Derrida 1981), so fixed samples are averaged. Where logits lie so
-    far apart that gradients come through rare ties alone, samples show none, as a batch does.
+    E sum A^2 is 1 / count for a small variance and 1 if one logit dominates. There is no closed form in between (the random
+    energy model, Derrida 1981), so the result is a mean over fixed samples. At a large variance gradients pass only at rare
+    ties, which samples miss as a batch does.
     """
     if count <= 1:
         return Sharpness(1.0, 0.0)

@@ -1,1 +1,1 @@
-"""Recurrent cells in numpy, and the loops over time that a graph holds."""
+"""Recurrent cells in numpy, and the loops over time in a graph."""

@@ -1,9 +1,10 @@
-"""What a recurrent operator does to a signal and its gradient: the real cell on a white input, and its exact pullback.
+"""The effect of a recurrent operator on a signal and its gradient: the real cell is run on a white input and differentiated.
 
-The cell is run from rest with its own weights, and three cotangents are pulled back through that run: independent over steps,
-equal at all steps, and on the last step alone. The last one gives the response a_j, the squared gradient at the input j steps
-before the end for a unit cotangent at the end; its slope over j is the growth per time step (THEORY section 4). Runs are bounded;
-what a longer sequence would add follows from a_j, continued at the slope of its middle:
+The cell is run from a state of zeros with its own weights, and three cotangents are pulled back through that run: independent
+over steps, equal at all steps, and on the last step alone. The last one gives the response a_j, the squared gradient at the input
+j steps before the end for a unit cotangent at the end. Half the slope of log10 a_j over j is the growth per time step in decades,
+the Lyapunov exponent over ln 10 (Engelken et al. 2020, arXiv 2006.02427). The length of a run is bounded. What a longer sequence
+adds follows from a_j, continued at the slope of its middle:
 
     last step alone:    sum over j < T of a_j
     independent steps:  sum over j < T of (1 - j/T) a_j
@@ -26,34 +27,41 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
-_SAMPLES = 4  # at least; a narrow cell differs more between samples, and more of them cost little
+STEPS = 100  # length of a sequence of unknown length, as in the experiments of Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063
+_SAMPLES = 4  # smallest number of samples; narrow cells get more, because they vary more and cost less
 _UNITS = 512  # samples times hidden units
 _MEASURED = 8  # samples of a probe
-_LONGEST = 128
-_ENDLESS = 1_000_000  # steps: a longer sequence is taken for this
-_SHORTEST = 24
+_LONGEST = 128  # largest number of simulated steps
+_ENDLESS = 1_000_000  # steps; a longer sequence is cut to this
+_SHORTEST = 24  # smallest number of simulated steps, unless the sequence is shorter
 _WORK = 4e8  # multiplications of one run and its pullback
-_LOUDEST = 30.0  # decades of a signal that is simulated as it is
-_RANGE = 1e100  # of a state that is run on: its square and its gradient's must fit a float
-_FAINT = {np.float32: 1e-30, np.float64: 1e-200}  # of the largest response: below, precision ends
-_GROWN = 0.5  # decades of the second moment over the second half of a run that are no noise
-_PATIENCE = 3.0  # times the budget for a cell that keeps or grows its gradient
-_DECAYED = -0.04  # decades of a_j per step: what lies beyond a run adds little
-_LEAST = 0.01  # decades: inputs are neither Gaussian nor white
+_LOUDEST = 30.0  # largest level in decades, up or down, that is simulated as it is
+_RANGE = 1e100  # largest state of a run: its square and that of its gradient must be floats
+_FAINT = {np.float32: 1e-30, np.float64: 1e-200}  # share of the largest response below which precision is lost
+_GROWN = 0.5  # decades that the second moment must change over the second half of a run to count as growth
+_PATIENCE = 3.0  # factor on the budget for a cell whose gradient does not decay
+_DECAYED = -0.04  # decades of a_j per step below which the response decays
+_LEAST = 0.01  # decades: smallest standard deviation, because inputs are neither Gaussian nor white
 
 
 @dataclass(frozen=True, slots=True)
 class CellResponse:
-    """A recurrent operator at work; decades are 1/2 log10 of a ratio of squares unless said otherwise.
+    """The response of a recurrent operator to a white input.
 
-    `level`, `mean`, `over_time` and `over_batch` describe the output sequence: 1/2 log10 E h^2, E h / rms, and the shares of
-    E h^2 that two steps of a sample and two samples at a step have in common. `factor` is log10 of total squared gradient at
-    the input over that at the output for the cotangent asked for; `independent`, `equal` and `last` are its values for
-    cotangents that are independent over steps, equal at all steps, and on the last step alone (a slice, or the final state).
-    For a single step (`lstm_cell` and kin) `factor` is that of one application, the gradient at its x for one at its h.
-    `step` is the growth of the gradient per time step, in decades, as a probe of that many steps sees it, `drift` the same once
-    it is steady: the largest Lyapunov exponent over ln 10. `sd` is the standard deviation of factor / 2, `level_sd` of the level.
+    Attributes:
+        level: Root mean square of the output sequence in decades, 1/2 log10 E h^2.
+        mean: Mean of the output over its root mean square.
+        over_time: Shared second moment of two steps of one sample, over E h^2.
+        over_batch: Shared second moment of two samples at one step, over E h^2.
+        factor: log10 of the squared gradient at the input over that at the output, for the cotangent that was asked for. For a
+            single step (`lstm_cell` and its relatives) it relates the gradient at its x to that at its h.
+        step: Growth of the gradient per time step in decades, as a probe over the whole sequence measures it.
+        sd: Standard deviation of factor / 2, in decades.
+        level_sd: Standard deviation of `level`, in decades.
+        independent: `factor` for cotangents that are independent over steps.
+        equal: `factor` for cotangents that are equal at all steps.
+        last: `factor` for a cotangent on the last step alone.
+        steady_step: Growth per time step in decades once the state is steady: the largest Lyapunov exponent over ln 10.
     """
 
     level: float
@@ -70,7 +78,7 @@ class CellResponse:
     steady_step: float
 
     def factor_for(self, over_time: float) -> float:
-        """The factor for cotangents of which two time steps share this much of their energy; exact between the two ends."""
+        """Return the factor for cotangents of which two time steps share this part of their second moment, from 0 to 1."""
         share = min(max(over_time, 0.0), 1.0)
         low, high = self.independent, self.equal
         top = max(low, high)
@@ -81,7 +89,7 @@ class CellResponse:
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """The white Gaussian input: 1/2 log10 of its second moment, mean over rms, and shares over time and batch."""
+    """A white Gaussian input: level in decades, mean over root mean square, and shared second moments over time and batch."""
 
     level: float = 0.0
     mean: float = 0.0
@@ -99,11 +107,18 @@ def respond(
     steps: int | None = None,
     cotangent_over_time: float = 0.0,
 ) -> CellResponse | None:
-    """How a recurrent operator passes a signal of 1/2 log10 q = `level` and a gradient; None where its weights are unknown.
+    """Return the response of a recurrent operator, or None if its weights are unknown or the level is not finite.
 
-    `mean` is that of the input over its rms, `over_time` and `over_batch` the shares of q that two steps and two samples have
-    in common, `steps` the length of the sequence, `cotangent_over_time` the share that two steps of the cotangent have in
-    common. Deterministic.
+    The result is deterministic.
+
+    Args:
+        node: The recurrent operator.
+        level: Root mean square of the input in decades, 1/2 log10 q.
+        mean: Mean of the input over its root mean square.
+        over_time: Shared second moment of two steps of the input, over q.
+        over_batch: Shared second moment of two samples of the input, over q.
+        steps: Length of the sequence; None for an unknown length.
+        cotangent_over_time: Share of the second moment that two steps of the cotangent have in common.
     """
     cells = read_cells(node)
     if cells is None or not math.isfinite(level):
@@ -117,21 +132,22 @@ def respond(
 
 
 def simulate(cells: Cells, drive: Drive, steps: int, *, single: bool = False, effort: float = 1.0) -> CellResponse | None:
-    """Run cells over the sequence, or as much of it as `effort` pays for, and read the response off the run.
+    """Run cells over a sequence and return their response.
 
-    None where the state leaves the range of floats at the first step.
+    The run is shortened to the budget, which `effort` multiplies, and extrapolated. The result is None if the state leaves the
+    range of floats at the first step.
     """
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         window = min(steps, _window(cells, effort))
         found, tail = _within(cells, drive, window, steps, single=single)
         longer = min(steps, _window(cells, effort * _PATIENCE))
-        if tail > _DECAYED and longer > window and not single:  # what comes later counts
+        if tail > _DECAYED and longer > window and not single:  # later steps contribute
             found, _ = _within(cells, drive, longer, steps, single=single)
     return found
 
 
 def _within(cells: Cells, drive: Drive, window: int, steps: int, *, single: bool) -> tuple[CellResponse | None, float]:
-    """The response read off a run of `window` steps, or as many as floats can hold, and decades of a_j per step at its end."""
+    """Return the response from a run of `window` steps, halved until its values are floats, and decades of a_j per step."""
     while window >= 1:
         run = _run(cells, drive, window)
         if run is not None:
@@ -142,7 +158,7 @@ def _within(cells: Cells, drive: Drive, window: int, steps: int, *, single: bool
 
 
 def _window(cells: Cells, effort: float) -> int:
-    """Steps that the budget allows: a run and the pullback of three cotangents."""
+    """Return the number of steps that the budget allows for a run and the pullback of three cotangents."""
     every = [cell for layer in cells.layers for cell in layer]
     work = 4.0 * _samples(cells) * sum(cell.recurrent.size + (0 if cell.weight is None else cell.weight.size) for cell in every)
     return int(min(max(_WORK / max(work, 1.0), _SHORTEST), _LONGEST) * effort)
@@ -154,9 +170,9 @@ def _samples(cells: Cells) -> int:
 
 
 def _run(cells: Cells, drive: Drive, steps: int) -> tuple[Array, Array] | None:
-    """Output (steps, samples, features) and squared gradients (kinds, steps, samples) of unit output energy, or None.
+    """Return the output (steps, samples, features) and squared gradients (3, steps, samples) for cotangents of unit norm.
 
-    None stands for a state that has left the range of floats.
+    The result is None if the state left the range of floats.
     """
     rng = np.random.default_rng(0)
     x = _input(drive, (steps, _samples(cells), cells.layers[0][0].inputs), rng).astype(precision(cells.layers[0][0]))
@@ -168,7 +184,7 @@ def _run(cells: Cells, drive: Drive, steps: int) -> tuple[Array, Array] | None:
 
 
 def _input(drive: Drive, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Gaussian of second moment 10^(2 level): a mean that all share, and parts that time, batch, both or neither share."""
+    """Draw an input of second moment 10^(2 level): a mean, and parts shared over time, over the batch, over both, or neither."""
     mean = min(max(drive.mean, -1.0), 1.0)
     square = mean * mean
     time, batch = (min(max(share, square), 1.0) for share in (drive.over_time, drive.over_batch))
@@ -188,7 +204,7 @@ def _input(drive: Drive, shape: tuple[int, ...], rng: np.random.Generator) -> Ar
 
 
 def _cotangents(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Three cotangents, each of unit norm per sample: independent over steps, equal, last step alone."""
+    """Draw three cotangents of unit norm per sample: independent over steps, equal at all steps, and on the last step alone."""
     found = np.zeros((3, *shape), np.float32)
     found[0] = rng.standard_normal(shape, dtype=np.float32)
     found[1] = rng.standard_normal((1, *shape[1:]), dtype=np.float32)
@@ -230,20 +246,20 @@ def _summary(y: Array, squares: Array, *, cells: Cells, drive: Drive, steps: int
 
 
 def _total(total: float, more: float, late: Array) -> float:
-    """log10 of a total over a run, and what a longer sequence adds; from the response itself where the total left the range."""
+    """Return log10 of a total over a run plus what a longer sequence adds, or that of the response if the total is not finite."""
     if total == 0.0:
         return -math.inf
     return math.log10(total) + more if math.isfinite(total) else _weighed(late, late.size)
 
 
 def _known(response: Array, faint: float) -> int:
-    """How many of the first entries are finite and not faint."""
+    """Return the number of leading entries that are finite and not faint."""
     good = np.isfinite(response) & (response > faint * np.maximum.accumulate(np.nan_to_num(response, posinf=0.0)))
     return int(good.size if good.all() else np.argmin(good))
 
 
 def _steady(logs: Array) -> Array:
-    """The middle: later entries are of a run that has just left rest, earlier ones of a cotangent that has not turned yet."""
+    """Return the middle of a response: early entries depend on the direction of the cotangent, late ones on the initial state."""
     return logs if logs.size < 8 else logs[logs.size // 3 : logs.size - logs.size // 4]
 
 
@@ -252,7 +268,7 @@ def _slope(logs: Array) -> float:
 
 
 def _continued(logs: Array, slope: float, steps: int) -> Array:
-    """log10 a_j for j < steps: what was seen, then a straight line from the end of what was seen."""
+    """Return log10 a_j for j < steps, continued along a straight line of this slope."""
     if steps <= logs.size:
         return logs[:steps]
     end = float(np.mean(logs[-8:])) + slope * (min(logs.size, 8) - 1) / 2.0
@@ -260,7 +276,7 @@ def _continued(logs: Array, slope: float, steps: int) -> Array:
 
 
 def _weighed(logs: Array, steps: int) -> float:
-    """log10 of the sum of (1 - j/T) a_j."""
+    """Return log10 of the sum of (1 - j/T) a_j."""
     return _log_sum(logs + np.log10(1.0 - np.arange(logs.size) / steps))
 
 
@@ -270,9 +286,9 @@ def _log_sum(logs: Array) -> float:
 
 
 def _shared(y: Array, axis: int, q: float, length: int) -> float:
-    """The share of q that two entries along an axis have in common, for an axis that is `length` long.
+    """Return the shared second moment of two entries along an axis of length `length`, over q.
 
-    What the halves of a run share stays; the rest is memory, which counts for less in a longer run.
+    The part that both halves of a run share is kept. The rest comes from correlations over a few steps and shrinks as 1/length.
     """
     count = y.shape[axis]
     if count < 2 or q <= 0.0:
@@ -286,7 +302,7 @@ def _shared(y: Array, axis: int, q: float, length: int) -> float:
 
 
 def _level(squares: Array, steps: int) -> float:
-    """1/2 log10 of the mean square over a sequence, from that at each step of a shorter one: it stays, or grows on."""
+    """Return 1/2 log10 of the mean square over `steps` steps, from that at each step of a run, constant or growing at its end."""
     if not squares.any():
         return -math.inf
     logs = np.log10(np.maximum(squares, 1e-300))
@@ -302,7 +318,7 @@ def _level(squares: Array, steps: int) -> float:
 
 
 def _deviation(squares: Array, tail: float, steps: int) -> float:
-    """Standard deviation of half the factor: of its mean over samples, here and in a probe, and of the slope that goes on."""
+    """Return the standard deviation of factor / 2: of means over samples, here and in a probe, and of the continued slope."""
     profile = squares[2, ::-1]
     half = profile[profile.shape[0] // 2 :]
     fine = np.isfinite(half).all(axis=0) & (half > 0.0).all(axis=0)
@@ -313,9 +329,9 @@ def _deviation(squares: Array, tail: float, steps: int) -> float:
 
 
 def _spread(totals: Array) -> float:
-    """Standard deviation of 1/2 log10 of a mean over samples, this one's against that of a probe.
+    """Return the standard deviation of 1/2 log10 of a mean over samples, relative to that of a probe.
 
-    A mean of n values that differ by decades is that of few of them: n is (sum x)^2 / sum x^2.
+    A mean of values that differ by decades is determined by few of them, so their number is (sum x)^2 / sum x^2.
     """
     known = totals[np.isfinite(totals) & (totals > 0.0)]
     if known.size < 2:

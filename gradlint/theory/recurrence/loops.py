@@ -1,4 +1,4 @@
-"""Loops over time: which weight they apply, through which activation, and how fast that multiplies a gradient."""
+"""Loops over time: the weight that they apply, the activation, and how fast they grow or shrink a gradient."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 
 _FUSED = frozenset({"rnn", "lstm", "gru"})
 _GATED = {4: "lstm", 3: "gru"}  # by the rows of a recurrent weight per unit
-_WHOLE = 512  # units; of a wider cell with weights as drawn, some are simulated
-_WIDEST = 1024  # units: eigenvalues of a wider matrix take seconds
-_LONGEST = 400  # steps simulated; growth is linear in time long before
-_EFFORT = 4.0  # times what a node of a graph is worth: loops are few
+_WHOLE = 512  # units; a wider cell with randomly initialized weights is represented by some of its units
+_WIDEST = 1024  # units; the eigenvalues of a wider matrix take seconds
+_LONGEST = 400  # largest number of simulated steps; growth is linear in time long before
+_EFFORT = 4.0  # factor on the budget of a simulation, because loops are few
 _HORIZON = 3.0  # decades
-_STILL = 1e-4  # decades per step: slower is no growth that a simulation can tell from none
+_STILL = 1e-4  # decades per step below which a simulation cannot tell growth from none
 
 
 class TimeGrowthRate(NamedTuple):
-    """What a recurrence does to the gradient of its last step on the way to the first.
+    """The rate at which a recurrence changes the gradient from its last step to its first.
 
-    `slope` is in decades per step, negative where it fades, `horizon` the steps that take three decades, `steps` those there are.
+    Attributes:
+        slope: Decades per step, negative if the gradient decays.
+        horizon: Number of steps that change the gradient by three decades; infinite if it keeps its size.
+        steps: Number of steps of the recurrence.
+        measured: Whether the probe measured the slope.
     """
 
     slope: float
@@ -44,22 +48,27 @@ class TimeGrowthRate(NamedTuple):
 
     @classmethod
     def predicted(cls, slope: float, steps: int) -> TimeGrowthRate:
-        """What theory says of a slope."""
+        """Build the rate of a predicted slope."""
         return cls(slope, _HORIZON / abs(slope) if abs(slope) > _STILL else math.inf, steps, measured=False)
 
     @property
     def horizons(self) -> float:
-        """How many times over the gradient fades by three decades, 0 where it does not."""
+        """Number of times that the gradient decays by three decades over all steps; 0 if it does not decay."""
         return self.steps / self.horizon if self.slope < 0.0 and self.horizon > 0.0 else 0.0
 
 
 @dataclass(frozen=True)
 class Loop:
-    """One recurrence: `node` is where the probe files its growth over time, `nodes` all its applications.
+    """One recurrence in a graph.
 
-    `activation` is None for a linear loop, "lstm" or "gru" for a gated one. `weights` are the recurrent matrices, `steps` is None
-    where the length is not known, `cell` the operator that is simulated. `final` where nothing but its last state is read, which
-    all that is known of early steps then has to reach.
+    Attributes:
+        node: Id of the node under which the probe reports its growth over time.
+        nodes: Ids of all applications of the recurrent weight.
+        activation: Name of the activation, "lstm" or "gru" for a gated loop, or None for a linear one.
+        weights: The recurrent matrices.
+        steps: Number of time steps, or None if it is unknown.
+        cell: The operator that is simulated.
+        final: Whether only the last state is read, so that gradients reach early steps through the recurrence alone.
     """
 
     node: str
@@ -72,16 +81,16 @@ class Loop:
 
     @cached_property
     def radius(self) -> float | None:
-        """Largest spectral radius of the recurrent matrices, of each gate on its own; None for one too wide to look at."""
+        """Largest spectral radius of the recurrent matrices, each gate by itself; None if all are too wide to decompose."""
         return max((float(np.abs(np.linalg.eigvals(block)).max()) for block in self._blocks), default=None)
 
     @cached_property
     def norm(self) -> float | None:
-        """Largest singular value of the recurrent matrices, of each gate on its own; None for one too wide to look at."""
+        """Largest singular value of the recurrent matrices, each gate by itself; None if all are too wide to decompose."""
         return max((float(np.linalg.norm(block, 2)) for block in self._blocks), default=None)
 
     def response(self, steps: int, level: float = 0.0) -> CellResponse | None:
-        """The loop run for `steps` under white noise of 1/2 log10 q = `level`; None where its cell cannot be simulated."""
+        """Simulate the loop for `steps` steps on white noise of `level` decades; return None for a cell that cannot be run."""
         key = (max(min(steps, _LONGEST), 1), level)
         if self._cells is not None and key not in self._responses:
             try:
@@ -91,35 +100,39 @@ class Loop:
         return self._responses.get(key)
 
     def exponent(self, steps: int, level: float = 0.0) -> float | None:
-        """Predicted decades of gradient growth per step, as a probe of so many steps sees it.
+        """Return the predicted growth of the gradient in decades per step, as a probe over `steps` steps measures it.
 
-        The slope over time of the exact gradient of the real cell, run from rest under white noise. Deterministic.
+        It is the slope over time of the exact gradient of the real cell, run from a state of zeros on white noise of `level`
+        decades. The result is deterministic, and None for a cell that cannot be simulated.
         """
         found = self.response(steps, level)
         return None if found is None else found.step
 
     def lyapunov(self, level: float = 0.0) -> float | None:
-        """Largest Lyapunov exponent, in nats per step: the growth of the gradient once the run is steady (Engelken 2020)."""
+        """Return the largest Lyapunov exponent in nats per step (Engelken et al. 2020, arXiv 2006.02427).
+
+        It is the growth of the gradient once the state is steady. The result is None for a cell that cannot be simulated.
+        """
         found = self.response(max(self.steps or STEPS, STEPS), level)
         return None if found is None else found.steady_step * math.log(10.0)
 
     def horizon(self, level: float = 0.0) -> float | None:
-        """Steps until the gradient has gained or lost three decades; infinite where it keeps its size."""
+        """Return the number of steps over which the gradient gains or loses three decades, infinite if it keeps its size."""
         found = self.exponent(self.steps or STEPS, level)
         return None if found is None else TimeGrowthRate.predicted(found, self.steps or STEPS).horizon
 
     @cached_property
     def forget_bias(self) -> float | None:
-        """Mean bias of the forget gates of an LSTM, the sum of both biases; the lowest of its layers. None for another cell."""
+        """Mean bias of the forget gates of an LSTM, both bias vectors added, the lowest over layers; None for another cell."""
         cells = self._cells
         if self.activation != "lstm" or cells is None:
             return None
-        gates = [cell for layer in cells.layers for cell in layer if cell.weight is not None]  # one that is spelled out has none
+        gates = [cell for layer in cells.layers for cell in layer if cell.weight is not None]  # composed cells have no weight
         return min((float(cell.bias[2 * cell.hidden : 3 * cell.hidden].mean()) for cell in gates), default=None)
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether the state passes an activation at every step and no gate."""
+        """Whether the loop has an activation and no gates."""
         return self.activation not in {None, "lstm", "gru", "linear"}
 
     @cached_property
@@ -132,7 +145,7 @@ class Loop:
 
     @cached_property
     def _blocks(self) -> tuple[NDArray[np.float64], ...]:
-        """The finite square matrices that the recurrent weights stack: gates, directions."""
+        """The finite square matrices that the recurrent weights stack, one for each gate and direction."""
         found: list[NDArray[np.float64]] = []
         for weight in self.weights:
             width = weight.shape[-1]
@@ -143,7 +156,7 @@ class Loop:
 
 
 def loops(structure: Structure) -> list[Loop]:
-    """Every recurrence on the signal that applies square matrices to its own state: fused ones, then unrolled ones."""
+    """Return the recurrences on the signal that apply square matrices to their own state, fused ones first."""
     graph = structure.graph
     found = [_fused(graph, graph[node]) for node in structure.signal if graph[node].op in _FUSED]
     unrolled = (_unrolled(structure, item.nodes) for item in structure.recurrences)
@@ -161,7 +174,11 @@ def _fused(graph: Graph, node: Node) -> Loop:
 
 
 def _is_read_last(structure: Structure, loop: Loop) -> bool:
-    """Whether a step is read by the next one alone, or the output of a fused operator only where one step is picked."""
+    """Return whether only the last state of a loop is read.
+
+    In an unrolled loop, each step is read by the next one alone. The output of a fused operator is read only through a slice
+    that picks one step.
+    """
     graph = structure.graph
     given = {ref.node for ref in graph.outputs if ref.port == 0 or ref.node != loop.node}
     if len(loop.nodes) > 1:
@@ -186,7 +203,7 @@ def _is_read_last(structure: Structure, loop: Loop) -> bool:
 
 
 def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
-    """A loop in Python: one cell, or one layer from the state to the state or its gates, with pointwise work between uses."""
+    """Return an unrolled loop: one cell, or one linear layer from the state to itself or its gates, with pointwise operators."""
     graph, first = structure.graph, structure.graph[nodes[0]]
     if kind_of(first) is Kind.RNN:
         return Loop(nodes[0], nodes, _nonlinearity(first), _recurrent(first), len(nodes), first)
@@ -211,14 +228,14 @@ def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
 
 
 def _skips(structure: Structure, first: Node, between: Sequence[Node]) -> bool:
-    """Whether the state is added to itself between two uses; an input that every step adds is no such thing."""
+    """Return whether a skip connection adds the state to itself between two applications of the weight."""
     inside = {node.id for node in between} | set(structure.signal_parents(first.id))
     sums = (structure.residual_sum(node.id) for node in between)
     return any(found.fork in inside for found in sums if found is not None)
 
 
 def _spelled(node: Node, weight: Weight, kind: str, attrs: Mapping[str, Any]) -> Node:
-    """A cell that is written out: its state is multiplied by `weight`, white noise of the pre-activation stands for its input."""
+    """Build the cell of a loop composed of operators: `weight` multiplies its state, white noise replaces its input."""
     rows = weight if weight.out_axis == 0 else Weight(weight.name, weight.shape[::-1], weight.dtype, weight.matrix)
     bias = {"bias": node.weights["bias"]} if "bias" in node.weights else {}
     return Node(node.id, f"{kind}_cell", weights={"recurrent": rows, **bias}, attrs=attrs)

@@ -1,4 +1,4 @@
-"""Recurrent nodes as matrices: one layout of gates, whichever framework stacked them."""
+"""Read the weights of recurrent nodes into matrices with one order of gates, for torch and ONNX alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_ORDERS = {  # rows as they come: torch, ONNX ("r" of GRU resets, "z" updates; "h", "g" and "c" are the candidate)
+_ORDERS = {  # stored order of rows -> our order; "r" is the reset gate of a GRU, "z" its update gate; "h", "g", "c" candidates
     "rnn": {"h": "h"},
     "gru": {"rzh": "rzh", "zrh": "rzh"},
     "lstm": {"ifgo": "gifo", "iofc": "cifo"},
@@ -27,20 +27,31 @@ _ORDERS = {  # rows as they come: torch, ONNX ("r" of GRU resets, "z" updates; "
 _TORCH = {"rnn": "h", "gru": "rzh", "lstm": "ifgo"}
 _GATE_FUNCTIONS = {"gru": ("sigmoid", "tanh"), "lstm": ("sigmoid", "tanh", "tanh")}
 _NAMES = {"identity": "linear", "affine": "linear"}
-_WIDE = 256  # units; a wider cell of drawn weights is represented by some of its units
-_WIDEST = 1024  # units; a wider one is so whatever its weights
+_WIDE = 256  # units; a wider cell with randomly initialized weights is represented by some of its units
+_WIDEST = 1024  # units; a wider cell is represented by some of its units whatever its weights
 _SUBSET = 256
 _DRAWN, _TRAINED = 0.02, 0.2  # decades: standard deviation of what some of the units say of all
-_LEADING = 0.03  # decades per step: the same where nothing bounds the state, and one direction leads
+_LEADING = 0.03  # decades per step: the same for an unbounded state, in which one direction dominates
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One direction of one layer. Rows of gates: "h" (rnn), "rzh" (gru), "gifo" (lstm), `hidden` each.
+    """One direction of one recurrent layer.
 
-    `weight` is (gates x hidden, inputs), None where the input is added to the pre-activations as it is; `recurrent` is
-    (gates x hidden, outputs); `bias` holds both biases, but for `candidate_bias`, the recurrent one of a GRU's candidate, which
-    the reset gate may multiply. `projection` is (outputs, hidden). `drop` is the chance of dropping an input.
+    Rows of matrices are stacked by gate, `hidden` rows each, in the order "h" (rnn), "rzh" (gru) or "gifo" (lstm).
+
+    Attributes:
+        kind: "rnn", "gru" or "lstm".
+        activation: Name of the activation of a plain cell, else `kind`.
+        parameters: Attributes of the activation.
+        weight: Input weights of shape (gates * hidden, inputs). None if the input is added to the pre-activations directly.
+        recurrent: Recurrent weights of shape (gates * hidden, outputs).
+        bias: Sum of input and recurrent biases, of shape (gates * hidden,), without `candidate_bias`.
+        candidate_bias: Recurrent bias of a GRU's candidate, of shape (hidden,), which the reset gate may multiply.
+        projection: Output projection of shape (outputs, hidden), or None.
+        reset_after: Whether the reset gate of a GRU multiplies after the recurrent weight, as in torch.
+        backwards: Whether the sequence is processed from its end.
+        drop: Probability of dropping an input of the layer.
     """
 
     kind: str
@@ -57,25 +68,25 @@ class Cell:
 
     @property
     def outputs(self) -> int:
-        """Size of the output: that of the projection, or the hidden one."""
+        """Number of output features, after the projection if there is one."""
         return int(self.recurrent.shape[1])
 
     @property
     def hidden(self) -> int:
-        """Units of one gate."""
+        """Number of units of one gate."""
         return int(self.candidate_bias.size)
 
     @property
     def inputs(self) -> int:
-        """Size of the input."""
+        """Number of input features."""
         return int(self.recurrent.shape[0] if self.weight is None else self.weight.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """The layers of a node, each with one cell per direction.
+    """The layers of a recurrent node, each with one cell per direction.
 
-    Where units were left out, `sd` is the doubt in decades, and `step_sd` in decades per step of a gradient that does not decay.
+    If units were left out, `sd` is the standard deviation that results, in decades, and `step_sd` that of the growth per step.
     """
 
     layers: tuple[tuple[Cell, ...], ...]
@@ -84,11 +95,14 @@ class Cells:
 
 
 def read_cells(node: Node, *, wide: int = _WIDE) -> Cells | None:
-    """The cells of a recurrent node; None where a weight is unknown, not finite or of no fitting shape, or an option unheard of.
+    """Read the cells of a recurrent node.
 
-    Of layers of more than `wide` units whose activations are bounded and whose recurrent weights look drawn, or of more than
-    1024, 256 units are kept and their couplings scaled by the root of what was left out, which keeps every second moment; the
-    diagonal stays.
+    A cell of more than `wide` units is reduced to 256 units if its activation is bounded and its recurrent weights look randomly
+    initialized; so is any cell of more than 1024 units. The remaining off-diagonal weights are scaled up so that every second
+    moment stays the same.
+
+    Returns:
+        The cells, or None if a weight is missing, not finite or of an unexpected shape, or an option is not supported.
     """
     kind = node.op.removesuffix("_cell")
     order = _ORDERS.get(kind, {}).get(_order(node, kind))
@@ -120,7 +134,7 @@ def _order(node: Node, kind: str) -> str:
 
 
 def _usual(node: Node, kind: str) -> bool:
-    """Whether the cell computes what its name says: usual gate functions, no clipping, no coupled gates."""
+    """Return whether a cell has the standard gate functions, no clipping and no coupled gates."""
     functions = node.attrs.get("activations")
     if node.attrs.get("clip") or node.attrs.get("input_forget"):
         return False
@@ -137,7 +151,7 @@ def _activation(node: Node) -> str:
 
 
 def _layer(node: Node, index: int) -> list[dict[str, Weight]]:
-    """Weights by bare role of each direction of a layer; the names without a layer stand for the first."""
+    """Return, for each direction of a layer, the weights by role. Roles without a layer suffix belong to layer 0."""
     found = []
     for end in (f"_l{index}", f"_l{index}_reverse"):
         roles = {role.removesuffix(end): weight for role, weight in node.weights.items() if role.endswith(end)}
@@ -178,7 +192,7 @@ def _cell(node: Node, kind: str, order: str, roles: Mapping[str, Weight], rng: n
 
 
 def _values(weight: Weight, rng: np.random.Generator) -> Array:
-    """The values of a weight; one that is known by its statistics alone is drawn from them."""
+    """Return the values of a weight, drawn from its statistics if only these are known."""
     values = np.asarray(weight.array())
     values = values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
     known = weight.statistics
@@ -188,7 +202,7 @@ def _values(weight: Weight, rng: np.random.Generator) -> Array:
 
 
 def _chained(layers: Sequence[Sequence[Cell]]) -> bool:
-    """Whether each layer reads what the one before it gives, and the directions of one give as much."""
+    """Return whether the number of inputs of each layer is the number of outputs of the one before, in every direction."""
     widths = [sum(cell.outputs for cell in layer) for layer in layers]
     reads = all(cell.inputs == before for before, layer in zip(widths, layers[1:], strict=False) for cell in layer)
     return reads and all(len({(cell.inputs, cell.outputs) for cell in layer}) == 1 for layer in layers)
@@ -200,7 +214,7 @@ def _drawn(node: Node) -> bool:
 
 
 def _narrowed(layers: Sequence[Sequence[Cell]], rng: np.random.Generator) -> list[tuple[Cell, ...]]:
-    """Cells of fewer units with the same second moments."""
+    """Return cells of fewer units with the same second moments."""
     kept = [[np.sort(rng.permutation(cell.hidden)[:_SUBSET]) for cell in layer] for layer in layers]
     found: list[tuple[Cell, ...]] = []
     for index, layer in enumerate(layers):

@@ -1,7 +1,7 @@
-"""Recurrent cells run over a sequence in numpy, each run with its pullback: the exact gradient of the same run.
+"""Run recurrent cells over a sequence in numpy, and pull cotangents back through the run exactly.
 
-Shapes: a sequence is (steps, samples, features), cotangents and gradients are (kinds, steps, samples, features), so that several
-cotangents are pulled back through one run at once.
+A sequence has shape (steps, samples, features). Cotangents and gradients have shape (kinds, steps, samples, features), so that
+several cotangents are pulled back through one run at once.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def precision(cell: Cell) -> type[np.floating[Any]]:
-    """Single for gates, which hold their state; double where nothing bounds it."""
+    """Return the dtype of a run: float32 for gated cells, whose state is bounded, and float64 for plain ones."""
     return np.float64 if cell.kind == "rnn" else np.float32
 
 
 def run_layers(layers: Sequence[Sequence[Cell]], x: Array, rng: np.random.Generator) -> tuple[Array, Pullback]:
-    """The output sequence of stacked layers, directions side by side, and the pullback to `x`."""
+    """Return the output sequence of stacked layers, with directions concatenated, and the pullback to `x`."""
     pullbacks = []
     for layer in layers:
         x, pullback = _run_layer(layer, x, rng)
@@ -74,12 +74,12 @@ def _run_cell(cell: Cell, x: Array) -> tuple[Array, Pullback]:
 
 
 def _times(stack: Array, matrix: Array) -> Array:
-    """`stack @ matrix` as one product of matrices: numpy would make one for each step."""
+    """Return `stack @ matrix`, computed as one matrix product rather than one for each step."""
     return np.asarray((stack.reshape(-1, stack.shape[-1]) @ matrix).reshape(*stack.shape[:-1], -1))
 
 
 def _run_rnn(cell: Cell, before: Array) -> tuple[Array, Pullback]:
-    """The plain cell, h' = phi(x + R h)."""
+    """Run the plain cell h' = phi(x + R h)."""
     recurrent = cell.recurrent.astype(before.dtype)
     phi, slope = _function(cell)
     y, slopes = np.empty_like(before), np.empty_like(before)
@@ -101,7 +101,7 @@ def _run_rnn(cell: Cell, before: Array) -> tuple[Array, Pullback]:
 
 
 def _function(cell: Cell) -> tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]:
-    """phi(z), and phi'(z) from z and phi(z)."""
+    """Return phi(z), and phi'(z) as a function of z and phi(z)."""
     if cell.activation == "tanh":
         return np.tanh, lambda _, h: 1.0 - h * h
     if cell.activation == "relu":
@@ -115,7 +115,10 @@ def _function(cell: Cell) -> tuple[Callable[[Array], Array], Callable[[Array, Ar
 
 
 def _run_lstm(cell: Cell, before: Array) -> tuple[Array, Pullback]:
-    """With gates c' = f c + i g, h' = P (o tanh c'); rows g, i, f, o. A sigmoid is (1 + tanh(z/2))/2: one tanh does all."""
+    """Run the LSTM cell c' = f c + i g, h' = P (o tanh c'), with rows g, i, f, o.
+
+    A sigmoid is (1 + tanh(z/2)) / 2, so one call of tanh computes all gates.
+    """
     steps, samples, _ = before.shape
     size, dtype = cell.hidden, before.dtype
     half = np.where(np.arange(4 * size) < size, 1.0, 0.5).astype(dtype)
@@ -160,7 +163,7 @@ def _run_lstm(cell: Cell, before: Array) -> tuple[Array, Pullback]:
 
 
 def _run_gru(cell: Cell, before: Array) -> tuple[Array, Pullback]:
-    """With gates h' = (1 - z) n + z h, n = tanh(x + r (R h + b)) or tanh(x + R (r h) + b); rows r, z, n."""
+    """Run the GRU cell h' = (1 - z) n + z h with n = tanh(x + r (R h + b)) or tanh(x + R (r h) + b), with rows r, z, n."""
     steps, samples, _ = before.shape
     size, dtype = cell.hidden, before.dtype
     recurrent, inside = cell.recurrent.astype(dtype), cell.candidate_bias.astype(dtype)

@@ -1,1 +1,1 @@
-"""Transfer rules: what each family of operators does to a signal, and to the cotangent that comes back."""
+"""Transfer rules: the effect of each family of operators on a signal, and on the cotangent that is pulled back."""

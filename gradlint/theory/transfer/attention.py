@@ -1,7 +1,8 @@
 """Transfer rules of products of two signals, softmax and attention.
 
-E sum A^2 of a softmax over T logits is 1/T where attention is uniform and 1 where it is peaked (theory/sharpness.py); the tokens
-that it averages are as alike as the state says (THEORY section 2).
+E sum A^2 of a softmax over T logits is 1/T for uniform attention and 1 for attention to a single token; see `gaussian.sharpness`.
+The output of attention to tokens of correlation r has the second moment q (r + (1 - r) E sum A^2) (Noci et al. 2022, arXiv
+2206.03126).
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
 
 
-_LOGITS = 0.03  # decades^2 of the gradient that goes through logits: causal masks and alike keys change it
+_LOGITS = 0.03  # decades^2 that the gradient through logits adds, because causal masks and similar keys change it
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A sum over labelled axes of a product of two tensors, as in einsum: one letter per axis."""
+    """A contraction of two tensors as in einsum, with one letter for each axis of both factors and the result."""
 
     left: str
     right: str
@@ -46,12 +47,12 @@ class Product:
 
     @property
     def summed(self) -> list[str]:
-        """Letters that both factors have and the result has not."""
+        """Letters of both factors that the result does not have."""
         return [letter for letter in self.left if letter in self.right and letter not in self.out]
 
 
 def matmul(call: Call) -> TransferResult | None:
-    """A product of two signals."""
+    """Return the transfer of a matrix product or einsum of two signals, or of one with a constant."""
     found = call.signals
     if len(found) == 1:
         return _with_constant(call, *found[0])
@@ -83,7 +84,7 @@ def _scale_of(node: Node) -> float:
 
 
 def _with_constant(call: Call, slot: int, signal: Signal) -> TransferResult | None:
-    """A product with a weight that is no layer, or with a constant tensor."""
+    """Return the transfer of a product with a weight that is not a layer; None for a constant tensor."""
     weight = next(iter(call.node.weights.values()), None)
     if weight is None or len(signal.sizes) != len(call.sizes):
         return None
@@ -101,7 +102,7 @@ def _with_constant(call: Call, slot: int, signal: Signal) -> TransferResult | No
 
 
 def _letters(node: Node, left: Signal, right: Signal, sizes: tuple[int, ...]) -> Product | None:
-    """The axes of both factors and the result by letter."""
+    """Return the contraction of an operator, or None if its equation or shapes are not supported."""
     equation = str(node.attrs.get("equation", "")).replace(" ", "")
     inputs, arrow, out = equation.partition("->")
     if arrow and "." not in inputs and inputs.count(",") == 1:
@@ -110,14 +111,14 @@ def _letters(node: Node, left: Signal, right: Signal, sizes: tuple[int, ...]) ->
         return Product(a, b, out) if fits else None
     if equation or len(left.sizes) < 2 or len(right.sizes) < 2:
         return None
-    batch = "abcdefgh"[: len(sizes) - 2]  # of more axes no factor fits
+    batch = "abcdefgh"[: len(sizes) - 2]  # factors with more axes do not fit
     a, b = batch[len(batch) - len(left.sizes) + 2 :] + "ik", batch[len(batch) - len(right.sizes) + 2 :] + "kj"
     fits = len(sizes) >= 2 and left.sizes[-1] == right.sizes[-2]
     return Product(a, b, batch + "ij") if fits else None
 
 
 def _share(letters: str, signal: Signal, letter: str) -> float:
-    """Share along a letter; a tensor without it, or of length 1 along it, is the same all along."""
+    """Return the shared second moment along a letter, over q; 1 for a tensor without it or of length 1 along it."""
     if letter not in letters:
         return 1.0
     axis = letters.index(letter)
@@ -133,7 +134,10 @@ def _lengths(product: Product, left: Signal, right: Signal, sizes: Sequence[int]
 
 
 def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, ...]) -> Signal:
-    """Second moment q_a q_b n [1 + (n-1) rho_a rho_b] for n terms that share rho_a and rho_b."""
+    """Return the signal of a contraction.
+
+    Its second moment is q_a q_b n [1 + (n-1) rho_a rho_b] for a sum of n terms whose factors have the correlations rho_a, rho_b.
+    """
     lengths = _lengths(product, left, right, sizes)
     summed = product.summed
     counts = [lengths[letter] for letter in summed]
@@ -161,14 +165,14 @@ def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, 
 
 
 def _outer(product: Product, left: Profile, right: Profile) -> Profile:
-    """The profile of a product along the axes of the result."""
+    """Return the profile of a contraction along the axes of its result."""
     out = product.out
     first = renumbered(left, lambda axis: out.index(product.left[axis]) if product.left[axis] in out else None)
     return both(first, renumbered(right, lambda axis: out.index(product.right[axis]) if product.right[axis] in out else None))
 
 
 def left_cotangent(product: Product, cotangent: Cotangent, left: Signal, right: Signal, sizes: Sequence[int]) -> Cotangent:
-    """The cotangent of the left factor: that of the result, summed against the right one over the axes that the left has not."""
+    """Return the cotangent of the left factor: that of the result contracted with the right factor."""
     lengths = _lengths(product, left, right, sizes)
     correlation = dict(zip(product.out, cotangent.correlation, strict=True))
     gone = [
@@ -194,7 +198,7 @@ def _places(letters: str, chosen: Sequence[str]) -> list[int]:
 
 
 def softmax(call: Call) -> TransferResult | None:
-    """A softmax over the axis `dim`."""
+    """Return the transfer of softmax or log_softmax over the axis `dim`."""
     found = call.signals
     if not found or not call.sizes:
         return None
@@ -212,21 +216,21 @@ def softmax(call: Call) -> TransferResult | None:
 
 
 def _private(logits: Signal, axis: int) -> float:
-    """Variance of logits along an axis."""
+    """Return the variance of logits along an axis."""
     return float(10.0 ** min(logits.log_q, 60.0)) * max(1.0 - logits.shared[axis], 0.0)
 
 
 def concentration(logits: Signal, axis: int, *, causal: bool = False) -> float:
-    """E sum A^2 over the axis."""
+    """Return E sum A^2 of a softmax over an axis."""
     return row_sharpness(logits, axis, causal=causal).squares
 
 
 def row_sharpness(logits: Signal, axis: int, *, causal: bool = False) -> Sharpness:
-    """How sharp the softmax over an axis is; where attention is causal, the mean over rows of 1, 2, ... T entries."""
+    """Return the concentration of a softmax over an axis; for causal attention, the mean over rows of 1, 2, ... T entries."""
     count, variance = max(logits.sizes[axis], 1), _private(logits, axis)
     if not causal:
         return sharpness(variance, count)
-    lengths = np.unique(np.geomspace(1, count, min(count, 24)).astype(np.int64))  # rows between two of these are interpolated
+    lengths = np.unique(np.geomspace(1, count, min(count, 24)).astype(np.int64))  # other lengths are interpolated
     found = [sharpness(variance, int(length)) for length in lengths]
     rows = np.arange(1, count + 1)
     squares, passed = (np.interp(rows, lengths, values) for values in zip(*found, strict=True))
@@ -234,7 +238,7 @@ def row_sharpness(logits: Signal, axis: int, *, causal: bool = False) -> Sharpne
 
 
 def attention_weights(logits: Signal, axis: int, *, causal: bool = False) -> Signal:
-    """Attention weights as a signal: mean 1/T, sum of squares `concentration`."""
+    """Return attention weights as a signal of mean 1/T, whose sum of squares is `concentration`."""
     peak, count = concentration(logits, axis, causal=causal), max(logits.sizes[axis], 1)
     along = max((1.0 / peak - 1.0) / max(count - 1, 1), 0.0)
     private = max(1.0 - logits.shared[axis], 1e-12)
@@ -249,7 +253,7 @@ def attention_weights(logits: Signal, axis: int, *, causal: bool = False) -> Sig
 
 
 def logits_cotangent(cotangent: Cotangent, logits: Signal, weights: Signal, axis: int, *, causal: bool = False) -> Cotangent:
-    """A (g - sum A g): what cotangents share along the softmax falls out."""
+    """Return the cotangent of logits, A (g - sum A g), in which the mean of g along the softmax cancels."""
     factor = row_sharpness(logits, axis, causal=causal).passed * max(1.0 - cotangent.correlation[axis], 0.0)
     correlation = tuple(
         0.0 if other == axis else a * s for other, (a, s) in enumerate(zip(cotangent.correlation, weights.shared, strict=True))
@@ -271,7 +275,7 @@ def _log_softmax(slot: int, logits: Signal, axis: int) -> TransferResult:
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Queries, keys and values of one attention, (..., T, d) each, with slot numbers."""
+    """Queries, keys and values of one attention, each of shape (..., T, d)."""
 
     query: Signal
     key: Signal
@@ -279,7 +283,7 @@ class _Heads:
 
 
 def attention(call: Call) -> TransferResult | None:
-    """Scaled dot-product attention as one operator."""
+    """Return the transfer of scaled dot-product attention as one operator."""
     found = dict(call.signals)
     if not {0, 1, 2} <= set(found):
         return None
@@ -294,25 +298,33 @@ def attention(call: Call) -> TransferResult | None:
 
 
 def attention_scale(node: Node, query: Signal) -> float:
-    """What a fused attention multiplies its logits by: 1/sqrt(d) where it does not say."""
+    """Return the factor on the logits of a fused attention, 1/sqrt(d) by default."""
     given = node.attrs.get("scale")
     return abs(float(given)) if isinstance(given, (int, float)) and given else 1.0 / math.sqrt(max(query.sizes[-1], 1))
 
 
 def scores(sizes: Sequence[int]) -> Product:
-    """The product of queries and keys whose batch axes are those of a tensor of these sizes."""
+    """Return the contraction of queries and keys for an attention output of these sizes."""
     batch = "abcdefgh"[: len(sizes) - 2]
     return Product(batch + "ik", batch + "jk", batch + "ij")
 
 
 def scaled_logits(query: Signal, key: Signal, sizes: Sequence[int], scale: float) -> Signal:
-    """The logits of an attention whose output has these sizes."""
+    """Return the logits of an attention whose output has these sizes."""
     logits = contracted(scores(sizes), query, key, (*sizes[:-1], key.sizes[-2]))
     return replace(logits, level=logits.level + log10(scale))
 
 
 def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool, drop: float) -> TransferResult:
-    """Logits, softmax, average of the values; gradients through the values and through the logits."""
+    """Return the transfer of attention: the average of the values, and gradients through the values and through the logits.
+
+    Args:
+        heads: Queries, keys and values; the pullback yields them as slots 0, 1 and 2.
+        sizes: Length of each axis of the output.
+        scale: Factor on the logits.
+        causal: Whether a token attends only to itself and earlier ones.
+        drop: Dropout probability of the attention weights.
+    """
     query, key, value = heads.query, heads.key, heads.value
     pairs = scores(sizes)
     mixing = Product(pairs.out, pairs.out[:-2] + "jv", pairs.out[:-1] + "v")
@@ -341,12 +353,12 @@ def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool,
 
 
 def _centered(cotangent: Cotangent, key: Signal) -> Cotangent:
-    """The cotangents of a softmax sum to zero over the keys, so that what all keys share does not reach the queries."""
+    """Remove the mean of the keys from the cotangent of queries, because the cotangents of logits sum to zero over the keys."""
     return replace(cotangent, energy=cotangent.energy + log10(max(1.0 - key.shared[-2], 1e-12)))
 
 
 def multi_head(call: Call) -> TransferResult | None:
-    """Projections, attention and projection as one operator: torch's fused multi-head attention, batch axis second."""
+    """Return the transfer of torch's fused multi-head attention (time, batch, width): projections, attention, projection."""
     found, weights = call.signals, call.node.weights
     entry = weights.get("in_proj") or weights.get("q_proj")
     out = weights.get("out_proj")
@@ -380,7 +392,7 @@ def multi_head(call: Call) -> TransferResult | None:
 
 
 def _per_head(signal: Signal, gain: float, heads: int) -> Signal:
-    """A (time, batch, width) signal behind a projection, as (batch, heads, time, width per head)."""
+    """Return the projection of a (time, batch, width) signal, as (batch, heads, time, width per head)."""
     steps, batch, width = signal.sizes
     sizes = (batch, heads, steps, max(width // heads, 1))
     shared = (signal.shared[1], 0.0, signal.shared[0], 0.0)

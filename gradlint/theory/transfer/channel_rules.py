@@ -1,6 +1,6 @@
-"""Transfer rules channel by channel, on top of those for whole tensors: what trained weights do to unlike channels.
+"""Transfer rules that propagate the moments of single channels, for trained weights.
 
-Each takes what the rule for the whole tensor found and puts the moments of the channels in its place.
+Each takes the result of the rule for whole tensors and replaces its moments by those of the channels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 def refine_by_channel(call: Call, coarse: TransferResult) -> TransferResult:
-    """The same step channel by channel where its weights are trained or its operands are known that way."""
+    """Refine a transfer result channel by channel, if the weight is trained or the operands have means of single channels.
+
+    Args:
+        call: The application of the operator.
+        coarse: The result of the rule for whole tensors.
+    """
     kind, operands = kind_of(call.node), [signal for _, signal in call.signals]
     if kind in {Kind.LINEAR, Kind.CONV} and len(operands) == 1:
         weight = call.node.weights.get("weight")
@@ -46,14 +51,14 @@ def refine_by_channel(call: Call, coarse: TransferResult) -> TransferResult:
 
 
 def second_moments(signal: Signal) -> Array:
-    """E h^2 of each channel over q."""
+    """Return the second moment of each channel over q."""
     assert signal.channels is not None
     size = signal.sizes[signal.channels]
     return values_along(signal.profile, signal.channels, size)
 
 
 def _moments(signal: Signal, size: int) -> tuple[Array, Array] | None:
-    """Mean and variance of each channel in units of 10^level and its square."""
+    """Return mean and variance of each channel, in units of 10^level and its square; None without `size` channels."""
     if signal.channels is None or signal.sizes[signal.channels] != size or not math.isfinite(signal.level):
         return None
     means = signal.means if signal.means is not None and signal.means.size == size else np.full(size, signal.mean)
@@ -62,7 +67,10 @@ def _moments(signal: Signal, size: int) -> tuple[Array, Array] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Channels:
-    """Means and second moments along an axis, in units of 10^unit; `rest` are the correlations of what varies."""
+    """Means and second moments of channels along an axis, in units of 10^unit and its square.
+
+    `rest` is the correlation along each axis after the means of the channels are subtracted.
+    """
 
     axis: int
     means: Array
@@ -72,7 +80,7 @@ class _Channels:
 
 
 def _behind(coarse: TransferResult, found: _Channels) -> Signal:
-    """The signal behind a step, with these moments of its channels."""
+    """Return the signal after an operator, with these moments of its channels."""
     axis, means, second, rest = found.axis, found.means, found.second, found.rest
     whole = float(second.mean())
     if not 0.0 < whole < math.inf:
@@ -97,7 +105,7 @@ def _behind(coarse: TransferResult, found: _Channels) -> Signal:
 
 
 def _rest(signal: Signal) -> list[float]:
-    """Correlations of what is left of a signal when the means of its channels are taken off."""
+    """Return the correlation of a signal along each axis after the means of its channels are subtracted."""
     constant = float(np.mean(signal.means**2)) if signal.means is not None else signal.mean**2
     left = max(1.0 - constant, 1e-9)
     return [min(max((share - constant) / left, -1.0), 1.0) for share in signal.shared]
@@ -112,7 +120,7 @@ def _layer(call: Call, coarse: TransferResult, signal: Signal) -> TransferResult
     full = mean_square(weight) * layer.full
     if found is None or full <= 0.0 or coarse.signal.sizes[layer.axis] != rows.squares.shape[0]:
         return coarse
-    inside = layer.seen / layer.full  # share of the taps that fall on the signal
+    inside = layer.seen / layer.full  # share of the taps that are not on padding
     bias = call.node.weights.get("bias")
     offset = np.asarray(bias.array(), dtype=np.float64).reshape(-1) * 10.0**-signal.level if bias is not None else 0.0
     means = rows.forward(rows.means, found[0]) * inside + offset
@@ -196,7 +204,7 @@ def _side_by_side(coarse: TransferResult, operands: Sequence[Signal]) -> Transfe
 
 
 def _norm(call: Call, coarse: TransferResult, signal: Signal) -> TransferResult:
-    """A BatchNorm: on running statistics an affine map, on those of the batch its own scale and shift."""
+    """Refine a BatchNorm: an affine map on running statistics, or mean beta and variance gamma^2 on batch statistics."""
     axis = signal.channels
     found = _moments(signal, signal.sizes[axis]) if axis is not None else None
     weights, size = call.node.weights, signal.sizes[axis] if axis is not None else 0
@@ -216,7 +224,7 @@ def _norm(call: Call, coarse: TransferResult, signal: Signal) -> TransferResult:
 
 
 def _averaged(coarse: TransferResult, signal: Signal) -> TransferResult:
-    """Averages over positions: the means of channels stay, what varies shrinks."""
+    """Refine an average over positions, which keeps the means of channels and reduces their variances."""
     axis, output = signal.channels, coarse.signal
     if axis is None or axis >= len(output.sizes) or output.sizes[axis] != signal.sizes[axis]:
         return coarse

@@ -1,7 +1,7 @@
-"""Moments of every channel: trained weights make channels unlike, so that their means and sizes are followed one by one.
+"""Moments of single channels, which are propagated for trained weights because these make channels unequal.
 
-A diagonal Gaussian: channel i is N(m_i, v_i), channels are independent of one another. A layer needs two products with its
-weight, W m and W^2 v, and one on the way back.
+The model is a diagonal Gaussian: channel i is N(m_i, v_i), and channels are independent. A layer needs two products with its
+weight, W m and W^2 v, and one more for the cotangent.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from gradlint.ops.pointwise import Function
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
 
-_LARGEST = 1 << 23  # elements of a weight that is multiplied out
-_TAIL = 1e-3  # chance that so many normal draws lie so far out (theory/initialised.py)
-_POINTS = 64  # per channel; deviations from the kinks of activations average out over channels
+_LARGEST = 1 << 23  # largest number of elements of a weight that is multiplied with channel moments
+_TAIL = 1e-3  # probability of so large a maximum below which a weight counts as trained; see `theory.initialization`
+_POINTS = 64  # grid points per channel; errors at the kinks of activations average out over channels
 
 
 @cache
@@ -33,7 +33,7 @@ def _grid() -> tuple[Array, Array]:
 
 
 def is_trained(weight: Weight) -> bool:
-    """Whether a weight is worth multiplying out: not drawn at random, be it around a mean, and not too large."""
+    """Return whether a weight does not look randomly initialized, around any mean, and is not too large to multiply."""
     found = weight.statistics
     if weight.size > _LARGEST or not found.finite or found.std == 0.0 or looks_drawn(weight):
         return False
@@ -42,7 +42,7 @@ def is_trained(weight: Weight) -> bool:
 
 
 class Rows:
-    """A weight as sums over its kernel: `means[o, i]` of its elements, `squares[o, i]` of their squares, group after group."""
+    """A weight summed over its kernel: `means[o, i]` sums elements and `squares[o, i]` their squares; groups are stacked in o."""
 
     def __init__(self, weight: Weight, groups: int) -> None:
         values = np.asarray(weight.array(), dtype=np.float32)
@@ -53,7 +53,7 @@ class Rows:
         self.squares = np.einsum("oik,oik->oi", flat, flat).astype(np.float64)
 
     def forward(self, matrix: Array, values: Array) -> Array:
-        """Sums over the inputs of each output."""
+        """Return matrix @ values, the sum over the inputs of each output, group by group."""
         if self.groups == 1:
             return np.asarray(matrix @ values)
         parts = values.reshape(self.groups, -1)
@@ -61,7 +61,7 @@ class Rows:
         return np.asarray(np.einsum("goi,gi->go", blocks, parts).reshape(-1))
 
     def backward(self, values: Array) -> Array:
-        """Sums of squares over the outputs of each input."""
+        """Return values @ squares, the sum over the outputs of each input, group by group."""
         if self.groups == 1:
             return np.asarray(values @ self.squares)
         blocks = self.squares.reshape(self.groups, -1, self.squares.shape[1])
@@ -74,7 +74,7 @@ class Rows:
 
 
 def mapped(function: Function, means: Array, variances: Array) -> tuple[Array, Array, Array] | None:
-    """Means, second moments and squared slopes of a function of each channel; None where it is not finite."""
+    """Return E f, E f^2 and E f'^2 for each channel, given the means and variances of its argument; None if not finite."""
     z, weights = _grid()
     points = means[:, None] + np.sqrt(np.maximum(variances, 0.0))[:, None] * z[None, :]
     with np.errstate(all="ignore"):

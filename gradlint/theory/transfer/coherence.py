@@ -1,9 +1,10 @@
-"""What a cotangent has in common with the tensor that it belongs to.
+"""Coherence: the component of a cotangent along the tensor that it belongs to.
 
-The weights of active units point along their input x, so that W^T sends what a cotangent has along phi(W x) back along x. Where
-nothing takes it off, as in sums x + phi(W x) without a norm, it adds up coherently over layers and outgrows all else: no layer of
-independent weights would do that. Two functionals close the recursion: a cotangent's product with the tensor, and with the ones
-(Stein's lemma makes every other one of these). Their second moments are followed here, at one place of the tensor.
+The weights of active units point along their input x, so that W^T maps the component of a cotangent along phi(W x) to a component
+along x. In residual sums x + phi(W x) without a normalization, nothing removes this component. It adds up coherently over layers
+and grows faster than the rest, which the usual assumption of independent weights in the backward pass misses. The recursion is
+closed by two functionals of a cotangent: its product with the tensor and its sum over channels. By Stein's lemma all others
+follow from these. This module propagates their second moments at one position of the tensor.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from gradlint.theory.gaussian.pointwise_of_gaussian import expect, products
 if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
 
-_FEWEST = 4  # channels for which "two directions out of all" makes sense
-_RANK = 1e-6  # of the Gram matrix of tensor and ones: a tensor that is nearly constant has one direction
+_FEWEST = 4  # smallest number of channels for which two directions are a small part of all
+_RANK = 1e-6  # distance of the cosine from 1 below which the tensor is proportional to a constant
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The tensor at which paths part: `moments` of the functionals (1, each summand) of its cotangent there."""
+    """The sum at which paths join: `moments` are those of the products of its cotangent with (1, each summand)."""
 
     name: str
     moments: Array
@@ -36,9 +37,13 @@ class Source:
 class Coherence:
     """Second moments of s = (g.1, g.h / rms h) / sqrt(n E g^2) for a cotangent g of a tensor h, summed over n channels.
 
-    [[1, m], [m, 1]] for a cotangent that knows nothing of a tensor of mean m. `alike` is the correlation of s at two places that
-    differ along each axis. `source` and `rows` say which part of s is a linear image of the functionals at a tensor farther on:
-    two paths from there add their parts before they are squared.
+    Attributes:
+        moments: The 2 x 2 matrix E s s^T. It is [[1, m], [m, 1]] for a g that is independent of h, where m is the mean of h over
+            its root mean square.
+        axis: The axis of the channels.
+        correlation: For each axis, the correlation of s at two positions that differ along it.
+        source: The sum, later in the network, on whose functionals a part of s depends linearly. None if there is none.
+        rows: The matrix of that linear map. Two paths to one source add these parts before they are squared.
     """
 
     moments: Array
@@ -49,7 +54,7 @@ class Coherence:
 
 
 def gram(mean: float) -> Array:
-    """Moments of a cotangent that knows nothing of a tensor of this mean over rms."""
+    """Return the moments of a cotangent that is independent of a tensor of this mean over root mean square."""
     return np.array([[1.0, mean], [mean, 1.0]])
 
 
@@ -58,7 +63,7 @@ def _independent(basis: Array) -> bool:
 
 
 def _inverse(basis: Array) -> Array:
-    """The (pseudo-)inverse of a Gram matrix of two unit vectors."""
+    """Return the inverse, or pseudo-inverse, of a Gram matrix of two unit vectors."""
     cosine = float(basis[0, 1])
     if not _independent(basis):
         return 0.25 * np.array([[1.0, math.copysign(1.0, cosine)], [math.copysign(1.0, cosine), 1.0]])
@@ -66,21 +71,24 @@ def _inverse(basis: Array) -> Array:
 
 
 def _parts(moments: Array, basis: Array, count: int) -> tuple[Array, float]:
-    """A cotangent as c0 + c1 h + rest: n times the moments of c, and E rest^2, both over E g^2."""
+    """Decompose a cotangent g as c0 + c1 h + rest; return n E c c^T and E rest^2, both over E g^2."""
     inverse = _inverse(basis)
     rank = 2.0 if _independent(basis) else 1.0
     rest = (1.0 - float(np.trace(inverse @ moments)) / count) / (1.0 - rank / count)
-    rest = min(max(rest, 0.0), 1.0 / (1.0 - rank / count))  # above 1 where it has less along them than by chance
+    rest = min(max(rest, 0.0), 1.0 / (1.0 - rank / count))  # above 1 if g has less along them than an independent vector
     return inverse @ (moments - rest * basis) @ inverse, rest
 
 
 def through_slope(
     own: Coherence | None, slope: Array, values: tuple[Array | None, Array], layout: tuple[int, Sequence[int], Sequence[float]]
 ) -> tuple[float, Coherence | None]:
-    """E (slope g)^2 / E g^2, and the coherence of slope g, for a function of a Gaussian tensor.
+    """Return E (slope g)^2 / E g^2 and the coherence of slope * g, for a function of a Gaussian tensor.
 
-    `values` are those of the function behind which `own` is known (None where it is not) and of the tensor before it; `layout` is
-    the axis of the channels, the lengths of all axes and the correlations of the cotangent along them.
+    Args:
+        own: Coherence of g with the output of the function.
+        slope: Derivative of the function on the grid.
+        values: Values on the grid of the output of the function (None if unknown) and of its input.
+        layout: The axis of the channels, the length of each axis, and the correlation along each of slope * g times the tensor.
     """
     output, before = values
     axis, sizes, correlation = layout
@@ -96,14 +104,14 @@ def through_slope(
     whole, first, bent = found[:2, :2], found[2:4, 2:4], found[::4, ::4]  # bent: the basis (1, tensor) times the slope
     along, rest = _parts(own.moments, first, sizes[axis])
     factor = max(rest * second + float((along * bent).sum()) / sizes[axis], second / sizes[axis])
-    images = _inverse(first) @ found[2:4, :2]  # of the wanted functions in the basis
+    images = _inverse(first) @ found[2:4, :2]  # coordinates of the functions in the basis
     moments = images.T @ own.moments @ images + whole - images.T @ first @ images
     return factor, Coherence(moments / factor, axis, own.correlation, own.source, images.T @ own.rows / math.sqrt(factor))
 
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """What a kernel visits along one axis: `reads` inputs for each output, `lands` outputs from each input of `size`."""
+    """The taps of a kernel along one axis of length `size`: inputs read by each output, and outputs reached by each input."""
 
     axis: int
     reads: float
@@ -118,11 +126,18 @@ def through_layer(
     share: float,
     taps: Sequence[Taps],
 ) -> tuple[float, Coherence | None]:
-    """What a layer of random weights W makes of g: |W^T g|^2 over what independent weights would, and the coherence with x.
+    """Return the factor on |W^T g|^2 relative to independent weights, and the coherence of W^T g with the input x.
 
-    `share` of the variance of z = W x + b is that of W x, which is what z tells of it; `mean` is that of x over rms. (W^T g).x is
-    g.(W x), and all of W^T g that is not along x comes from weights that neither z nor g knows. `layout` is the axis that W sums
-    over, the lengths of the axes of x, and what two places have in common along each of the cotangent and of x together.
+    For z = W x + b, the component of W^T g along x is (W^T g).x = g.(W x). The other components come from weights that are
+    independent of z and g.
+
+    Args:
+        own: Coherence of the cotangent g with z.
+        layout: The axis that W sums over, the length of each axis of x, and for each axis the product of the correlations of g
+            and of z.
+        mean: Mean of x over its root mean square.
+        share: Share of the variance of z that comes from W x.
+        taps: The taps of the kernel along its axes.
     """
     axis, sizes, both = layout
     if sizes[axis] < _FEWEST:
@@ -151,18 +166,18 @@ def through_layer(
 
 
 def _together(correlation: Sequence[float], taps: Sequence[Taps]) -> float:
-    """E (sum over the outputs that one input reaches)^2 / E (one)^2."""
+    """Return E (sum over the outputs that one input reaches)^2 over E (one output)^2."""
     return math.prod(1.0 + (tap.lands - 1.0) * correlation[tap.axis] for tap in taps)
 
 
 def _even(correlation: Sequence[float], taps: Sequence[Taps]) -> float:
-    """The share of the outputs' squares that is even over all of them: a kernel passes it on whole, and its noise has none."""
+    """Return the share of the squares of outputs that is constant over positions, which a kernel passes on unchanged."""
     counts = [tap.size * tap.lands / tap.reads for tap in taps]
     return math.prod((1.0 + (count - 1.0) * correlation[tap.axis]) / count for tap, count in zip(taps, counts, strict=True))
 
 
 def _evened(correlation: Sequence[float], taps: Sequence[Taps], kept: float) -> Iterator[tuple[Taps, float]]:
-    """Correlations along each axis of the inputs of which this share is even: all axes become more even, or less, alike."""
+    """Yield the correlation along each axis such that the share `kept` is constant over positions; all axes change alike."""
     shares = [(1.0 + (tap.size - 1.0) * correlation[tap.axis]) / tap.size for tap in taps]
     change = (kept / math.prod(shares)) ** (1.0 / len(taps))
     for tap, share in zip(taps, shares, strict=True):
@@ -174,7 +189,7 @@ def _evened(correlation: Sequence[float], taps: Sequence[Taps], kept: float) -> 
 
 @dataclass(frozen=True, slots=True)
 class Summand:
-    """A summand: its rms over that of the sum, its mean over its rms as it enters the sum, and the sign that it enters with."""
+    """A summand: its root mean square over that of the sum, its mean over its root mean square with its sign, and that sign."""
 
     size: float
     mean: float
@@ -184,7 +199,17 @@ class Summand:
 def at_sum(
     own: Coherence | None, name: str, layout: tuple[int, Sequence[int], Sequence[float]], mean: float, summands: Sequence[Summand]
 ) -> list[Coherence | None]:
-    """Coherence of the cotangent of a sum with each summand; these have nothing in common but their means."""
+    """Return the coherence of the cotangent of a sum with each summand.
+
+    Summands are uncorrelated except for their means.
+
+    Args:
+        own: Coherence of the cotangent with the sum.
+        name: Name of the sum, as the `Source` of the result.
+        layout: The axis of the channels, the length of each axis, and the correlation along each.
+        mean: Mean of the sum over its root mean square.
+        summands: The summands.
+    """
     axis, sizes, correlation = layout
     if sizes[axis] < _FEWEST or any(abs(item.mean) > 1.0 for item in summands):
         return [None] * len(summands)
@@ -213,9 +238,12 @@ def at_sum(
 def added(
     parts: Sequence[tuple[float, Coherence | None]], mean: float, layout: tuple[int, Sequence[int]]
 ) -> tuple[float, Coherence | None]:
-    """Coherence of a sum of cotangents of one tensor, each with its share of the energies; first, its energy over their sum.
+    """Return the energy of a sum of cotangents of one tensor, over the sum of their energies, and its coherence.
 
-    `layout` is the axis of the channels and the lengths of all axes.
+    Args:
+        parts: The share of the energy and the coherence of each cotangent.
+        mean: Mean of the tensor over its root mean square.
+        layout: The axis of the channels, and the length of each axis.
     """
     channels, sizes = layout
     count = sizes[channels]
@@ -249,9 +277,10 @@ def added(
 
 
 def _crossed(left: Coherence, right: Coherence, ratio: float, sizes: Sequence[int]) -> tuple[float, ...]:
-    """Correlations of the product of two fields from one source, `ratio` times smaller than the product of their deviations.
+    """Return the correlation along each axis of the product of two coherences of one source.
 
-    What is even over all places is so in both, and multiplies: less of the product is left to be uneven than of each.
+    `ratio` is the product of their standard deviations over the product's own. The parts that are constant over positions are
+    common to both, so a larger share of the product is constant than of each factor.
     """
     correlation = [max(a, b) for a, b in zip(left.correlation, right.correlation, strict=True)]
     axes = [index for index, value in enumerate(correlation) if value > 0.0 and index != left.axis and sizes[index] > 1]

@@ -1,9 +1,10 @@
-"""How far one draw of the weights lies from the average over all: layers of finite width.
+"""Fluctuations at finite width: the difference between one draw of the weights and the mean over all draws.
 
-The square of a level is a product of means over the n channels of each layer. The logarithm of such a mean lies below that of
-its expectation by half its relative variance v, and scatters by v: over depth the first makes a bias, the second a deviation.
-Forward v = (E y^4 / (E y^2)^2 - 1) / n, 5/n for a rectifier. Backward the mean runs over the directions that a cotangent still
-has: few of them after many layers, when v reaches 5/n too (Hanin, Nica 2018, 1812.05994), but 1/n while they are many.
+The squared level of a signal is a product of means over the n channels of each layer. The logarithm of such a mean has the
+expectation log E - v/2 and the variance v, where v is its relative variance. Over depth, v/2 accumulates to a bias and v to a
+variance. In the forward pass v = (E y^4 / (E y^2)^2 - 1) / n, which is 5/n for a ReLU. In the backward pass the mean is over the
+directions that the cotangent still has. v is 1/n while these are many and approaches 5/n over depth, as they become few (Hanin
+2018, arXiv 1801.03744; Hanin and Nica 2018, arXiv 1812.05994).
 """
 
 from __future__ import annotations
@@ -21,47 +22,52 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """tr(A B) / (tr A tr B) for the covariances A, B of a cotangent over the channels at two places, 1/n when all n are alike.
+    """The overlap tr(A B) / (tr A tr B) of the covariances A, B of a cotangent over n channels at two positions.
 
-    `own` is that of a place with itself, so the inverse of the number of directions there; `mean` is that over all pairs.
+    It is 1/n for isotropic covariances.
+
+    Attributes:
+        own: Overlap of a position with itself, the inverse of the effective number of directions.
+        mean: Mean overlap over all pairs of positions.
     """
 
     own: float
     mean: float
 
     def between(self, places: int) -> float:
-        """The overlap of two places that differ."""
+        """Return the mean overlap of two different positions."""
         return _between(self.own, self.mean, places)
 
     def at_least(self, own: float, shared: float) -> Overlap:
-        """The overlap of a cotangent that has at least this one, in a direction that two places share so far."""
+        """Return the overlap, raised to at least `own` for one direction whose correlation between positions is `shared`."""
         return Overlap(min(max(self.own, own), 1.0), min(max(self.mean, own * max(shared, 0.0) ** 2), 1.0))
 
 
 def isotropic(count: int) -> Overlap:
-    """The overlap of cotangents that have as many directions as channels."""
+    """Return the overlap of isotropic cotangents of `count` channels."""
     return Overlap(1.0 / max(count, 1), 1.0 / max(count, 1))
 
 
 def shift(variance: float) -> float:
-    """Expected log10 of a square whose relative variance this is, less log10 of its mean: that of the log-normal."""
+    """Return E log10 X - log10 E X for a log-normal X of this relative variance."""
     return -0.5 * math.log1p(max(variance, 0.0)) / math.log(10.0)
 
 
 def decades(variance: float) -> float:
-    """Variance in decades^2 of an amplitude whose square has this relative variance."""
+    """Return the variance, in decades^2, of an amplitude whose square has this relative variance."""
     return math.log1p(max(variance, 0.0)) / (2.0 * math.log(10.0)) ** 2
 
 
 def shift_of(variance: float) -> float:
-    """The shift that came with this much variance in decades^2 of an amplitude."""
+    """Return the `shift` of log10 of a square whose amplitude has this variance, in decades^2."""
     return -2.0 * math.log(10.0) * variance
 
 
 def _of_mean(shares: Array | None, kept: Array, settled: float = 0.0) -> float:
-    """Relative variance of a mean of f from draw to draw: from shares of E f^2 by Hermite order and what a mean keeps of each.
+    """Return the relative variance of a mean of f over draws.
 
-    Of a base whose sum of squares is `settled` the second order does not vary.
+    `shares` are the shares of E f^2 by Hermite order, and `kept` what a mean keeps of each. The second order does not vary for
+    the share `settled` of the base whose sum of squares is fixed.
     """
     if shares is None or shares[0] <= 0.0:
         return 0.0
@@ -69,7 +75,7 @@ def _of_mean(shares: Array | None, kept: Array, settled: float = 0.0) -> float:
 
 
 def of_square(distribution: Distribution, sizes: Sequence[int]) -> float:
-    """Relative variance of the mean square of a tensor."""
+    """Return the relative variance of the mean square of a tensor."""
     if not 0.0 < distribution.second < math.inf or 0 in sizes:
         return 0.0
     return _of_mean(
@@ -82,10 +88,16 @@ def of_square(distribution: Distribution, sizes: Sequence[int]) -> float:
 def of_slope(
     before: Overlap | None, slope: Array, distribution: Distribution, layout: tuple[int, Sequence[int]]
 ) -> tuple[float, Overlap]:
-    """Relative variance that a slope adds to the square of a cotangent, and the overlap behind it.
+    """Return the relative variance that a slope adds to the square of a cotangent, and the overlap after it.
 
-    With r directions and K = E slope^4 / (E slope^2)^2 it is (K - 1) (1 + 2/r) / n; places whose slopes have less in common share
-    less of it. `layout` is the axis of the channels and the lengths of all.
+    For r directions, n channels and K = E slope^4 / (E slope^2)^2 at one position, the variance is (K - 1) (1 + 2/r) / n. At
+    several positions it is smaller if their slopes are less correlated.
+
+    Args:
+        before: Overlap before the slope. None for an isotropic cotangent.
+        slope: Derivative of the function on the grid.
+        distribution: Distribution of the operand.
+        layout: The axis of the channels, and the length of each axis.
     """
     axis, sizes = layout
     sites = [index for index in range(len(sizes)) if index != axis]
@@ -107,25 +119,30 @@ def of_slope(
 
 
 def _between(own: float, mean: float, places: int) -> float:
-    """What two places have in common, from what one has with itself and the mean over all pairs."""
+    """Return the mean over pairs of different positions, from the value at equal positions and the mean over all pairs."""
     return max((places * mean - own) / (places - 1.0), 0.0) if places > 1 else own
 
 
 def _bent(overlap: float, same: float, variance: float, count: int) -> float:
-    """The overlap of two places behind slopes: `same` is (E slope slope')^2, `variance` E slope^2 slope'^2 - 1.
+    """Return the overlap of two positions after slopes, where `same` is (E s s')^2 and `variance` is E s^2 s'^2 - 1.
 
-    Off the diagonals of the covariances both slopes meet twice, on them their squares do; a diagonal element of r directions has
-    the relative variance 2/r.
+    Off-diagonal elements of the covariances are multiplied by E s s' twice, diagonal elements by E s^2 s'^2. A diagonal element
+    of a cotangent with r directions has the relative variance 2/r.
     """
     diagonal = (1.0 + 2.0 * overlap) / count
     return min((same * overlap + (1.0 + variance - same) * diagonal) / (1.0 + variance * diagonal), 1.0)
 
 
 def of_layer(before: Overlap | None, count: int, group: int, taps: float) -> tuple[float, Overlap]:
-    """Relative variance that W^T adds to the square of a cotangent, 2 / (r n) over r directions, and the overlap behind it.
+    """Return the relative variance that W^T adds to the square of a cotangent, and the overlap after it.
 
-    `count` are the inputs of the layer, `group` those that one output sees, `taps` the outputs that one input reaches along other
-    axes: different taps have independent weights. Orthogonal weights are taken for Gaussian ones, which is a little too much.
+    For r directions and n inputs the variance is 2 / (r n). Orthogonal weights count as Gaussian ones, which overestimates it.
+
+    Args:
+        before: Overlap at the output of the layer. None for an isotropic cotangent.
+        count: Number of input channels.
+        group: Number of input channels that one output reads.
+        taps: Number of outputs that one input reaches along other axes. Different taps have independent weights.
     """
     before, group = before or isotropic(count), max(group, 1)
     own, mean = (_mixed(value / max(taps, 1.0), group) for value in (before.own, before.mean))
@@ -133,12 +150,15 @@ def of_layer(before: Overlap | None, count: int, group: int, taps: float) -> tup
 
 
 def _mixed(overlap: float, count: int) -> float:
-    """E tr(W^T A W)^2 over E (tr W^T A W)^2 for Gaussian W: one direction stays one, many become the number of inputs at most."""
+    """Return E tr((W^T A W)^2) / E (tr W^T A W)^2 for Gaussian W, where A has this overlap and W has `count` inputs.
+
+    A single direction stays a single one; many directions become at most `count`.
+    """
     return min((overlap * (1.0 + 1.0 / count) + 1.0 / count) / (1.0 + 2.0 * overlap / count), 1.0)
 
 
 def joined(parts: Sequence[tuple[float, Overlap | None]], count: int) -> Overlap:
-    """The overlap of a sum of independent cotangents, each with its share of the energy."""
+    """Return the overlap of a sum of independent cotangents, given the share of the energy and the overlap of each."""
     known = [(share * share, part or isotropic(count)) for share, part in parts]
     crossed = (1.0 - sum(square for square, _ in known)) / max(count, 1)
     own, mean = (crossed + sum(square * getattr(part, name) for square, part in known) for name in ("own", "mean"))

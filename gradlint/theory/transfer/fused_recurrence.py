@@ -1,4 +1,4 @@
-"""Transfer rule of fused recurrent layers: the real cells are run on a white input (theory/cells.py)."""
+"""Transfer rule of fused recurrent layers, whose real cells are run on a white input; see `recurrence.cells`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from gradlint.theory.recurrence.cells import CellResponse, respond
 from gradlint.theory.transfer.rule import Call, OperandCotangents, TransferResult, as_gaussian
 from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, joined
 
-_LATE = 0.5  # share of the cotangent on the last tenth of the steps from where on it counts as sitting on the last step
+_LATE = 0.5  # share of the cotangent on the last tenth of the steps above which it counts as one on the last step alone
 
 
 def recurrent(call: Call) -> TransferResult | None:
-    """A fused RNN, LSTM or GRU: level of its output, and the gradient that comes back to its input."""
+    """Return the transfer of a fused RNN, LSTM or GRU: the level of its output and the gradient factor to its input."""
     found = call.signals
     packed = call.node.attrs.get("batch_sizes")
     if not found or len(found[0][1].sizes) != (2 if packed else 3):
@@ -42,7 +42,7 @@ def recurrent(call: Call) -> TransferResult | None:
 
 
 def _factor(response: CellResponse, cotangent: Cotangent, time: int) -> float:
-    """log10 of the squared factor for a cotangent that sits where its profile says."""
+    """Return log10 of the squared gradient factor for a cotangent with this profile over time."""
     profile = cotangent.profile.get(time)
     if profile is not None and profile[-max(profile.size // 10, 1) :].sum() > _LATE * profile.size:
         return response.last
@@ -50,7 +50,7 @@ def _factor(response: CellResponse, cotangent: Cotangent, time: int) -> float:
 
 
 def _output(call: Call, signal: Signal, response: CellResponse, time: int) -> Signal:
-    """The output sequence; final states, which are other outputs of the operator, are taken for it."""
+    """Return the signal of the output sequence, which also stands for the final states, the other outputs of the operator."""
     last = len(signal.sizes) - 1
     known = len(call.sizes) == last + 1
     sizes = call.sizes if known else (*signal.sizes[:last], int(call.node.attrs.get("hidden_size", signal.sizes[last])))

@@ -35,13 +35,16 @@ if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
 
 
-_SAME = 1e-3  # mean square of what two distributions of unit level differ by, where they count as one
-_EVEN = 0.05  # decades between the levels of such parts: the profile knows them, the distribution does not
-_NOISE = 4e-3  # decades^2 that each concatenation adds: its parts differ in more than their size
+_SAME = 1e-3  # mean squared difference below which two distributions of unit level count as equal
+_EVEN = 0.05  # decades between the levels of parts that share one distribution
+_NOISE = 4e-3  # decades^2 that each concatenation adds, because its parts differ in more than their level
 
 
 def concat(call: Call) -> TransferResult | None:
-    """Tensors side by side: second moments average by size, and each part gets its own slice of the cotangent."""
+    """Return the transfer of a concatenation or stack.
+
+    Its second moment is the mean over the parts, weighted by size. Each part gets its own slice of the cotangent.
+    """
     found = call.signals
     if not found:
         return None
@@ -76,7 +79,7 @@ def concat(call: Call) -> TransferResult | None:
 
 
 def _channel_variance(parts: Sequence[Signal], output: Signal, axis: int) -> Array | None:
-    """Variance of each channel around its own mean, for parts that share unlike amounts over samples and positions."""
+    """Return the variance of each channel over samples and positions, over its mean, for a concatenation of channels."""
     if axis != 1 or output.sizes[axis] != sum(part.sizes[axis] for part in parts) or not math.isfinite(output.level):
         return None
     others = [other for other in range(len(output.sizes)) if other != axis]
@@ -90,7 +93,7 @@ def _channel_variance(parts: Sequence[Signal], output: Signal, axis: int) -> Arr
 
 
 def _one_distribution(call: Call, output: Signal, parts: Sequence[Signal], axis: int) -> Distribution | None:
-    """The distribution of parts that all have the same one: rectified units stay rectified, whichever branch they come from."""
+    """Return the common distribution of all parts, or None if they differ. Concatenated ReLU outputs stay ReLU outputs."""
     distributions = [part.distribution for part in parts]
     first = distributions[0]
     if first is None or not all(math.isfinite(part.level) for part in (output, *parts)):
@@ -115,7 +118,7 @@ def _one_distribution(call: Call, output: Signal, parts: Sequence[Signal], axis:
 
 
 def _pieces(call: Call, axis: int) -> list[tuple[int | None, Part, int]]:
-    """Slot, moments and length of each part in order; weights stand in the slots that carry no signal."""
+    """Return input slot, moments and length of each part in order. Weights fill the slots that carry no signal."""
     rank = len(call.sizes)
     weights = iter([weight for weight in call.node.weights.values() if len(weight.shape) == rank])
     pieces: list[tuple[int | None, Part, int]] = []
@@ -130,7 +133,7 @@ def _pieces(call: Call, axis: int) -> list[tuple[int | None, Part, int]]:
 
 
 def _side_by_side(parts: Sequence[Part], shares: Sequence[float], layout: Signal, axis: int) -> Signal:
-    """The mixture of parts that take these shares of the elements."""
+    """Return the signal of a concatenation of parts, given the share of the elements of each."""
     logs = [part.log_q + log10(share) for part, share in zip(parts, shares, strict=True)]
     top = max(logs)
     if not math.isfinite(top):
@@ -157,7 +160,7 @@ def _side_by_side(parts: Sequence[Part], shares: Sequence[float], layout: Signal
 
 
 def _lengthwise(parts: Sequence[Part], lengths: Sequence[int], axis: int) -> Profile:
-    """The profile along the axis of a concatenation."""
+    """Return the profile along the axis of a concatenation."""
     top = max(part.log_q for part in parts)
     if not math.isfinite(top):
         return FLAT
@@ -188,13 +191,13 @@ def _stacked(call: Call, found: Sequence[tuple[int, Signal]], axis: int) -> Tran
 
 
 def axis_of(node: Node, names: Sequence[str], rank: int, default: int) -> int:
-    """An axis given as an attribute, counted from the front."""
+    """Return an axis that is given as an attribute, as a nonnegative index."""
     value = next((node.attrs[name] for name in names if isinstance(node.attrs.get(name), int)), default)
     return int(value) % max(rank, 1)
 
 
 def dropout(call: Call) -> TransferResult | None:
-    """Zeros at random: q grows by 1/(1-p), what elements share does not."""
+    """Return the transfer of dropout: q grows by 1/(1-p), and shared second moments stay the same (Schoenholz et al. 2017)."""
     found = call.signals
     if not found:
         return None

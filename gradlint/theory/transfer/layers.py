@@ -1,7 +1,8 @@
-"""Transfer rules of weight layers: linear maps, convolutions, embeddings (THEORY section 2).
+"""Transfer rules of weight layers: linear maps, convolutions, embeddings.
 
-A layer is a number of connections: each output adds up `fan` inputs on average, each input feeds `outs` outputs. Signal and
-cotangent both gain fan x E[W^2]; there is no stride term.
+Each output of a layer sums `fan` inputs on average, and each input reaches `outs` outputs. The second moment of the signal and the
+energy of the cotangent are both multiplied by fan x E[W^2], because the energy is summed over elements; a stride does not enter
+(He et al. 2015, arXiv 1502.01852).
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
     from gradlint.theory.transfer.profiles import Profile
 
-_FEW = 64  # inputs per output: below, the norms of the rows of a weight differ enough to matter
-_LONG = 1 << 18  # pairs of position and tap: an audio signal
-_SMALL = 1 << 20  # elements: rows of a larger weight are not looked at one by one
+_FEW = 64  # inputs per output below which the row norms of a weight are computed one by one
+_LONG = 1 << 18  # pairs of position and tap above which padding is neglected, as for audio
+_SMALL = 1 << 20  # largest number of elements of a weight whose row norms are computed
 
 
 class _Layer:
-    """The weight of a layer along the axis `axis` of input and output; `windows` say what a kernel visits along other axes."""
+    """The weight of a layer that sums over `axis` of its input; `windows` describe the kernel along the other axes."""
 
     def __init__(
         self, weight: Weight, axis: int, sizes: tuple[int, int], *, groups: int = 1, windows: Sequence[_Window] = ()
@@ -57,26 +58,32 @@ class _Layer:
         self.outs = sizes[1] / groups * math.prod(window.taps / window.size for window in windows)
         self.shape = LayerShape(axis, groups, weight.size / max(sizes[1], 1) if groups == 1 else weight.fan_in, self.fan)
         self.depthwise = groups == sizes[0] == sizes[1] and groups > 1
-        self.rows = _rows(weight) if weight.fan_out == sizes[1] else None  # squared norms over their mean
+        self.rows = _rows(weight) if weight.fan_out == sizes[1] else None  # squared row norms over their mean
         self.groups = groups
         self.taps = [Taps(w.axis, w.taps / w.out, w.taps / w.size, w.size) for w in windows]
 
     @property
     def is_orthogonal(self) -> bool:
-        """Whether all rows have one length, as those of orthogonal matrices have; of random ones the squares vary by 2/fan_in."""
+        """Whether all rows have the same norm, as in an orthogonal matrix; squared norms of random rows have variance 2/fan_in."""
         return self.rows is not None and float(np.var(self.rows)) < 0.1 * 2.0 / self.weight.fan_in
 
     @property
     def gain(self) -> float:
-        """Squared gain, fan x E[W^2]."""
+        """Squared gain of the layer, fan x E[W^2]."""
         return self.fan * mean_square(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """What a kernel visits along one axis: `reads[o, t]` is the input position of tap t at output o, -1 on padding.
+    """The connections of a kernel along one axis.
 
-    None stands for an axis so long that its rim does not count.
+    Attributes:
+        axis: The axis.
+        reads: Array of shape (outputs, taps); `reads[o, t]` is the input position of tap t at output o, or -1 on padding. None
+            for an axis so long that padding is neglected.
+        size: Length of the axis in the input.
+        out: Length of the axis in the output.
+        taps: Number of connections that are not on padding.
     """
 
     axis: int
@@ -87,13 +94,13 @@ class _Window:
 
     @property
     def still(self) -> bool:
-        """Whether each output reads the input at its own position alone."""
+        """Whether each output reads only the input at its own position."""
         return self.reads is not None and self.reads.shape[1] == 1 and self.size == self.out == self.taps
 
     def forward(self, profile: Profile) -> tuple[Array, float]:
-        """Sums over the taps of each output, and the share that its positions keep of what they have in common.
+        """Return the sum of the profile over the taps of each output, and the factor on the correlation of two positions.
 
-        Two outputs have in common what the same tap reads for both: a tap that reads padding for one of them has nothing.
+        Two outputs are correlated through equal taps. A tap that is on padding for one of them contributes nothing.
         """
         if self.reads is None:
             return np.full(1, self.taps / self.out), 1.0
@@ -102,7 +109,7 @@ class _Window:
         return seen.sum(axis=1), _kept(np.sqrt(seen).mean(axis=0), seen.mean(axis=0), values)
 
     def backward(self, profile: Profile) -> tuple[Array, float]:
-        """The same for a cotangent: sums over the outputs that read each input."""
+        """Return the same for a cotangent: the sum of the profile over the outputs that read each input, and the factor."""
         if self.reads is None:
             return np.full(1, self.taps), min(self.out / self.size, 1.0)
         inside, values = self.reads >= 0, values_along(profile, self.axis, self.out)
@@ -112,13 +119,13 @@ class _Window:
 
 
 def _kept(amplitude: Array, square: Array, values: Array) -> float:
-    """Correlation of two positions behind a kernel over that before it, from means over positions for each tap."""
+    """Return the correlation of two positions after a kernel over that before it, from means over positions for each tap."""
     whole, before = float(square.sum()), float(np.sqrt(values).mean()) ** 2 / float(values.mean())
     return min(float((amplitude * amplitude).sum()) / whole / before, 1.0) if whole > 0.0 and before > 0.0 else 1.0
 
 
 def linear(call: Call) -> TransferResult | None:
-    """A weight matrix along one axis of the signal."""
+    """Return the transfer of a linear layer along one axis of the signal."""
     weight, found = call.node.weights.get("weight"), call.signals
     if weight is None or len(found) != 1 or len(weight.shape) < 2:
         return None
@@ -130,7 +137,7 @@ def linear(call: Call) -> TransferResult | None:
 
 
 def _contracted(signal: Signal, sizes: tuple[int, ...], weight: Weight) -> int | None:
-    """The axis that a weight sums over: the last one whose length fits, of those whose new length fits too."""
+    """Return the axis that a weight sums over: the last one whose old and new lengths are fan_in and fan_out, or None."""
     rank = len(signal.sizes)
     if rank != len(sizes):
         return None
@@ -141,7 +148,7 @@ def _contracted(signal: Signal, sizes: tuple[int, ...], weight: Weight) -> int |
 
 
 def conv(call: Call) -> TransferResult | None:
-    """A convolution, grouped, dilated or transposed, with what falls on its padding left out."""
+    """Return the transfer of a convolution, which may be grouped, dilated or transposed. Taps on padding do not count."""
     weight, found = call.node.weights.get("weight"), call.signals
     if weight is None or not found or len(weight.shape) < 3:
         return None
@@ -157,7 +164,7 @@ def conv(call: Call) -> TransferResult | None:
 
 
 def _window(call: Call, signal: Signal, axis: int, index: int) -> _Window:
-    """The window of a kernel along one axis; a transposed one writes where a plain one reads."""
+    """Return the connections of a kernel along one axis; a transposed convolution swaps inputs and outputs."""
     attrs, weight = call.node.attrs, call.node.weights["weight"]
     size, out, kernel = signal.sizes[axis], call.sizes[axis], weight.shape[2 + index]
     stride, dilation = (_along(attrs, names, index, 1) for names in (("stride", "strides"), ("dilation", "dilations")))
@@ -173,7 +180,10 @@ def _window(call: Call, signal: Signal, axis: int, index: int) -> _Window:
 
 @lru_cache(maxsize=256)
 def _places(outer: int, inner: int, kernel: int, step: tuple[int, int, int]) -> tuple[NDArray[np.int64], int]:
-    """Where each tap lands at each position, -1 on padding, and how many do not; `step` is stride, dilation and padding."""
+    """Return the position of each tap at each outer position, -1 on padding, and the number that are not on padding.
+
+    `step` holds stride, dilation and padding.
+    """
     stride, dilation, padding = step
     found = stride * np.arange(outer)[:, None] + dilation * np.arange(kernel)[None, :] - padding
     inside = (found >= 0) & (found < inner)
@@ -181,7 +191,7 @@ def _places(outer: int, inner: int, kernel: int, step: tuple[int, int, int]) -> 
 
 
 def _inverted(writes: NDArray[np.int64], out: int) -> NDArray[np.int64]:
-    """What each output reads, from what each input writes."""
+    """Return the input that each tap reads at each output, from the output that each tap writes at each input."""
     reads = np.full((out, writes.shape[1]), -1)
     for tap in range(writes.shape[1]):
         inside = writes[:, tap] >= 0
@@ -190,7 +200,7 @@ def _inverted(writes: NDArray[np.int64], out: int) -> NDArray[np.int64]:
 
 
 def _along(attrs: Mapping[str, Any], names: tuple[str, ...], index: int, default: int) -> int:
-    """An attribute per axis, given as a number or a tuple."""
+    """Return an attribute for one axis, which is stored as one number or as a tuple."""
     value = next((attrs[name] for name in names if name in attrs), default)
     if isinstance(value, (tuple, list)):
         value = value[index] if index < len(value) else value[-1] if value else default
@@ -198,14 +208,14 @@ def _along(attrs: Mapping[str, Any], names: tuple[str, ...], index: int, default
 
 
 def _padding(attrs: Mapping[str, Any], index: int, spare: int) -> int:
-    """Padding before the first element; where it is not written down, half of what the sizes leave over."""
+    """Return the padding before the first element; if it is not given, half of the padding that the sizes imply."""
     if isinstance(attrs.get("padding"), str) or ("padding" not in attrs and "pads" not in attrs):
         return spare // 2
     return _along(attrs, ("padding", "pads"), index, 0)
 
 
 def _rows(weight: Weight) -> Array | None:
-    """Squared norms of the rows of a small weight over their mean."""
+    """Return the squared row norms of a small weight over their mean, or None for a large one."""
     if weight.fan_in >= _FEW or weight.size > _SMALL or weight.fan_out < 2:
         return None
     squares = np.square(np.abs(weight.matrix())).mean(axis=1)
@@ -232,7 +242,7 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> TransferRe
         parts.append(constant_part(mean_square(bias), mean_of(bias), [index == axis for index in range(len(call.sizes))]))
     output = total(parts, as_gaussian(signal, sizes=call.sizes, channels=axis))
 
-    share = 10.0 ** min(parts[0].log_q - output.log_q, 0.0) if math.isfinite(output.level) else 1.0  # that depends on the input
+    share = 10.0 ** min(parts[0].log_q - output.log_q, 0.0) if math.isfinite(output.level) else 1.0  # second moment without bias
 
     def back(cotangent: Cotangent) -> Cotangent:
         gain, correlation, profile = _pulled(cotangent, layer)
@@ -251,14 +261,17 @@ def _through(call: Call, slot: int, signal: Signal, layer: _Layer) -> TransferRe
 
 
 def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, float]]:
-    """Squared gain, profile, and what positions keep in common: a kernel sees less at the rim, rows of a small weight differ."""
+    """Return the squared gain, the profile of the output, and by axis the factor on the correlation of positions.
+
+    A kernel reads fewer inputs at the border, and the rows of a small weight have different norms.
+    """
     gain = mean_square(layer.weight) * layer.fan / math.prod(window.taps / window.out for window in layer.windows)
     found = without(profile, () if layer.depthwise else (layer.axis,))
     common, shares = 1.0, dict[int, float]()
     for window in layer.windows:
         if not window.still:
             seen, share = window.forward(profile)
-            common *= share  # positions that differ along several axes share what is left by all of them
+            common *= share  # positions that differ along several axes are correlated by the product
             gain *= float(seen.mean())
             found = replaced(found, window.axis, seen)
         shares[window.axis] = common
@@ -269,9 +282,11 @@ def _spread(profile: Profile, layer: _Layer) -> tuple[float, Profile, dict[int, 
 
 
 def _evened(cotangent: Cotangent, layer: _Layer) -> float:
-    """A norm that divides each unit by its own deviation divides more where the row of W is longer: E |w|^2/v is 2/fan less.
+    """Return the factor on the gradient that a later normalization of each unit causes.
 
-    For v = sum of l_i w_i^2, Cov(|w|^2, v) / E |w|^2 E v is 2/fan whatever the l_i; rows that are looked at tell it exactly.
+    A normalization divides a unit by its standard deviation, which is larger for a larger row w of W, so E[|w|^2 / v] is smaller
+    than E|w|^2 / E v by 2/fan. For v = sum of l_i w_i^2, Cov(|w|^2, v) / (E|w|^2 E v) is 2/fan for any l_i. The factor is 1 if
+    row norms were computed one by one.
     """
     if layer.rows is not None:
         return 1.0
@@ -280,7 +295,7 @@ def _evened(cotangent: Cotangent, layer: _Layer) -> float:
 
 
 def _near(signal: Signal, layer: _Layer) -> float:
-    """Neighbours behind a kernel are as like as inputs a stride apart: each tap has its own random weight."""
+    """Return the correlation of neighbors after a kernel, which is that of inputs one stride apart."""
     if signal.neighbor_correlation == 0.0 or not layer.windows:
         return signal.neighbor_correlation
     window = layer.windows[-1]
@@ -288,10 +303,10 @@ def _near(signal: Signal, layer: _Layer) -> float:
 
 
 def _chance(signal: Signal, layer: _Layer) -> ChanceCorrelation:
-    """What two outputs have in common by chance: what inputs had, and 1/fan for inputs that are all of a kernel that there is.
+    """Return the chance correlation of two outputs: that of the inputs, and 1/fan that the random weights add.
 
-    Taps of one kernel are as many more inputs as they are unlike; what neighbours had in common by chance averages out by half
-    from one kernel to the next.
+    The taps of a kernel count as additional inputs to the extent that they are uncorrelated. Half of the chance correlation of
+    neighbors averages out in each kernel.
     """
     alone = 1.0
     for window in layer.windows:
@@ -301,14 +316,14 @@ def _chance(signal: Signal, layer: _Layer) -> ChanceCorrelation:
     kept = 1.0 if alone == 1.0 else 0.5 + 0.5 * alone
     anew = alone / channels
     if layer.is_orthogonal:
-        distribution = signal.distribution_at("")  # such layers keep what was linear as it was
+        distribution = signal.distribution_at("")  # an orthogonal layer preserves the linear part of its input
         before = distribution.chance.square
         anew *= max(1.0 - distribution.chance_left.square / before, 0.0) if before > 0.0 else 1.0
     return signal.chance.scaled(math.sqrt(kept)).plus(ChanceCorrelation(anew, anew * anew))
 
 
 def _pulled(cotangent: Cotangent, layer: _Layer) -> tuple[float, tuple[float, ...], Profile]:
-    """Squared gain, correlations and profile: a mean of the weight adds up what the cotangents of the units have in common."""
+    """Return the squared gain, correlation and profile of the cotangent; a nonzero mean of W adds correlated cotangents up."""
     average, square = mean_of(layer.weight) ** 2, mean_square(layer.weight)
     shared = max(layer.outs - 1.0, 0.0) * cotangent.correlation[layer.axis]
     own = min(average * (1.0 + shared) / (square + shared * average), 1.0) if square > 0.0 else 0.0
@@ -333,7 +348,7 @@ def _pulled(cotangent: Cotangent, layer: _Layer) -> tuple[float, tuple[float, ..
 
 
 def embedding(call: Call, *, fed: bool) -> TransferResult | None:
-    """Rows of a table, picked by what was fed (`fed`) or by fixed numbers such as positions."""
+    """Return the transfer of an embedding; its indices come from an input (`fed`) or are fixed, such as positions."""
     weight = call.node.weights.get("weight")
     if weight is None or not call.sizes:
         return None

@@ -1,7 +1,8 @@
-"""How a second moment spreads along the axes of a tensor: one array of mean 1 per axis along which it is not even.
+"""Profiles: how the second moment of a tensor varies along its axes.
 
-A tensor's profile is the product of those of its axes. Channels of unlike size meet in a BatchNorm, a class token beside patches
-in a LayerNorm, the rim of an image under zero padding.
+A profile has one array of mean 1 for each axis along which the second moment is not uniform, and the second moment is
+proportional to their product. Examples are channels of unequal size before a BatchNorm, a class token beside patches before a
+LayerNorm, and the border of an image after zero padding.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
     Profile = Mapping[int, Array]
 
 FLAT: Profile = MappingProxyType({})
-"""The profile of a tensor that is even along every axis."""
+"""The profile of a tensor whose second moment is uniform along every axis."""
 
 
 def flat() -> Profile:
-    """FLAT, for dataclasses, which take no default that cannot be hashed."""
+    """Return `FLAT`, as a default factory for dataclasses, whose defaults must be hashable."""
     return FLAT
 
 
-_EVEN = 1e-4  # relative deviation of an axis that counts as even
-_LONGEST = 1 << 14  # elements of an axis whose profile is followed
+_EVEN = 1e-4  # relative deviation below which values along an axis count as uniform
+_LONGEST = 1 << 14  # largest length of an axis whose profile is kept
 
 
 def along(axis: int, values: Array) -> Profile:
-    """A profile along one axis, of mean 1; FLAT for values that are even, have no sum, or are too many to follow."""
+    """Return a profile along one axis; `FLAT` for uniform values, a sum that is not positive and finite, or a long axis."""
     if not 1 < values.size <= _LONGEST:
         return FLAT
     mean = float(values.sum()) / values.size
@@ -42,18 +43,18 @@ def along(axis: int, values: Array) -> Profile:
 
 
 def values_along(profile: Profile, axis: int, size: int) -> Array:
-    """The values along an axis of this length: ones where the profile is even, or is that of another length."""
+    """Return the values of a profile along an axis of this length; ones if it is uniform or has another length."""
     own = profile.get(axis)
     return own if own is not None and own.size == size else np.ones(size)
 
 
 def replaced(profile: Profile, axis: int, values: Array) -> Profile:
-    """The profile with other values along one axis."""
+    """Return the profile with other values along one axis."""
     return {**without(profile, (axis,)), **along(axis, values)}
 
 
 def mean_product(profile: Profile, axis: int, values: Array | float) -> float:
-    """Mean along an axis of values times the profile."""
+    """Return the mean along an axis of values times the profile."""
     if not isinstance(values, np.ndarray):
         return values
     own = profile.get(axis)
@@ -62,7 +63,7 @@ def mean_product(profile: Profile, axis: int, values: Array | float) -> float:
 
 
 def times(profile: Profile, axis: int, values: Array | float) -> Profile:
-    """The profile with one axis multiplied by values; one number for all leaves it as it is."""
+    """Return the profile multiplied by values along one axis; a single number does not change it."""
     if not isinstance(values, np.ndarray):
         return profile
     own = profile.get(axis)
@@ -71,12 +72,12 @@ def times(profile: Profile, axis: int, values: Array | float) -> Profile:
 
 
 def without(profile: Profile, axes: Collection[int]) -> Profile:
-    """The profile without some axes."""
+    """Return the profile without some axes."""
     return {axis: values for axis, values in profile.items() if axis not in axes} if profile else FLAT
 
 
 def renumbered(profile: Profile, to: Callable[[int], int | None]) -> Profile:
-    """The profile with its axes renumbered; None drops one."""
+    """Return the profile with its axes renumbered by a function, which returns None to drop an axis."""
     if not profile:
         return FLAT
     pairs = ((to(axis), values) for axis, values in profile.items())
@@ -84,7 +85,7 @@ def renumbered(profile: Profile, to: Callable[[int], int | None]) -> Profile:
 
 
 def mixed(parts: Sequence[tuple[float, Profile]]) -> Profile:
-    """The profile of a sum of independent tensors, each with its share of the second moment."""
+    """Return the profile of a sum of independent tensors, given the share of the second moment and the profile of each."""
     if len(parts) == 1:
         return parts[0][1]
     found: dict[int, Array] = {}
@@ -97,7 +98,7 @@ def mixed(parts: Sequence[tuple[float, Profile]]) -> Profile:
 
 
 def both(left: Profile, right: Profile) -> Profile:
-    """The profile of a product of independent tensors."""
+    """Return the profile of a product of independent tensors."""
     found: Profile = left
     for axis, values in right.items():
         found = times(found, axis, values)
@@ -105,7 +106,7 @@ def both(left: Profile, right: Profile) -> Profile:
 
 
 def power(profile: Profile, exponent: float) -> Profile:
-    """The profile of a function that follows a power of its input."""
+    """Return the profile of a function that scales as a power of its input's second moment."""
     if not profile or exponent == 1.0:
         return profile
     found: dict[int, Array] = {}

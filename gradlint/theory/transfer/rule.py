@@ -1,4 +1,8 @@
-"""What a transfer rule is: an operator's effect on a signal, and on the cotangent that comes back."""
+"""The interface of transfer rules, and helpers that they share.
+
+A transfer rule maps a `Call` to a `TransferResult`: the signal after the operator, and a pullback from the terms of the output's
+cotangent to the terms of the operands' cotangents.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,14 @@ Pullback = Callable[[Sequence[CotangentTerm]], OperandCotangents]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operator application: `operands` holds the signal of each input slot, None for constants and weights."""
+    """One application of an operator.
+
+    Attributes:
+        node: The operator.
+        operands: The signal of each input slot, None for a constant or a weight.
+        sizes: Length of each axis of the output.
+        training: Whether the model is in train mode.
+    """
 
     node: Node
     operands: tuple[Signal | None, ...]
@@ -34,16 +45,16 @@ class Call:
 
     @property
     def signals(self) -> list[tuple[int, Signal]]:
-        """Slots that carry a signal, with it."""
+        """The slots that carry a signal, each with its signal."""
         return [(slot, signal) for slot, signal in enumerate(self.operands) if signal is not None]
 
     def tensor(self, slot: int) -> str:
-        """A name for the tensor at a slot, unlike those of other outputs of its node."""
+        """Return a name for the tensor at a slot that differs from the names of other outputs of its node."""
         ref = self.ref(slot)
         return f"{ref.node}#{ref.port}" if ref.port else ref.node
 
     def ref(self, slot: int) -> Ref:
-        """The tensor at a slot that carries a signal."""
+        """Return the reference to the tensor at a slot that carries a signal."""
         found = self.node.inputs[slot]
         assert found is not None
         return found
@@ -51,7 +62,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """How a weight layer connects: `full` inputs per output without a rim, of which `seen` fall on the signal on average."""
+    """The connectivity of a weight layer along the channel axis `axis`.
+
+    `full` is the number of inputs of each output without padding. `seen` is the mean number of them that are not on padding.
+    """
 
     axis: int
     groups: int
@@ -61,11 +75,14 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class TransferResult:
-    """The signal behind an operator, and how pulls on it reach the operands."""
+    """The result of a transfer rule: the signal after an operator, and the pullback to its operands.
+
+    `because` names what the theory does not know about the operator. `layer` describes the connectivity of a weight layer.
+    """
 
     signal: Signal
     pullback: Pullback
-    because: tuple[str, ...] = field(default=())  # what theory does not know here
+    because: tuple[str, ...] = field(default=())
     layer: LayerShape | None = None
 
 
@@ -73,7 +90,7 @@ Transfer = Callable[[Call], TransferResult | None]
 
 
 def single_operand(slot: int, output: Signal, pull_back: Callable[[Cotangent], Cotangent]) -> Pullback:
-    """A pullback to one operand that looks at the total cotangent; `law_of` is the signal behind the operator."""
+    """Build a pullback to one operand from a function of the total cotangent; `output` is the signal after the operator."""
 
     def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
         yield slot, CotangentTerm(pull_back(joined(terms, output)))
@@ -89,7 +106,10 @@ def scaled(
     variance: float = 0.0,
     profile: Profile | None = None,
 ) -> Cotangent:
-    """A cotangent times a squared gradient factor; it keeps its profile unless it gets another layout or another profile."""
+    """Return a cotangent with its energy multiplied by a squared gradient factor.
+
+    With a new `correlation` the axes have changed, and the profile is dropped unless a new `profile` is given.
+    """
     kept = cotangent.profile if correlation is None else FLAT
     return Cotangent(
         cotangent.energy + log10(factor),
@@ -101,24 +121,24 @@ def scaled(
 
 
 def log10(value: float) -> float:
-    """log10 that takes 0 to -inf and no number below it to anything else."""
+    """Return log10, or -inf for numbers that are not positive."""
     if value <= 0.0:
         return -math.inf
     return math.log10(value) if value < math.inf else math.inf
 
 
 def half_log(value: float) -> float:
-    """1/2 log10: decades of an amplitude given by its square."""
+    """Return 1/2 log10, the decades of an amplitude that is given by its square."""
     return 0.5 * log10(value)
 
 
 def mean_square(weight: Weight | None, default: float = 0.0) -> float:
-    """Mean square of a weight, `default` where there is none."""
+    """Return the mean square of a weight, or `default` without a weight."""
     return weight.statistics.mean_square if weight is not None else default
 
 
 def mean_of(weight: Weight | None) -> float:
-    """Mean of a weight, 0 where it is not told from that of a random draw or where there is no weight."""
+    """Return the mean of a weight, or 0 if it cannot be told from the mean of a random draw, or without a weight."""
     if weight is None:
         return 0.0
     found = weight.statistics
@@ -127,7 +147,7 @@ def mean_of(weight: Weight | None) -> float:
 
 
 def as_gaussian(signal: Signal, **changes: object) -> Signal:
-    """A signal with some fields changed that is Gaussian anew, and even unless a profile is given."""
+    """Return a Gaussian signal of uniform second moment, with some fields of `signal` changed."""
     return replace(
         signal,
         **{"distribution": None, "profile": FLAT, "fixed": NOTHING, "channel_variance": None, "means": None, **changes},  # type: ignore[arg-type]
@@ -136,7 +156,7 @@ def as_gaussian(signal: Signal, **changes: object) -> Signal:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A summand: log10 of its second moment, and the rest as in Signal."""
+    """One summand: log10 of its second moment, and the other fields as in `Signal`."""
 
     log_q: float
     mean: float
@@ -150,7 +170,7 @@ class Part:
 
 
 def part_of(signal: Signal) -> Part:
-    """A signal as a summand."""
+    """Return a signal as a summand."""
     return Part(
         signal.log_q,
         signal.mean,
@@ -165,20 +185,20 @@ def part_of(signal: Signal) -> Part:
 
 
 def constant_part(second: float, mean: float, spans: Sequence[bool]) -> Part:
-    """A constant tensor as a summand: equal over inputs, and along every axis that it does not span."""
+    """Return a constant tensor as a summand. It is equal over inputs and along every axis that it does not span."""
     own = mean * mean / second if second > 0.0 else 1.0
     return Part(log10(second), math.copysign(math.sqrt(min(own, 1.0)), mean), tuple(min(own, 1.0) if s else 1.0 for s in spans))
 
 
 def _deviation(sizes: Sequence[float], means: Sequence[float], parts: Sequence[Part]) -> float:
-    """Deviation of a sum's second moment: summands made from one another, as in a residual, err together."""
+    """Return the standard deviation of the second moment of a sum; the errors of summands count as fully correlated."""
     whole = sum(means)
     weights = [abs(size + mean * (whole - mean)) for size, mean in zip(sizes, means, strict=True)]
     return sum(weight * math.sqrt(part.variance) for weight, part in zip(weights, parts, strict=True))
 
 
 def _channel_variance(parts: Sequence[tuple[float, Part]], like: Signal) -> Array | None:
-    """Variances of channels in a sum: those of its parts add."""
+    """Return the variance of each channel of a sum, over its mean. The variances of the summands add."""
     if len(like.sizes) < 2 or all(part.channel_variance is None for _, part in parts):
         return None
     others, found = [axis for axis in range(len(like.sizes)) if axis != 1], np.zeros(like.sizes[1])
@@ -192,7 +212,7 @@ def _channel_variance(parts: Sequence[tuple[float, Part]], like: Signal) -> Arra
 
 
 def neighbor_correlation_in(parts: Sequence[tuple[float, Part]]) -> float:
-    """Correlation of neighbours in a sum: a mean over what positions do not share of each part."""
+    """Return the correlation of neighbors in a sum, a mean weighted by the part of each summand that positions do not share."""
     weights = [size * max(1.0 - part.shared[-1], 0.0) for size, part in parts]
     whole = sum(weights)
     return (
@@ -203,7 +223,7 @@ def neighbor_correlation_in(parts: Sequence[tuple[float, Part]]) -> float:
 
 
 def total(parts: Sequence[Part], like: Signal) -> Signal:
-    """The sum of parts that have nothing in common but their means, in the layout of `like`."""
+    """Return the sum of summands that are uncorrelated except for their means, with the axes of `like`."""
     top = max(part.log_q for part in parts)
     if not math.isfinite(top):
         return as_gaussian(like, level=0.5 * top)

@@ -1,4 +1,4 @@
-"""Which elements a slice takes, as far as its attributes say: torch indexing, `select`, `narrow`, ONNX Slice and Gather."""
+"""Read which elements a slice selects from its attributes: torch indexing, `select`, `narrow`, ONNX Slice and Gather."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Taken = int | slice
 
 
 def taken(node: Node, sizes: Sequence[int]) -> list[Taken] | None:
-    """For each axis of the operand the index or the slice that is taken; None where that is not known."""
+    """Return the index or slice that an operator takes along each axis of its operand, or None if that is unknown."""
     attrs, rank = node.attrs, len(sizes)
     if isinstance(attrs.get("index"), tuple):
         return _indexed(attrs["index"], rank)
@@ -30,7 +30,7 @@ def taken(node: Node, sizes: Sequence[int]) -> list[Taken] | None:
 
 
 def _indexed(index: tuple[Any, ...], rank: int) -> list[Taken] | None:
-    """Basic indexing as the front end writes it: integers, (start, stop, step), "..."; anything else is not known."""
+    """Read basic indexing as the front end writes it: integers, (start, stop, step) and "..."; return None for others."""
     missing = rank - sum(item != "..." for item in index)
     found: list[Taken] = []
     for item in index:
@@ -67,7 +67,7 @@ def _numbers(value: Any) -> list[int] | None:
 
 
 def padding(node: Node, rank: int) -> list[int] | None:
-    """Zeros before each axis of a constant padding; None for anything else."""
+    """Return the number of zeros that a constant padding adds before each axis, or None for any other operator."""
     attrs = node.attrs
     mode = str(attrs.get("mode", "constant"))
     value = attrs.get("value", attrs.get("constant_value", 0.0)) or 0.0

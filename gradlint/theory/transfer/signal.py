@@ -1,4 +1,10 @@
-"""What the theory carries along an edge: a signal forward, a cotangent backward (THEORY section 1)."""
+"""The state that the theory propagates along an edge: a signal forward, a cotangent backward.
+
+A tensor h is treated as random over inputs and units. Its second moment is q = E h^2. Two elements that differ along an axis
+share the second moment E h_a h_b, such as the kernel q_ab of two inputs in mean-field theory (Poole et al. 2016, arXiv
+1606.05340; Schoenholz et al. 2017, arXiv 1611.01232; Martens et al. 2021, arXiv 2110.01765). All sizes are kept as logarithms, so
+that 10^400 does not overflow.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +35,25 @@ NOTHING: Fixed = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A tensor as theory sees it.
+    """The predicted statistics of a tensor h with second moment q = E h^2.
 
-    `level` is 1/2 log10 q with q = E h^2, `mean` is E h / sqrt(q). `shared` has one entry per axis: the share of q that two
-    elements have in common which differ along it, so that 1 - shared[0] is what distinguishes samples and shared[channels] is
-    mean^2/q. `sizes` are the lengths of the axes, `channels` the one that weights act on. `distribution` is the function of a
-    Gaussian tensor that it is, where known, `profile` how q spreads along axes. `variance` is that of `level`, in decades^2.
-    `fixed` is, for the axes that a norm has just run over, the squared share of q whose variance along them it has set: that part
-    does not scatter from one set of values to the next.
-    `chance` is what samples and positions have in common by chance, in units of q (1 - shared[0]).
-    `near` is the correlation of neighbours along the axes behind the channels, in what positions far apart do not share.
-    `inside` holds the variance of each channel over samples and positions over the mean of these, where it is not as `profile`.
-    `means` holds E h of each channel over rms, where weights are trained (theory/channels.py).
+    Attributes:
+        level: Root mean square in decades, 1/2 log10 q.
+        sizes: Length of each axis.
+        shared: For each axis, E h_a h_b / q for two elements that differ along it. 1 - shared[0] is the share of q that varies
+            over samples, and shared[channels] is `mean` squared.
+        mean: Mean over root mean square, E h / sqrt(q).
+        channels: The axis that weights act on, or None.
+        distribution: The tensor as a function of a Gaussian tensor, or None for a Gaussian one.
+        profile: How q varies along axes.
+        variance: Variance of the prediction of `level`, in decades^2.
+        fixed: By the axes of a preceding normalization, the squared share of q whose variance along them it has fixed. That part
+            does not vary from one set of values to the next.
+        chance: Chance correlation of samples and positions, relative to q (1 - shared[0]).
+        neighbor_correlation: Correlation of neighbors along the axes after the channels, in what distant positions do not share.
+        channel_variance: Variance of each channel over samples and positions, over its mean over channels. None if `profile`
+            gives it.
+        means: Mean of each channel over the root mean square, for trained weights; see `channels`. Otherwise None.
     """
 
     level: float
@@ -58,7 +71,7 @@ class Signal:
     means: Array | None = None
 
     def distribution_at(self, node: str) -> Distribution:
-        """The distribution of this signal, at `node`: a Gaussian one where nothing else is known."""
+        """Return the distribution of the signal; by default a Gaussian whose base is the tensor at `node`."""
         settled = math.sqrt(min(max(self.fixed.values()), 1.0)) if self.fixed else 0.0
         if self.distribution is not None:
             return replace(self.distribution, settled=settled) if settled else self.distribution
@@ -79,17 +92,23 @@ class Signal:
 
     @property
     def log_q(self) -> float:
-        """log10 of the second moment."""
+        """log10 of the second moment q."""
         return 2.0 * self.level
 
 
 @dataclass(frozen=True, slots=True)
 class Cotangent:
-    """The gradient at a tensor: `energy` is log10 E |g|^2 over all elements, `alike` the correlation of two along each axis.
+    """The predicted statistics of the gradient g at a tensor.
 
-    `spent` is, for the axes that a norm behind it has run over, the share of the component along the tensor itself that it has
-    taken off, unit by unit. `coherence` is that component over all channels, None for a cotangent that knows nothing of its
-    tensor. `overlap` says how many directions it has, None for all.
+    Attributes:
+        energy: log10 E |g|^2, summed over all elements of the tensor.
+        correlation: For each axis, the correlation of the gradients of two elements that differ along it.
+        variance: Variance of the prediction of energy / 2, in decades^2.
+        profile: How E g^2 varies along axes.
+        projected_out: By the axes of a later normalization, the share of the component along the tensor itself that the
+            normalization has removed, unit by unit.
+        coherence: Second moments of the component along the tensor over all channels. None if g is independent of the tensor.
+        overlap: The number of directions of g. None if it has as many as there are channels.
     """
 
     energy: float
@@ -103,10 +122,15 @@ class Cotangent:
 
 @dataclass(frozen=True, slots=True)
 class CotangentTerm:
-    """What one operator hands to one operand: a cotangent, times `slope` on the grid of the operand's distribution if any.
+    """The term that one operator contributes to the gradient of one operand: a random cotangent times a slope.
 
-    Pulls of one `root` are the same random cotangent times different functions of one Gaussian tensor: they add before they are
-    squared. `values` are those of the tensor at the root on that grid, `whole` is what the pull comes to, once that is known.
+    Attributes:
+        cotangent: The cotangent before it is multiplied by the slope.
+        root: Name of the random cotangent. Terms of one root are the same random cotangent times different functions of one
+            Gaussian tensor, so they add before they are squared.
+        slope: Values of the slope on the grid of the operand's distribution. None for a slope of 1.
+        values: Values of the tensor at the root on that grid, or None.
+        whole: The cotangent including the slope, once that is computed.
     """
 
     cotangent: Cotangent
@@ -117,10 +141,11 @@ class CotangentTerm:
 
 
 def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], same: float = 1.0) -> float:
-    """E (mean over axes)^2 / E h^2 for elements that share `shared` along each axis, and `same` with themselves.
+    """Return E (mean over axes)^2 / E h^2.
 
-    Two elements have in common what the least alike of the axes along which they differ lets them: axes are taken from the most
-    alike to the least.
+    `shared` holds E h_a h_b / E h^2 for two elements that differ along each axis, `same` that of an element with itself. Two
+    elements share the second moment of the least correlated axis along which they differ, so the mean is taken along the most
+    correlated axis first.
     """
     value = same
     for axis in sorted(axes, key=lambda axis: -shared[axis]):
@@ -129,24 +154,24 @@ def averaged(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int],
 
 
 def averaged_apart(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int], apart: int) -> float:
-    """The same for two means that lie apart along another axis: they have in common what elements there share at most."""
+    """Return the shared second moment of two means over axes that differ along another axis `apart`, over E h^2."""
     limit = shared[apart]
     return averaged(sizes, [min(value, limit) for value in shared], axes, same=limit)
 
 
 def varying(sizes: Sequence[int], shared: Sequence[float], axes: Iterable[int]) -> float:
-    """Share of E h^2 that varies along axes: the variance around a mean over them."""
+    """Return the variance around the mean over axes, over E h^2."""
     return max(1.0 - averaged(sizes, shared, axes), 0.0)
 
 
 def coherent_sum(sizes: Sequence[int], correlation: Sequence[float], axes: Iterable[int]) -> float:
-    """E |sum over axes|^2 / E |.|^2 summed over elements: 1 for independent elements, their number for equal ones."""
+    """Return E |sum over axes|^2 / sum of E g^2: 1 for independent elements, their number for equal ones."""
     chosen = list(axes)
     return math.prod(sizes[axis] for axis in chosen) * averaged(sizes, correlation, chosen)
 
 
 def log_sum(values: Iterable[float]) -> float:
-    """log10 of a sum of numbers given by their log10."""
+    """Return log10 of a sum of numbers that are given by their log10."""
     known = [value for value in values if value > -math.inf]
     top = max(known, default=-math.inf)
     if not math.isfinite(top):
@@ -155,7 +180,10 @@ def log_sum(values: Iterable[float]) -> float:
 
 
 def of_distribution(distribution: Distribution, like: Signal, profile: Profile = FLAT, degree: float = 1.0) -> Signal:
-    """The signal that a distribution describes, in the layout of another one, the power `degree` of which it follows."""
+    """Return the signal of a distribution, with the axes of `like`.
+
+    `degree` is the power of `like` that the distribution follows; the variance of the level is multiplied by its square.
+    """
     return Signal(
         distribution.level,
         like.sizes,
@@ -171,9 +199,9 @@ def of_distribution(distribution: Distribution, like: Signal, profile: Profile =
 
 
 def joined(terms: Sequence[CotangentTerm], signal: Signal) -> Cotangent:
-    """The one cotangent that several pulls on a tensor make: pulls of one root add coherently, others as energies."""
+    """Return the total cotangent of several terms: terms of one root add before they are squared, the squares of others add."""
     parts = [cotangent_of_term(term, signal) for term in merged(terms)]
-    parts = [part for part in parts if not math.isnan(part.energy)] or parts[:1]  # without nothing divided by nothing
+    parts = [part for part in parts if not math.isnan(part.energy)] or parts[:1]  # without terms that are 0/0
     if len(parts) == 1:
         return parts[0]
     energy = log_sum(part.energy for part in parts)
@@ -203,7 +231,7 @@ def joined(terms: Sequence[CotangentTerm], signal: Signal) -> Cotangent:
 
 
 def along_signal(terms: Sequence[CotangentTerm], signal: Signal) -> tuple[float, tuple[float, ...]]:
-    """What g h is like for a cotangent g and a signal h around its mean: E (g h)^2 / E g^2 E h^2, and correlation along axes."""
+    """Return E (g h)^2 / (E g^2 E h^2) and the correlation of g h along each axis, for a cotangent g and a centered signal h."""
     distribution = signal.distribution_at("")
     values = distribution.values - expect(distribution.values)
     second = expect(values * values)
@@ -233,7 +261,7 @@ def _by_root(terms: Sequence[CotangentTerm]) -> dict[str, list[CotangentTerm]]:
 
 
 def merged(terms: Sequence[CotangentTerm]) -> list[CotangentTerm]:
-    """One pull per root."""
+    """Add the terms of each root, so that there is one term per root."""
     if len(terms) == 1:
         return list(terms)
     found = []
@@ -254,7 +282,7 @@ def merged(terms: Sequence[CotangentTerm]) -> list[CotangentTerm]:
 
 
 def cotangent_of_term(term: CotangentTerm, signal: Signal) -> Cotangent:
-    """The cotangent that one pull alone makes."""
+    """Return the cotangent of one term, including its slope."""
     if term.slope is None or term.whole is not None:
         return term.whole or term.cotangent
     distribution, coherence = signal.distribution_at(""), None
