@@ -1,4 +1,4 @@
-"""A differentiable evaluator of ONNX graphs on torch."""
+"""A differentiable evaluator of ONNX graphs, built on torch."""
 
 from gradlint.onnx_torch.module import OnnxModule
 from gradlint.onnx_torch.runnable import OnnxRunnable

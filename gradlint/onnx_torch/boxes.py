@@ -1,4 +1,4 @@
-"""Regions of interest by corner coordinates: pooling and suppression."""
+"""Operators on boxes that are given by coordinates: NonMaxSuppression and MaxRoiPool."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def _non_max_suppression(
     *,
     center_point_box: int = 0,
 ) -> Tensor:
-    """Indices (batch, class, box), which carry no gradient."""
+    """Return the indices (batch, class, box) of the selected boxes, of shape (count, 3). They have no gradient."""
     limit, largest = (0 if most is None else int(most)), (0.0 if overlap is None else float(overlap))
     picked = []
     for batch, (image, classes) in enumerate(zip(boxes.detach(), scores.detach(), strict=True)):
-        corners = _corners(image, centred=bool(center_point_box))
+        corners = _corners(image, centered=bool(center_point_box))
         for label, row in enumerate(classes):
             order = row.argsort(descending=True, stable=True)
             order = order if threshold is None else order[row[order] > float(threshold)]
@@ -33,9 +33,12 @@ def _non_max_suppression(
     return torch.tensor(picked, dtype=torch.int64).reshape(-1, 3)
 
 
-def _corners(boxes: Tensor, *, centred: bool) -> Tensor:
-    """Lower and upper corner of boxes given by any two opposite corners, or by centre, width and height."""
-    if centred:
+def _corners(boxes: Tensor, *, centered: bool) -> Tensor:
+    """Return the lower and the upper corner of boxes.
+
+    Boxes are given by two opposite corners, or by center, width and height if `centered`.
+    """
+    if centered:
         x, y, width, height = boxes.unbind(-1)
         boxes = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], -1)
     first, second = boxes[:, :2], boxes[:, 2:]
@@ -43,7 +46,7 @@ def _corners(boxes: Tensor, *, centred: bool) -> Tensor:
 
 
 def _greedy(corners: Tensor, order: Tensor, limit: int, largest: float) -> Iterator[int]:
-    """The best box, again and again, dropping those whose intersection over union with it exceeds `largest`."""
+    """Yield up to `limit` boxes, the best first, without boxes whose IoU with a yielded one exceeds `largest`."""
     areas = (corners[:, 2:] - corners[:, :2]).prod(-1)
     for _ in range(limit):
         if not len(order):
@@ -69,7 +72,10 @@ def _max_roi_pool(x: Tensor, rois: Tensor, *, pooled_shape: Sequence[int], spati
 
 
 def _bins(first: int, last: int, count: int, size: int) -> list[slice]:
-    """An inclusive range of an axis of `size` elements in `count` parts, which may share elements."""
+    """Divide the range from `first` to `last`, inclusive, of an axis with `size` elements into `count` slices.
+
+    Neighboring slices may overlap.
+    """
     step = max(last - first + 1, 1) / count
     edges = [(first + math.floor(k * step), first + math.ceil((k + 1) * step)) for k in range(count)]
     return [slice(*(min(max(edge, 0), size) for edge in pair)) for pair in edges]

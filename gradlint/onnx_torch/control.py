@@ -75,9 +75,9 @@ def _scan(
 def _batched_scan(
     ctx: Context, arguments: Sequence[Value], body: SubGraph, scanned: int, directions: Sequence[int] | None
 ) -> tuple[Value, ...]:
-    """Scan of opset 8: axis 0 is the batch, axis 1 the time, and an optional first input holds the lengths.
+    """Run the Scan of opset 8: axis 0 is the batch, axis 1 is time, and the optional first input holds the lengths.
 
-    What a shorter sequence scans out is filled up with zeros.
+    The outputs of shorter sequences are padded with zeros.
     """
     lengths, values = arguments[0], arguments[1:]
     states, longest = len(values) - scanned, values[-1].shape[1]

@@ -1,4 +1,4 @@
-"""ONNX element types and tensors as torch ones."""
+"""Convert ONNX element types and tensors to torch dtypes and tensors."""
 
 from __future__ import annotations
 
@@ -35,39 +35,39 @@ TORCH: dict[int, torch.dtype] = {
 }
 ONNX = {dtype: code for code, dtype in TORCH.items()}
 _BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in TORCH.values()}
-_NARROW = {  # what torch cannot hold, and what can hold it
+_NARROW = {  # dtypes that torch lacks, and numpy dtypes that can hold their values
     **dict.fromkeys(("int2", "int4", "uint2", "uint4"), np.int8),
     **dict.fromkeys(("float4_e2m1fn", "float8_e8m0fnu"), np.float32),
 }
 
 
 class DtypeError(TypeError):
-    """Torch has no such dtype."""
+    """Torch has no dtype for the values."""
 
 
 def torch_dtype(code: int) -> torch.dtype:
-    """The torch dtype of an ONNX element type; raises DtypeError where torch has none."""
+    """Return the torch dtype of an ONNX element type. Raises DtypeError if torch has none."""
     if code not in TORCH:
         raise DtypeError(f"torch has no dtype for the ONNX element type {TensorProto.DataType.Name(code)}")
     return TORCH[code]
 
 
 def is_float8(dtype: torch.dtype) -> bool:
-    """Whether the dtype is a float of one byte, which torch stores but does not compute with."""
+    """Return whether `dtype` is a float of one byte, which torch can store but not compute with."""
     return dtype.is_floating_point and dtype.itemsize == 1
 
 
 def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in a float8 dtype, the largest number of which stands for what is larger."""
+    """Cast `x` to a float8 dtype. Values beyond its range become its largest or smallest finite number."""
     most = torch.finfo(dtype).max
     return x.clamp(-most, most).to(dtype)
 
 
 def from_numpy(array: NDArray[Any]) -> Tensor:
-    """A writable tensor of the values, bfloat16 and float8 included; it shares memory where that is safe.
+    """Return a writable tensor with the values of `array`, which may be bfloat16 or float8. It shares memory if that is safe.
 
-    A memory-mapped file is mapped again, copy-on-write: no bytes are read, and writing does not reach the file. Other
-    read-only arrays are copied, as are misaligned ones. Raises DtypeError for what torch has no dtype for.
+    A memory-mapped file is mapped again, copy-on-write: no bytes are read, and writes do not reach the file. Other read-only
+    arrays are copied, and so are misaligned ones. Raises DtypeError if torch has no dtype for the values.
     """
     if not (array.flags.writeable and array.flags.aligned and array.flags.c_contiguous):
         array = _private(array)
@@ -82,7 +82,7 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
 
 
 def _private(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values where writing is safe and torch may read."""
+    """Return the same values as a writable, aligned and contiguous array: a copy-on-write memory map, or a copy."""
     owner: Any = array.base if isinstance(array.base, np.memmap) else array
     source: Any = owner.base
     if isinstance(owner, np.memmap) and isinstance(source, mmap.mmap) and owner.filename is not None:
@@ -97,7 +97,7 @@ Load = Callable[[TensorProto], NDArray[Any]]
 
 
 def from_proto(proto: TensorProto, load: Load) -> Value:
-    """The tensor of a TensorProto, as `load` reads it; the array itself for strings and what else torch does not know."""
+    """Return the tensor of a TensorProto, which `load` reads. Text, and other dtypes that torch lacks, stay numpy arrays."""
     array = np.asanyarray(load(proto))
     try:
         return from_numpy(array)
@@ -106,7 +106,7 @@ def from_proto(proto: TensorProto, load: Load) -> Value:
 
 
 def from_sparse(proto: Any, load: Load) -> Tensor:
-    """The dense tensor of a SparseTensorProto."""
+    """Return the dense tensor of a SparseTensorProto."""
     values, indices = from_proto(proto.values, load), from_proto(proto.indices, load)
     dims = tuple(proto.dims)
     if indices.dim() == 2:
@@ -116,7 +116,7 @@ def from_sparse(proto: Any, load: Load) -> Tensor:
 
 
 def type_bytes(value: Any) -> bytes:
-    """The serialized TypeProto of a runtime value; empty for one that is absent."""
+    """Return the serialized TypeProto of a runtime value; an empty one for an absent value."""
     proto = TypeProto()
     if isinstance(value, Tensor):
         proto.tensor_type.elem_type = ONNX[value.dtype]

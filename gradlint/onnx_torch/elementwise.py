@@ -1,4 +1,4 @@
-"""Operators that work element by element."""
+"""Elementwise operators."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ for _name, _function in _UNARY.items():
 
 
 def align(a: Tensor, b: Tensor, axis: int | None) -> Tensor:
-    """`b` with trailing axes added so that its first axis meets `axis` of `a`, the broadcasting of opsets before 7."""
+    """Append axes to `b` so that its first axis is aligned with `axis` of `a`: the broadcasting of opsets before 7."""
     return b if axis is None else b.reshape(b.shape + (1,) * (a.dim() - axis % max(a.dim(), 1) - b.dim()))
 
 
@@ -86,7 +86,7 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _power(base: Tensor, exponent: Tensor) -> Tensor:
-    if not base.is_floating_point():  # integers to a negative or broken power
+    if not base.is_floating_point():  # an integer to a negative or fractional power
         return torch.pow(base.double(), exponent).to(base.dtype)
     return torch.pow(base, exponent).to(base.dtype)
 
@@ -165,8 +165,8 @@ def _identity(x: Value) -> Value:
 
 @op("Cast")
 def _cast(x: Tensor | NDArray[Any], *, to: int | str, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    del round_mode  # of float8e8m0, which torch does not have
-    values = torch.from_numpy(x.astype(np.float64)) if isinstance(x, np.ndarray) else x  # text of numbers
+    del round_mode  # only for float8e8m0, which torch lacks
+    values = torch.from_numpy(x.astype(np.float64)) if isinstance(x, np.ndarray) else x  # numbers as text
     return _as(values, torch_dtype(TensorProto.DataType.Value(to) if isinstance(to, str) else to), saturate)  # opset 1: a name
 
 

@@ -1,4 +1,4 @@
-"""Runs planned ONNX graphs on torch tensors, node after node."""
+"""Run planned ONNX graphs on torch tensors, node by node."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ FAMILIES = (
     signal,
     vision,
 )
-"""The modules whose import fills the operator table."""
+"""The modules that register kernels in the operator table when they are imported."""
 
 Values = tuple[Value, ...]
 Observer = Callable[[Step, Values, Values], Values]
 Reader = Callable[[Step, Values], Values]
 _HINT = "check the input shapes (--input NAME=DTYPE[SHAPE]) and that onnxruntime can run the file"
 _TEXT = frozenset({"Cast", "Identity", "If", "Loop", "Optional", "OptionalHasElement", "SequenceConstruct", "Shape"})
-"""Operators that take text, which is an array of objects here."""
-_NESTING = 64  # function bodies in function bodies: an untrusted file may call itself
+"""Operators that accept text, which is an array of objects here."""
+_NESTING = 64  # the deepest nesting of function bodies: functions of an untrusted file may be recursive
 
 
 class Engine:
-    """An ONNX model ready to run.
+    """An ONNX model that is ready to run.
 
-    `constants` holds initializers and constants by name; `run` takes replacements for them, so that the owner decides what
-    is a parameter. `load` reads the values of a TensorProto.
+    `constants` holds the initializers and constants by name. `run` takes replacements for them, so that the owner decides which
+    ones are parameters. `load` reads the values of a TensorProto.
     """
 
     def __init__(self, proto: onnx.ModelProto, load: Load) -> None:
@@ -81,12 +81,12 @@ class Engine:
         self._declared = [value.type.tensor_type.elem_type for value in proto.graph.output]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        """The engine itself: plans do not change, so that copies of a module share them."""
+        """Return the engine itself. Plans are immutable, so copies of a module share them."""
         return self
 
     @property
     def constants(self) -> dict[str, Value]:
-        """Every constant that is at hand, by key; entries that the owner keeps elsewhere may be removed."""
+        """The constants of the model by key. The owner may remove entries that it passes to `run` instead."""
         return self._planner.constants
 
     def run(
@@ -96,17 +96,24 @@ class Engine:
         observer: Observer | None = None,
         reader: Reader | None = None,
     ) -> Values:
-        """The graph's outputs for inputs by name.
+        """Run the model and return the graph outputs.
 
-        `observer(step, outputs, inputs)` is called after every node of the graph and of the branches taken, and returns
-        the outputs to go on with; `reader(step, inputs)` is called before and returns the inputs to go on with. Raises
-        PartialRun at an operator that cannot be run, ForwardError where one fails.
+        Args:
+            feeds: The graph inputs by name.
+            constants: The values of constants by key; they take precedence over `self.constants`.
+            observer: Called as `observer(step, outputs, inputs)` after every node of the graph and of the branches taken. It
+                returns the outputs to use.
+            reader: Called as `reader(step, inputs)` before every such node. It returns the inputs to use.
+
+        Raises:
+            PartialRun: The run reached an operator that is not supported.
+            ForwardError: An operator failed.
         """
         outputs = _Run(self, constants, observer, reader).graph(self.plan, dict(feeds))
         return tuple(map(_as_declared, outputs, self._declared))
 
     def body(self, step: Step, inputs: Values) -> Plan:
-        """The plan of the function that defines the operator of `step`; raises PartialRun when there is none."""
+        """Return the plan of the function that defines the operator of `step`. Raises PartialRun if there is none."""
         local = self._functions.get((step.domain, step.op, getattr(step.node, "overload", "")))
         local = local or self._functions.get((step.node.domain, step.op, getattr(step.node, "overload", "")))
         function, defaults, types = (local, [], b"") if local is not None else _schema_body(step, inputs)
@@ -123,7 +130,7 @@ def _opsets(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
 
 
 def _as_declared(value: Value, code: int) -> Value:
-    """A graph output; a quantized one, held in float32, becomes the integers or float8 that the file declares."""
+    """Convert a quantized graph output, which is held as a float, to the integer or float8 dtype that the file declares."""
     dtype = TORCH.get(code)
     if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
@@ -131,7 +138,10 @@ def _as_declared(value: Value, code: int) -> Value:
 
 
 def _schema_body(step: Step, inputs: Values) -> tuple[Any, list[onnx.AttributeProto], bytes]:
-    """The function that the specification gives for an operator, attribute defaults, and the types it was built for."""
+    """Return the function that defines an operator in its schema, the attribute defaults, and the types it was built for.
+
+    Raises PartialRun if the schema has no function.
+    """
     missing = PartialRun(step.id, step.op, "gradlint cannot run this operator, and the ONNX standard has no function for it")
     try:
         schema = onnx.defs.get_schema(step.op, step.opset, step.domain)
@@ -160,7 +170,7 @@ def _read(step: Step, env: Mapping[str, Value]) -> Values:
 
 
 class _Run:
-    """One run of a model: its constants and who watches; `depth` counts the function bodies around it."""
+    """One run of a model with its constants, observer and reader. `depth` is the number of enclosing function bodies."""
 
     def __init__(
         self,
@@ -177,10 +187,10 @@ class _Run:
         self._depth = depth
 
     def graph(self, plan: Plan, env: dict[str, Value]) -> Values:
-        """The outputs of a plan in an environment that holds its inputs and captures."""
+        """Run a plan and return its outputs. `env` maps names to values, and contains the inputs and captures of the plan."""
         held = self._engine.constants
         for name, key in plan.constants.items():
-            if name not in env:  # an input may replace an initializer of its name
+            if name not in env:  # an input replaces the initializer of the same name
                 env[name] = self._constants[key] if key in self._constants else held[key]
         for step in plan.steps:
             inputs = _read(step, env)
@@ -192,7 +202,7 @@ class _Run:
             env.update(zip(step.outputs, outputs, strict=False))
             for name in step.last:
                 env.pop(name, None)
-        return tuple(env.get(name) for name in plan.outputs)  # a function leaves out what is not asked for
+        return tuple(env.get(name) for name in plan.outputs)  # a function may omit outputs that are not used
 
     def _call(self, step: Step, inputs: Values, env: Mapping[str, Value]) -> Values:
         kernel = KERNELS.get(f"{step.domain}::{step.op}" if step.domain else step.op)
@@ -205,10 +215,10 @@ class _Run:
         except PartialRun as stop:
             if stop.node == step.id or step.op == "If":
                 raise
-            raise PartialRun(step.id, step.op, f"it needs {stop.op}: {stop.reason}") from stop  # inner nodes have no place
+            raise PartialRun(step.id, step.op, f"it needs {stop.op}: {stop.reason}") from stop  # inner nodes are not in the graph
         except (NotImplementedError, DtypeError) as error:  # torch has no kernel for this dtype, or no such dtype
             raise PartialRun(step.id, step.op, str(error)) from error
-        except Exception as error:  # a file may ask an operator for anything
+        except Exception as error:  # a file may give an operator any input and attribute
             shapes = ", ".join(str(list(getattr(value, "shape", ()))) for value in inputs)
             what = str(error) if isinstance(error, (RuntimeError, ValueError)) else described(error)
             raise ForwardError(f"{step.op} at {step.id} fails on inputs of shapes {shapes}: {what}", hint=_HINT) from error

@@ -66,7 +66,7 @@ def _scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "
 def _tensor_scatter(past: Tensor, update: Tensor, write: Tensor | None = None, *, axis: int = -2, mode: str = "linear") -> Tensor:
     axis %= past.dim()
     start = torch.zeros(past.shape[0], dtype=torch.int64) if write is None else write.long()
-    places = start[:, None] + torch.arange(update.shape[axis])  # one row for each sample
+    places = start[:, None] + torch.arange(update.shape[axis])  # (batch, length)
     if mode == "circular":
         places = places % past.shape[axis]
     places = places.reshape([*places.shape[:1], *(places.shape[1] if a == axis else 1 for a in range(1, past.dim()))])
@@ -87,7 +87,7 @@ def _one_hot(index: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) ->
 def _top_k(
     x: Tensor, k_input: Tensor | None = None, *, k: int | None = None, axis: int = -1, largest: int = 1, sorted_: int = 1
 ) -> tuple[Tensor, Tensor]:
-    del sorted_  # sorted output is allowed in any case
+    del sorted_  # sorted output is always allowed
     count = int(k_input) if k_input is not None else int(k or 0)
     values, index = torch.sort(x, dim=axis, descending=bool(largest), stable=True)  # the lower index wins a tie
     return values.narrow(axis, 0, count), index.narrow(axis, 0, count)

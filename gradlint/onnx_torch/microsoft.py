@@ -1,4 +1,4 @@
-"""Operators of com.microsoft that onnxruntime puts into the files it optimizes or quantizes."""
+"""Operators of the domain com.microsoft, which onnxruntime writes when it optimizes or quantizes a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from gradlint.onnx_torch.quantize import centred, dequantize, rounded
+from gradlint.onnx_torch.quantize import dequantize, rounded, subtract_zero_point
 from gradlint.onnx_torch.registry import Context, op
 
 
@@ -80,15 +80,15 @@ def _embed_layer_norm(  # noqa: PLR0917 - so many inputs
 
 
 def _attend(parts: Sequence[Tensor], heads: int, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Attention of query, key and value (batch, time, heads x size); `mask` is added to the scores."""
+    """Return the attention of query, key and value, each of shape (batch, time, heads x size). `mask` is added to the scores."""
     query, key, value = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in parts)
     scores = query @ key.mT * (scale or 1 / math.sqrt(query.shape[-1]))
     weights = torch.softmax(scores if mask is None else scores + mask, -1)
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
-def _kept(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """Scores to add from a mask (batch, keys) of ones and zeros, or from the number of keys of each sample."""
+def _mask_scores(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """Convert a mask to scores that are added: a mask (batch, keys) of ones and zeros, or the number of keys (batch,)."""
     if mask is None:
         return None
     if mask.dim() == 1:
@@ -109,10 +109,10 @@ def _attention(
     scale: float | None = None,
     unidirectional: int = 0,
 ) -> Tensor:
-    del mask_filter_value  # a mask weighs nothing in either case
+    del mask_filter_value  # masked weights are zero with either value
     joint = x @ weight if bias is None else x @ weight + bias
     parts = torch.split_with_sizes(joint, list(qkv_hidden_sizes or [joint.shape[-1] // 3] * 3), -1)
-    scores = _kept(mask, x)
+    scores = _mask_scores(mask, x)
     if unidirectional:
         ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
         causal = torch.zeros(ahead.shape, dtype=x.dtype).masked_fill(ahead, torch.finfo(x.dtype).min)
@@ -138,7 +138,7 @@ def _multi_head_attention(  # noqa: PLR0917 - so many inputs
     if bias is not None:
         biases = torch.split_with_sizes(bias, [part.shape[-1] for part in parts])
         parts = (query + biases[0], key + biases[1], value + biases[2])
-    scores = _kept(mask, key)
+    scores = _mask_scores(mask, key)
     scores = added if scores is None else scores if added is None else scores + added
     return _attend(parts, num_heads, scores, scale)
 
@@ -205,7 +205,7 @@ def _qgemm(  # noqa: PLR0917 - so many inputs
     transA: int = 0,  # noqa: N803
     transB: int = 0,  # noqa: N803
 ) -> Tensor:
-    left, right = centred(a, a_zero), centred(b, b_zero, 0 if transB else 1)
+    left, right = subtract_zero_point(a, a_zero), subtract_zero_point(b, b_zero, 0 if transB else 1)
     y = (left.mT if transA else left) @ (right.mT if transB else right)
     y = alpha * a_scale * b_scale * (y if bias is None else y + bias)
     return y.to(a_scale.dtype) if scale is None else _requantized(y, scale, zero)

@@ -1,4 +1,4 @@
-"""An ONNX file as a torch module."""
+"""`OnnxModule`: an ONNX file as a torch module."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ from gradlint.onnx_torch.plan import Plan, Step
 
 
 class OnnxModule(nn.Module):
-    """A differentiable torch module that computes what an ONNX file describes.
+    """A differentiable torch module that computes the graph of an ONNX file.
 
-    Call it with the graph inputs, in order or by name; it returns a tuple of the graph outputs. `model` is a path, the
-    bytes of a file, or an `onnx.ModelProto`. Parameters are the weights by role, under their ONNX names: kernels, matrices,
-    embeddings, norm scales, biases. Every other constant is a buffer: to differentiate, say, the exponent of a Pow would
-    give NaN. Values share memory with the file where alignment allows; writing to them does not change the file.
+    Call it with the graph inputs, in order or by name. It returns a tuple of the graph outputs.
 
-    The file decides between training and inference (`training_mode` of BatchNormalization and Dropout); `train()` and
-    `eval()` change nothing.
+    The parameters are the trainable weights under their ONNX names: kernels, matrices, embeddings, norm scales, biases. Every
+    other constant is a buffer, because the gradient of, for example, the exponent of a Pow can be NaN. The values share memory
+    with the file if their alignment allows it, but writing to them does not change the file.
 
-    Raises TargetError when the file cannot be read, InputError for inputs that do not fit, ForwardError when an operator
-    fails, and `gradlint.frontends.base.PartialRun` at an operator that is not supported.
+    The file determines the mode, by `training_mode` of BatchNormalization and Dropout. `train()` and `eval()` have no effect.
+
+    Args:
+        model: A path, the bytes of a file, an `onnx.ModelProto`, or an `OnnxFile`.
+
+    Raises:
+        TargetError: The file cannot be read.
+        InputError: The inputs of a call do not fit.
+        ForwardError: An operator failed during a call.
+        gradlint.frontends.base.PartialRun: A call reached an operator that is not supported.
     """
 
     def __init__(self, model: str | Path | bytes | onnx.ModelProto | OnnxFile) -> None:
@@ -50,23 +56,27 @@ class OnnxModule(nn.Module):
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Names of the graph inputs, in order."""
+        """The names of the graph inputs, in order."""
         return self.engine.plan.inputs
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the graph outputs, in order."""
+        """The names of the graph outputs, in order."""
         return self.engine.plan.outputs
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Any, ...]:
-        """One tensor for each graph output; inputs are tensors or arrays of the graph's shapes."""
+        """Return one tensor for each graph output.
+
+        The inputs are tensors or arrays with the shapes that the graph declares. Raises InputError, ForwardError or PartialRun
+        as the class says.
+        """
         return self.run(self._feeds(inputs, named))
 
     def uses(self, *inputs: Any, **named: Any) -> tuple[Values, dict[tuple[str, int], Tensor]]:
-        """The outputs, and for each node and input slot that reads a parameter what it reads, to differentiate by.
+        """Run the model and return its outputs, and one tensor for each use of a parameter, by node id and input slot.
 
-        Exporters merge initializers of equal values, such as all fresh biases, so that the gradient of one parameter may mix
-        layers. The gradients of its uses do not, and sum up to it. Uses inside loops are left out.
+        Exporters merge initializers with equal values, such as biases that are all zero. The gradient of such a parameter is the
+        sum over several layers. The gradient with respect to one use is that of a single layer. Uses inside loops are omitted.
         """
         uses: dict[tuple[str, int], Tensor] = {}
 
@@ -80,7 +90,7 @@ class OnnxModule(nn.Module):
         return outputs, uses
 
     def _feeds(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs by name; raises InputError for those that do not fit."""
+        """Return the inputs by name. Raises InputError if they do not fit."""
         names = self.input_names
         hint = f"its inputs are {', '.join(names) or 'none'}"
         if len(inputs) > len(names):
@@ -95,7 +105,7 @@ class OnnxModule(nn.Module):
         return {name: _tensor(value) for name, value in feeds.items()}
 
     def run(self, feeds: Mapping[str, Any], observer: Observer | None = None) -> Values:
-        """`forward` on inputs by name, with an observer of every node; see `Engine.run`."""
+        """Run the model on inputs by name, with an observer of every node; see `Engine.run`."""
         return self.engine.run(feeds, {**self._buffers, **self._parameters}, observer)
 
 
@@ -108,25 +118,28 @@ def _tensor(value: Any) -> Any:
 
 
 def _trained(graph: Graph, constants: Mapping[str, Any]) -> set[str]:
-    """Names of the constants that a node uses as a weight, those a weight was computed from included."""
+    """Return the names of the constants that are trainable weights, or that a trainable weight is computed from."""
     names = (weight.name for node in graph for weight in node.weights.values() if weight.trainable)
     return {part for name in names for part in ((name,) if name in constants else name.split("+"))}
 
 
 def steps_of(plan: Plan) -> Iterator[Step]:
-    """The steps of a plan and of the plans in it."""
+    """Yield the steps of a plan and of its subgraphs."""
     for step in plan.steps:
         yield step
         for graph in step.graphs:
             yield from steps_of(graph)
 
 
-def derived(plan: Plan, tainted: set[str]) -> Iterator[str]:
-    """Ids of the nodes whose outputs depend on the values, not only the shapes, of the names in `tainted`."""
+def dependent_nodes(plan: Plan, names: set[str]) -> Iterator[str]:
+    """Yield the ids of the nodes whose outputs depend on the values, not only on the shapes, of the tensors in `names`.
+
+    `names` is extended by the outputs of these nodes.
+    """
     for step in plan.steps:
-        if step.op in ("Shape", "Size") or tainted.isdisjoint(step.reads):
+        if step.op in ("Shape", "Size") or names.isdisjoint(step.reads):
             continue
-        tainted.update(step.outputs)
+        names.update(step.outputs)
         yield step.id
         for graph in step.graphs:
-            yield from derived(graph, tainted | set(graph.inputs))
+            yield from dependent_nodes(graph, names | set(graph.inputs))

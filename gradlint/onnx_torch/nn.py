@@ -11,7 +11,7 @@ from torch import Tensor
 from gradlint.onnx_torch.registry import BudgetError, budget, op, plain
 
 plain({"MatMul": torch.matmul})
-_LONGEST_STRIDE = 4096  # oneDNN ends the process at four times as much
+_LONGEST_STRIDE = 4096  # oneDNN aborts the process at four times this value
 
 
 @op("Gemm")
@@ -22,7 +22,7 @@ def _gemm(
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
-    transA: int = 0,  # noqa: N803 - as ONNX spells it
+    transA: int = 0,  # noqa: N803 - the name of the ONNX attribute
     transB: int = 0,  # noqa: N803
     broadcast: int = 0,
 ) -> Tensor:
@@ -40,7 +40,10 @@ def _einsum(*xs: Tensor, equation: str) -> Tensor:
 
 
 def same_pads(total: Sequence[int], auto_pad: str) -> tuple[list[int], list[int]]:
-    """Padding before and after each axis; SAME_UPPER puts the odd one after."""
+    """Divide the total padding of each axis into the padding before and after it.
+
+    If the total is odd, the additional element comes after the axis, except for SAME_LOWER.
+    """
     small = [t // 2 for t in total]
     large = [t - s for t, s in zip(total, small, strict=True)]
     return (large, small) if auto_pad == "SAME_LOWER" else (small, large)
@@ -49,7 +52,7 @@ def same_pads(total: Sequence[int], auto_pad: str) -> tuple[list[int], list[int]
 def window_pads(
     sizes: Sequence[int], extent: Sequence[int], strides: Sequence[int], pads: Sequence[int] | None, auto_pad: str
 ) -> tuple[list[int], list[int]]:
-    """Padding (before, after) of sliding windows of `extent` elements over axes of `sizes` elements."""
+    """Return the padding before and after each axis, for windows of `extent` elements on axes of `sizes` elements."""
     if auto_pad.startswith("SAME"):
         steps = [-(-size // stride) for size, stride in zip(sizes, strides, strict=True)]
         total = [max((n - 1) * s + e - size, 0) for n, s, e, size in zip(steps, strides, extent, sizes, strict=True)]
@@ -60,7 +63,7 @@ def window_pads(
 
 
 def interleave(before: Sequence[int], after: Sequence[int]) -> list[int]:
-    """Padding in the order of torch.nn.functional.pad: last axis first."""
+    """Return paddings in the order that `torch.nn.functional.pad` takes: last axis first."""
     return [amount for pair in zip(reversed(before), reversed(after), strict=True) for amount in pair]
 
 
@@ -77,7 +80,7 @@ def convolve(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Tensor:
-    """Convolution with the attributes of ONNX."""
+    """Compute a convolution with the inputs and attributes of the ONNX operator Conv."""
     kernel = kernel_shape or weight.shape[2:]
     ones = [1] * len(kernel)
     stride, dilation = list(strides or ones), list(dilations or ones)

@@ -1,4 +1,4 @@
-"""Normalizations."""
+"""Normalization operators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradlint.onnx_torch.registry import Context, op
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """Values for each channel, or each position of each channel, to combine with `x`."""
+    """Reshape values, one per channel or one per position of each channel, so that they broadcast to `x`."""
     return values.reshape(*values.shape, *(1,) * (x.dim() - 1 - values.dim()))
 
 
@@ -31,14 +31,14 @@ def _batch_norm(  # noqa: PLR0917 - ONNX has five inputs
 ) -> tuple[Tensor, ...]:
     training = not is_test if ctx.opset < 7 else bool(training_mode) or (ctx.opset < 14 and ctx.wants(1))
     wide = x.to(scale.dtype)  # half-precision inputs with float32 parameters are allowed
-    frozen = not (training or mean.requires_grad or var.requires_grad)  # torch's own kernel takes statistics as constants
+    frozen = not (training or mean.requires_grad or var.requires_grad)  # torch's kernel does not differentiate statistics
     if frozen and spatial:
         y = nnf.batch_norm(wide, mean.to(scale.dtype), var.to(scale.dtype), scale, bias, training=False, eps=epsilon)
         return (y.to(x.dtype),)
-    axes = tuple(a for a in range(x.dim()) if a != 1) if spatial else (0,)  # before opset 9 each position may have its own
+    axes = tuple(a for a in range(x.dim()) if a != 1) if spatial else (0,)  # before opset 9 also per position
     batch_var, batch_mean = torch.var_mean(wide, axes, correction=0) if training else (var, mean)
-    centred = (wide - _per_channel(batch_mean, x)) * _per_channel(torch.rsqrt(batch_var + epsilon), x)
-    y = centred * _per_channel(scale, x) + _per_channel(bias, x)
+    centered = (wide - _per_channel(batch_mean, x)) * _per_channel(torch.rsqrt(batch_var + epsilon), x)
+    y = centered * _per_channel(scale, x) + _per_channel(bias, x)
     if not training:
         return (y.to(x.dtype),)
     running = [old * momentum + new.to(old.dtype) * (1 - momentum) for old, new in ((mean, batch_mean), (var, batch_var))]
@@ -47,13 +47,13 @@ def _batch_norm(  # noqa: PLR0917 - ONNX has five inputs
 
 @op("InstanceNormalization")
 def _instance_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    return nnf.group_norm(x, x.shape[1], scale, bias, epsilon)  # unlike instance_norm it takes a single position
+    return nnf.group_norm(x, x.shape[1], scale, bias, epsilon)  # unlike instance_norm, it accepts a single position
 
 
 @op("GroupNormalization")
 def _group_norm(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1) -> Tensor:
     del stash_type  # torch accumulates in at least float32
-    repeat = x.shape[1] // scale.numel()  # one scale for each group before opset 21, for each channel after
+    repeat = x.shape[1] // scale.numel()  # one scale per group before opset 21, one per channel since then
     return nnf.group_norm(x, num_groups, scale.repeat_interleave(repeat), bias.repeat_interleave(repeat), epsilon)
 
 
@@ -88,4 +88,4 @@ def _lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias:
 @op("LpNormalization")
 def _lp_norm(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     norm = torch.linalg.vector_norm(x, ord=p, dim=axis, keepdim=True)
-    return x / torch.where(norm == 0, torch.ones_like(norm), norm)  # a zero vector stays zero, its gradient finite
+    return x / torch.where(norm == 0, torch.ones_like(norm), norm)  # a zero vector stays zero and has a finite gradient

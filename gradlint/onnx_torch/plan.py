@@ -1,4 +1,4 @@
-"""Plans: ONNX graphs with decoded attributes and resolved names, made once and run many times."""
+"""Plans: ONNX graphs with decoded attributes and resolved names. A plan is made once and run many times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ STANDARD = ("", "ai.onnx")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node; `needed` counts its outputs up to the last one that is read, `last` are names that nobody reads after it."""
+    """One node of a plan.
+
+    `attrs` are the attributes as Python values; `node` is the original node. `last` are the names whose values are not used
+    after this step. `needed` is the number of outputs that the step must produce: up to the last one that is read.
+    """
 
     id: str
     op: str
@@ -37,12 +41,12 @@ class Step:
 
     @property
     def graphs(self) -> Iterator[Plan]:
-        """The planned sub-graphs among the attributes."""
+        """The subgraphs among the attributes, as plans."""
         return (value for value in self.attrs.values() if isinstance(value, Plan))
 
     @property
     def reads(self) -> Iterator[str]:
-        """Names of the inputs and of what the sub-graphs use from outside."""
+        """The names of the inputs, and the names that the subgraphs capture."""
         yield from filter(None, self.inputs)
         for graph in self.graphs:
             yield from graph.captures
@@ -50,10 +54,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A graph or function body.
+    """A planned graph or function body.
 
-    `constants` maps a name in this graph to its key among the constants of the model; `captures` are the names that it
-    takes from the graph around it.
+    `constants` maps a name in this graph to its key among the constants of the model. `captures` are the names that the graph
+    reads from the enclosing graph.
     """
 
     inputs: tuple[str, ...]
@@ -64,17 +68,14 @@ class Plan:
 
 
 class Planner:
-    """Plans graphs and collects their constants in `constants`, by name.
-
-    `load` reads the values of a TensorProto.
-    """
+    """Plans graphs and collects their constants in `constants`, by key. `load` reads the values of a TensorProto."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
         self.constants: dict[str, Value] = {}
 
     def graph(self, graph: onnx.GraphProto, opsets: Opsets, scope: str = "") -> Plan:
-        """Plan a graph whose nodes get the ids that the static graph gives them."""
+        """Plan a graph. Its steps have the ids of the nodes in the static graph. Raises TargetError if a part is not valid."""
         found: dict[str, str] = {}
         for tensor in graph.initializer:
             with _readable(f"weight {tensor.name!r}"):
@@ -89,7 +90,7 @@ class Planner:
         )
 
     def function(self, body: onnx.FunctionProto, opsets: Opsets, scope: str, given: Mapping[str, AttributeProto]) -> Plan:
-        """Plan a function body for one call, whose attributes are `given`."""
+        """Plan a function body for one call, which has the attributes `given`."""
         ids = [f"{scope}{node.name or node.op_type}#{index}" for index, node in enumerate(body.node)]
         nodes = [_bound(node, given) for node in body.node]
         return self._plan(zip(ids, nodes, strict=True), list(body.input), list(body.output), found={}, opsets=opsets, scope=scope)
@@ -125,7 +126,7 @@ class Planner:
         )
 
     def _keep(self, name: str, scope: str, value: Value) -> str:
-        """The key of a constant: its name, with its scope where another graph has the same."""
+        """Store a constant and return its key: its name, prefixed with its scope if another graph has the same name."""
         key = scope + name if name in self.constants else name
         self.constants[key] = value
         return key
@@ -148,7 +149,7 @@ class Planner:
 
 @contextmanager
 def _readable(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a part of a file into a TargetError that names the part."""
+    """Convert any exception in the body of the context to a TargetError that names the part of the file, `what`."""
     try:
         yield
     except (GradlintError, MemoryError):
@@ -159,7 +160,10 @@ def _readable(what: str) -> Iterator[None]:
 
 
 def _bound(node: onnx.NodeProto, given: Mapping[str, AttributeProto]) -> onnx.NodeProto:
-    """The node of a function body with the caller's attributes in place of references; a reference to none is left out."""
+    """Return a node of a function body with the caller's attributes in place of references.
+
+    A reference to an attribute that the caller does not give is removed.
+    """
     bound = onnx.NodeProto()
     bound.CopyFrom(node)
     del bound.attribute[:]
@@ -177,7 +181,7 @@ def _bound(node: onnx.NodeProto, given: Mapping[str, AttributeProto]) -> onnx.No
 
 
 def _with_last(steps: Sequence[Step], outputs: Sequence[str]) -> Iterator[Step]:
-    """The steps, each with the outputs that it needs to give and the names that may be forgotten after it."""
+    """Yield the steps with `last` and `needed` filled in."""
     results = set(outputs)
     wanted = {*results, *(name for step in steps for name in step.reads)}
     reader = {name: index for index, step in enumerate(steps) for name in (*step.outputs, *step.reads)}

@@ -1,4 +1,4 @@
-"""Pooling."""
+"""Pooling operators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from gradlint.onnx_torch.registry import Context, op
 
 @dataclass(frozen=True, slots=True)
 class _Windows:
-    """Where the windows of a pooling lie: padding before and after each axis, then what ceil_mode adds after that."""
+    """The windows of a pooling operator, one entry per spatial axis.
+
+    `before` and `after` are the padding. `extra` are the cells that `ceil_mode` adds after the padding.
+    """
 
     kernel: list[int]
     stride: list[int]
@@ -51,12 +54,12 @@ class _Windows:
         return cls(list(kernel_shape), stride, dilation, before, after, extra)
 
     def pad(self, x: Tensor, inside: float, outside: float) -> Tensor:
-        """`x` with `inside` in the padding and `outside` in the cells that ceil_mode adds."""
+        """Pad `x` with the value `inside`, and with the value `outside` in the cells that `ceil_mode` adds."""
         x = nnf.pad(x, interleave(self.before, self.after), value=inside)
         return nnf.pad(x, interleave([0] * len(self.extra), self.extra), value=outside)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum over each window of the padded `x`."""
+        """Return the sum over each window of the padded `x`."""
         rank = len(self.kernel)
         for axis, (k, s, d) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
             x = x.unfold(2 + axis, (k - 1) * d + 1, s)[..., ::d]
@@ -129,7 +132,7 @@ def _max_pool(
 
 
 def _unpadded(index: Tensor, x: Tensor, padded: Tensor, before: Sequence[int], *, column_major: bool) -> Tensor:
-    """Indices into the flattened `x`, from indices into each flattened map of `padded`."""
+    """Convert indices into each flattened map of `padded` to indices into the flattened `x`."""
     sizes = x.shape[2:]
     flat, stride = torch.zeros_like(index), 1
     places = []
@@ -160,7 +163,7 @@ def _max_unpool(
         (n - 1) * s + k - edges[a] - edges[a + rank]
         for a, (n, s, k) in enumerate(zip(x.shape[2:], steps, kernel_shape, strict=True))
     ]
-    # the indices count in the natural shape; a larger output_shape only adds room after it
+    # the indices refer to the natural shape; a larger output_shape only appends cells to it
     shape = (*x.shape[:2], *natural)
     y = x.new_zeros(math.prod(shape)).scatter(0, index.reshape(-1), x.reshape(-1)).reshape(shape)
     if output_shape is None:

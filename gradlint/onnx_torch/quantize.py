@@ -1,8 +1,8 @@
-"""Quantization to integers and back, and the products of integers between.
+"""Quantization, dequantization, and products of quantized tensors.
 
-A quantized tensor is held as floats that are whole numbers, so that gradients pass through it. Rounding is the identity to
-them within the range of the integer type, and a constant outside it: the straight-through estimator of Bengio, Leonard and
-Courville (2013), arXiv:1308.3432. Outputs of the graph get the type that the file declares.
+A quantized tensor is held as floats with integer values, so that it can be differentiated. The gradient of rounding is that of
+the identity inside the range of the integer type, and zero outside: the straight-through estimator of Bengio, Leonard and
+Courville (2013), arXiv:1308.3432. Outputs of the graph have the dtype that the file declares.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ INTEGERS = frozenset({"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "
     "QLinearMul",
     "QLinearSigmoid",
 }
-"""Operators whose results stand for real numbers of another scale, in which no gradient can be compared with those around."""
+"""Operators whose results are integers on a scale of their own, so that their gradients cannot be compared with others."""
 
 
 def spread(values: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
-    """Scales or zero points, one a tensor, a channel of `axis` or a block of `block` elements, to combine with `x`."""
+    """Reshape scales or zero points so that they broadcast to `x`.
+
+    There is one for the whole tensor, one per channel along `axis`, or one per block of `block` elements along `axis`.
+    """
     if values.numel() == 1:
         return values.reshape(())
     if values.dim() == 1 and not block:
@@ -37,17 +40,20 @@ def spread(values: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
 
 
 def rounded(x: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`x` shifted by the zero point, saturated and rounded to what `dtype` can hold, with the gradient of the saturation."""
+    """Add the zero point to `x`, saturate it to the range of `dtype`, and round it.
+
+    The gradient is that of the saturation: rounding passes it on unchanged.
+    """
     if dtype.is_floating_point:
         return saturated(x.detach(), dtype).to(x.dtype) + (x - x.detach())
     shift = x.new_zeros(()) if zero is None else zero.to(x.dtype)
     limits = torch.iinfo(dtype)
-    inside = x.clamp(limits.min - shift, limits.max - shift)  # before rounding: infinity less infinity would be NaN
+    inside = x.clamp(limits.min - shift, limits.max - shift)  # saturate first, because infinity minus infinity is NaN
     return inside.detach().round() + shift + (inside - inside.detach())
 
 
-def centred(x: Tensor, zero: Tensor | None, axis: int = 1) -> Tensor:
-    """Quantized values less their zero point, in float64: products of 8-bit numbers sum beyond what float32 holds."""
+def subtract_zero_point(x: Tensor, zero: Tensor | None, axis: int = 1) -> Tensor:
+    """Return quantized values minus their zero point, in float64, in which sums of products of 8-bit integers are exact."""
     return x.double() if zero is None else x.double() - spread(zero, x, axis).double()
 
 
@@ -73,7 +79,7 @@ def _quantize(
 def dequantize(
     x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
 ) -> Tensor:
-    """The real numbers that quantized ones stand for."""
+    """Return (x - zero) x scale, the real numbers that quantized values represent."""
     wide = x.to(scale.dtype)
     if zero is not None:
         wide = wide - spread(zero, x, axis, block_size).to(scale.dtype)
@@ -88,20 +94,20 @@ def _dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero = (-low / scale).round().clamp(0, 255).to(torch.uint8)
     scaled = x / scale
-    # the range is that of x, so that nothing saturates but by the rounding of the zero point
+    # the range is that of x, so that values saturate only because the zero point is rounded
     return rounded(scaled.detach(), zero, torch.uint8) + (scaled - scaled.detach()), scale, zero
 
 
 @op("MatMulInteger")
 def _matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:
-    return centred(a, a_zero, -2) @ centred(b, b_zero, -1)
+    return subtract_zero_point(a, a_zero, -2) @ subtract_zero_point(b, b_zero, -1)
 
 
 @op("ConvInteger", like=convolve)
 def _conv_integer(
     x: Tensor, weight: Tensor, x_zero: Tensor | None = None, weight_zero: Tensor | None = None, **attributes: Any
 ) -> Tensor:
-    return convolve(centred(x, x_zero), centred(weight, weight_zero, 0), None, **attributes)
+    return convolve(subtract_zero_point(x, x_zero), subtract_zero_point(weight, weight_zero, 0), None, **attributes)
 
 
 @op("QLinearMatMul")
@@ -115,8 +121,8 @@ def _qlinear_matmul(  # noqa: PLR0917 - ONNX has eight inputs
     y_scale: Tensor,
     y_zero: Tensor,
 ) -> Tensor:
-    a_real = centred(a, a_zero, -2) * spread(a_scale, a, -2).double()
-    y = a_real @ (centred(b, b_zero, -1) * spread(b_scale, b, -1).double())
+    a_real = subtract_zero_point(a, a_zero, -2) * spread(a_scale, a, -2).double()
+    y = a_real @ (subtract_zero_point(b, b_zero, -1) * spread(b_scale, b, -1).double())
     return rounded(y / spread(y_scale, y, -2).double(), spread(y_zero, y, -2), y_zero.dtype)
 
 
@@ -133,6 +139,11 @@ def _qlinear_conv(  # noqa: PLR0917 - ONNX has nine inputs
     bias: Tensor | None = None,
     **attributes: Any,
 ) -> Tensor:
-    y = convolve(centred(x, x_zero), centred(weight, weight_zero, 0), None if bias is None else bias.double(), **attributes)
+    y = convolve(
+        subtract_zero_point(x, x_zero),
+        subtract_zero_point(weight, weight_zero, 0),
+        None if bias is None else bias.double(),
+        **attributes,
+    )
     factor = spread(x_scale.double() * weight_scale.double(), y, 1) / y_scale.double()
     return rounded(y * factor, y_zero, y_zero.dtype)

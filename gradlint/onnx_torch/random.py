@@ -1,4 +1,4 @@
-"""Operators that draw random numbers, from the global state of torch unless they name a seed."""
+"""Operators that draw random numbers: from torch's global generator, or from one with the seed that the node gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradlint.onnx_torch.registry import Context, budget, op
 
 
 def _generator(seed: float | None) -> torch.Generator | None:
-    """A generator for the `seed` attribute; None stands for the global one."""
+    """Return a generator with the seed of the `seed` attribute; None, which means the global one, if it has none."""
     return None if seed is None else torch.Generator().manual_seed(int(seed))
 
 

@@ -1,4 +1,4 @@
-"""Reductions and running sums."""
+"""Reductions, and cumulative sums and products."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Reduction = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 
 
 def _reduction(name: str, function: Reduction, empty: float | None = None) -> None:
-    """Register `function(x, axes, keepdim)`; `empty` is the result over no elements, where torch has none."""
+    """Register `function(x, axes, keepdim)`. `empty` is the result for an empty tensor, if torch defines none."""
 
     @op(name)
     def kernel(
@@ -25,7 +25,7 @@ def _reduction(name: str, function: Reduction, empty: float | None = None) -> No
         noop_with_empty_axes: int = 0,
     ) -> Tensor:
         given = ints(axes_input if axes_input is not None else axes or ())
-        if not given and noop_with_empty_axes:  # the element-wise part alone
+        if not given and noop_with_empty_axes:  # only the elementwise part
             return function(x.unsqueeze(-1), (-1,), False).to(x.dtype)
         where = tuple(axis % x.dim() for axis in given) if given else tuple(range(x.dim()))
         if empty is not None and x.numel() == 0:
@@ -69,7 +69,7 @@ def _running(name: str, function: Callable[[Tensor, int], Tensor], start: float)
     def kernel(x: Tensor, axis_input: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
         axis = int(axis_input)
         x = x.flip(axis) if reverse else x
-        if exclusive:  # the element itself is left out: start one later
+        if exclusive:  # exclude the element itself: shift by one
             x = torch.cat([torch.full_like(x.narrow(axis, 0, 1), start), x.narrow(axis, 0, x.shape[axis] - 1)], axis)
         y = function(x, axis).to(x.dtype)
         return y.flip(axis) if reverse else y

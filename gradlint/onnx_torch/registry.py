@@ -1,8 +1,8 @@
-"""The operator table: what a kernel is and how one is registered.
+"""The operator table: what a kernel is, and how to register one.
 
-A kernel is a function whose positional parameters are the ONNX inputs, None for one that was left out, and whose
-keyword-only parameters are the ONNX attributes with the defaults of the specification. A trailing underscore in a name is
-dropped, so that `max_` stands for the attribute `max`. A first parameter called `ctx` receives the `Context`.
+A kernel is a function. Its positional parameters are the ONNX inputs, which are None if they are left out. Its keyword-only
+parameters are the ONNX attributes, with the defaults of the specification. A trailing underscore in a name is dropped: `max_`
+is the attribute `max`. If the first parameter is called `ctx`, it receives a `Context`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 Value = Any  # Tensor, list of tensors for an ONNX sequence, or None for an optional value that is absent
 
-MAX_ELEMENTS = 1 << 28  # 1 GiB of float32: an untrusted file may ask for any size
+MAX_ELEMENTS = 1 << 28  # 1 GiB of float32; an untrusted file may request any size
 MAX_TRIPS = 100_000
 
 
 class BudgetError(ValueError):
-    """An operator asks for more elements, or a loop for more trips, than any sensible model does."""
+    """An operator requests more than `MAX_ELEMENTS` elements, or a loop more than `MAX_TRIPS` iterations."""
 
 
 class SubGraph(Protocol):
@@ -31,19 +31,19 @@ class SubGraph(Protocol):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the formal inputs."""
+        """The names of the formal inputs."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the results."""
+        """The names of the results."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a few kernels need besides inputs and attributes.
+    """What some kernels need besides inputs and attributes.
 
-    `outputs` are the names of the results asked for, "" where one is not wanted. `run(graph, arguments, observed)` runs a
-    sub-graph; its nodes are shown to the observer only if `observed`.
+    `op` is the operator, `opset` the opset version of its domain. `outputs` are the names of the node's outputs, "" for one that
+    is not used. `run(graph, arguments, observed)` runs a subgraph; the observer sees its nodes only if `observed`.
     """
 
     op: str
@@ -52,7 +52,7 @@ class Context:
     run: Callable[[SubGraph, Sequence[Value], bool], tuple[Value, ...]]
 
     def wants(self, port: int) -> bool:
-        """Whether somebody reads output `port`."""
+        """Return whether output `port` is used."""
         return port < len(self.outputs) and bool(self.outputs[port])
 
 
@@ -60,8 +60,8 @@ class Context:
 class Kernel:
     """A registered operator.
 
-    `attributes` maps ONNX names to parameter names, `required` are those of the latter without a default, `arity` is its
-    number of inputs, None: any.
+    `attributes` maps the names of ONNX attributes to those of parameters. `required` are the parameters without a default.
+    `arity` is the largest number of inputs; None for any number.
     """
 
     function: Callable[..., Any]
@@ -71,16 +71,19 @@ class Kernel:
     required: frozenset[str] = frozenset()
 
     def named(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Attributes of a node as keyword arguments; raises KeyError for one that the kernel does not know."""
-        return {self.attributes[name]: value for name, value in attributes.items() if name not in RELICS}
+        """Return the attributes of a node as keyword arguments. Raises KeyError if the kernel does not support one."""
+        return {self.attributes[name]: value for name, value in attributes.items() if name not in IGNORED_ATTRIBUTES}
 
 
-RELICS = frozenset({"consumed_inputs"})  # attributes of early opsets that never meant anything to a result
-KERNELS: dict[str, Kernel] = {}  # by operator, "domain::operator" outside the default domain
+IGNORED_ATTRIBUTES = frozenset({"consumed_inputs"})  # attributes of early opsets that do not affect the result
+KERNELS: dict[str, Kernel] = {}  # by operator, or "domain::operator" outside the default domain
 
 
 def op(*names: str, like: Callable[..., Any] | None = None) -> Callable[[F], F]:
-    """Register the decorated function as the kernel of `names`; it hands its attributes on to `like`, when that is given."""
+    """Register the decorated function as the kernel of the operators `names`.
+
+    If `like` is given, the kernel has the attributes of `like`, to which it passes them on.
+    """
 
     def register(function: F) -> F:
         parameters = inspect.signature(function).parameters
@@ -99,17 +102,17 @@ def op(*names: str, like: Callable[..., Any] | None = None) -> Callable[[F], F]:
 
 
 def plain(table: Mapping[str, Callable[..., Any]], arity: int | None = None) -> None:
-    """Register functions that take no attributes, such as those of torch itself."""
+    """Register functions that take no attributes, such as functions of torch, with at most `arity` inputs (None: any)."""
     KERNELS.update({name: Kernel(function, {}, wants_context=False, arity=arity) for name, function in table.items()})
 
 
 def ints(value: Tensor | Iterable[int]) -> tuple[int, ...]:
-    """A small integer tensor, or an attribute, as Python integers."""
+    """Convert a small integer tensor, or an attribute, to Python integers."""
     return tuple(int(v) for v in (value.reshape(-1).tolist() if isinstance(value, Tensor) else value))
 
 
 def budget(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape itself; raises BudgetError when it holds more than MAX_ELEMENTS elements."""
+    """Return the shape itself. Raises BudgetError if it has more than `MAX_ELEMENTS` elements."""
     if math.prod(shape) > MAX_ELEMENTS:
         raise BudgetError(f"it asks for a tensor of shape {list(shape)}, more than {MAX_ELEMENTS} elements")
     return tuple(shape)

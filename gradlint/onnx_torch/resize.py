@@ -1,4 +1,4 @@
-"""Resize and Upsample: one axis after another, each output a weighted sum of a few inputs along that axis."""
+"""Resize and Upsample. One axis is resized at a time: each output is a weighted sum of a few inputs along the axis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """One resized axis: `size` inputs become `length` outputs; `low` and `high` bound the region of interest."""
+    """One resized axis: `size` inputs become `length` outputs. `low` and `high` are the bounds of the region of interest."""
 
     size: int
     length: int
@@ -27,7 +27,7 @@ class _Axis:
     high: float = 1.0
 
     def coordinates(self, mode: str) -> Array:
-        """Where each output lies among the inputs; the formulas are those of the operator's specification."""
+        """Return the coordinate of each output among the inputs, by the formulas in the specification of the ONNX operator."""
         y = np.arange(self.length, dtype=np.float64)
         width = self.scale * self.size
         if mode == "half_pixel" or (mode == "pytorch_half_pixel" and width > 1):
@@ -74,7 +74,7 @@ _ROUND: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """How one axis is resized: the attributes of the operator."""
+    """How an axis is resized, from the attributes of the operator."""
 
     mode: str
     coordinates: str
@@ -85,11 +85,11 @@ class _Method:
     extrapolation: float
 
     def taps(self, axis: _Axis, x: Array) -> tuple[Array, Array]:
-        """Input positions and their weights, each of shape (outputs, taps)."""
+        """Return input positions and their weights, each of shape (outputs, taps), for the coordinates `x`."""
         if self.mode == "nearest":
             return _ROUND[self.nearest](x)[:, None], np.ones((len(x), 1))
         kernel, radius = (_cubic(self.cubic_a), 2) if self.mode == "cubic" else (_triangle, 1)
-        shrink = min(axis.scale, 1.0) if self.antialias else 1.0  # a wider kernel when outputs are fewer than inputs
+        shrink = min(axis.scale, 1.0) if self.antialias else 1.0  # downsampling widens the kernel
         reach = math.ceil(radius / shrink)
         position = np.floor(x)[:, None] + np.arange(1 - reach, reach + 1, dtype=np.float64)
         weight = kernel((position - x[:, None]) * shrink)
@@ -116,7 +116,7 @@ class _Method:
 
 
 def _scales_for(sizes: Sequence[int], shape: Sequence[int], policy: str) -> tuple[list[float], list[int]]:
-    """Scales and output lengths for requested `sizes` of the axes of `shape`."""
+    """Return the scales and the output lengths for the requested `sizes` of the axes of `shape`."""
     scales = [want / have for want, have in zip(sizes, shape, strict=True)]
     if policy == "stretch":
         return scales, list(sizes)
@@ -147,7 +147,7 @@ def _resize(
 ) -> Tensor:
     if height_scale is not None and width_scale is not None:  # Upsample of opset 1
         scales = (1.0, 1.0, height_scale, width_scale)
-    early = ctx.opset < 11  # Resize-10 and Upsample have no region of interest and other defaults
+    early = ctx.opset < 11  # Resize-10 and Upsample have no region of interest, and other defaults
     roi, scale_input = (None, second) if early else (second, third)
     dims = [axis % x.dim() for axis in axes] if axes is not None else list(range(x.dim()))
     shape = [x.shape[d] for d in dims]

@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM, one time step after another."""
+"""RNN, GRU and LSTM, computed step by step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ Activation = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]
 Step = Callable[[Tensor, State], State]
 
-_OWN: dict[str, Callable[..., Tensor]] = {  # which are no operators
+_OWN: dict[str, Callable[..., Tensor]] = {  # activations of the recurrent operators that are no operators themselves
     "affine": lambda x, alpha=1.0, beta=0.0: alpha * x + beta,
     "scaledtanh": lambda x, alpha=1.0, beta=1.0: alpha * torch.tanh(beta * x),
 }
 
 
 def _activation(name: str, alphas: Iterator[float], betas: Iterator[float], clip: float | None) -> Activation:
-    """The activation called `name`, which takes its alpha and beta, if it has such, from the lists."""
+    """Return the activation `name`. If it has parameters, they are the next ones of `alphas` and `betas`.
+
+    Raises ValueError if the name is unknown.
+    """
     function, takes = _named(name)
     lists = {key: values for key, values in (("alpha", alphas), ("beta", betas)) if key in takes}
     given = {key: value for key, values in lists.items() if (value := next(values, None)) is not None}
@@ -33,7 +36,7 @@ def _activation(name: str, alphas: Iterator[float], betas: Iterator[float], clip
 
 
 def _named(name: str) -> tuple[Callable[..., Tensor], Collection[str]]:
-    """The function of an activation by its name in ONNX in whatever case, and its attributes."""
+    """Return the function of an activation and the names of its attributes, by its ONNX name in any case."""
     key = name.lower()
     if key in _OWN:
         return _OWN[key], ("alpha", "beta")
@@ -46,7 +49,7 @@ def _named(name: str) -> tuple[Callable[..., Tensor], Collection[str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Recurrent:
-    """What the three operators share: the inputs after X, and the attributes."""
+    """The inputs after X and the attributes, which the three operators have in common."""
 
     weight: Tensor  # (directions, gates x hidden, inputs)
     recurrent: Tensor  # (directions, gates x hidden, hidden)
@@ -58,7 +61,7 @@ class _Recurrent:
     layout: int
 
     def run(self, x: Tensor, make_step: Callable[[int, tuple[Activation, ...], Tensor], Step]) -> tuple[Tensor, ...]:
-        """Y and the last states. `make_step(d, activations, recurrent bias)` gives the step function of direction d."""
+        """Return Y and the final states. `make_step(d, activations, recurrent bias)` makes the step function of direction d."""
         x = x.transpose(0, 1) if self.layout else x  # (time, batch, inputs) from here on
         directions, hidden = self.recurrent.shape[0], self.recurrent.shape[2]
         each = len(self.activations) // directions
@@ -81,13 +84,16 @@ class _Recurrent:
         if value is None:
             return zeros
         start = value[:, direction] if self.layout else value[direction]
-        if start.shape != zeros.shape:  # torch would broadcast it
+        if start.shape != zeros.shape:  # torch would broadcast a state that does not fit
             raise ValueError(f"a state of shape {list(value.shape)} does not fit (batch, hidden) = {tuple(zeros.shape)}")
         return start
 
 
 def _unroll(step: Step, x: Tensor, state: State, lengths: Tensor | None, *, backwards: bool) -> tuple[Tensor, State]:
-    """All first states (time, batch, hidden) and the last states; a sequence that is over keeps its state and emits 0."""
+    """Return the hidden states, of shape (time, batch, hidden), and the final states.
+
+    After its end, a shorter sequence keeps its state and has output 0.
+    """
     times = range(x.shape[0])
     outputs = [state[0]] * x.shape[0]
     for t in reversed(times) if backwards else times:
@@ -132,7 +138,7 @@ def _rnn(  # noqa: PLR0917 - so many inputs
     layout: int = 0,
     output_sequence: int = 0,
 ) -> tuple[Tensor, ...]:
-    del hidden_size, output_sequence  # the weights and the outputs asked for say it
+    del hidden_size, output_sequence  # implied by the weights and the outputs
     functions = _activations(
         ["Tanh"], weight.shape[0], names=activations, alpha=activation_alpha, beta=activation_beta, clip=clip
     )

@@ -1,4 +1,4 @@
-"""An ONNX file as a model that the probe can run, watch and edit."""
+"""`OnnxRunnable`: an ONNX file as a model that the probe can run, observe and edit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from gradlint.frontends.onnx.file import OnnxFile
 from gradlint.frontends.onnx.names import input_id
 from gradlint.graph import Graph, Ref
 from gradlint.onnx_torch.dtypes import from_numpy, is_float8
-from gradlint.onnx_torch.module import OnnxModule, derived, steps_of
+from gradlint.onnx_torch.module import OnnxModule, dependent_nodes, steps_of
 from gradlint.onnx_torch.plan import Plan, Step
 from gradlint.onnx_torch.quantize import INTEGERS
 
-_FIRST_FLOATS = frozenset({"Cast", "CastLike", "Gather", "OneHot"})  # turn integers of the input into floats
+_FIRST_FLOATS = frozenset({"Cast", "CastLike", "Gather", "OneHot"})  # operators that convert integer inputs to floats
 
 
 class OnnxRunnable:
-    """A file behind the protocol `gradlint.frontends.base.Runnable`.
+    """An ONNX file as a `gradlint.frontends.base.Runnable`.
 
-    `inputs` says what to feed, by default what the file implies; `notes` what a gradient of it means. Raises InputError when
-    the inputs cannot be inferred.
+    `inputs` are the specifications of the inputs, by default the inferred ones. `notes` are remarks on the meaning of its
+    gradients. Raises InputError if the inputs cannot be inferred.
     """
 
     frontend = "onnx"
@@ -38,7 +38,7 @@ class OnnxRunnable:
         self.module = OnnxModule(file)
         self.notes = tuple(_notes(self.module.engine.plan))
         self._graph = file.graph
-        self._derived = frozenset(derived(self.module.engine.plan, set(self.module.input_names)))
+        self._dependent = frozenset(dependent_nodes(self.module.engine.plan, set(self.module.input_names)))
         reader = {ref: node.id for node in self._graph for ref in node.inputs if ref is not None}
         self._last: dict[str, list[Ref]] = {}
         for ref, node_id in reader.items():
@@ -47,34 +47,34 @@ class OnnxRunnable:
 
     @property
     def graph(self) -> Graph:
-        """The static graph, whose nodes a run taps."""
+        """The static graph. A run calls the tap for its nodes."""
         return self._graph
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """A run writes to nothing but the random state of torch, which this restores."""
+        """Restore the random state of torch on exit. A run changes nothing else."""
         with torch.random.fork_rng(devices=[]):
             yield
 
     def parameters(self) -> Mapping[str, Tensor]:
-        """The trained initializers by name."""
+        """Return the trainable initializers by name."""
         return dict(self.module.named_parameters())
 
     def call(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """The graph's outputs for arrays in the order of `inputs`, with nobody watching."""
+        """Run without callbacks on one array for each of `self.inputs`, and return the graph outputs."""
         with torch.enable_grad():
             pairs = zip(self.inputs, inputs, strict=True)
-            return self.module.run({str(spec.name): _fed(spec, array) for spec, array in pairs})
+            return self.module.run({str(spec.name): _as_value(spec, array) for spec, array in pairs})
 
     def forward(self, inputs: Sequence[Any], tap: Tap | None = None, edit: Edit | None = None) -> Tensors:
-        """Run on arrays in the order of `inputs`; see `gradlint.frontends.base.Runnable`."""
+        """Run on one array for each of `self.inputs`; see `gradlint.frontends.base.Runnable`."""
         seen: dict[Ref, Any] = {}
 
         def show(node_id: str, outputs: Tensors) -> Tensors:
-            """Let `edit` replace outputs, tap them, and return them."""
+            """Let `edit` replace the outputs of a node, call `tap`, and return the outputs."""
             if node_id not in self._graph:
                 return outputs
-            tensors = tuple(map(_watched, outputs))
+            tensors = tuple(map(_observable, outputs))
             edited = edit(node_id, tensors) if edit is not None else None
             if edited is not None:
                 tensors = tuple(edited)
@@ -94,13 +94,13 @@ class OnnxRunnable:
                 )
                 raise PartialRun(step.id, step.op, reason)
             asked = outputs[: len(step.outputs)]
-            if step.op in _FIRST_FLOATS and step.id in self._derived:
+            if step.op in _FIRST_FLOATS and step.id in self._dependent:
                 asked = tuple(_differentiable(value) for value in asked)
             return show(step.id, asked)
 
         feeds = {}
         for spec, array in zip(self.inputs, inputs, strict=True):
-            value = _differentiable(_fed(spec, array))
+            value = _differentiable(_as_value(spec, array))
             (feeds[str(spec.name)],) = show(input_id(str(spec.name)), (value,))
         self.module.run(feeds, observe)
         return tuple(seen[ref] for ref in self._graph.outputs)
@@ -112,20 +112,20 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield f"quantized graph: gradients pass the rounding of {rounding} nodes straight through and stop where these saturate"
 
 
-def _watched(value: Any) -> Tensor | None:
-    """A value that can be looked at: a tensor, unless it holds float8, which torch stores but does not compute with."""
+def _observable(value: Any) -> Tensor | None:
+    """Return the value if it is a tensor that torch can compute with; None for float8 tensors and other values."""
     return value if isinstance(value, Tensor) and not is_float8(value.dtype) else None
 
 
-def _fed(spec: InputSpec, array: Any) -> Any:
-    """What the evaluator takes for an array: a tensor, or an array of objects for text."""
+def _as_value(spec: InputSpec, array: Any) -> Any:
+    """Convert an array to a value of the evaluator: a tensor, or an array of objects for text."""
     if spec.dtype == "string":
         return np.asarray(array, dtype=object)
     return from_numpy(np.asarray(array)).to(getattr(torch, spec.dtype))
 
 
 def _differentiable(value: Any) -> Any:
-    """The tensor, or, where the signal becomes a float here, a copy that requires grad."""
+    """Return a copy that requires grad if the value is a float tensor that does not, and the value itself otherwise."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.requires_grad:
         return value
     return value.detach().requires_grad_().clone()

@@ -1,4 +1,4 @@
-"""Operators that move, copy or make elements without computing on them."""
+"""Operators that rearrange, copy or create elements without computing with them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _split(
     if split_input is not None or split is not None:
         return torch.split(x, list(ints(split_input if split_input is not None else split or ())), axis)
     count = num_outputs or len(ctx.outputs)
-    chunk = -(-x.shape[axis] // count)  # the last part is the small one
+    chunk = -(-x.shape[axis] // count)  # the last part may be smaller
     bounds = [min(index * chunk, x.shape[axis]) for index in range(count + 1)]
     return torch.split(x, [high - low for low, high in pairwise(bounds)], axis)
 
@@ -155,7 +155,7 @@ def _pad(
 
 
 def _padded_index(size: int, begin: int, end: int, mode: str) -> Tensor:
-    """Which element stands at each place of a padded axis; negative amounts crop first."""
+    """Return the index of the element at each position of a padded axis. Negative amounts crop the axis."""
     index = np.arange(max(-begin, 0), size - max(-end, 0))
     kind: Any = mode  # numpy's literal types
     return torch.from_numpy(np.pad(index, (max(begin, 0), max(end, 0)), mode=kind))

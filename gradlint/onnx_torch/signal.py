@@ -1,4 +1,4 @@
-"""Fourier transforms and the mel scale."""
+"""Fourier transforms and the mel filter bank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradlint.onnx_torch.registry import Context, budget, op
 
 
 def _complex(x: Tensor) -> Tensor:
-    """The complex signal whose parts are on the last axis; a last axis of one holds the real part alone."""
+    """Convert a tensor whose last axis holds real and imaginary part, or only the real part, to a complex tensor."""
     if x.shape[-1] == 1:
         return torch.complex(x.squeeze(-1), torch.zeros_like(x.squeeze(-1)))
     return torch.view_as_complex(x.contiguous())
@@ -48,17 +48,17 @@ def _dft(
 def _mel_weight_matrix(
     bins: Tensor, length: Tensor, rate: Tensor, lowest: Tensor, highest: Tensor, *, output_datatype: int = 1
 ) -> Tensor:
-    """Triangles over the bins of a spectrum, equally spaced in mel: 2595 log10(1 + f / 700)."""
+    """Return triangular filters over the bins of a spectrum, equally spaced on the mel scale 2595 log10(1 + f / 700)."""
     count, size = int(bins), int(length)
     budget([size // 2 + 1, count])
     low, high = (2595 * math.log10(1 + float(f.detach()) / 700) for f in (lowest, highest))
     mel = low + torch.arange(count + 2, dtype=torch.float64) * (high - low) / (count + 2)
     edges = ((size + 1) * 700 * (10 ** (mel / 2595) - 1) / int(rate)).floor()
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    left, center, right = edges[:-2], edges[1:-1], edges[2:]
     place = torch.arange(size // 2 + 1, dtype=torch.float64)[:, None]
-    rising = torch.where(centre > left, (place - left) / (centre - left).clamp(min=1), (place == centre).double())
-    falling = (right - place) / (right - centre).clamp(min=1)
-    return torch.where(place <= centre, rising, falling).clamp(min=0.0).to(torch_dtype(output_datatype))
+    rising = torch.where(center > left, (place - left) / (center - left).clamp(min=1), (place == center).double())
+    falling = (right - place) / (right - center).clamp(min=1)
+    return torch.where(place <= center, rising, falling).clamp(min=0.0).to(torch_dtype(output_datatype))
 
 
 @op("STFT")

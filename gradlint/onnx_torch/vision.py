@@ -1,4 +1,4 @@
-"""Sampling at computed places: grids, regions of interest, deformable convolution, and patches."""
+"""Operators that sample at computed positions: GridSample, RoiAlign, DeformConv, Col2Im."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _grid_sample(x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str =
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The four neighbours (row, column, bilinear weight) of each point (y, x)."""
+    """Return row, column and bilinear weight of the four neighbors of each point (y, x)."""
     top, left = y.detach().floor(), x.detach().floor()
     down, right = y - top, x - left
     corners = []
@@ -60,9 +60,9 @@ def _roi_align(
 
 
 def _sampled(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """The four weighted neighbours of the points in rows `y` and columns `x`, 0 for points a pixel or more outside.
+    """Return the four weighted neighbors of each point of the grid with rows `y` and columns `x`.
 
-    The shape is (4, channels, rows, columns).
+    The shape is (4, channels, rows, columns). Points that are a pixel or more outside the image are 0.
     """
     height, width = image.shape[1:]
     inside = ((y >= -1) & (y <= height))[:, None] & ((x >= -1) & (x <= width))
@@ -122,7 +122,7 @@ def _col2im(
     padded = [size + edges[a] + edges[a + rank] for a, size in enumerate(sizes)]
     budget([*x.shape[:2], *padded])
     place = torch.zeros((), dtype=torch.int64)
-    for a in range(rank):  # the place of tap t of window w along each axis, combined row-major
+    for a in range(rank):  # the position of tap t of window w along each axis, combined in row-major order
         windows = (padded[a] - gaps[a] * (block[a] - 1) - 1) // steps[a] + 1
         along = torch.arange(block[a])[:, None] * gaps[a] + torch.arange(windows) * steps[a]
         place = place[:, None, :, None] * padded[a] + along[None, :, None, :] if a else along

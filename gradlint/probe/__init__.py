@@ -1,1 +1,1 @@
-"""The measurement: what one backward pass per seed says about every node."""
+"""The probe: it runs a model and measures signal and gradient at every node, with one backward pass per seed."""

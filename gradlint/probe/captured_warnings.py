@@ -1,4 +1,4 @@
-"""What the user's code, or torch in its name, warns of while it is measured."""
+"""Collect the warnings that the user's code, or torch on its behalf, issues while it is measured."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _ABOUT_THE_CODE = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
 
 @contextmanager
 def captured_warnings() -> Iterator[list[str]]:
-    """A context that collects warnings instead of printing them at every pass; filters decide as elsewhere.
+    """Collect warnings in a list instead of printing them, while the body of the context runs.
 
-    Those that differ in numbers alone are one: a loss is asked about batches of several sizes.
+    The usual warning filters apply. Deprecations and similar remarks on the code are ignored. Warnings that differ only in
+    numbers are collected once, because a loss is called on batches of several sizes.
     """
     found: list[str] = []
     known: set[str] = set()
 
-    def hear(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    def record(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         text = str(message).split("\n")[0]
         pattern = re.sub(r"\d+", "#", text)
         if not issubclass(category, _ABOUT_THE_CODE) and pattern not in known:
@@ -28,5 +29,5 @@ def captured_warnings() -> Iterator[list[str]]:
             found.append(text)
 
     with warnings.catch_warnings():
-        warnings.showwarning = hear
+        warnings.showwarning = record
         yield found

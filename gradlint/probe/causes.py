@@ -1,4 +1,4 @@
-"""Why a gradient is missing, zero or not finite: the first operator that makes it so."""
+"""Find the operator because of which a gradient is missing, zero, or not finite."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _SINGULAR = frozenset({"sqrt", "rsqrt", "log", "pow", "div", "reciprocal", "sum"
 
 
 def first_nonfinite_forward(graph: Graph, seen: Mapping[str, Seen]) -> NonFinite | None:
-    """The first operator whose non-finite values reach an output.
+    """Return the first operator whose non-finite values reach an output; None if all outputs are finite.
 
-    A mask of -inf that a softmax takes away again reaches none, and an output that is -inf in places is one.
+    An attention mask of -inf does not count, because the softmax after it is finite. Nor does an output that is -inf only in
+    some places, which is a mask too.
     """
     stack = [ref.node for ref in graph.outputs if ref.node in seen and _broken(seen[ref.node])]
     reached = set(stack)
@@ -38,14 +39,14 @@ def first_nonfinite_forward(graph: Graph, seen: Mapping[str, Seen]) -> NonFinite
 
 
 def _broken(seen: Seen) -> bool:
-    """Whether an output is: -inf is a mask, but not where all of it is."""
+    """Return whether an output is not finite. Values of -inf count as a mask, unless all values are -inf."""
     return seen.kind == "NaN" or (seen.kind == "infinity" and math.isinf(seen.high))
 
 
 def first_nonfinite_backward(structure: Structure, seen: Mapping[str, Seen]) -> NonFinite | None:
-    """The operator whose backward pass turns a finite gradient into one that is not, where a weight gets any of it.
+    """Return the operator whose backward pass makes a non-finite gradient of a finite one, if it reaches a weight.
 
-    A rectifier is 0 where its unit is, and takes an infinite gradient that arrives there away.
+    It need not reach one: the derivative of a ReLU is 0 at inactive units, so that it stops a non-finite gradient there.
     """
     graph = structure.graph
     trained = [node for node in graph if node.id in seen and _trains(node)]
@@ -55,21 +56,22 @@ def first_nonfinite_backward(structure: Structure, seen: Mapping[str, Seen]) -> 
         here = seen.get(node_id)
         if here is None or here.gradient_kind is None:
             continue
-        makers = [child for child in graph.children(node_id) if child.id in structure.signal_set and child.id in seen]
-        makers.sort(key=lambda child: child.op not in _SINGULAR)
-        maker = makers[0].id if makers else node_id
-        ranges = tuple((seen[p.id].low, seen[p.id].high) for p in graph.parents(maker) if p.id in seen and p.is_float)
-        return NonFinite(maker, here.gradient_kind, ranges)
+        readers = [child for child in graph.children(node_id) if child.id in structure.signal_set and child.id in seen]
+        readers.sort(key=lambda child: child.op not in _SINGULAR)
+        culprit = readers[0].id if readers else node_id
+        ranges = tuple((seen[p.id].low, seen[p.id].high) for p in graph.parents(culprit) if p.id in seen and p.is_float)
+        return NonFinite(culprit, here.gradient_kind, ranges)
     return None
 
 
 def is_dead(structure: Structure, seen: Mapping[str, Seen]) -> bool:
-    """Whether no weight layer can learn: wherever a gradient arrives the input is zero, and the other way round.
+    """Return whether no weight layer can learn, because every layer has a zero gradient or a zero input.
 
-    A gradient that faded below the smallest number is not meant.
+    A layer after the trunk, such as a zero-initialized head, can learn if its input is not zero. A gradient that underflows
+    toward the input does not make a model dead, because the layers near the output still learn.
     """
     layers = [node for node in structure.graph if is_weight_layer(node) and node.id in seen and _trains(node)]
-    layers = [node for node in layers if seen[node.id].size]  # an empty batch says nothing
+    layers = [node for node in layers if seen[node.id].size]  # nothing can be said of an empty batch
     if (
         not layers
         or not structure.trunk
@@ -86,13 +88,13 @@ def _trains(node: Node) -> bool:
 
 
 def _input_square(structure: Structure, node: Node, seen: Mapping[str, Seen]) -> float:
-    """Sum of squares of what a layer reads; 1 where that is weights alone."""
+    """Return the sum of squares of a layer's inputs; 1 if it reads only weights."""
     squares = [seen[parent.id].square for parent in structure.graph.parents(node.id) if parent.id in seen and parent.is_float]
     return sum(squares) if squares else 1.0
 
 
 def find_cuts(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Cut, ...]:
-    """Operators that keep every gradient from trainable weights before them, with the weights that starve."""
+    """Return the operators that cut trainable weights before them off from every gradient, with these weights."""
     graph = structure.graph
     useful = _leads_to_output(structure, seen)
     layers = [node for node in graph if node.id in useful and node.id in seen and is_weight_layer(node) and _trains(node)]
@@ -109,7 +111,7 @@ def find_cuts(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Cut, ...]
 
 
 def _leads_to_output(structure: Structure, seen: Mapping[str, Seen]) -> set[str]:
-    """Nodes that ran before the trunk and whose values an output depends on, through operators that pass no gradient too."""
+    """Return the nodes that the trunk output depends on, also through operators that pass no gradient."""
     useful = {ref.node for ref in structure.trunk}
     for node in reversed(list(structure.graph)):
         if node.id in useful:
@@ -118,13 +120,13 @@ def _leads_to_output(structure: Structure, seen: Mapping[str, Seen]) -> set[str]
 
 
 def _culprits(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[str, str | None]:
-    """For each useful node the first operator downstream that has a gradient, or passes none by nature.
+    """Map each useful node to the first operator after it that gets a gradient, or that by its nature passes none.
 
-    "" where it is no fault, None where there is no such operator. A layer of zeros that itself gets a gradient and an input
-    unblocks what is before it with the first update.
+    The value is None if there is no such operator, and "" if the operator is not a fault: a layer whose weights start at zero
+    passes gradients from the first update on, and a gradient may have underflowed.
     """
     found: dict[str, str | None] = {}
-    position = {**graph.position, "": -1}  # one way round that is no fault excuses the others
+    position = {**graph.position, "": -1}  # the smallest: a path without a fault decides
     for node in reversed(list(graph)):
         if node.id in useful:
             ways = [_first_fault(child, seen, found) for child in graph.children(node.id) if child.id in useful]
@@ -133,7 +135,7 @@ def _culprits(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[
 
 
 def _first_fault(node: Node, seen: Mapping[str, Seen], behind: Mapping[str, str | None]) -> str | None:
-    """The node itself, or what was found behind it where it passes a gradient that it does not get."""
+    """Return the node itself if it is at fault, or the value found after it if no gradient arrives at the node at all."""
     if operator(node.op).cuts or "no-grad" in node.notes or not node.is_float:
         return node.id
     here = seen.get(node.id)
@@ -143,7 +145,7 @@ def _first_fault(node: Node, seen: Mapping[str, Seen], behind: Mapping[str, str 
 
 
 def find_zero_gradients(structure: Structure, seen: Mapping[str, Seen]) -> tuple[ZeroGradient, ...]:
-    """Weights whose gradient is zero by construction, by reason, in execution order."""
+    """Return the weights whose gradient is zero by construction, each with the reason, in execution order."""
     graph = structure.graph
     useful = _leads_to_output(structure, seen)
     gates = _gates(graph, seen, useful)
@@ -164,7 +166,7 @@ def find_zero_gradients(structure: Structure, seen: Mapping[str, Seen]) -> tuple
 
 
 def _gates(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[str, str | None]:
-    """For each node that gets no gradient the factor of zeros behind it that gets one; None where another way is open."""
+    """Map each node without a gradient to the zero-initialized layer after it that has one; None if a path avoids it."""
     gates: dict[str, str | None] = {}
     for node in reversed(list(graph)):
         if node.id not in useful:
@@ -179,12 +181,12 @@ def _gates(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[str
 
 
 def _opens(node: Node) -> bool:
-    """Whether a factor of zeros is one that training moves."""
+    """Return whether a node is a layer whose weights are zero at initialization and trainable."""
     return _zero_start(node) and any(weight.trainable for role, weight in node.weights.items() if role in {"weight", "scale"})
 
 
 def _takes_mean(graph: Graph, node: Node) -> bool:
-    """Whether a norm subtracts the mean of each channel of the batch at hand, and with it any bias."""
+    """Return whether a norm subtracts the mean of each channel of the current batch, and thereby any bias."""
     batch = node.op == "batch_norm" and bool(node.attrs.get("training", graph.mode == "train"))
     return batch or node.op == "instance_norm"
 
@@ -205,20 +207,20 @@ def _cause(node: Node) -> str:
         return node.op
     if not node.is_float:
         return "indices"
-    if node.op == "softmax" and _normalised_size(node) == 1:
+    if node.op == "softmax" and _normalized_size(node) == 1:
         return "softmax over one position"
     return f"{node.op} with zero gradient" if kind_of(node) is not Kind.ACTIVATION else f"dead {node.op}"
 
 
-def _normalised_size(node: Node) -> int | None:
-    """How many values a softmax makes sum to one, None where that is not known."""
+def _normalized_size(node: Node) -> int | None:
+    """Return the number of values over which a softmax normalizes; None if it is not known."""
     axis, shape = node.attrs.get("dim"), node.shape or ()
     axis = -1 if axis is None else axis
     return shape[axis] if isinstance(axis, int) and -len(shape) <= axis < len(shape) else None
 
 
 def _spine_without_cuts(structure: Structure) -> set[str]:
-    """The nodes that every path passes when operators that cut are taken for ones that do not."""
+    """Return the nodes that every path from input to output passes, as if operators that cut gradients passed them."""
     graph = structure.graph
     open_edges, chain = 0, set()
     useful = {ref.node for ref in structure.trunk}

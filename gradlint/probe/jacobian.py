@@ -1,6 +1,13 @@
-"""The Jacobian probe: ||J_n||_F of every node n from one backward pass per seed (DESIGN section 5, THEORY section 4).
+"""The Jacobian probe: it measures forward and backward gain at every node, with one backward pass per seed.
 
-With v ~ N(0, I) on the trunk outputs, E ||J_n^T v||^2 = ||J_n||_F^2 (Hutchinson 1990).
+For a node n with output h_n, let J_n = d out / d h_n, where out is the trunk output: the input of a final softmax, sigmoid or
+loss. One backward pass with a random cotangent v ~ N(0, I) on out gives J_n^T v for every node at once, and E ||J_n^T v||^2 is
+||J_n||_F^2, the squared Frobenius norm (Hutchinson 1990). In decades, that is log10 of an amplitude:
+
+- backward gain B_n = 1/2 log10(||J_n^T v||^2 / ||v||^2), the gradient at n for a unit gradient at the output;
+- forward level F_n = 1/2 log10 mean(h_n^2), the size of the signal at n;
+- relative gain R_n = B_n + log10 ||h_n|| - log10 ||out||, the relative change of the output for a relative change at n
+  (Philipp 2018, arXiv 1712.05577).
 """
 
 from __future__ import annotations
@@ -21,7 +28,7 @@ from gradlint.graph import Graph, Ref
 from gradlint.growth import LIMIT, summarize
 from gradlint.ops import Kind, Operator, operator
 from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
-from gradlint.probe.observers import Observer, Reader, summaries
+from gradlint.probe.observers import NeedsOperators, Observer, summaries
 from gradlint.probe.recorder import Recorder, Seen, ranges_seen, square_sum
 from gradlint.probe.time.growth import OverTime
 from gradlint.result import Gains, Growth, Measurement
@@ -30,15 +37,26 @@ from gradlint.structure import Structure
 Progress = Callable[[str], None]
 
 MOST_SEEDS = 9
-"""Seeds that are drawn at most of a model whose growth lies near LIMIT."""
+"""The most seeds to draw for a model whose growth is near LIMIT."""
 
 TYPICAL_SPREAD = 0.1
-"""Decades between seeds of one model, where a single one was drawn."""
+"""The spread between seeds, in decades, that is assumed if only one was drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One seed: what was seen, the graph it was seen on, and the squared norms of cotangent and trunk output."""
+    """The results of one seed.
+
+    Attributes:
+        graph: The graph, up to the operator at which the run stopped, if it did.
+        structure: The structure of this graph.
+        seen: What the recorder saw of every node that ran.
+        over_time: The gradients along the time axis of recurrences; only the first seed has them.
+        cotangent: The squared norm of the cotangent, ||v||^2; 0 if there was no backward pass.
+        output: The squared norm of the trunk output, ||out||^2.
+        stopped: Why the run stopped early, if it did.
+        observers: The observers of this pass.
+    """
 
     graph: Graph
     structure: Structure
@@ -50,17 +68,20 @@ class Pass:
     observers: Sequence[Observer] = ()
 
     def gains(self, node: str) -> Gains:
-        """Backward, forward and relative gain of a node that ran, in decades."""
+        """Return the backward gain, the forward level and the relative gain of a node that ran, in decades.
+
+        The backward and the relative gain are None if no gradient arrived, and the backward gain is -inf if it is exactly zero.
+        """
         seen = self.seen[node]
         forward = _decades(seen.square, max(seen.size, 1))
-        if seen.gradient is None or not seen.size or not self.cotangent:  # nothing was measured of an empty tensor
+        if seen.gradient is None or not seen.size or not self.cotangent:  # an empty tensor has no gains
             return Gains(None, forward, None)
         backward = _decades(seen.gradient, self.cotangent)
         return Gains(backward, forward, backward + _decades(seen.square, self.output))
 
 
 def _decades(square: float, reference: float) -> float:
-    """1/2 log10 of a ratio of squares; -inf for zero, inf and NaN as they are."""
+    """Return 1/2 log10(square / reference): -inf for a square of zero, and inf or NaN unchanged."""
     if square == 0.0:
         return -math.inf
     if not math.isfinite(square) or reference == 0.0:
@@ -69,7 +90,18 @@ def _decades(square: float, reference: float) -> float:
 
 
 def observe(model: Runnable, *, seeds: int, seed: int, progress: Progress, most: int = MOST_SEEDS) -> Measurement:
-    """The passes alone, inside `untouched`. Where their spread leaves the verdict open, up to `most` are drawn."""
+    """Run the passes and return the medians over seeds, without experiments. The caller must be inside `untouched`.
+
+    Args:
+        model: The model to run.
+        seeds: How many seeds to draw.
+        seed: The first seed; the others follow it.
+        progress: Called with one line of text before each pass.
+        most: If growth is so near to LIMIT that its spread between seeds decides, up to this many seeds are drawn.
+
+    Raises:
+        ForwardError: The forward or the backward pass of the model raised.
+    """
     passes: list[Pass] = []
     keep: tuple[Ref, ...] | None = None
     while True:
@@ -80,14 +112,14 @@ def observe(model: Runnable, *, seeds: int, seed: int, progress: Progress, most:
         if len(passes) < seeds and not broken:
             continue
         found = _combine(passes)
-        if broken or len(passes) >= most or not _is_open(found):
+        if broken or len(passes) >= most or not _is_undecided(found):
             break
     more = f"growth lies near the limit of {LIMIT}: {len(passes) - seeds} more seeds were drawn"
     return replace(found, notes=(*found.notes, more)) if len(passes) > seeds else found
 
 
-def _is_open(found: Measurement) -> bool:
-    """Whether growth is nearer to LIMIT than its seeds are to one another, or, of a single seed, than TYPICAL_SPREAD."""
+def _is_undecided(found: Measurement) -> bool:
+    """Return whether growth differs from LIMIT by no more than its spread between seeds (or TYPICAL_SPREAD, for one seed)."""
     growth = found.growth
     spread = TYPICAL_SPREAD if growth.spread is None else growth.spread
     return abs(abs(growth.decades) - LIMIT) <= spread
@@ -95,18 +127,18 @@ def _is_open(found: Measurement) -> bool:
 
 def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None, *, timed: bool = False) -> Pass:
     recorder, outputs, stopped = _forward(model, seed, keep or (), timed=timed)
-    graph = model.graph if stopped is None else _until(model.graph, stopped, recorder.seen)
+    graph = model.graph if stopped is None else _executed_part(model.graph, stopped, recorder.seen)
     live = {node for node, seen in recorder.seen.items() if seen.differentiable}
     structure = Structure(graph, live=live)
     trunk = _trunk_tensors(structure, recorder, outputs)
-    if trunk is None:  # the trunk is known only now: run again and hold it
+    if trunk is None:  # the trunk output is only known now: run again, and keep its tensors
         recorder, outputs, stopped = _forward(model, seed, structure.trunk, timed=timed)
         trunk = _trunk_tensors(structure, recorder, outputs) or []
     cotangent = output = 0.0
     over_time = OverTime()
     if trunk and first_nonfinite_forward(graph, recorder.seen) is None:
         if timed:
-            with recorder.aside():
+            with recorder.paused():
                 over_time = OverTime.of(structure, recorder.points, recorder.fed, seed)
         recorder.points.clear()
         cotangent, output = _backward(trunk, recorder.sources, seed)
@@ -119,10 +151,10 @@ def _forward(
 ) -> tuple[Recorder, dict[Ref, torch.Tensor], PartialRun | None]:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    names = _Names(model)
+    names = _NodeOperators(model)
     recorder = Recorder(names.is_final, names.is_recurrent, frozenset(keep), timed=timed)
     for observer in recorder.observers:
-        if isinstance(observer, Reader):
+        if isinstance(observer, NeedsOperators):
             observer.operators = names.operators
     try:
         outputs = model.forward([spec.draw(rng) for spec in model.inputs], tap=recorder)
@@ -131,8 +163,8 @@ def _forward(
     return recorder, dict(zip(model.graph.outputs, outputs, strict=True)), None
 
 
-class _Names:
-    """What node ids say of operators: read from the graph, or from the id itself while the graph is being captured."""
+class _NodeOperators:
+    """The operators of nodes by node id: from the graph, or from the id itself while the graph is still being captured."""
 
     def __init__(self, model: Runnable) -> None:
         try:
@@ -141,7 +173,7 @@ class _Names:
             self._graph = None
 
     def operators(self, node: str) -> list[Operator]:
-        """The operator of a node, or the ones that its id may name."""
+        """Return the operator of a node, or all operators that its id may name."""
         if self._graph is not None and node in self._graph:
             return [operator(self._graph[node].op)]
         return [operator(name) for name in node.split(":")]
@@ -153,8 +185,8 @@ class _Names:
         return any(row.kind is Kind.RNN for row in self.operators(node))
 
 
-def _until(graph: Graph, stopped: PartialRun, seen: Mapping[str, Seen]) -> Graph:
-    """The part of a graph that ran before an operator that could not; its open ends are the outputs."""
+def _executed_part(graph: Graph, stopped: PartialRun, seen: Mapping[str, Seen]) -> Graph:
+    """Return the part of the graph that ran before the run stopped. Its outputs are the inputs of the unsupported operator."""
     ran = {node.id for node in graph if node.id in seen}
     nodes = [replace(node, inputs=tuple(_if_in(ref, ran) for ref in node.inputs)) for node in graph if node.id in ran]
     ends = [ref for ref in graph[stopped.node].inputs if ref is not None and ref.node in ran] if stopped.node in graph else []
@@ -165,12 +197,12 @@ def _until(graph: Graph, stopped: PartialRun, seen: Mapping[str, Seen]) -> Graph
 
 
 def _if_in(ref: Ref | None, ran: Collection[str]) -> Ref | None:
-    """A reference to a node that ran, None in place of one to a branch that was not taken."""
+    """Return a reference if its node ran; None if it did not, as in a branch that was not taken."""
     return ref if ref is not None and ref.node in ran else None
 
 
 def _trunk_tensors(structure: Structure, recorder: Recorder, outputs: Mapping[Ref, torch.Tensor]) -> list[torch.Tensor] | None:
-    """The tensors that gradients start from; None when one of them was not held."""
+    """Return the trunk tensors that require grad; None if the recorder did not keep all of them."""
     held = {**outputs, **recorder.kept}
     for node, tensor in recorder.finals:
         first = next((ref for ref in structure.graph[node].inputs if ref is not None), None) if node in structure.graph else None
@@ -182,9 +214,12 @@ def _trunk_tensors(structure: Structure, recorder: Recorder, outputs: Mapping[Re
 
 
 def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], seed: int) -> tuple[float, float]:
-    """Run the backward pass; squared norms of the cotangent and of the trunk output."""
+    """Run the backward pass with a random cotangent. Return the squared norms of the cotangent and of the trunk output.
+
+    Raises ForwardError if the backward pass raises.
+    """
     generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(t.shape, generator=generator, dtype=_drawn(t)).to(t.device, t.dtype) for t in trunk]
+    cotangents = [torch.randn(t.shape, generator=generator, dtype=_draw_dtype(t)).to(t.device, t.dtype) for t in trunk]
     total = sum(square_sum(v)[0] for v in cotangents)
     output = sum(square_sum(t.detach())[0] for t in trunk)
     if sources:
@@ -196,12 +231,12 @@ def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], seed: int)
     return total, output
 
 
-def _drawn(tensor: torch.Tensor) -> torch.dtype:
+def _draw_dtype(tensor: torch.Tensor) -> torch.dtype:
     return tensor.dtype if tensor.dtype in {torch.float64, torch.complex64, torch.complex128} else torch.float32
 
 
 def _combine(passes: Sequence[Pass]) -> Measurement:
-    """Medians over the seeds that took the path of the first one, on which the graph was taken."""
+    """Combine the passes of all seeds: medians over those that ran the same nodes as the first, which captured the graph."""
     taken = [one for one in passes if one.seen.keys() == passes[0].seen.keys()]
     notes = passes[0].over_time.notes
     if len(taken) < len(passes):

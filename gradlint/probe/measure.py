@@ -1,4 +1,4 @@
-"""The whole measurement: the passes of the Jacobian probe, then every experiment that the graph or the task asks for."""
+"""`measure`: the whole measurement of a model, first the passes of the Jacobian probe, then the experiments."""
 
 from __future__ import annotations
 
@@ -17,19 +17,33 @@ from gradlint.recipe import Task
 from gradlint.result import Measurement
 
 WARNINGS = 3
-"""Warnings of the user's code that are repeated at most."""
+"""The most warnings of the user's code that the notes repeat."""
 
 
 def measure(
     model: Runnable, *, seeds: int = 3, seed: int = 0, progress: Progress | None = None, task: Task | None = None
 ) -> Measurement:
-    """Probe a model with `seeds` random inputs and cotangents, and hand it back untouched.
+    """Probe a model and restore its state.
 
-    With a `task`, what its loss and its recipe do is measured too. Raises ForwardError when the model's forward or backward
-    pass raises.
+    Gains are in decades (powers of ten of an amplitude), times in seconds, learning rates and losses in the user's units; see
+    `gradlint.result.Measurement` for each field. An experiment that fails adds a note and leaves its field empty.
+
+    Args:
+        model: The model to probe.
+        seeds: How many seeds to draw, each with its own random inputs and cotangents. More are drawn if growth is near the limit.
+        seed: The first seed.
+        progress: Called with one line of text at the start of each stage.
+        task: Loss, target and recipe. If given, the experiments also measure what the loss and the recipe do.
+
+    Returns:
+        The medians over seeds, and the results of the experiments.
+
+    Raises:
+        ForwardError: The forward or the backward pass of the model raised.
+        InputError: The loss of the task raised, or returned something else than one real number.
     """
     say, task = progress or (lambda _: None), task or Task()
-    own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have a state of its own
+    own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have state too
     with model.untouched(), own, torch.enable_grad(), captured_warnings() as warned:
         found = run_experiments(model, task, observe(model, seeds=seeds, seed=seed, progress=say), seed=seed, progress=say)
     return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS])))

@@ -1,6 +1,7 @@
-"""What else is looked at during the passes of the probe, one small observer for each concern.
+"""Observers: they compute further statistics during the passes of the probe, one class per statistic.
 
-An observer sees the tensors of one pass. It keeps numbers, never tensors, and does little work: it is part of every check.
+An observer sees the tensors of one pass. It must keep numbers, not tensors, and it must be cheap, because it is part of every
+check.
 """
 
 from __future__ import annotations
@@ -16,27 +17,31 @@ from gradlint.structure import Structure
 
 
 class Observer(Protocol):
-    """One concern during one pass; `field` names the field of Measurement that it fills."""
+    """An observer of one pass. `field` is the name of the field of `Measurement` that the class fills."""
 
     field: ClassVar[str]
 
     def forward(self, node: str, outputs: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> None:
-        """See a node's outputs by port, and what it read. Integers are shown too."""
+        """Receive the outputs of a node, by port, and its inputs. Integer tensors are included."""
 
     def backward(self, node: str, port: int, gradient: Tensor) -> None:
-        """See the gradient of one output."""
+        """Receive the gradient with respect to output `port` of a node."""
 
     def restart(self) -> None:
-        """Forget the pass: it starts again from the inputs."""
+        """Discard everything received so far: the pass starts again from the inputs."""
 
     @classmethod
     def summary(cls, passes: Sequence[Self], structure: Structure) -> Any:
-        """What the passes, one for each seed, say together; None for nothing."""
+        """Combine the observers of all passes, one per seed, to the value of the field; None if there is nothing to report."""
 
 
 @runtime_checkable
-class Reader(Protocol):
-    """An observer that is told what runs: `operators` gives those of a node, as far as its id tells while a graph is captured."""
+class NeedsOperators(Protocol):
+    """An observer that needs the operators of nodes.
+
+    The probe sets `operators` to a function of the node id. It returns several operators if only the id is known, because the
+    graph is still being captured.
+    """
 
     operators: Callable[[str], Sequence[Operator]]
 
@@ -45,5 +50,5 @@ OBSERVERS: tuple[type[Observer], ...] = (UnitObserver,)
 
 
 def summaries(passes: Sequence[Sequence[Observer]], structure: Structure) -> Mapping[str, Any]:
-    """The fields of a Measurement that observers fill, from those of each seed in the order of OBSERVERS."""
+    """Return the fields of `Measurement` that observers fill. Each element of `passes` has the observers of one seed."""
     return {kind.field: kind.summary([one[index] for one in passes], structure) for index, kind in enumerate(OBSERVERS)}

@@ -1,4 +1,8 @@
-"""One run of a model under observation: levels on the way forward, gradient norms on the way back."""
+"""Record one run of a model: sums of squares and ranges of all outputs, and of their gradients.
+
+The recorder is the tap of a forward pass, and registers a hook on every output for the backward pass. It keeps numbers, and only
+the few tensors that later stages need.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +20,44 @@ from gradlint.measurements.numbers import Range
 from gradlint.probe.observers import OBSERVERS, Observer
 from gradlint.probe.vjp_points import VjpPoint
 
-_KEPT_FINALS = 32  # inputs of the last softmax-like operators, one of which may turn out to be the trunk output
-_LARGE = 1e15  # squares beyond it overflow float32
+_KEPT_FINALS = 32  # inputs of the last final operators (softmax and similar) that are kept: one may be the trunk output
+_LARGE = 1e15  # a sum of squares of larger values may overflow float32
 
 
 @dataclass(slots=True)
 class Seen:
-    """What one run showed of one node, over all its float outputs."""
+    """What one run showed of one node, over all its float outputs.
 
-    square: float = 0.0  # sum of h^2
+    Attributes:
+        square: The sum of squares of the outputs, sum h^2.
+        size: The number of elements.
+        low: The smallest value; NaN if any value is.
+        high: The largest value; NaN if any value is.
+        differentiable: Whether an output requires grad.
+        gradient: The sum of squares of the gradient, sum g^2; None if no gradient arrived.
+        gradient_kind: "NaN" or "infinity" if the gradient is not finite, otherwise None.
+        operands: The smallest and the largest value of each float operand, if the outputs are not finite.
+    """
+
+    square: float = 0.0
     size: int = 0
     low: float = math.inf
     high: float = -math.inf
     differentiable: bool = False
-    gradient: float | None = None  # sum of g^2; None where no gradient arrived
-    gradient_kind: str | None = None  # "NaN" or "infinity"
+    gradient: float | None = None
+    gradient_kind: str | None = None
     operands: tuple[tuple[float, float], ...] = ()
 
     @property
     def kind(self) -> str | None:
-        """What is wrong with the values, "NaN" or "infinity"; None where they are finite."""
+        """The kind of non-finite outputs, "NaN" or "infinity"; None if all outputs are finite."""
         if math.isnan(self.low) or math.isnan(self.high):
             return "NaN"
         return "infinity" if self.size and (math.isinf(self.low) or math.isinf(self.high)) else None
 
 
 def ranges_seen(passes: Iterable[Mapping[str, Seen]]) -> Mapping[str, Range]:
-    """The range of every node that ran and has float outputs, over all passes."""
+    """Return the smallest and the largest value of every node with float outputs, over all passes."""
     found: dict[str, Range] = {}
     for seen in passes:
         for node, one in seen.items():
@@ -53,18 +68,21 @@ def ranges_seen(passes: Iterable[Mapping[str, Seen]]) -> Mapping[str, Range]:
 
 
 def _least(one: float, other: float) -> float:
-    """The smaller of two, NaN where either is."""
+    """Return the smaller of two numbers; NaN if either is NaN."""
     return math.nan if math.isnan(one) or math.isnan(other) else min(one, other)
 
 
 def real(tensor: torch.Tensor) -> torch.Tensor:
-    """A dense tensor of real numbers, complex ones as pairs."""
+    """Convert a tensor to a dense and real one. Complex numbers become pairs on a new last axis."""
     values = tensor if tensor.layout is torch.strided else tensor.to_dense()
     return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
-    """Sum of squares in float64, smallest and largest value; NaN and infinities come through."""
+    """Return the sum of squares, in double precision, the smallest value and the largest value.
+
+    NaN and infinities carry over to the results. An empty tensor gives zeros.
+    """
     values = real(tensor)
     if values.numel() == 0:
         return 0.0, 0.0, 0.0
@@ -79,17 +97,32 @@ def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
 
 @dataclass(slots=True)
 class HookSwitch:
-    """Whether the hooks of a run listen. They share it, for a recorder that its own hooks held would never be let go."""
+    """Whether the hooks of a run record gradients.
+
+    The hooks share this object instead of the recorder: a reference from the hooks to the recorder would be a cycle that keeps
+    it alive.
+    """
 
     open: bool = True
 
 
 @dataclass
 class Recorder:
-    """A tap. `keep` names tensors to hold until the backward pass, `is_recurrent` the nodes whose inputs are held.
+    """A tap that records one run.
 
-    After the run, `seen` has every node that ran, and `sources` the tensors where differentiable signal starts. With `timed`,
-    `points` has the place of every output in the autograd graph, and `fed` what recurrent nodes read.
+    Attributes:
+        is_final: Tells by node id whether a node may be a final operator (softmax, sigmoid, loss), whose input is kept.
+        is_recurrent: Tells by node id whether a node may be recurrent, so that its inputs are kept if `timed`.
+        keep: References to output tensors that are kept until the backward pass.
+        timed: Whether to keep what the measurement along time axes needs: `points` and `fed`.
+        seen: What was recorded of every node that ran, by node id.
+        sources: The tensors at which the differentiable signal starts.
+        kept: The tensors of `keep`.
+        finals: Node id and input of the last final operators.
+        points: The point of every output in the autograd graph.
+        fed: The inputs of recurrent nodes, detached.
+        hooks: Whether the hooks record gradients.
+        observers: The observers that see the same tensors.
     """
 
     is_final: Callable[[str], bool]
@@ -106,7 +139,7 @@ class Recorder:
     observers: Sequence[Observer] = field(default_factory=lambda: [kind() for kind in OBSERVERS])
 
     def __call__(self, node: str, outputs: Tensors, inputs: Tensors) -> None:
-        """See `frontends.base.Tap`."""
+        """Record the outputs of a node; see `frontends.base.Tap`."""
         seen = self.seen.setdefault(node, Seen())
         floats = [tensor for tensor in inputs if _is_float(tensor)]
         for port, tensor in enumerate(outputs):
@@ -124,7 +157,7 @@ class Recorder:
             observer.forward(node, outputs, inputs)
 
     def restart(self) -> None:
-        """See `frontends.base.Restartable`."""
+        """Discard everything recorded; see `frontends.base.Restartable`."""
         for record in (self.seen, self.sources, self.kept, self.finals, self.points, self.fed):
             record.clear()
         for observer in self.observers:
@@ -134,7 +167,7 @@ class Recorder:
         square, low, high = square_sum(tensor.detach())
         seen.square += square
         seen.size += tensor.numel()
-        # min() and max() drop a NaN in one of the two orders
+        # min() and max() ignore a NaN in one of the two orders of arguments
         seen.low = low if math.isnan(low) else min(seen.low, low)
         seen.high = high if math.isnan(high) else max(seen.high, high)
         if Ref(node, port) in self.keep:
@@ -146,8 +179,8 @@ class Recorder:
             _on_gradient(tensor, _Gradient(seen, node, port, self.observers, self.hooks))
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """A context for backward passes of another purpose, of which nothing is recorded."""
+    def paused(self) -> Iterator[None]:
+        """Record no gradients while the body of the context runs, which may make backward passes for other purposes."""
         self.hooks.open = False
         try:
             yield
@@ -157,7 +190,7 @@ class Recorder:
 
 @dataclass(slots=True)
 class _Gradient:
-    """The hook on one tensor: adds its gradient to what was seen of its node, and keeps no tensor."""
+    """The hook of one tensor. It adds the gradient to the record of the node, and keeps no tensor."""
 
     seen: Seen
     node: str
@@ -166,7 +199,7 @@ class _Gradient:
     hooks: HookSwitch
 
     def __call__(self, gradient: torch.Tensor | None) -> None:
-        if gradient is None or not self.hooks.open:  # a custom backward pass that returns None
+        if gradient is None or not self.hooks.open:  # a custom backward can return None
             return
         square, low, high = square_sum(gradient.detach())
         if not math.isfinite(square):

@@ -1,4 +1,4 @@
-"""Places in the autograd graph of one run, from which further cotangents can be pulled back before it is let go."""
+"""Points in the autograd graph of one run: vector-Jacobian products between any two of them, until the graph is freed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.autograd import graph as autograd_graph
 from gradlint.errors import ForwardError
 from gradlint.frontends.user_code import described
 
-_SMALL = 1e-40  # a denormal
+_SMALL = 1e-40  # a denormal number in float32
 _EDGES = "GradientEdge" in str(inspect.signature(torch.autograd.grad).parameters["outputs"].annotation)
 
 
 @dataclass(frozen=True, slots=True)
 class VjpPoint:
-    """One tensor's place in the autograd graph; the tensor itself is not kept, where torch can start from an edge."""
+    """The point of one tensor in the autograd graph. The tensor itself is kept only if this version of torch requires it."""
 
     edge: Any
     shape: tuple[int, ...]
@@ -29,28 +29,28 @@ class VjpPoint:
 
     @classmethod
     def of(cls, tensor: Tensor) -> VjpPoint:
-        """The point of a tensor that requires grad."""
+        """Return the point of a tensor that requires grad."""
         edge = autograd_graph.get_gradient_edge(tensor) if _EDGES else tensor
         return cls(edge, tuple(tensor.shape), tensor.dtype, tensor.device)
 
     def zeros(self) -> Tensor:
-        """A cotangent of nothing."""
+        """Return a cotangent of zeros, with the shape of the tensor."""
         return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
     def normal(self, generator: torch.Generator, *shape: int) -> Tensor:
-        """A cotangent of independent N(0, 1), or one of another shape for a part of it."""
+        """Draw a cotangent of independent N(0, 1) values, with the shape of the tensor or with the given `shape`."""
         drawn = torch.float64 if self.dtype in {torch.float64, torch.complex128} else torch.float32
         return torch.randn(shape or self.shape, generator=generator, dtype=drawn).to(self.device, self.dtype)
 
 
 def pull(starts: Sequence[tuple[VjpPoint, Tensor]], ends: Sequence[VjpPoint]) -> list[Tensor | None]:
-    """The gradients at `ends` for cotangents at `starts`; None where none arrives. The graph stays.
+    """Return the vector-Jacobian products at `ends` for cotangents at `starts`; None for an end that no gradient reaches.
 
-    Only what lies between is run. Raises ForwardError when the backward pass does.
+    Only the part of the graph between them runs, and the graph is retained. Raises ForwardError if the backward pass raises.
     """
     points, cotangents = zip(*starts, strict=True)
     kept = bool(torch.full((), _SMALL) * 1.0 == 0.0)
-    torch.set_flush_denormal(True)  # a gradient that fades over hundreds of steps passes them, each many times as slow
+    torch.set_flush_denormal(True)  # a vanishing gradient passes through denormals, which are many times slower
     try:
         found = torch.autograd.grad(
             [point.edge for point in points], [point.edge for point in ends], cotangents, retain_graph=True, allow_unused=True

@@ -1,1 +1,1 @@
-"""The static ONNX front end, on onnx and numpy alone."""
+"""The static ONNX front end. It needs onnx and numpy, but not torch."""

@@ -1,4 +1,4 @@
-"""Constants of an ONNX graph and what is computed from constants alone, by onnx's own reference operators."""
+"""Constants of an ONNX graph, and constant folding by onnx's reference operators."""
 
 from __future__ import annotations
 
@@ -17,31 +17,36 @@ from gradlint.errors import TargetError
 from gradlint.frontends.onnx.limits import DEFAULT, Limits
 from gradlint.frontends.onnx.skeleton import Skeleton, dtype_name
 
-_SMALL = 4096  # elements up to which a folded value is computed at once and kept
-_ROOTS = 4  # weights that one folded name may list
-_NO_LARGER = (  # no output has more elements than the inputs together
+_SMALL = 4096  # a folded value with at most this many elements is computed at once and kept
+_ROOTS = 4  # the most initializers that the name of a folded value lists
+_NO_LARGER = (  # operators whose outputs have at most as many elements as all inputs together
     "Abs ArgMax ArgMin Cast CastLike Ceil Clip Concat Cos CumSum DequantizeLinear Erf Exp Flatten Floor GatherElements "
     "Identity Log Neg Not Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu "
     "Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Softplus Split Sqrt Squeeze Tanh "
     "Transpose Trilu Unsqueeze"
 )
 _BROADCASTING = "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor"
-_SINCE_19 = [helper.make_opsetid("", 19)]  # of DequantizeLinear the first that onnx computes; it means what older ones do
+_SINCE_19 = [helper.make_opsetid("", 19)]  # the first DequantizeLinear that onnx can compute; older ones mean the same
 
 _NUMPY = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 _NUMBERS = (AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.INT, AttributeProto.INTS)
 
 Shape = tuple[int | None, ...]
 TensorType = tuple[str, Shape | None]
-"""dtype and shape, None for an unknown rank or dimension."""
+"""The dtype and the shape of a tensor. None stands for an unknown rank or an unknown dimension."""
 
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A tensor that no input changes, read when somebody looks.
+    """A tensor that depends on no input. Its values are only read or computed when `load` is called.
 
-    `name` is that of the initializer, also after a transpose or a slice of it; `roots` are all the initializers it came from.
-    `steps` operators are computed when it is read.
+    Attributes:
+        name: The name of the initializer, which a transpose or a slice of it keeps.
+        shape: The shape.
+        dtype: The dtype, as torch calls it.
+        load: Return the values as an array of shape `shape`.
+        roots: The names of all initializers that the value depends on.
+        steps: The number of operators that `load` computes.
     """
 
     name: str
@@ -58,15 +63,15 @@ class Constant:
 
     @property
     def is_float(self) -> bool:
-        """Whether this can be a weight: floating, not quantized to integers."""
+        """Whether the dtype is a float type, so that this can be a weight that is not quantized."""
         return self.dtype.startswith(("float", "bfloat"))
 
-    def seen(self, view: Callable[[NDArray[Any]], NDArray[Any]], shape: tuple[int, ...]) -> Constant:
-        """The same values as `view` shows them, of shape `shape`."""
+    def transformed(self, view: Callable[[NDArray[Any]], NDArray[Any]], shape: tuple[int, ...]) -> Constant:
+        """Return the constant `view(values)`, which has the shape `shape`, under the same name."""
         return replace(self, shape=shape, load=lambda: view(self.load()))
 
     def plain(self) -> Any:
-        """The values as a Python number or nested tuples of numbers."""
+        """Return the values as a Python number or as nested tuples of numbers."""
         return _tuples(np.asarray(self.load()).tolist())
 
 
@@ -75,18 +80,18 @@ def _tuples(value: Any) -> Any:
 
 
 def from_tensor(skeleton: Skeleton, tensor: onnx.TensorProto, name: str) -> Constant:
-    """A tensor of the file, called `name`."""
+    """Return a tensor of the file as a constant with the name `name`."""
     return Constant(name, tuple(tensor.dims), dtype_name(tensor.data_type), lambda: skeleton.array(tensor), (name,))
 
 
 def from_sparse(skeleton: Skeleton, sparse: onnx.SparseTensorProto, name: str) -> Constant:
-    """A sparse tensor of the file, called `name`."""
+    """Return a sparse tensor of the file as a (dense) constant with the name `name`."""
     dtype = dtype_name(sparse.values.data_type)
     return Constant(name, tuple(sparse.dims), dtype, lambda: skeleton.dense(sparse), (name,))
 
 
 def from_node(skeleton: Skeleton, node: onnx.NodeProto, name: str) -> Constant | None:
-    """The value of a Constant node under the name `name`, None for strings."""
+    """Return the value of a Constant node as a constant with the name `name`. None if the value is text."""
     for attribute in node.attribute:
         if attribute.name == "sparse_value" and attribute.HasField("sparse_tensor"):
             return from_sparse(skeleton, attribute.sparse_tensor, name)
@@ -99,12 +104,12 @@ def from_node(skeleton: Skeleton, node: onnx.NodeProto, name: str) -> Constant |
 
 
 def from_array(name: str, values: NDArray[Any], roots: tuple[str, ...]) -> Constant:
-    """A value that is at hand."""
+    """Return `values` as a constant."""
     return Constant(name, values.shape, str(values.dtype), lambda: values, roots)
 
 
 def from_types(node: onnx.NodeProto, operand: object, types: Mapping[str, TensorType]) -> Constant | None:
-    """The value of a node that reads no more of an activation than its dtype or its known shape, None for other nodes."""
+    """Return the value of a node that depends only on the dtype or on the known shape of an activation; otherwise None."""
     name = node.output[0]
     if node.op_type == "CastLike" and isinstance(operand, Constant):
         known = types.get(name) or types.get(node.input[1])
@@ -119,12 +124,12 @@ def from_types(node: onnx.NodeProto, operand: object, types: Mapping[str, Tensor
 
 
 def _numpy_dtype(dtype: str, operand: Constant) -> np.dtype[Any]:
-    """What numpy calls a dtype; for one that it does not have, that of the operand."""
+    """Return the numpy dtype of that name, or the dtype of the operand if numpy has none."""
     return np.dtype(dtype if dtype in _NUMPY else operand.load().dtype)
 
 
 class Folder:
-    """Turns nodes that read constants alone into constants; the same node on the same constants gives the same objects."""
+    """Constant folding: compute nodes whose inputs are all constant. Equal nodes with the same inputs share their results."""
 
     def __init__(self, opsets: Mapping[str, int], label: str, limits: Limits) -> None:
         self._opsets = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
@@ -136,13 +141,13 @@ class Folder:
     def fold(
         self, node: onnx.NodeProto, inputs: Sequence[Constant | None], types: Sequence[TensorType | None]
     ) -> list[Constant | None]:
-        """One constant for each output of `node`, None for an output whose value is not at hand.
+        """Return one constant for each output of `node`; None for an output that is not folded.
 
-        `types` are the inferred types of the outputs; where they are known, large values are computed when they are read.
+        `types` are the inferred types of the outputs. Large values of known type are only computed when they are read.
         """
         key = (node.domain, node.op_type, len(types), *map(id, inputs), *(a.SerializeToString() for a in node.attribute))
         if key not in self._known:
-            self._known[key] = (inputs, self._fold(node, inputs, types))  # holds the inputs, so that no id is used twice
+            self._known[key] = (inputs, self._fold(node, inputs, types))  # keep the inputs, so that their ids stay unique
         return self._known[key][1]
 
     def _fold(
@@ -179,10 +184,10 @@ class Folder:
         return values
 
     def _run(self, node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> list[NDArray[Any]]:
-        """The outputs of `node`; raises TargetError when onnx cannot compute them."""
+        """Compute the outputs of `node`. Raises TargetError if onnx cannot compute them."""
         from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - slow to import, and most files fold nothing
 
-        loaded = {id(c): c.load() for c in {id(c): c for c in inputs if c is not None}.values()}  # each once
+        loaded = {id(c): c.load() for c in {id(c): c for c in inputs if c is not None}.values()}  # load each one once
         feeds = {name: loaded[id(c)] for name, c in zip(node.input, inputs, strict=True) if c is not None}
         values = [onnx.ValueInfoProto(name=name) for name in (*feeds, *filter(None, node.output))]
         graph = helper.make_graph([node], "fold", values[: len(feeds)], values[len(feeds) :])
@@ -196,7 +201,7 @@ class Folder:
 
 
 def largest_output(node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> float:
-    """An upper bound of the elements of an output; infinite for operators that are not folded."""
+    """Return an upper bound for the number of elements of an output; infinity for operators that are not folded."""
     given = [constant for constant in inputs if constant is not None]
     sizes = [constant.size for constant in given]
     if node.op_type in _NO_LARGER.split():

@@ -1,7 +1,7 @@
-"""Operators of com.microsoft, which onnxruntime writes: their operator in the vocabulary, and their weights by role.
+"""Operators of the domain com.microsoft, which onnxruntime writes: their canonical operator, and their weights by role.
 
-A layer with an activation fused into it keeps its weight under "fused_weight": the gain of the weight alone says nothing of it.
-Weights that are quantized in blocks are seen as the real numbers that they stand for, and are not trained.
+The weight of a layer with a fused activation has the role "fused_weight", because its gain is not that of the whole operator.
+Weights that are quantized in blocks are dequantized, and count as not trainable.
 """
 
 from __future__ import annotations
@@ -45,81 +45,84 @@ SLOTS: dict[str, tuple[tuple[int, str, int], ...]] = {  # (input slot, role, axi
 }
 _TABLES = ((2, "weight", 1), (3, "position", 1), (4, "segment", 1), (5, "scale", 0), (6, "bias", 0))
 _N_BITS = (("N", 0), ("K", 0), ("bits", 4), ("block_size", 0))  # attributes and their defaults
-_LARGEST = 1 << 26  # elements: a larger quantized weight would fill the memory when it is seen as real numbers
-_PACKED = (2, 4, 8)  # bits of one number in a uint8 array
-_SILU = 1e-3  # QuickGelu with an alpha so near to 1 is SiLU
+_LARGEST = 1 << 26  # elements: a larger quantized weight would take too much memory when it is dequantized
+_PACKED = (2, 4, 8)  # possible bits per number in a uint8 array
+_SILU = 1e-3  # QuickGelu whose alpha differs from 1 by less than this is SiLU
 
 
 def fused(call: Call) -> None:
-    """A layer with an activation, or without one."""
+    """Translate a layer that may have a fused activation."""
     activation = call.attrs.get("activation", "FastGelu" if call.node.op_type == "GemmFastGelu" else "")
     if activation and "weight" in call.weights:
         call.weights["fused_weight"] = call.weights.pop("weight")
 
 
 def matmul(call: Call) -> None:
-    """Y = alpha A' B'; a constant matrix on either side makes a linear layer."""
+    """Translate Y = alpha A' B'. It is a linear layer if either factor is a constant matrix."""
     batches = any(call.attrs.get(name) for name in ("transBatchA", "transBatchB"))
-    left, right = call.matrix(0), call.matrix(1)
+    left, right = call.float_constant(0), call.float_constant(1)
     constant = left if right is None else right
     if constant is None or batches or len(constant.shape) < 2 or any(size != 1 for size in constant.shape[:-2]):
         return
-    alpha = _real(call.attrs.get("alpha"), 1.0)
+    alpha = _number(call.attrs.get("alpha"), 1.0)
     turned = bool(call.attrs.get("transA" if right is None else "transB"))
-    seen = constant if alpha == 1.0 else constant.seen(lambda values: values * values.dtype.type(alpha), constant.shape)
+    seen = constant if alpha == 1.0 else constant.transformed(lambda values: values * values.dtype.type(alpha), constant.shape)
     call.add_weight("weight", seen, len(constant.shape) - (2 if turned is (right is not None) else 1))
     call.op = "linear"
     fused(call)
 
 
 def attention(call: Call) -> None:
-    """Attention that projects its input by itself."""
+    """Translate attention that includes the projection of its input."""
     call.op = "multi_head_attention"
 
 
 def bias_dropout(call: Call) -> None:
-    """dropout(x + bias) + residual."""
+    """Translate dropout(x + bias) + residual."""
     call.attrs |= {"training": False, "training_mode": False}
     if len(call.operands) > 2 and call.operands[2] is not None:
         call.op = "add"
 
 
 def quick_gelu(call: Call) -> None:
-    """A sigmoid of alpha x, times x."""
-    if abs(_real(call.attrs.get("alpha"), 1.702) - 1.0) < _SILU:
+    """Translate x sigmoid(alpha x)."""
+    if abs(_number(call.attrs.get("alpha"), 1.702) - 1.0) < _SILU:
         call.op = "silu"
 
 
 def embed(call: Call) -> None:
-    """Words, positions and segments looked up, added and normalised; operands as a Gather has them: the table, then the ids."""
-    if call.matrix(2) is None or len(call.operands) < 3:
+    """Translate the normalized sum of word, position and segment embeddings.
+
+    The operands are put in the order of a Gather: the table, then the ids.
+    """
+    if call.float_constant(2) is None or len(call.operands) < 3:
         return
     for slot, role, axis in _TABLES:
-        call.add_weight(role, call.matrix(slot), axis)
+        call.add_weight(role, call.float_constant(slot), axis)
     call.op = "embedding"
     words, segments, table, *rest = call.operands
     call.operands[:] = (table, words, segments, *rest)
 
 
 def table(call: Call) -> None:
-    """A lookup in a table that is not quantized."""
-    weight = call.matrix(0)
+    """Translate the lookup in a table that is not quantized."""
+    weight = call.float_constant(0)
     if weight is not None and len(weight.shape) == 2:
         call.add_weight("weight", weight, 1)
         call.op = "embedding"
 
 
 def quantized_table(call: Call) -> None:
-    """A lookup in a table that is quantized in blocks along its rows."""
+    """Translate the lookup in a table whose rows are quantized in blocks."""
     data, attrs = call.constant(0), call.attrs
     if data is None or len(data.shape) != 2 or attrs.get("gather_axis", 0) != 0 or attrs.get("quantize_axis", 1) not in {1, -1}:
         return
     packed = data.dtype == "uint8"
-    bits = _whole(attrs.get("bits", 4))
+    bits = _integer(attrs.get("bits", 4))
     columns = data.shape[1] * 8 // bits if packed and bits in _PACKED else data.shape[1]
     middle = 2 ** (bits - 1) if packed and bits in _PACKED else 0
     blocks = _Blocks(
-        data, call.constant(2), call.constant(3), data.shape[0], columns, _whole(attrs.get("block_size", 128)), middle
+        data, call.constant(2), call.constant(3), data.shape[0], columns, _integer(attrs.get("block_size", 128)), middle
     )
     if (packed and bits not in _PACKED) or not (packed or data.dtype in {"int4", "uint4", "int8"}):
         return
@@ -127,26 +130,26 @@ def quantized_table(call: Call) -> None:
 
 
 def n_bits(call: Call) -> None:
-    """A linear layer whose weight is quantized in blocks of its inputs: N rows of K numbers."""
-    rows, columns, bits, block = (_whole(call.attrs.get(name, default)) for name, default in _N_BITS)
+    """Translate a linear layer whose weight, N rows of K numbers, is quantized in blocks along the rows."""
+    rows, columns, bits, block = (_integer(call.attrs.get(name, default)) for name, default in _N_BITS)
     data, order = call.constant(1), call.constant(4)
     if data is None or data.dtype != "uint8" or order is not None or bits not in _PACKED or call.attrs.get("weight_prepacked"):
         return
     _add(call, _Blocks(data, call.constant(2), call.constant(3), rows, columns, block, 2 ** (bits - 1), bits), 0, "linear")
-    call.add_weight("bias", call.matrix(5))
+    call.add_weight("bias", call.float_constant(5))
 
 
-def _real(value: Any, default: float) -> float:
-    """An attribute that should be a number; nothing checks those of a foreign domain."""
+def _number(value: Any, default: float) -> float:
+    """Return an attribute that should be a number, or the default if it is none: onnx does not check those of this domain."""
     return float(value) if isinstance(value, (int, float)) else default
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
 def _add(call: Call, blocks: _Blocks, out_axis: int, op: str) -> None:
-    """Give a call its quantized weight and its operator, when the sizes of what it is made of fit."""
+    """Add the quantized weight and the operator to a call if the sizes of the arrays fit together."""
     if blocks.fits:
         call.weights["weight"] = call.make_weight(blocks.constant, out_axis, False)
         call.op = op
@@ -154,9 +157,10 @@ def _add(call: Call, blocks: _Blocks, out_axis: int, op: str) -> None:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """A matrix (rows, columns) as (code - zero) x scale, one scale and one zero a block of `block` columns.
+    """A matrix of shape (rows, columns) with elements (code - zero) x scale.
 
-    Codes and zeros are packed into bytes where `bits` says so, low bits first; without `zeros` every zero is `middle`.
+    Each block of `block` columns in a row has one scale and one zero point. If `bits` is given, codes and zero points are packed
+    into bytes, low bits first. Without `zeros`, every zero point is `middle`.
     """
 
     codes: Constant
@@ -170,7 +174,7 @@ class _Blocks:
 
     @property
     def fits(self) -> bool:
-        """Whether every array has as many elements as the sizes ask for, and the matrix is not too large."""
+        """Whether every array has the number of elements that the sizes require, and the matrix is not too large."""
         if self.scales is None or min(self.rows, self.columns, self.block) < 1 or self.rows * self.columns > _LARGEST:
             return False
         each = 8 // self.bits if self.bits else 1
@@ -184,7 +188,7 @@ class _Blocks:
 
     @property
     def constant(self) -> Constant:
-        """The matrix, computed when somebody looks."""
+        """The dequantized matrix, which is only computed when it is read."""
         return replace(self.codes, shape=(self.rows, self.columns), dtype="float32", load=self._load)
 
     def _load(self) -> NDArray[Any]:
@@ -198,12 +202,12 @@ class _Blocks:
         return values
 
     def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
-        """One value a block, repeated for each of its columns."""
+        """Repeat the value of each block for every column of the block."""
         return np.repeat(values.astype(np.float32), self.block, axis=1)[:, : self.columns]
 
 
 def _unpacked(values: NDArray[Any], bits: int | None) -> NDArray[Any]:
-    """The numbers that bytes hold, `bits` each, along the last axis."""
+    """Unpack numbers of `bits` bits from bytes, along the last axis."""
     if bits is None or bits == 8:
         return values
     parts = values[..., None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8(2**bits - 1)

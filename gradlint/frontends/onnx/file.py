@@ -1,4 +1,4 @@
-"""The static ONNX front end: a file becomes a graph, without torch and without reading the weights."""
+"""`read_onnx`: read an ONNX file into a graph, without torch and without reading the weights."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from gradlint.graph import Graph
 
 @dataclass(frozen=True, eq=False)
 class OnnxFile:
-    """A model as its file describes it.
+    """An ONNX model as its file describes it.
 
-    `proto` is the model without its large weights and with its local functions inlined; `graph` has the same nodes, under
-    the ids of `onnx_names.assign_ids`. `notes` are sentences for the report.
+    `proto` is the model with references in place of its large weights and with its local functions inlined. The nodes of `graph`
+    have the ids of `names.assign_ids`. `notes` are remarks for the report.
     """
 
     skeleton: Skeleton
@@ -40,33 +40,33 @@ class OnnxFile:
 
     @property
     def path(self) -> Path | None:
-        """The file, None for a model in memory."""
+        """The path of the file; None for a model in memory."""
         return self.skeleton.path
 
     @property
     def proto(self) -> onnx.ModelProto:
-        """The model, whose large tensors are references."""
+        """The model, with references in place of its large tensors."""
         return self.skeleton.proto
 
     @property
     def mode(self) -> str:
-        """Either "train", when a BatchNorm or dropout of the file is in training mode, or "eval"."""
+        """The mode of the export: "train" if a BatchNorm or a dropout of the file is in training mode, otherwise "eval"."""
         return self.graph.mode
 
     def array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
-        """The values of a tensor of `proto`, memory-mapped where they are large; raises TargetError when they are damaged."""
+        """Return the values of a tensor of `proto`. Large ones are memory-mapped. Raises TargetError if they are damaged."""
         return self.skeleton.array(tensor)
 
     @cached_property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """What to feed; raises InputError for an input that cannot be inferred."""
+        """The inferred specification of each input. Raises InputError if an input cannot be inferred."""
         return self.inputs_with(())
 
     def inputs_with(self, given: tuple[InputSpec, ...], batch: int | None = None) -> tuple[InputSpec, ...]:
-        """What to feed when `given` is set by the user, by name or by position; only the other inputs are inferred.
+        """Return the specification of each input: the given ones, by name or by position, and the others as inferred.
 
-        `batch` sets the size of their batch. Raises InputError when a given one does not exist, or another one cannot be
-        inferred.
+        `batch` sets the batch size of the inferred inputs. Raises InputError if a given input does not exist, or if another one
+        cannot be inferred.
         """
         values = free_inputs(self.proto.graph)
         placed = {value.name: spec for value, spec in zip(values, given, strict=False) if spec.name is None}
@@ -74,7 +74,7 @@ class OnnxFile:
         return merge_given(infer_inputs(values, self.graph, placed | named, batch), given)
 
     def other_inputs(self, given: tuple[InputSpec, ...]) -> Iterator[tuple[int, tuple[InputSpec, ...]]]:
-        """`inputs_with` for other batches than the one that is inferred, and these batches; the likeliest comes first."""
+        """Yield other batch sizes than the inferred one, the most likely first, each with its `inputs_with`."""
         seen = {_texts(self.inputs_with(given))}
         for batch in other_batches(free_inputs(self.proto.graph)):
             specs = self.inputs_with(given, batch)
@@ -88,10 +88,10 @@ def _texts(specs: tuple[InputSpec, ...]) -> tuple[str, ...]:
 
 
 def read_onnx(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT, *, train: bool = False) -> OnnxFile:
-    """Read a model from a file, the bytes of one, or memory; with `train`, its BatchNorms take the statistics of the batch.
+    """Read an ONNX model from a path, from the bytes of a file, or from memory.
 
-    Raises TargetError when it cannot be read, is no valid graph or asks for more than `limits` allow, UnsafeFileError when it
-    reaches outside its folder.
+    With `train`, every BatchNorm uses the statistics of the batch. Raises TargetError if the model cannot be read, is not a
+    valid graph or exceeds `limits`, and UnsafeFileError if it refers to a file outside its folder.
     """
     skeleton = load_skeleton(source, limits)
     skeleton = replace(skeleton, proto=_inlined(skeleton))
@@ -107,7 +107,7 @@ def read_onnx(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEF
 
 
 def _on_batch_statistics(skeleton: Skeleton) -> Skeleton:
-    """The model with its BatchNorms in training mode."""
+    """Return a copy of the model with every BatchNorm in training mode."""
     proto = onnx.ModelProto()
     proto.CopyFrom(skeleton.proto)
     for graph in graphs_of(proto.graph):
@@ -120,11 +120,11 @@ def _on_batch_statistics(skeleton: Skeleton) -> Skeleton:
 
 
 def _inlined(skeleton: Skeleton) -> onnx.ModelProto:
-    """The model with the calls of its local functions replaced by their bodies."""
+    """Return the model with the calls of its local functions replaced by the bodies of these functions."""
     proto = skeleton.proto
     if not proto.functions:
         return proto
     try:
         return inliner.inline_local_functions(proto)
-    except Exception as error:  # onnx raises bare RuntimeError
+    except Exception as error:  # onnx raises a plain RuntimeError
         raise TargetError(f"{skeleton.label}: its local functions cannot be inlined: {error}") from error

@@ -1,4 +1,4 @@
-"""BatchNorm that an exporter folded into the layer before it: which layers hide one, for certain or perhaps."""
+"""Find the layers into which an exporter folded a BatchNorm, for certain or possibly."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EXPORT_NOTE = "export for linting with torch.onnx.export(..., dynamo=True, optim
 
 
 def mark_folded(nodes: Sequence[Node], kinds: Mapping[str, str]) -> list[Node]:
-    """The nodes, with "batch-norm-folded" or "batch-norm-may-be-folded" among the notes of layers that hide a norm.
+    """Return the nodes; layers that contain a folded norm get the note "batch-norm-folded" or "batch-norm-may-be-folded".
 
-    `kinds` holds the state of the exported module by name. When it lists statistics of a norm that no node uses, a layer without
-    a bias in it is one that hides a norm, also when what the norm made of the missing bias was zero and left out; a layer with a
-    bias may be one when nothing is written beside it. For a file that says nothing see `_may_hide`.
+    `kinds` is the kind of each tensor in the exported module's state, by name. If it lists statistics of a norm that no node
+    uses, then a norm was folded. A layer that has no bias in `kinds` contains it for certain. A layer that has a bias, and no
+    module path, possibly does. If the file records no state, `_may_hide` decides.
     """
     used = {weight.name for node in nodes for weight in node.weights.values()}
     hidden = any(name.endswith("running_mean") and name not in used for name in kinds)
@@ -41,10 +41,10 @@ def _marked(node: Node, kinds: Mapping[str, str], *, hidden: bool, normed: bool)
 
 
 def _may_hide(node: Node, weight: Weight, *, normed: bool) -> bool:
-    """Whether a convolution with a bias, in a file without a record, may hide a norm.
+    """Return whether a convolution with a bias may contain a folded norm, in a file that does not record the module's state.
 
-    Every one may where no norm is left. The TorchScript exporter folds some and leaves others; it names what it computed anew
-    "onnx::Conv_7", and what it did not touch after its module.
+    If the file has no norm at all, every convolution may. Otherwise, the name of the weight decides: the TorchScript exporter
+    names a weight that it computed "onnx::Conv_7", and an unchanged one after its module.
     """
     names = {weight.name for weight in node.weights.values()}
     own = bool(node.module) and not names.isdisjoint({f"{node.module}.weight", f"{node.module}.bias"})
@@ -52,7 +52,7 @@ def _may_hide(node: Node, weight: Weight, *, normed: bool) -> bool:
 
 
 def folding_notes(nodes: Sequence[Node], kinds: Mapping[str, str], *, training: bool) -> Iterator[str]:
-    """What the report says of the norms of a file: nothing where it has none and hides none."""
+    """Yield the remarks for the report on frozen, folded and possibly folded norms."""
     norms = sum(node.op == "batch_norm" for node in nodes)
     if norms and not training:
         yield FROZEN_NOTE

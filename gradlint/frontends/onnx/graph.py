@@ -1,4 +1,4 @@
-"""The graph of an ONNX model: subgraphs of If flattened, constants left out, weights by role."""
+"""Build the graph of an ONNX model: branches of If are flattened, constants are folded, and weights get their roles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradlint.frontends.onnx.constants import Constant, Folder, TensorType
 from gradlint.frontends.onnx.folded import mark_folded
 from gradlint.frontends.onnx.metadata import Provenance, provenance, state_kinds
 from gradlint.frontends.onnx.names import assign_ids, input_id, subgraph_scope
-from gradlint.frontends.onnx.patterns import recognise
+from gradlint.frontends.onnx.patterns import recognize
 from gradlint.frontends.onnx.roles import Weights, describe
 from gradlint.frontends.onnx.schema import opsets_of
 from gradlint.frontends.onnx.shapes import declared_types, free_inputs, infer_shapes, tensor_type
@@ -29,16 +29,16 @@ Types = ChainMap[str, TensorType]
 
 
 def build_graph(skeleton: Skeleton) -> tuple[Graph, str | None]:
-    """The graph of a model whose local functions are inlined, and why shapes are missing, if they are.
+    """Return the graph of a model whose local functions are inlined, and the reason if shapes could not be inferred.
 
-    Raises TargetError when a node reads a tensor that does not exist.
+    Raises TargetError if a node reads a tensor that does not exist.
     """
     inferred, reason = infer_shapes(skeleton.proto, skeleton.limits)
     return _Builder(skeleton, inferred).build(), reason
 
 
 class _Builder:
-    """Nodes in execution order, gathered while graphs are walked."""
+    """Collects nodes in execution order while it walks a graph and its subgraphs."""
 
     def __init__(self, skeleton: Skeleton, inferred: onnx.ModelProto) -> None:
         self._skeleton = skeleton
@@ -61,13 +61,16 @@ class _Builder:
         train = any(node.attrs.get("training_mode") for node in self._nodes)
         try:
             refs = [ref for ref in outputs if ref is not None]
-            nodes = mark_folded(recognise(self._nodes, refs), self._kinds)
+            nodes = mark_folded(recognize(self._nodes, refs), self._kinds)
             return Graph(nodes, refs, mode="train" if train else "eval")
         except ValueError as error:
             raise TargetError(f"{self._skeleton.label}: not a valid ONNX graph: {error}") from error
 
     def _walk(self, graph: onnx.GraphProto, values: Values, types: Types, scope: str = "") -> list[Ref | None]:
-        """Add the nodes of a graph and return its outputs, None for constant ones; `values` and `types` are its names."""
+        """Add the nodes of a graph, and return its outputs; None for constant ones.
+
+        `values` and `types` map the names of tensors to their values and types. They are extended. `scope` is the prefix of ids.
+        """
         types.update(declared_types(graph))
         for tensor in graph.initializer:
             values[tensor.name] = constants.from_tensor(self._skeleton, tensor, self._unique(tensor.name, scope))
@@ -76,7 +79,7 @@ class _Builder:
             values[name] = constants.from_sparse(self._skeleton, sparse, self._unique(name, scope))
         for node, node_id in zip(graph.node, assign_ids(graph, scope), strict=True):
             operands = [self._find(name, values, node_id) for name in node.input]
-            if node.op_type == "QuantizeLinear" and operands and isinstance(operands[0], Ref):  # it rounds straight through
+            if node.op_type == "QuantizeLinear" and operands and isinstance(operands[0], Ref):  # rounding passes the gradient
                 values.update(zip(node.output, operands[:1], strict=False))
                 continue
             if subgraphs(node):
@@ -87,7 +90,7 @@ class _Builder:
                 if node.op_type == "Identity":
                     values.update((name, operands[0]) for name in node.output)
                     continue
-                operands[1:] = [None] * len(operands[1:])  # the second gives its dtype alone
+                operands[1:] = [None] * len(operands[1:])  # the second operand only gives the dtype
             results = self._constants(node, operands, types, scope)
             values.update(zip(node.output, results, strict=True))
             if None in results:
@@ -106,13 +109,13 @@ class _Builder:
         return values[name]
 
     def _unique(self, name: str, scope: str) -> str:
-        """The name of a constant, with its scope where another graph has the same."""
+        """Return the name of a constant, prefixed with its scope if a constant of another graph has the same name."""
         unique = scope + name if name in self._named else name
         self._named.add(unique)
         return unique
 
     def _constants(self, node: onnx.NodeProto, operands: list[Operand], types: Types, scope: str) -> list[Constant | None]:
-        """What the outputs are when no activation is read; None for those that have no value at hand."""
+        """Return the constant values of a node's outputs; None for outputs that are not constant."""
         if any(isinstance(operand, Ref) for operand in operands):
             return [constants.from_types(node, operands[0], types)] if len(node.output) == 1 else [None] * len(node.output)
         if node.op_type == "Constant":
@@ -121,7 +124,7 @@ class _Builder:
         return self._folder.fold(node, inputs, [types.get(name) for name in node.output])
 
     def _control(self, node: onnx.NodeProto, node_id: str, values: Values, types: Types) -> Iterator[Operand]:
-        """The operands that a control node has besides its inputs: the outputs of both branches, or what a body captures."""
+        """Yield the implicit operands of a control node: the outputs of both branches of If, or what a loop body captures."""
         for attribute in sorted(node.attribute, key=lambda a: a.name != "then_branch"):
             for graph in (attribute.g, *attribute.graphs):
                 if node.op_type == "If":
@@ -130,7 +133,7 @@ class _Builder:
                     yield from (values[name] for name in captured(graph) if isinstance(values.get(name), Ref))
 
     def _of_bodies(self, node: onnx.NodeProto, node_id: str, values: Values, types: Types) -> dict[str, Weight]:
-        """The weights in the bodies of a loop, by their place there; their nodes stay inside the loop."""
+        """Return the weights in the bodies of a loop, by node id and role. The nodes of the bodies are not added to the graph."""
         if node.op_type == "If":
             return {}
         found: dict[str, Weight] = {}
@@ -182,7 +185,7 @@ class _Builder:
 
 
 def captured(graph: onnx.GraphProto) -> Iterable[str]:
-    """The names that a subgraph reads from the graphs around it, in order of first use."""
+    """Return the names that a subgraph reads from the enclosing graphs, in the order of first use."""
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     found: dict[str, None] = {}
     for node in graph.node:

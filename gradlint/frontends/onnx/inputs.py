@@ -1,4 +1,4 @@
-"""Inputs of an ONNX model: what the file says of them, and sensible sizes where it says nothing."""
+"""Inputs of an ONNX model: what the file declares, and guesses for sizes that it leaves open."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from gradlint.graph import Graph, Node
 from gradlint.ops import Kind, operator
 
 _BATCH = 8
-_RANKS = {Kind.LINEAR: 2, Kind.RNN: 3, Kind.CONV: 0}  # axes of the input of a layer; as many as the weight of a convolution
+_RANKS = {Kind.LINEAR: 2, Kind.RNN: 3, Kind.CONV: 0}  # rank of the input of a layer; 0: the same as that of the weight
 _PIXELS = 64
 _STEPS = 16
 _CHANNELS = 3
 _SAMPLE_RATE = 16000
 _LARGEST = 1 << 30  # elements
 _ELEMENTS = 1 << 18
-"""Elements that the inputs of a batch may have together: one pass was measured to cost 1 to 50 microseconds for each, on one
-thread and over 25 models (sound, images, text), so that three seeds take 40 s at most."""
-_LARGEST_BATCH, _TRIED = 64, 3  # what a fixed size may mean as a batch, and how many of these are tried
-_THROUGH = {Kind.SHAPE, Kind.CONCAT, Kind.ADD, Kind.MUL, Kind.NORM}  # what an input may pass on its way to a layer
+"""The most elements that all inputs of a batch may have together. One pass costs 1 to 50 microseconds per element, measured on
+one thread with 25 models (audio, images, text), so that three seeds take at most 40 seconds."""
+_LARGEST_BATCH, _TRIED = 64, 3  # the largest fixed size that may be a batch, and how many of them are tried
+_PASSED_THROUGH = {Kind.SHAPE, Kind.CONCAT, Kind.ADD, Kind.MUL, Kind.NORM}  # operators between an input and its first layer
 _LENGTHS_SLOT, _STATE_SLOTS = 4, (5, 6)  # sequence_lens, initial_h and initial_c of RNN, GRU and LSTM
 _STATE_RANK = 3
 _STATE_NAME = re.compile(r"(h|c|hn|cn|h_?0|c_?0|h_?in|c_?in|(rnn_|lstm_|gru_)?(state|hidden|cell)s?)", re.IGNORECASE)
@@ -38,7 +38,7 @@ _RATE_NAME = re.compile(r"sr|(sample|sampling)_?rate", re.IGNORECASE)
 _LENGTH_NAME = re.compile(r"(.*_)?(lens?|lengths?|seq_?lens?)", re.IGNORECASE)
 _MASK_NAME = re.compile(r"(.*_)?mask", re.IGNORECASE)
 _PADDING_NAME = re.compile(r"pad", re.IGNORECASE)
-_COLOURS = (1, 3, 4)
+_COLOR_CHANNELS = (1, 3, 4)
 _STEPS_NAME = re.compile(r"seq|time|len|frame|step|token", re.IGNORECASE)
 
 
@@ -48,23 +48,28 @@ def infer_inputs(
     given: Mapping[str, InputSpec] = MappingProxyType({}),
     batch: int | None = None,
 ) -> tuple[InputSpec, ...]:
-    """What to feed to each graph input; a dimension that the file leaves open gets a size from its layer or its place.
+    """Infer the specification of each graph input.
 
-    An open first axis is the batch: that of the given inputs, or of the recurrent states where these are fixed, else 8, or
-    fewer where the inputs are large. `batch` sets it. Image sides are 64, sequences have 16 steps, integers stay below the
-    size of the embedding that they index, lengths are full, masks hide nothing, recurrent states are zero, text is a word.
-    Inputs in `given` are not inferred: their specification is what the file declares of them.
-    Raises InputError for an input that is no tensor of numbers or text, or whose rank is unknown.
+    A dimension that the file leaves open gets its size from the layer that reads it, or from its position:
+
+    - An open first axis is the batch. Its size is `batch`; else that of the given inputs; else that of a recurrent state whose
+      sizes are fixed; else 8, or fewer if the inputs are large.
+    - Image sides are 64 pixels, and sequences have 16 steps.
+    - Integers are less than the size of the embedding that they index.
+    - Lengths are the full lengths, masks mask nothing, recurrent states are zero, and text is a fixed word.
+
+    Inputs in `given` are not inferred: their specification is what the file declares. Raises InputError for an input that is
+    not a tensor of numbers or text, or whose rank is unknown.
     """
     sizes = _Sizes(batch or _BATCH)
     for value in values:
         if value.name in given:
-            _Reader(value, graph, sizes).learn(given[value.name].shape)
+            _GraphInput(value, graph, sizes).learn(given[value.name].shape)
     holder = None if batch or sizes.given else _state_of_fixed_batch(graph)
     if holder is not None:
         sizes.batch = holder[1]
     specs = _inferred(values, graph, given, sizes)
-    if not (batch or sizes.given or holder or graph.mode == "train"):  # batch statistics need their batch
+    if not (batch or sizes.given or holder or graph.mode == "train"):  # batch statistics need the full batch
         most = _affordable(specs, sizes)
         return specs if most == sizes.batch else infer_inputs(values, graph, given, most)
     if holder is None:
@@ -77,12 +82,13 @@ def _inferred(
     values: Sequence[onnx.ValueInfoProto], graph: Graph, given: Mapping[str, InputSpec], sizes: _Sizes
 ) -> tuple[InputSpec, ...]:
     return tuple(
-        _declared(value, given[value.name]) if value.name in given else _Reader(value, graph, sizes).spec() for value in values
+        _declared(value, given[value.name]) if value.name in given else _GraphInput(value, graph, sizes).spec()
+        for value in values
     )
 
 
 def _declared(value: onnx.ValueInfoProto, given: InputSpec) -> InputSpec:
-    """What the file says of an input that the user gives, with 1 for an open size; the given one itself where it says nothing."""
+    """Return what the file declares of an input that the user gives, with 1 for open sizes; `given` if it declares nothing."""
     kind = tensor_type(value.type)
     if kind is None or kind[0] not in ARRAYS:
         return replace(given, name=value.name)
@@ -90,16 +96,16 @@ def _declared(value: onnx.ValueInfoProto, given: InputSpec) -> InputSpec:
 
 
 def other_batches(values: Sequence[onnx.ValueInfoProto]) -> list[int]:
-    """Batches to try on a model that does not run on the inferred one: 1, then the fixed sizes of leading axes.
+    """Return the batch sizes to try if the model does not run on the inferred one: 1, then the fixed sizes of leading axes.
 
-    Exporters trace with one sample, and operators then may keep its number.
+    An exporter traces the model with an example, and some operators may then work for the example's batch size only.
     """
     dims = (dim.dim_value for value in values for dim in value.type.tensor_type.shape.dim[:2])
     return [1, *sorted({int(size) for size in dims if 1 < size <= _LARGEST_BATCH})[:_TRIED]]
 
 
 def _state_of_fixed_batch(graph: Graph) -> tuple[str, int] | None:
-    """The first graph input of fixed sizes that is the state of a recurrent layer, and the size of its batch axis."""
+    """Return the first graph input that is the state of a recurrent layer and has a fixed batch size, and this size."""
     for node in graph:
         if operator(node.op).kind is Kind.RNN:
             for ref in node.inputs[_STATE_SLOTS[0] :]:
@@ -112,16 +118,16 @@ def _state_of_fixed_batch(graph: Graph) -> tuple[str, int] | None:
 
 
 def _affordable(specs: Sequence[InputSpec], sizes: _Sizes) -> int:
-    """The largest batch, up to the inferred one, for which all inputs that have it hold at most _ELEMENTS elements."""
+    """Return the largest batch size, at most the inferred one, so that the batched inputs have at most `_ELEMENTS` elements."""
     elements = sum(math.prod(spec.shape) for spec in specs if spec.name in sizes.batched)
     return min(sizes.batch, max(1, _ELEMENTS * sizes.batch // max(elements, 1)))
 
 
 @dataclass
 class _Sizes:
-    """What the inputs of a model have in common: the batch, and the sizes of named dimensions that are known by now.
+    """What the inputs of a model have in common: the batch size, and the sizes of named dimensions found so far.
 
-    `batched` are the inputs with an axis of that batch; `given` says that the batch is that of an input of the user.
+    `batched` are the names of the inputs that have a batch axis. `given` says that the user gave the batch size by an input.
     """
 
     batch: int
@@ -130,8 +136,8 @@ class _Sizes:
     given: bool = False
 
 
-class _Reader:
-    """One graph input; `sizes` are shared with the other ones."""
+class _GraphInput:
+    """Infers one graph input. `sizes` are shared with the other inputs."""
 
     def __init__(self, value: onnx.ValueInfoProto, graph: Graph, sizes: _Sizes) -> None:
         self._value = value
@@ -141,7 +147,7 @@ class _Reader:
         self._readers = list(_readers(graph, input_id(value.name)))
 
     def learn(self, shape: tuple[int, ...]) -> None:
-        """Take the batch and the named sizes from the shape that the user gives for this input."""
+        """Take the batch size and the sizes of named dimensions from the shape that the user gives for this input."""
         dims = self._value.type.tensor_type.shape.dim
         for axis, (dim, size) in enumerate(zip(dims, shape, strict=False)):
             if dim.dim_param:
@@ -150,7 +156,7 @@ class _Reader:
                 self._sizes.batch, self._sizes.given = size, True
 
     def spec(self) -> InputSpec:
-        """The specification; see `infer_inputs` for what it raises."""
+        """Return the inferred specification. Raises InputError like `infer_inputs`."""
         kind = tensor_type(self._value.type)
         if kind is None or kind[0] not in ARRAYS:
             raise InputError(
@@ -188,7 +194,7 @@ class _Reader:
         return InputSpec(self._name, dtype, shape, value=zeros if self._is_state else None)
 
     def _unranked(self) -> tuple[None, ...] | None:
-        """As many open dimensions as the first layer asks for, None where no layer says."""
+        """Return as many open dimensions as the first layer requires; None if no layer tells."""
         for node, slot, moved in self._readers:
             weight = node.weights.get("weight")
             if weight is not None and slot == 0 and not moved and (kind := operator(node.op).kind) in _RANKS:
@@ -197,7 +203,7 @@ class _Reader:
 
     @property
     def _is_length(self) -> bool:
-        """Whether these are the lengths of the sequences of the batch."""
+        """Whether the input holds the lengths of the sequences in the batch."""
         fed = any(slot == _LENGTHS_SLOT and operator(node.op).kind is Kind.RNN for node, slot, _ in self._readers)
         return fed or _LENGTH_NAME.fullmatch(self._name) is not None
 
@@ -207,7 +213,7 @@ class _Reader:
 
     @property
     def _steps_given(self) -> int:
-        """The length of the sequences, as far as the file states it."""
+        """The length of the sequences that the file declares, or 16 if it declares none."""
         for node, slot, _ in self._readers:
             data = node.inputs[0] if slot == _LENGTHS_SLOT else None
             shape = self._graph[data.node].shape if data is not None else None
@@ -222,7 +228,7 @@ class _Reader:
 
     @property
     def _time_axis(self) -> int | None:
-        """The axis of time when a recurrent layer reads the input as it is."""
+        """The time axis if a recurrent layer reads the input directly, otherwise None."""
         layers = (node for node, slot, moved in self._readers if slot == 0 and not moved and operator(node.op).kind is Kind.RNN)
         return next((int(node.attrs["time_axis"]) for node in layers if "time_axis" in node.attrs), None)
 
@@ -242,7 +248,7 @@ class _Reader:
         return size
 
     def _is_batch(self, axis: int, rank: int) -> bool:
-        """Whether an open axis counts samples."""
+        """Return whether an open axis is a batch axis."""
         name = self._dim(axis).dim_param
         time = self._time_axis
         if _STEPS_NAME.search(name):
@@ -259,14 +265,14 @@ class _Reader:
             return _STEPS
         if _STEPS_NAME.search(self._dim(axis).dim_param):
             return self._steps(axis, rank)
-        if rank == 4 and dims and dims[3].dim_value in _COLOURS and not dims[1].dim_value:  # the channels come last
+        if rank == 4 and dims and dims[3].dim_value in _COLOR_CHANNELS and not dims[1].dim_value:  # channels last
             return _PIXELS
         return self._features(axis, rank) or (
             _CHANNELS if rank >= 4 and axis == 1 else _PIXELS if rank == 4 else self._steps(axis, rank)
         )
 
     def _features(self, axis: int, rank: int) -> int | None:
-        """The number of channels or features that the first layer asks for in this axis."""
+        """Return the number of channels or features that the first layer requires in this axis; None if it does not matter."""
         for node, slot, moved in self._readers:
             weight = node.weights.get("weight")
             if weight is None or slot != 0:
@@ -279,14 +285,14 @@ class _Reader:
         return None
 
     def _steps(self, axis: int, rank: int) -> int:
-        """16 steps; along the last axis, where samples of a waveform lie, at least two windows of the first convolution."""
+        """Return the length of a sequence axis: 16, and at least two kernels of the first convolution along the last axis."""
         if axis != rank - 1:
             return _STEPS
         kernels = [max(node.weights["weight"].shape[2:], default=1) for node, _, _ in self._readers if _slides(node)]
         return max(_STEPS, 2 * kernels[0] if kernels else 0)
 
     def _below(self, dtype: str) -> int | None:
-        """The bound of an integer input: the smallest table that it indexes, None where it indexes none."""
+        """Return the bound of an integer input: the size of the smallest table that it indexes; None if it indexes none."""
         tables = [node.weights["weight"].shape[0] for node, slot, _ in self._readers if node.op == "embedding" and slot == 1]
         classes = [int(node.attrs["classes"]) for node, _, _ in self._readers if "classes" in node.attrs]
         return max(1, min([*tables, *classes, int(np.iinfo(dtype).max)])) if tables or classes else None
@@ -297,7 +303,10 @@ def _slides(node: Node) -> bool:
 
 
 def _readers(graph: Graph, start: str) -> Iterator[tuple[Node, int, bool]]:
-    """Nodes that an input reaches through moves, casts and sums, nearest first; slot, and whether axes moved on the way."""
+    """Yield the nodes that read an input, directly or through reshapes, casts and sums, the nearest first.
+
+    Each comes with the slot in which it reads the input, and whether a reshape may have moved the axes in between.
+    """
     queue, seen = deque([(start, False)]), {start}
     while queue:
         node_id, moved = queue.popleft()
@@ -305,7 +314,7 @@ def _readers(graph: Graph, start: str) -> Iterator[tuple[Node, int, bool]]:
             for slot, ref in enumerate(child.inputs):
                 if ref is not None and ref.node == node_id:
                     yield child, slot, moved
-            passes = operator(child.op).kind in _THROUGH or child.op == "control"
+            passes = operator(child.op).kind in _PASSED_THROUGH or child.op == "control"
             if passes and child.id not in seen:
                 seen.add(child.id)
                 queue.append((child.id, moved or child.op == "reshape"))

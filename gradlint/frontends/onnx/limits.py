@@ -1,4 +1,4 @@
-"""What an ONNX file may ask for. It is not trusted, so every size is compared with a limit before memory is taken."""
+"""Limits for ONNX files. A file is not trusted: every size is compared with a limit before memory is allocated."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ Key = tuple[str, str]  # domain and name of a local function
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Budgets of `read_onnx`. The defaults are far above what published models need, and safe on a machine with 2 GB."""
+    """Limits of `read_onnx`. The defaults far exceed what published models need, and are safe on a machine with 2 GB."""
 
     nodes: int = 1_000_000
-    """Nodes of the model, its subgraphs, and its functions wherever they are called."""
+    """The most nodes of the model, including subgraphs and local functions, which count once per call."""
 
     rank: int = 64
-    """Axes of a tensor: numpy has no more."""
+    """The most axes of a tensor; numpy allows no more."""
 
     skeleton: int = 1 << 28
-    """Bytes of the file without the weights that stay on the disk."""
+    """The most bytes of the file without the weights that stay on disk."""
 
     elements: int = 1 << 28
-    """Elements of a constant that is computed from others."""
+    """The most elements of a constant that is computed from others."""
 
     grown: int = 1 << 22
-    """Elements of a constant that is larger than all that it is computed from."""
+    """The most elements of a constant that is larger than all constants it is computed from."""
 
     steps: int = 64
-    """Operators computed for one look at a large constant."""
+    """The most operators that are computed to read a large constant."""
 
     vector: int = 1 << 20
-    """Elements of a vector that shape inference follows, an object for each."""
+    """The most elements of a vector that shape inference propagates; onnx allocates an object for each."""
 
 
 DEFAULT = Limits()
 
 
 def too_large(label: str, what: str) -> TargetError:
-    """The error for a file that asks for more than its limit: `what` says how much of what."""
+    """Return the error for a file that exceeds a limit. `what` completes the message after the label."""
     return TargetError(
         f"{label}: {what}", hint="if the file is sound, raise the limit: read_onnx(path, limits=Limits(...)) from Python"
     )
 
 
 def check_size(label: str, proto: onnx.ModelProto, limits: Limits) -> None:
-    """Raise TargetError for functions that call one another in a circle, and for more nodes than the limit."""
+    """Raise TargetError if local functions are recursive, or if the model has more nodes than the limit."""
     sizes = _function_sizes(label, proto)
     total = _size(proto.graph.node, sizes)
     if total > limits.nodes:
@@ -58,7 +58,7 @@ def check_size(label: str, proto: onnx.ModelProto, limits: Limits) -> None:
 
 
 def _function_sizes(label: str, proto: onnx.ModelProto) -> Mapping[Key, int]:
-    """Nodes of each local function when the functions that it calls are put in their places."""
+    """Return the number of nodes of each local function after its calls are inlined."""
     waiting = {(function.domain, function.name): function.node for function in proto.functions}
     calls = {key: set(_called(nodes)) & waiting.keys() for key, nodes in waiting.items()}
     readers: dict[Key, list[Key]] = {key: [] for key in waiting}

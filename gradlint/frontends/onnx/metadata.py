@@ -1,4 +1,4 @@
-"""What exporters write beside the operators: module paths, classes, source lines, and what was folded."""
+"""Metadata that exporters write to ONNX files: module paths, module classes, source lines, and folded norms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOLDED = "batch-norm-folded"
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a node comes from, as far as the file says; `notes` as in `gradlint.graph.Node`."""
+    """The origin of a node: module path, module class and source line, if the file has them. `notes` as in `Node`."""
 
     module: str = ""
     module_class: str = ""
@@ -32,12 +32,12 @@ class Provenance:
 
 
 def provenance(node: onnx.NodeProto) -> Provenance:
-    """Read the metadata of a node that torch.onnx exported; without it, the scopes in a name such as "/net/net.0/MatMul"."""
+    """Read the metadata of a node that torch.onnx exported, or else the scopes in its name, as in "/net/net.0/MatMul"."""
     metadata = _dictionary(node.metadata_props)
     scopes = _names(metadata.get(_PREFIX + "name_scopes"))
     if len(scopes) < 2:
         return Provenance(_module_of_name(node.name))
-    if "FuseBatchNormInto" in metadata.get(_RULE, ""):  # the metadata is that of the norm, the weight names the layer
+    if "FuseBatchNormInto" in metadata.get(_RULE, ""):  # the metadata is the norm's, but the weight has the layer's name
         named = [name for name in node.input[1:] if "." in name]
         module = named[0].rpartition(".")[0] if named else scopes[-2]
         return Provenance(module, "", source_line(metadata.get(_PREFIX + "stack_trace", "")), frozenset({FOLDED}))
@@ -47,23 +47,26 @@ def provenance(node: onnx.NodeProto) -> Provenance:
 
 
 def source_line(trace: str) -> Source | None:
-    """The innermost frame of a Python stack trace, outermost first, whose file does not belong to torch."""
+    """Return the innermost line outside torch of a Python stack trace, whose outermost frame comes first; None if none."""
     frames = [Source(file, int(line)) for file, line in _FRAME.findall(trace[-100_000:]) if not _TORCH.search(file)]
     return frames[-1] if frames else None
 
 
 def state_kinds(graph: onnx.GraphProto) -> Mapping[str, str]:
-    """The kind of every tensor of the exported module by its name there: "PARAMETER", "BUFFER" or "CONSTANT_TENSOR"."""
+    """Return the kind of every tensor in the exported module's state, by name: PARAMETER, BUFFER or CONSTANT_TENSOR.
+
+    It is read from the graph signature; the mapping is empty if the file has none.
+    """
     signature = _dictionary(graph.metadata_props).get(_SIGNATURE, "")
     return {name: kind for kind, name in _STATE.findall(signature)}
 
 
 def _dictionary(properties: Iterable[Any]) -> dict[str, str]:
-    return {entry.key: entry.value for entry in properties if isinstance(entry.value, str)}  # bytes where it is not UTF-8
+    return {entry.key: entry.value for entry in properties if isinstance(entry.value, str)}  # a value that is not UTF-8 is bytes
 
 
 def _names(text: str | None) -> list[str]:
-    """The list of strings that `text` spells; empty for anything else."""
+    """Parse a Python list of strings. An empty list for any other text."""
     if not text:
         return []
     try:
@@ -74,7 +77,10 @@ def _names(text: str | None) -> list[str]:
 
 
 def _module_of_name(name: str) -> str:
-    """The path "layers.0.fc" of "/layers.0/fc/MatMul"; a container repeats itself: "/net/net.0/Gemm" is in "net.0"."""
+    """Return the module path in a node name: "layers.0.fc" for "/layers.0/fc/MatMul".
+
+    The scope of a container's child repeats the container: the path of "/net/net.0/Gemm" is "net.0".
+    """
     if not name.startswith("/"):
         return ""
     path: list[str] = []

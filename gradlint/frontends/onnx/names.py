@@ -1,4 +1,4 @@
-"""Ids of ONNX nodes, shared by the static graph and the evaluator, so that both speak of the same places."""
+"""Ids of ONNX nodes. The static graph and the evaluator share them, so that both use the same id for a node."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import onnx
 
 
 def input_id(name: str) -> str:
-    """The id of the graph input `name`, which no node id of an ordinary file equals."""
+    """Return the id of the graph input `name`. The prefix sets it apart from node names."""
     return f"input:{name}"
 
 
 def subgraph_scope(node_id: str, attribute: str) -> str:
-    """The scope of the nodes in a subgraph attribute, such as "If_0/then_branch/"."""
+    """Return the id prefix of the nodes in a subgraph attribute, such as "If_0/then_branch/"."""
     return f"{node_id}/{attribute}/"
 
 
 def assign_ids(graph: onnx.GraphProto, scope: str = "") -> list[str]:
-    """The ids of the nodes of `graph`, in order and all different.
+    """Return a unique id for each node of `graph`, in order.
 
-    An id is `scope` and the node's name, or its operator and first output where it has no name: "MatMul:y". The second
-    node that would get the same id gets "#2" at its end. Subgraphs are not entered: see `subgraph_scope`.
+    An id is `scope` followed by the node's name, or by operator and first output, as in "MatMul:y", if the node has no name. If
+    a second node would have the same id, its id ends in "#2". Nodes of subgraphs are not included; see `subgraph_scope`.
     """
     ids: dict[str, None] = {}
     named = {node.name for node in graph.node}

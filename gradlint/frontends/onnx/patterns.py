@@ -1,7 +1,7 @@
-"""Operators that an exporter spelled out, put together again: norms, softmax, attention, GELU and SiLU.
+"""Recognize operators that an exporter decomposed: norms, softmax, attention and activations such as GELU and SiLU.
 
-A recognised pattern becomes one node with the id of the pattern's last node, whose output it has; the nodes inside vanish, so
-nobody else may read them. Matching starts at the rare operator of each pattern and costs a bounded number of looks.
+A recognized pattern becomes one node. It has the id and the output of the pattern's last node. The other nodes are removed, so
+no node outside the pattern may read them. Matching starts at the rarest operator of each pattern and has bounded cost.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from gradlint.graph import Node, Ref
 
 Matcher = Callable[[View, Node], Match | None]
 
-_DEEPEST = 12  # pointwise nodes of a spelled-out activation
-_ON_LOGITS = ("matmul", "mul", "div", "add", "cast", "slice")  # a mask is added, or chosen by Where, which is a slice
+_DEEPEST = 12  # the most pointwise nodes of a decomposed activation
+_ON_LOGITS = ("matmul", "mul", "div", "add", "cast", "slice")  # a mask is added, or applied by Where (a "slice")
 _POINTWISE = ANCHORS | {"add", "sub", "mul", "div", "pow", "neg", "exp", "log"}
 
 
-def recognise(nodes: Sequence[Node], outputs: Iterable[Ref | None]) -> list[Node]:
-    """The nodes, in order, with every pattern in place of its last node."""
+def recognize(nodes: Sequence[Node], outputs: Iterable[Ref | None]) -> list[Node]:
+    """Return the nodes in order, with every pattern replaced by one node. `outputs` are the outputs of the graph."""
     returned = tuple(outputs)
-    for matchers in (_SOFTMAXES, _MATCHERS):  # attention is found at its softmax
+    for matchers in (_SOFTMAXES, _MATCHERS):  # softmax first, because attention is found at its softmax
         nodes = _pass(nodes, returned, matchers)
     return list(nodes)
 
@@ -54,7 +54,7 @@ def _replaced(match: Match) -> Node:
 
 
 def _norm(view: View, root: Node) -> Match | None:
-    """LayerNorm (x - m) / sqrt(var + eps) or RMSNorm x / sqrt(mean x^2 + eps), found at the square root."""
+    """Match LayerNorm (x - m) / sqrt(var + eps) or RMSNorm x / sqrt(mean x^2 + eps), starting at the square root."""
     inner = [root]
     shifted = view.before(root, "add")
     eps = shifted.attrs.get("constant") if shifted is not None else None
@@ -80,10 +80,10 @@ def _norm(view: View, root: Node) -> Match | None:
     squared = refs_of(square)[0]
     op: str = "rms_norm"
     source = signal
-    centred = [node for ref in dict.fromkeys((signal, squared)) if (node := _centred(view, ref, mean)) is not None]
-    if centred and len(centred) == len({signal, squared}) and len({node.inputs[0] for node in centred}) == 1:
-        op, source = "layer_norm", centred[0].inputs[0]
-        inner += [*centred, *(m for node in centred if (m := view.maker(node.inputs[1], "mean")) is not None)]
+    centered = [node for ref in dict.fromkeys((signal, squared)) if (node := _centered(view, ref, mean)) is not None]
+    if centered and len(centered) == len({signal, squared}) and len({node.inputs[0] for node in centered}) == 1:
+        op, source = "layer_norm", centered[0].inputs[0]
+        inner += [*centered, *(m for node in centered if (m := view.producer(node.inputs[1], "mean")) is not None)]
     elif signal != squared:
         return None
     return _with_affine(view, Match(last, op, (source,), tuple(inner), {}, {"eps": eps, "axes": mean.attrs.get("axes")}))
@@ -94,16 +94,16 @@ def _squares(node: Node) -> bool:
     return node.attrs.get("constant") == 2.0 if node.op == "pow" else len(refs) == 2 and refs[0] == refs[1]
 
 
-def _centred(view: View, ref: Ref | None, mean: Node) -> Node | None:
-    """The subtraction x - mean(x) over the axes of `mean` that makes a tensor."""
-    sub = view.maker(ref, "sub")
-    own = view.maker(sub.inputs[1], "mean") if sub is not None and len(refs_of(sub)) == 2 else None
+def _centered(view: View, ref: Ref | None, mean: Node) -> Node | None:
+    """Return the node that produces `ref` if it is x - mean(x) over the axes of `mean`; otherwise None."""
+    sub = view.producer(ref, "sub")
+    own = view.producer(sub.inputs[1], "mean") if sub is not None and len(refs_of(sub)) == 2 else None
     same = sub is not None and own is not None and own.inputs[:1] == sub.inputs[:1]
     return sub if same and own is not None and own.attrs.get("axes") == mean.attrs.get("axes") else None
 
 
 def _with_affine(view: View, match: Match) -> Match:
-    """The match with the scale and the bias behind it, where there are."""
+    """Extend the match by a scale and a bias that follow it, if any."""
     for op, role in (("mul", "scale"), ("add", "bias")):
         after = view.reader(match.last, op, "cast")
         behind = view.reader(after, op) if after is not None and after.op == "cast" else after
@@ -117,7 +117,10 @@ def _with_affine(view: View, match: Match) -> Match:
 
 
 def _group_norm(view: View, norm: Node) -> Match | None:
-    """Reshape to groups, InstanceNormalization with unit scale, reshape back; with casts and further reshapes on the way."""
+    """Match GroupNorm as torch exports it: reshape to groups, InstanceNormalization, reshape back.
+
+    There may be casts and further reshapes in between.
+    """
     scale = norm.weights.get("scale")
     inner = [norm]
     top = norm
@@ -143,7 +146,7 @@ def _group_norm(view: View, norm: Node) -> Match | None:
 
 
 def _attention(view: View, softmax: Node) -> Match | None:
-    """softmax(scale q k' + mask) v, found at the softmax."""
+    """Match attention, softmax(scale q k' + mask) v, starting at the softmax."""
     inner = [softmax]
     mixed = _guarded(view, inner)
     while mixed is not None and mixed.op in {"dropout", "cast"}:
@@ -165,7 +168,10 @@ def _attention(view: View, softmax: Node) -> Match | None:
 
 
 def _guarded(view: View, inner: list[Node]) -> Node | None:
-    """What reads the softmax, the last of `inner`; where(isnan(p), 0, p) in between joins `inner`."""
+    """Return the only reader of the softmax, which is the last node of `inner`.
+
+    If where(isnan(p), 0, p) comes in between, its nodes are appended to `inner`.
+    """
     readers = view.readers(inner[-1])
     tests = [node for node in readers if node.attrs.get("name") == "IsNaN"]
     choices = [node for node in readers if node.attrs.get("name") == "Where"]
@@ -175,11 +181,11 @@ def _guarded(view: View, inner: list[Node]) -> Node | None:
 
 
 def _logits(view: View, softmax: Node) -> tuple[Node, list[Node], list[Ref], float] | None:
-    """The product q k' under a softmax, the nodes between, the masks that they add, and their scale."""
+    """Return the product q k' before a softmax, the nodes in between, the masks that they add, and the scale."""
     passed: list[Node] = []
     masks: list[Ref] = []
     scale, ref = 1.0, signal_of(softmax)
-    while (node := view.maker(ref, *_ON_LOGITS)) is not None and node.op != "matmul":
+    while (node := view.producer(ref, *_ON_LOGITS)) is not None and node.op != "matmul":
         products = [item for item in refs_of(node) if _leads_to_product(view, item)]
         hides = node.op == "add" or node.attrs.get("name") == "Where"
         if len(products) != 1 or (node.op == "slice" and not hides) or (len(refs_of(node)) > 1 and not hides) or len(passed) > 6:
@@ -194,13 +200,13 @@ def _logits(view: View, softmax: Node) -> tuple[Node, list[Node], list[Ref], flo
 
 
 def _leads_to_product(view: View, ref: Ref) -> bool:
-    """Whether a tensor is a product of two activations behind nodes that scale and mask it."""
+    """Return whether a tensor is a product of two activations, followed by nodes that scale and mask it."""
     for _ in range(_DEEPEST):
-        node = view.maker(ref, *_ON_LOGITS)
+        node = view.producer(ref, *_ON_LOGITS)
         if node is None or node.op == "matmul":
             return node is not None and len(refs_of(node)) == 2
         refs = refs_of(node)[-2:] if node.attrs.get("name") == "Where" else refs_of(node)
-        made = [item for item in refs if view.maker(item, *_ON_LOGITS)]
+        made = [item for item in refs if view.producer(item, *_ON_LOGITS)]
         if not made:
             return False
         ref = made[0]
@@ -208,7 +214,7 @@ def _leads_to_product(view: View, ref: Ref) -> bool:
 
 
 def _factor(node: Node) -> float:
-    """The scalar that a node multiplies by, 1 for other nodes."""
+    """Return the scalar that a node multiplies by; 1 for other nodes."""
     constant = node.attrs.get("constant")
     if node.op not in {"mul", "div"} or not isinstance(constant, (int, float)) or constant == 0:
         return 1.0
@@ -216,10 +222,12 @@ def _factor(node: Node) -> float:
 
 
 def _side(view: View, ref: Ref, *, transposed: bool) -> tuple[Ref, list[Node], float]:
-    """Where q or k comes from before it is scaled and transposed, the nodes that do that, and the scale."""
+    """Return the source of q or k before it is scaled and transposed, the nodes that do that, and the scale."""
     passed: list[Node] = []
     scale = 1.0
-    while (node := view.maker(ref, "mul", "div", "reshape")) is not None and view.reader(node, "matmul", "mul", "div", "reshape"):
+    while (node := view.producer(ref, "mul", "div", "reshape")) is not None and view.reader(
+        node, "matmul", "mul", "div", "reshape"
+    ):
         below = signal_of(node)
         scales = node.op != "reshape" and isinstance(node.attrs.get("constant"), (int, float)) and not node.weights
         swaps = transposed and _swaps_last(node) and not any(_swaps_last(other) for other in passed)
@@ -232,7 +240,7 @@ def _side(view: View, ref: Ref, *, transposed: bool) -> tuple[Ref, list[Node], f
 
 
 def _swaps_last(node: Node) -> bool:
-    """Whether a node transposes the last two axes and no others."""
+    """Return whether a node transposes exactly the last two axes."""
     order = node.attrs.get("perm")
     return isinstance(order, tuple) and len(order) > 1 and order == (*range(len(order) - 2), len(order) - 1, len(order) - 2)
 
@@ -241,7 +249,7 @@ def _swaps_last(node: Node) -> bool:
 
 
 def _activation(view: View, anchor: Node) -> Match | None:
-    """A function of one tensor through `anchor` that behaves like an activation of the vocabulary, however it is spelled."""
+    """Match a function of one tensor that includes `anchor` and has the values of a known activation, in any decomposition."""
     ends = [anchor]
     while len(ends) < 5 and (after := view.reader(ends[-1], "mul", "div", "add", "sub", "neg")) is not None:
         ends.append(after)
@@ -258,7 +266,7 @@ def _activation(view: View, anchor: Node) -> Match | None:
 
 
 def _starts(view: View, anchor: Node) -> Iterator[Ref]:
-    """The tensors above the anchor that the function may be one of, nearest first."""
+    """Yield the tensors before the anchor that may be the argument of the function, the nearest first."""
     queue, seen = list(dict.fromkeys(refs_of(anchor))), set[Ref]()
     while queue and len(seen) < _DEEPEST:
         ref = queue.pop(0)
@@ -266,12 +274,12 @@ def _starts(view: View, anchor: Node) -> Iterator[Ref]:
             continue
         seen.add(ref)
         yield ref
-        maker = view.maker(ref, *_POINTWISE)
-        queue += refs_of(maker) if maker is not None else []
+        producer = view.producer(ref, *_POINTWISE)
+        queue += refs_of(producer) if producer is not None else []
 
 
 def _region(view: View, end: Node, start: Ref) -> list[Node] | None:
-    """The pointwise nodes between `start` and `end`, in order, None when they read anything else."""
+    """Return the pointwise nodes from `start` to `end`, in order; None if they read any other activation."""
     found: dict[str, Node] = {}
 
     def visit(node: Node) -> bool:
@@ -280,8 +288,8 @@ def _region(view: View, end: Node, start: Ref) -> list[Node] | None:
         if len(found) > _DEEPEST or node.weights or not refs_of(node):
             return False
         for ref in refs_of(node):
-            maker = None if ref == start else view.maker(ref, *_POINTWISE)
-            if ref != start and (maker is None or not visit(maker)):
+            producer = None if ref == start else view.producer(ref, *_POINTWISE)
+            if ref != start and (producer is None or not visit(producer)):
                 return False
         found[node.id] = node
         return True

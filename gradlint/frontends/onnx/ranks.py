@@ -1,7 +1,7 @@
-"""Upper bounds of ranks and of the lengths of shape vectors, so that onnx is never asked to infer a shape of absurd rank.
+"""Upper bounds for ranks and for the lengths of shape vectors, so that onnx never infers a shape of absurd rank.
 
-onnx holds an object for every axis that it infers. A few nodes can ask for any number of axes: a Gather whose two operands have
-rank r makes rank 2r - 1, a ConstantOfShape whose operand is a vector of n elements makes rank n.
+onnx allocates an object for every axis that it infers, and a few nodes can produce any number of axes: a Gather whose two
+operands have rank r has a result of rank 2r - 1, and a ConstantOfShape whose operand has n elements has a result of rank n.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from gradlint.frontends.onnx.limits import Limits
 from gradlint.frontends.onnx.walk import subgraphs
 
 _UNKNOWN = math.inf
-_FROM_VECTOR = {"ConstantOfShape": 0, "Reshape": 1, "Expand": 1, "AffineGrid": 1, "CenterCropPad": 1}  # the shape's slot
-_NEW_SHAPE = {"ConstantOfShape", "Reshape", "AffineGrid"}  # the shape alone makes the rank
+_FROM_VECTOR = {
+    "ConstantOfShape": 0,
+    "Reshape": 1,
+    "Expand": 1,
+    "AffineGrid": 1,
+    "CenterCropPad": 1,
+}  # shape slot
+_NEW_SHAPE = {"ConstantOfShape", "Reshape", "AffineGrid"}  # the shape operand alone determines the rank
 _SAME_LENGTH = (
     "Abs Add Cast CastLike Ceil Div Equal Floor Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg Not Pow "
     "Reshape Round ScatterElements ScatterND Slice Split Sqrt Squeeze Sub Unsqueeze Where"
@@ -27,7 +33,10 @@ _ONE_MORE = ("OneHot", "ConcatFromSequence", "Loop", "Scan", "SequenceMap", "Spl
 
 
 class Bound(NamedTuple):
-    """At most so many axes, and, for a vector, at most so many elements; `exact` when that is their number."""
+    """Upper bounds for the number of axes of a tensor and, if it is a vector, of its elements.
+
+    `exact` says that `length` is the number of elements, not only a bound.
+    """
 
     rank: float = 0
     length: float = _UNKNOWN
@@ -38,17 +47,17 @@ Bounds = ChainMap[str, Bound]
 
 
 def largest_rank(graph: onnx.GraphProto) -> float:
-    """An upper bound of the axes of any tensor of a graph and its subgraphs, as far as onnx would infer them."""
+    """Return an upper bound for the rank that onnx would infer for any tensor of a graph and its subgraphs."""
     return _walk(graph, ChainMap())
 
 
 def declared_rank(graph: onnx.GraphProto) -> int:
-    """The most axes that the graph itself states for a tensor."""
+    """Return the largest rank that the graph itself declares for a tensor."""
     return max((_rank(value.type) for value in (*graph.input, *graph.output, *graph.value_info)), default=0)
 
 
 def too_many_axes(graph: onnx.GraphProto, limits: Limits) -> str | None:
-    """Why shapes cannot be inferred, None when they can."""
+    """Return the reason why shapes cannot be inferred safely; None if they can."""
     rank = max(largest_rank(graph), declared_rank(graph))
     if rank <= limits.rank:
         return None
@@ -56,7 +65,7 @@ def too_many_axes(graph: onnx.GraphProto, limits: Limits) -> str | None:
 
 
 def _rank(kind: onnx.TypeProto) -> int:
-    """Axes that a type states, also inside a sequence, a map or an optional."""
+    """Return the rank that a type declares, also inside a sequence, a map or an optional."""
     while (which := kind.WhichOneof("value")) in {"sequence_type", "optional_type", "map_type"}:
         kind = kind.map_type.value_type if which == "map_type" else getattr(kind, str(which)).elem_type
     return len(getattr(kind, which).shape.dim) if which in {"tensor_type", "sparse_tensor_type"} else 0
@@ -72,7 +81,7 @@ def _walk(graph: onnx.GraphProto, bounds: Bounds) -> float:
     largest = max((bound.rank for bound in bounds.values()), default=0)
     for node in graph.node:
         inner = [_walk(sub, bounds.new_child()) for sub in subgraphs(node)]
-        made = _made(node, [bounds.get(name, Bound()) for name in node.input], max(inner, default=0))
+        made = _output_bound(node, [bounds.get(name, Bound()) for name in node.input], max(inner, default=0))
         largest = max(largest, made.rank)
         for name in node.output:
             stated = bounds.get(name, Bound())
@@ -85,8 +94,8 @@ def _of_tensor(tensor: onnx.TensorProto) -> Bound:
     return Bound(len(tensor.dims), length, exact=len(tensor.dims) < 2)
 
 
-def _made(node: onnx.NodeProto, given: list[Bound], inner: float) -> Bound:
-    """The bound of every output of a node."""
+def _output_bound(node: onnx.NodeProto, given: list[Bound], inner: float) -> Bound:
+    """Return a bound for every output of a node. `given` are those of its inputs, `inner` is the largest rank in subgraphs."""
     ranks, lengths = [bound.rank for bound in given], [bound.length for bound in given]
     rank = max([inner, *ranks, *_listed(node)], default=0)
     kind = node.op_type
@@ -94,12 +103,12 @@ def _made(node: onnx.NodeProto, given: list[Bound], inner: float) -> Bound:
         return next((_of_tensor(a.t) for a in node.attribute if a.HasField("t")), Bound(1, rank, exact=True))
     if kind in _FROM_VECTOR and len(given) > _FROM_VECTOR[kind]:
         length = lengths[_FROM_VECTOR[kind]]
-        known = length < _UNKNOWN or kind == "ConstantOfShape"  # others are inferred only where onnx follows the vector
+        known = length < _UNKNOWN or kind == "ConstantOfShape"  # the others only if onnx knows the vector
         rank = max(0 if kind in _NEW_SHAPE else rank, length if known else 0)
     elif kind in {"Gather", "GatherND"}:
         rank = max(0, sum(ranks) - 1)
     elif kind == "Unsqueeze":
-        axes = [bound.length for bound in given[1:2] if bound.exact]  # of others onnx infers nothing
+        axes = [bound.length for bound in given[1:2] if bound.exact]  # onnx infers nothing from others
         rank = (ranks or [0])[0] + max([*axes, *_listed(node)], default=0)
     elif kind == "Squeeze" or (kind.startswith("Reduce") and any(a.name == "keepdims" and not a.i for a in node.attribute)):
         fewer = max([*(bound.length for bound in given[1:2] if bound.exact), *_listed(node)], default=0)
@@ -112,7 +121,7 @@ def _made(node: onnx.NodeProto, given: list[Bound], inner: float) -> Bound:
 
 
 def _length(node: onnx.NodeProto, given: list[Bound]) -> float:
-    """An upper bound of the elements of the result when it is a vector."""
+    """Return an upper bound for the number of elements of the result, if it is a vector."""
     kind, lengths = node.op_type, [bound.length for bound in given]
     if kind == "Shape":
         return max(bound.rank for bound in given) if given else 0
@@ -128,5 +137,5 @@ def _length(node: onnx.NodeProto, given: list[Bound]) -> float:
 
 
 def _listed(node: onnx.NodeProto) -> Iterable[int]:
-    """Lengths of the lists of numbers among the attributes."""
+    """Return the lengths of the integer lists among the attributes."""
     return (len(a.ints) for a in node.attribute if a.ints)

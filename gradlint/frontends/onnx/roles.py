@@ -1,4 +1,4 @@
-"""One ONNX node in gradlint's vocabulary: canonical operator, plain attributes, and which constants are weights."""
+"""Translate one ONNX node: its canonical operator, its attributes as plain values, and its weights by role."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gradlint.graph import Weight
 from gradlint.ops import OPERATORS, by_onnx
 
 _KNOWN_DOMAINS = (*STANDARD, contrib.MICROSOFT, "ai.onnx.ml")
-_LAST = 1 << 16  # clipped to the last axis
-_PLAIN = 16  # elements of a constant argument that attributes repeat
+_LAST = 1 << 16  # an axis that `add_weight` clips to the last one
+_PLAIN = 16  # the most elements of a constant operand that is repeated as an attribute
 _NORM = ((1, "scale", 0), (2, "bias", 0))
 _SLOTS: dict[str, tuple[tuple[int, str, int], ...]] = {  # (input slot, role, axis of output units)
     "Conv": ((1, "weight", 0), (2, "bias", 0)),
@@ -53,7 +53,7 @@ def describe(call: Call) -> None:
         slots = contrib.SLOTS.get(kind) if call.node.domain == contrib.MICROSOFT else None
         slots = _SLOTS.get(kind) if slots is None else slots
         for slot, role, out_axis in slots or ():
-            call.add_weight(role, call.matrix(slot), out_axis)
+            call.add_weight(role, call.float_constant(slot), out_axis)
         if slots is None and kind not in _FACTORS:
             _arguments(call, schema)
     for special in _specials(call):
@@ -61,7 +61,7 @@ def describe(call: Call) -> None:
 
 
 def _specials(call: Call) -> Sequence[Callable[[Call], None]]:
-    """What else is to be found out about a call, in order."""
+    """Return the functions that complete the translation of a call, in order."""
     kind = call.node.op_type
     if call.op == "unknown":
         return ()
@@ -71,7 +71,7 @@ def _specials(call: Call) -> Sequence[Callable[[Call], None]]:
 
 
 def _attributes(node: onnx.NodeProto, schema: Any) -> dict[str, Any]:
-    """Attributes as Python values, with the defaults of the schema; tensors and graphs are left out."""
+    """Return the attributes as Python values, with the defaults of the schema, but without tensors and graphs."""
     found: dict[str, Any] = {"name": f"{node.domain}::{node.op_type}" if node.domain not in STANDARD else node.op_type}
     defaults = {} if schema is None else {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
     types = {} if schema is None else {name: a.type.value for name, a in schema.attributes.items()}
@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
 
 
 def _arguments(call: Call, schema: Any) -> None:
-    """Repeat small constant operands behind the first as attributes: axes, shape, min, max, ratio, ..."""
+    """Repeat small constant operands as attributes, except the first operand: axes, shape, min, max, ratio, ..."""
     for slot, formal in enumerate([] if schema is None else schema.inputs):
         constant = call.constant(slot)
         if slot and constant is not None and constant.size <= _PLAIN and constant.dtype != "string":
@@ -109,29 +109,29 @@ def _pointwise(call: Call) -> None:
         if constant is not None and constant.size == 1:
             call.attrs["constant"] = np.asarray(constant.load()).item()
         elif role is not None:
-            call.add_weight(role, call.matrix(slot), _LAST)
+            call.add_weight(role, call.float_constant(slot), _LAST)
 
 
 def _gemm(call: Call) -> None:
-    """Y = alpha A' B' + beta C; either factor can be the weight."""
-    left, right = call.matrix(0), call.matrix(1)
+    """Translate Y = alpha A' B' + beta C. Either factor can be the weight."""
+    left, right = call.float_constant(0), call.float_constant(1)
     if right is not None:
         call.add_weight("weight", right, 0 if call.attrs.get("transB") else 1)
     else:
         call.add_weight("weight", left, 1 if call.attrs.get("transA") else 0)
     if not call.weights:
         call.op = "matmul"
-    call.add_weight("bias", call.matrix(2))
+    call.add_weight("bias", call.float_constant(2))
 
 
 def _matmul(call: Call) -> None:
-    """A constant matrix or vector makes a linear layer; more than one matrix is a batch of them."""
-    left, right = call.matrix(0), call.matrix(1)
+    """Translate a MatMul. A constant factor is the weight, and the node is a linear layer unless it is a batch of matrices."""
+    left, right = call.float_constant(0), call.float_constant(1)
     constant = left if right is None else right
     if constant is None:
         return
     if len(constant.shape) == 1:
-        constant, axis = constant.seen(lambda vector: vector.reshape(-1, 1), (*constant.shape, 1)), 1
+        constant, axis = constant.transformed(lambda vector: vector.reshape(-1, 1), (*constant.shape, 1)), 1
     else:
         axis = len(constant.shape) - (2 if right is None else 1)
     call.add_weight("weight", constant, axis)
@@ -140,42 +140,47 @@ def _matmul(call: Call) -> None:
 
 
 def _einsum(call: Call) -> None:
-    """A sum over axes that only the signal shares with a constant is a linear layer, of shape (fan_in, fan_out)."""
+    """Translate an Einsum of two operands. It is a linear layer if one operand is constant and no axis is a batch axis.
+
+    The weight then has the shape (fan_in, fan_out): the summed axes, then the others.
+    """
     inputs, _, result = call.attrs.get("equation", "").replace(" ", "").partition("->")
     terms = inputs.split(",")
-    sides = [slot for slot in (0, 1) if call.matrix(slot) is not None]
+    sides = [slot for slot in (0, 1) if call.float_constant(slot) is not None]
     if len(terms) != 2 or len(sides) != 1 or not result or "." in inputs:
         return
-    constant, own, other = call.matrix(sides[0]), terms[sides[0]], terms[1 - sides[0]]
+    constant, own, other = call.float_constant(sides[0]), terms[sides[0]], terms[1 - sides[0]]
     summed = [axis for axis, letter in enumerate(own) if letter in other and letter not in result]
     kept = [axis for axis, letter in enumerate(own) if letter in result and letter not in other]
     if constant is None or not summed or len(own) != len(constant.shape) or len(summed) + len(kept) != len(own):
         return
     shape = tuple(math.prod(constant.shape[axis] for axis in axes) for axes in (summed, kept))
-    call.add_weight("weight", constant.seen(lambda w: w.transpose(*summed, *kept).reshape(shape), shape), 1)
+    call.add_weight("weight", constant.transformed(lambda w: w.transpose(*summed, *kept).reshape(shape), shape), 1)
     call.op = "linear"
 
 
 def _gather(call: Call) -> None:
-    table = call.matrix(0)
+    table = call.float_constant(0)
     if table is not None and len(table.shape) == 2 and call.attrs.get("axis", 0) == 0:
         call.add_weight("weight", table, 1)
         call.op = "embedding"
 
 
 def _rnn(call: Call) -> None:
-    """Roles as in torch: "weight_l0", "recurrent_l0", "bias_l0", "recurrent_bias_l0", "_reverse" for the second direction.
+    """Translate RNN, GRU and LSTM.
 
-    Rows keep the order of gates that ONNX has, `attrs["gate_order"]`. "weight" and "recurrent" are those of the first direction.
+    The roles are those of the torch front end: "weight_l0", "recurrent_l0", "bias_l0" and "recurrent_bias_l0", with "_reverse"
+    for the second direction. "weight" and "recurrent" are those of the first direction. The rows keep the order of gates of
+    ONNX, which is `attrs["gate_order"]`.
     """
     kind = call.node.op_type
     directions = 2 if call.attrs.get("direction", "forward") == "bidirectional" else 1
     for direction in range(directions):
         end = "_l0" if direction == 0 else "_l0_reverse"
-        call.add_weight("weight" + end, _part(call.matrix(1), direction, directions))
-        call.add_weight("recurrent" + end, _part(call.matrix(2), direction, directions))
+        call.add_weight("weight" + end, _part(call.float_constant(1), direction, directions))
+        call.add_weight("recurrent" + end, _part(call.float_constant(2), direction, directions))
         for half, role in enumerate(("bias", "recurrent_bias")):
-            call.add_weight(role + end, _part(call.matrix(3), 2 * direction + half, 2 * directions))
+            call.add_weight(role + end, _part(call.float_constant(3), 2 * direction + half, 2 * directions))
     first = {role: call.weights[f"{role}_l0"] for role in ("weight", "recurrent") if f"{role}_l0" in call.weights}
     call.weights = first | call.weights
     default = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}[kind] * directions
@@ -193,7 +198,11 @@ def _rnn(call: Call) -> None:
 
 
 def _part(constant: Constant | None, index: int, parts: int) -> Constant | None:
-    """Part `index` of the first axis, or of the first two for a bias, under the name of the tensor it was made from."""
+    """Return part `index` of `parts` equal parts of a constant, or None if it cannot be divided.
+
+    The parts are those of the first axis, or of the flattened values if there are only two axes (biases). A part has the name
+    of its own initializer if the constant was concatenated from `parts` initializers.
+    """
     if constant is None or len(constant.shape) < 2:
         return None
     shape = constant.shape[1:] if len(constant.shape) > 2 else (constant.size // parts,)
@@ -201,7 +210,7 @@ def _part(constant: Constant | None, index: int, parts: int) -> Constant | None:
         return None
     own = len(constant.roots) == parts
     name = constant.roots[index] if own else f"{constant.name}[{index}]" if index else constant.name
-    part = constant.seen(lambda values: values.reshape(parts, *shape)[index], shape)
+    part = constant.transformed(lambda values: values.reshape(parts, *shape)[index], shape)
     return replace(part, name=name, roots=(name,) if own else constant.roots)
 
 
@@ -216,7 +225,7 @@ def _clip(call: Call) -> None:
 
 
 def _equal(call: Call) -> None:
-    """Comparing with the whole numbers in a row is how a one-hot code is spelled."""
+    """Translate Equal. A comparison with a vector of integers is how an exporter decomposes one-hot encoding."""
     constant = call.constant(1) or call.constant(0)
     if constant is not None and constant.size > 1:
         call.attrs["classes"] = constant.size
@@ -229,9 +238,9 @@ def _one_hot(call: Call) -> None:
 
 
 def _batch_norm(call: Call) -> None:
-    if len({weight.size for weight in call.weights.values()}) > 1:  # not a BatchNormalization, whatever it is called
+    if len({weight.size for weight in call.weights.values()}) > 1:  # not a valid BatchNormalization
         call.op, call.weights = "unknown", {}
-    if call.version < 14:  # before the attribute, more than one output meant training
+    if call.version < 14:  # before opset 14, several outputs meant training mode
         call.attrs["training_mode"] = int(sum(map(bool, call.node.output)) > 1)
     _set_training(call, bool(call.attrs.get("training_mode", 0)))
 
@@ -242,7 +251,7 @@ def _dropout(call: Call) -> None:
 
 
 def _set_training(call: Call, training: bool) -> None:
-    call.attrs |= {"training_mode": training, "training": training}  # ONNX's name and torch's
+    call.attrs |= {"training_mode": training, "training": training}  # the names in ONNX and in torch
 
 
 _SPECIAL: dict[str, Callable[[Call], None]] = {
@@ -264,9 +273,9 @@ _CONTRIB = contrib.SPECIAL | dict.fromkeys(("FusedGemm", "GemmFloat8"), (_gemm, 
 
 
 class Weights:
-    """Makes one Weight for each constant and way of looking at it, so that statistics are computed once.
+    """Makes `Weight` objects. Equal arguments give the same object, so that its statistics are computed once.
 
-    `kinds` tells parameters of the exported module from buffers, which are not trained.
+    `kinds` is the kind of each tensor in the exported module's state: buffers are not trainable.
     """
 
     def __init__(self, kinds: dict[str, str]) -> None:
@@ -274,7 +283,7 @@ class Weights:
         self._known: dict[tuple[Constant, int, bool], Weight] = {}
 
     def make(self, constant: Constant, out_axis: int, trained: bool) -> Weight:
-        """The weight whose values are those of `constant`."""
+        """Return the weight with the values of `constant`, whose axis `out_axis` indexes output units."""
         key = (constant, out_axis, trained)
         if key not in self._known:
             kinds = {self._kinds.get(root, "PARAMETER") for root in constant.roots}

@@ -1,4 +1,4 @@
-"""Nodes held against the schemas of their operators: onnx infers shapes without a check, and not every node survives that."""
+"""Check nodes against the schemas of their operators, because onnx infers shapes unchecked and can crash on invalid nodes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 import onnx
 
 STANDARD = ("", "ai.onnx")
-_AXES = 64  # numpy has no more; onnx looks for an axis at places in memory where there is none
+_AXES = 64  # numpy allows no more; for a larger axis, onnx reads memory out of bounds
 
 
-class Form(NamedTuple):
-    """What a node of an operator must look like."""
+class Signature(NamedTuple):
+    """What the schema of an operator requires of a node.
+
+    `inputs` and `outputs` are their least and greatest numbers, `required` the names of required attributes, and `types` the
+    types of all attributes.
+    """
 
     inputs: tuple[int, int]
     outputs: tuple[int, int]
@@ -22,7 +26,7 @@ class Form(NamedTuple):
 
 
 def opsets_of(proto: onnx.ModelProto) -> dict[str, int]:
-    """The version of each domain that a model imports; the standard domain is ""."""
+    """Return the opset version of each domain that a model imports. The standard domain is ""."""
     opsets = {item.domain: item.version for item in proto.opset_import}
     opsets[""] = opsets.pop("ai.onnx", opsets.get("", 1))
     return opsets
@@ -30,7 +34,7 @@ def opsets_of(proto: onnx.ModelProto) -> dict[str, int]:
 
 @lru_cache(maxsize=4096)
 def schema_of(op_type: str, domain: str, version: int) -> Any:
-    """The schema of an operator at an opset version, None where onnx has none."""
+    """Return the schema of an operator at an opset version; None if onnx has none."""
     try:
         return onnx.defs.get_schema(op_type, max_inclusive_version=version, domain="" if domain in STANDARD else domain)
     except (onnx.defs.SchemaError, OverflowError, TypeError, ValueError):
@@ -38,11 +42,11 @@ def schema_of(op_type: str, domain: str, version: int) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _form(op_type: str, domain: str, version: int) -> Form | None:
+def _signature(op_type: str, domain: str, version: int) -> Signature | None:
     schema = schema_of(op_type, domain, version)
     if schema is None:
         return None
-    return Form(
+    return Signature(
         (schema.min_input, schema.max_input),
         (schema.min_output, schema.max_output),
         frozenset(name for name, attribute in schema.attributes.items() if attribute.required),
@@ -50,20 +54,20 @@ def _form(op_type: str, domain: str, version: int) -> Form | None:
     )
 
 
-def misfit(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | None:
-    """Why a node is not one of its operator, None when it is or when the operator is not known."""
+def schema_violation(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | None:
+    """Return a message that says how a node violates its schema; None if it does not, or if the operator has no schema."""
     domain = "" if node.domain in STANDARD else node.domain
-    form = _form(node.op_type, domain, opsets.get(domain, 1))
-    if form is None:
+    signature = _signature(node.op_type, domain, opsets.get(domain, 1))
+    if signature is None:
         return None
-    for given, (low, high), what in ((node.input, form.inputs, "inputs"), (node.output, form.outputs, "outputs")):
+    for given, (low, high), what in ((node.input, signature.inputs, "inputs"), (node.output, signature.outputs, "outputs")):
         if not low <= len(given) <= high:
             return f"{node.op_type} {node.name!r} has {len(given)} {what}"
     present = {attribute.name: attribute for attribute in node.attribute}
-    if not form.required <= present.keys():
-        return f"{node.op_type} {node.name!r} lacks the attribute {min(form.required - present.keys())!r}"
+    if not signature.required <= present.keys():
+        return f"{node.op_type} {node.name!r} lacks the attribute {min(signature.required - present.keys())!r}"
     for name, attribute in present.items():
-        if not attribute_fits(attribute, form.types.get(name)):
+        if not attribute_fits(attribute, signature.types.get(name)):
             return f"{node.op_type} {node.name!r} has an attribute {name!r} of another type"
         if name.endswith("axis") and abs(attribute.i) > _AXES:
             return f"{node.op_type} {node.name!r} names an axis {attribute.i}"
@@ -71,7 +75,7 @@ def misfit(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | None:
 
 
 def attribute_fits(attribute: onnx.AttributeProto, expected: int | None) -> bool:
-    """Whether an attribute has the type that its schema gives it, and a value where one cannot be left out."""
+    """Return whether an attribute has the type that its schema declares and, if it is a graph, a value."""
     if attribute.ref_attr_name or expected is None:
         return True
     if attribute.type == onnx.AttributeProto.GRAPH and not attribute.HasField("g"):

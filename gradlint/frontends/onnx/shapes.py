@@ -1,4 +1,4 @@
-"""Types of the tensors of an ONNX graph, as far as onnx can infer them from a file that is not trusted."""
+"""dtypes and shapes of the tensors of an ONNX graph: declared, or inferred by onnx if that is safe."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from onnx import numpy_helper, shape_inference
 from gradlint.frontends.onnx.constants import TensorType
 from gradlint.frontends.onnx.limits import Limits
 from gradlint.frontends.onnx.ranks import too_many_axes
-from gradlint.frontends.onnx.schema import misfit, opsets_of
+from gradlint.frontends.onnx.schema import opsets_of, schema_violation
 from gradlint.frontends.onnx.skeleton import dtype_name
 from gradlint.frontends.onnx.walk import graphs_of
 
-_LARGEST = 1 << 24  # whole numbers in the file from which such a vector may be made
+_LARGEST = 1 << 24  # an integer in the file that is larger than this could be the length of a huge vector
 _INTEGERS = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 
 
 def tensor_type(value: onnx.TypeProto) -> TensorType | None:
-    """Dtype and shape of a type, None when it is not that of a tensor."""
+    """Return the dtype and the shape of a type; None if it is not the type of a tensor."""
     if not value.HasField("tensor_type"):
         return None
     tensor = value.tensor_type
@@ -33,37 +33,37 @@ def tensor_type(value: onnx.TypeProto) -> TensorType | None:
 
 
 def declared_types(graph: onnx.GraphProto) -> dict[str, TensorType]:
-    """The types that a graph states for its tensors, those of its subgraphs left out."""
+    """Return the types that a graph declares for its tensors, without those of its subgraphs."""
     stated = ((value.name, tensor_type(value.type)) for value in (*graph.value_info, *graph.input, *graph.output))
     return {name: kind for name, kind in stated if kind is not None}
 
 
 def free_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that a caller has to give: those that no initializer sets."""
+    """Return the inputs that a caller must provide: those without an initializer."""
     held = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in held]
 
 
 def infer_shapes(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProto, str | None]:
-    """The model with the types that onnx can infer, or as it is together with the reason why it cannot.
+    """Return the model with inferred types, or the unchanged model and the reason why types cannot be inferred.
 
-    Sizes are followed through the arithmetic of shapes only where that is cheap: onnx spends an object on each element of a
-    vector that takes part, and a small file can ask for any number of them.
+    Sizes are propagated through shape arithmetic only if that is cheap, because onnx allocates an object for each element of
+    the vectors involved, and a small file can declare vectors of any length.
     """
-    reason = too_many_axes(proto.graph, limits) or _first_misfit(proto)
+    reason = too_many_axes(proto.graph, limits) or _first_violation(proto)
     if reason is not None:
         return proto, reason
     try:
         plain = shape_inference.infer_shapes(proto)
         cheap = not (_has_long_vector(plain, limits.vector) or _has_large_number(plain))
         return (shape_inference.infer_shapes(proto, data_prop=True) if cheap else plain), None
-    except Exception as error:  # noqa: BLE001 - onnx raises bare RuntimeError and ValueError, shapes are a help, not a need
+    except Exception as error:  # noqa: BLE001 - onnx raises plain RuntimeError and ValueError; shapes are optional
         return proto, str(error).strip().partition("\n")[0]
 
 
-def _first_misfit(proto: onnx.ModelProto) -> str | None:
+def _first_violation(proto: onnx.ModelProto) -> str | None:
     opsets = opsets_of(proto)
-    found = (misfit(node, opsets) for graph in graphs_of(proto.graph) for node in graph.node)
+    found = (schema_violation(node, opsets) for graph in graphs_of(proto.graph) for node in graph.node)
     return next((reason for reason in found if reason is not None), None)
 
 
@@ -73,7 +73,10 @@ def _has_long_vector(proto: onnx.ModelProto, longest: int) -> bool:
 
 
 def _has_large_number(proto: onnx.ModelProto) -> bool:
-    """Whether a whole number in the file could make a long vector; the ends of slices, often 2**63 - 1, cannot."""
+    """Return whether an integer in the file could be the length of a huge vector.
+
+    The bounds of slices, which often are 2**63 - 1, cannot and do not count.
+    """
     graphs = list(graphs_of(proto.graph))
     ends = {name for graph in graphs for node in graph.node if node.op_type == "Slice" for name in node.input[1:]}
     literals = (pair for graph in graphs for pair in _literals(graph) if pair[0] not in ends)
@@ -81,7 +84,7 @@ def _has_large_number(proto: onnx.ModelProto) -> bool:
 
 
 def _literals(graph: onnx.GraphProto) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The names and values of the small integer tensors of a graph."""
+    """Yield the names and the values of the integer tensors that are stored in the graph itself."""
     held = [(tensor.name, tensor) for tensor in graph.initializer]
     for node in graph.node:
         for attribute in node.attribute if node.op_type == "Constant" and node.output else ():

@@ -1,4 +1,4 @@
-"""ONNX files read without their weights: large tensors stay on disk and are mapped one at a time."""
+"""Read ONNX files without their large weights, which stay on disk and are memory-mapped one at a time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from onnx import numpy_helper
 from gradlint.errors import TargetError, UnsafeFileError
 from gradlint.frontends.onnx.limits import DEFAULT, Limits, check_size, too_large
 from gradlint.frontends.onnx.walk import has_garbled_names, sparse_tensors, tensors
-from gradlint.frontends.onnx.wire import BrokenError, slim
+from gradlint.frontends.onnx.wire import BrokenError, without_large_tensors
 
 _SCALAR_NAMES = {"float": "float32", "double": "float64"}
 
 
 def dtype_name(elem_type: int) -> str:
-    """What torch calls an ONNX element type: "float32", "bfloat16", "int64"; "unknown" for a number ONNX does not have."""
+    """Return torch's name of an ONNX element type: "float32", "bfloat16", "int64"; "unknown" if ONNX has no such type."""
     try:
         name = str(onnx.TensorProto.DataType.Name(elem_type)).lower()
     except ValueError:
@@ -35,10 +35,14 @@ def dtype_name(elem_type: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """A model whose large weights are still where they came from.
+    """A model whose large weights are still in their file.
 
-    `origin` is the file, or the bytes for a model that was in memory; `location` is the external location that stands for
-    `origin` itself. `label` names the model in messages.
+    Attributes:
+        proto: The model, with references in place of its large weights.
+        origin: The file, or its bytes if the model was in memory.
+        location: The external location in `proto` that denotes `origin` itself.
+        label: The name of the model in messages.
+        limits: The limits under which it was read.
     """
 
     proto: onnx.ModelProto
@@ -49,13 +53,13 @@ class Skeleton:
 
     @property
     def path(self) -> Path | None:
-        """The file, None for a model in memory."""
+        """The path of the file; None for a model in memory."""
         return self.origin if isinstance(self.origin, Path) else None
 
     def array(self, tensor: onnx.TensorProto) -> NDArray[Any]:
-        """The values of a tensor of this model, of the shape `tensor.dims`: a read-only memory map where they are large.
+        """Return the values of a tensor of this model, with shape `tensor.dims`. Large ones are a read-only memory map.
 
-        Raises TargetError when the bytes do not fit the shape, UnsafeFileError when they would lie outside the folder.
+        Raises TargetError if the bytes do not fit the shape, UnsafeFileError if they are outside the model's folder.
         """
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return self._decode(tensor)
@@ -70,7 +74,7 @@ class Skeleton:
         return self._decode(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=shape, raw_data=raw))
 
     def dense(self, sparse: onnx.SparseTensorProto) -> NDArray[Any]:
-        """The values of a sparse tensor with its zeros; raises TargetError when its indices do not fit its shape."""
+        """Return a sparse tensor as a dense array. Raises TargetError if its indices do not fit its shape."""
         values, indices, shape = self.array(sparse.values), self.array(sparse.indices), tuple(sparse.dims)
         found = np.zeros(shape, values.dtype)
         try:
@@ -80,7 +84,7 @@ class Skeleton:
         return found
 
     def check(self, tensor: onnx.TensorProto) -> None:
-        """Raise what `array` would raise, without reading large values."""
+        """Raise the errors that `array` would raise for the place and size of the values, without reading them."""
         if len(tensor.dims) > self.limits.rank:
             raise too_large(self.label, f"weight {tensor.name!r} has {len(tensor.dims)} axes, more than {self.limits.rank}")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -95,7 +99,7 @@ class Skeleton:
             raise TargetError(f"{self.label}: weight {tensor.name!r} cannot be decoded: {error}") from error
 
     def _expect(self, tensor: onnx.TensorProto, available: int) -> int:
-        """The number of bytes that the values of `tensor` take; raises TargetError when fewer are there."""
+        """Return the number of bytes that the values of `tensor` need. Raises TargetError if fewer are available."""
         bits = re.search(r"\d+", dtype_name(tensor.data_type).replace("bool", "8"))
         if bits is None or any(size < 0 for size in tensor.dims):
             raise TargetError(f"{self.label}: weight {tensor.name!r} has no valid type and shape")
@@ -108,7 +112,7 @@ class Skeleton:
         return needed
 
     def _place(self, tensor: onnx.TensorProto) -> tuple[Path | bytes, int, int]:
-        """Where the values of an external tensor lie: file or bytes, offset, and length in bytes."""
+        """Return the place of an external tensor's values: the file or the bytes, offset, and length in bytes."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         if not isinstance(location, str):
@@ -125,7 +129,7 @@ class Skeleton:
         return source, offset, self._expect(tensor, rest if length < 0 else min(length, rest))
 
     def _external(self, name: str, location: str) -> Path:
-        """The file that holds external data; raises UnsafeFileError unless it lies in the model's folder."""
+        """Return the file that holds external data. Raises UnsafeFileError unless it is inside the model's folder."""
         if self.path is None:
             raise TargetError(
                 f"{self.label}: weight {name!r} is kept in the separate file {location!r}, which has no folder here",
@@ -141,7 +145,7 @@ class Skeleton:
                     hint="external data must be a file in or below the folder of the model, and no link out of it",
                 )
             found = target.is_file()
-        except (OSError, ValueError):  # a name that no file can have
+        except (OSError, ValueError):  # not a valid file name
             found = False
         if not found:
             raise TargetError(
@@ -152,7 +156,7 @@ class Skeleton:
 
 
 def _numpy_dtype(tensor: onnx.TensorProto) -> np.dtype[Any] | None:
-    """The dtype whose memory layout is that of the raw bytes, None where numpy has none (packed or big-endian)."""
+    """Return the numpy dtype with the memory layout of the raw bytes; None if there is none (packed, or a big-endian CPU)."""
     bits = re.search(r"\d+", dtype_name(tensor.data_type).replace("bool", "8"))
     try:
         dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
@@ -162,8 +166,8 @@ def _numpy_dtype(tensor: onnx.TensorProto) -> np.dtype[Any] | None:
     return dtype if same else None
 
 
-class _opened:  # noqa: N801 - reads as a function
-    """The bytes of a file or of a buffer, for slicing."""
+class _opened:  # noqa: N801 - used like a function
+    """A context manager that gives the bytes of a file or of a buffer, for slicing."""
 
     def __init__(self, source: Path | bytes) -> None:
         self._source = source
@@ -181,10 +185,10 @@ class _opened:  # noqa: N801 - reads as a function
 
 
 def load_skeleton(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT) -> Skeleton:
-    """Read a file, the bytes of one, or a model in memory, and check where every weight lies.
+    """Read a model from a path, from the bytes of a file, or from memory, and check the place and size of every weight.
 
-    Raises TargetError when it is missing, not ONNX, cut short, without nodes or beyond `limits`, UnsafeFileError when it
-    reaches outside its folder.
+    Raises TargetError if the file is missing, truncated, not an ONNX file, without nodes, or exceeds `limits`. Raises
+    UnsafeFileError if it refers to a file outside its folder.
     """
     origin: Path | bytes
     if isinstance(source, onnx.ModelProto):
@@ -222,7 +226,7 @@ def _parse(origin: Path | bytes, location: str, label: str, limits: Limits) -> o
         with _opened(origin) as data:
             if data[:23] == b"version https://git-lfs":
                 raise TargetError(f"{label}: this is a Git LFS pointer, not the model", hint="fetch the file with `git lfs pull`")
-            small = slim(data, (0, len(data)), "model", location)
+            small = without_large_tensors(data, (0, len(data)), "model", location)
             size = len(data) if small is None else len(small)
             if size > limits.skeleton:
                 raise too_large(label, f"has {size} bytes beside its weights, more than {limits.skeleton}")

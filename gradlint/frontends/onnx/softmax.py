@@ -1,7 +1,8 @@
-"""Softmax and log-softmax that an exporter spelled out: exp(x - max x) / sum exp(x - max x), and its logarithm.
+"""Recognize softmax and log-softmax that an exporter decomposed: exp(x - max x) / sum exp(x - max x), and its logarithm.
 
-The shift by the maximum may be missing, which `attrs["shifted"]` then says; the sum may be inverted and multiplied, and a
-reduction that drops its axis is reshaped. `attrs["fused"]` is False for the logarithm of probabilities, which may round to zero.
+If the shift by the maximum is missing, `attrs["shifted"]` is False. The exponential may be multiplied by the inverse of the sum,
+and a reduction that drops its axis may be followed by a reshape. `attrs["fused"]` is False for the logarithm of probabilities,
+which may round to zero.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from dataclasses import replace
 from gradlint.frontends.onnx.matching import Match, View, refs_of, signal_of
 from gradlint.graph import Node, Ref
 
-_LONGEST = 6  # operators between a reduction and what it normalises
+_LONGEST = 6  # the most operators between a reduction and the operator that it normalizes
 _MOVES = ("reshape", "cast")
 _BEFORE_MOVES = ("maximum", "log", "reciprocal", *_MOVES)
-_ENDS = {"div": frozenset[str](), "mul": frozenset({"reciprocal"}), "sub": frozenset({"log"})}  # and what must come before them
+_ENDS = {
+    "div": frozenset[str](),
+    "mul": frozenset({"reciprocal"}),
+    "sub": frozenset({"log"}),
+}  # last operators, and those required before
 
 
 def softmax(view: View, exp: Node) -> Match | None:
-    """A softmax or log-softmax, found at its exponential."""
+    """Match a softmax or a log-softmax, starting at its exponential."""
     logits = signal_of(exp)
     sums = [node for node in view.readers(exp) if node.attrs.get("name") == "ReduceSum"]
     if logits is None or len(sums) != 1 or sums[0].inputs[0] != Ref(exp.id):
         return None
-    found = _normalised(view, sums[0], Ref(exp.id), logits)
+    found = _normalized(view, sums[0], Ref(exp.id), logits)
     if found is None:
         return None
     found = replace(found, inner=(exp, *found.inner))
@@ -34,15 +39,15 @@ def softmax(view: View, exp: Node) -> Match | None:
 
 
 def log_sum_exp(view: View, total: Node) -> Match | None:
-    """A log-softmax x - log sum exp(x), found at a reduction that computes the latter."""
+    """Match a log-softmax x - log sum exp(x), starting at the reduction ReduceLogSumExp."""
     logits = signal_of(total)
     if logits is None or total.attrs.get("name") != "ReduceLogSumExp":
         return None
-    return _normalised(view, total, None, logits, done=frozenset({"log"}))
+    return _normalized(view, total, None, logits, done=frozenset({"log"}))
 
 
 def log_of_softmax(view: View, node: Node) -> Match | None:
-    """The logarithm of a softmax."""
+    """Match the logarithm of a softmax."""
     logits = signal_of(node)
     match = None if logits is None else _with_log(view, Match(node, "softmax", (logits,), (), {}, _axis_of(node)))
     return match if match is not None and match.last is not node else None
@@ -53,10 +58,10 @@ def _axis_of(node: Node) -> dict[str, int]:
     return {"axis": axis} if isinstance(axis, int) else {}
 
 
-def _normalised(
+def _normalized(
     view: View, total: Node, exponential: Ref | None, logits: Ref, *, done: frozenset[str] = frozenset()
 ) -> Match | None:
-    """The match that ends where a sum divides the exponential, or its logarithm is taken from the logits."""
+    """Return the match that ends where a sum divides the exponential, or where its logarithm is subtracted from the logits."""
     axis = _reduced(view, total)
     passed = [total]
     while axis is not None and len(passed) <= _LONGEST:
@@ -76,7 +81,7 @@ def _normalised(
 
 
 def _reduced(view: View, node: Node) -> int | None:
-    """The one axis that a reduction runs over; None where it has several, or drops it and is not reshaped to have it again."""
+    """Return the axis of a reduction; None if it has several, or if it drops the axis and no reshape adds it again."""
     axes = node.attrs.get("axes")
     if not isinstance(axes, Sequence) or len(axes) != 1 or not isinstance(axes[0], int):
         return None
@@ -93,18 +98,18 @@ def _reduced(view: View, node: Node) -> int | None:
 
 
 def _with_shift(view: View, match: Match) -> Match:
-    """The match with the subtraction of the maximum before it, where there is one."""
-    sub = view.maker(match.inputs[0], "sub")
+    """Extend the match by the subtraction of the maximum before it, if there is one."""
+    sub = view.producer(match.inputs[0], "sub")
     source = sub.inputs[0] if sub is not None and len(refs_of(sub)) == 2 else None
     if sub is None or source is None:
         return match
     passed: list[Node] = []
-    node = view.maker(sub.inputs[1], "max", "maximum", *_MOVES)
+    node = view.producer(sub.inputs[1], "max", "maximum", *_MOVES)
     while node is not None and node.op != "max" and len(passed) < _LONGEST:
         if node.op == "maximum" and node.attrs.get("constant") != -math.inf:
             return match
         passed.append(node)
-        node = view.maker(refs_of(node)[0], "max", "maximum", *_MOVES)
+        node = view.producer(refs_of(node)[0], "max", "maximum", *_MOVES)
     if node is None or node.attrs.get("name") != "ReduceMax" or node.inputs[0] != source:
         return match
     inner = (*match.inner, sub, node, *passed)
@@ -115,12 +120,12 @@ def _with_shift(view: View, match: Match) -> Match:
 
 
 def _same_axis(one: int | None, other: int, shape: Sequence[int | None] | None) -> bool:
-    """Whether two axes are one, either of which may be counted from the end."""
+    """Return whether two axes are the same. Either may be negative."""
     return one == other or (one is not None and shape is not None and abs(one - other) == len(shape))
 
 
 def _with_log(view: View, match: Match) -> Match:
-    """The match with the logarithm behind it, where there is one."""
+    """Extend the match by the logarithm after it, if there is one."""
     after = view.reader(match.last, "log") if match.op == "softmax" else None
     if after is None:
         return match

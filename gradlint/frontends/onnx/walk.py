@@ -1,4 +1,4 @@
-"""Everything of a kind in an ONNX model, wherever it hides: graphs, tensors, names."""
+"""Iterate over all graphs, tensors and names of an ONNX model, including subgraphs and local functions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import onnx
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs in the attributes of a node."""
+    """Return the graphs in the attributes of a node."""
     return [graph for a in node.attribute for graph in ([a.g] if a.HasField("g") else []) + (list(a.graphs) if a.graphs else [])]
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers and attributes, those of subgraphs and functions and of sparse tensors included."""
+    """Yield every tensor of a model: initializers and attributes, including those of subgraphs, functions and sparse tensors."""
     yield from _graph_tensors(proto.graph)
     for function in proto.functions:
         yield from _node_tensors(function.node)
@@ -22,7 +22,7 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def sparse_tensors(proto: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
-    """Every sparse tensor of a model."""
+    """Yield every sparse tensor of a model."""
     functions = [graph for function in proto.functions for graph in graphs_of(function)]
     for graph in (*graphs_of(proto.graph), *functions):
         if isinstance(graph, onnx.GraphProto):
@@ -34,7 +34,7 @@ def sparse_tensors(proto: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
 
 
 def graphs_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
-    """A graph or function and the subgraphs of its nodes."""
+    """Yield a graph or a function, and then the subgraphs of its nodes at any depth."""
     yield graph
     for node in graph.node:
         for inner in subgraphs(node):
@@ -49,7 +49,7 @@ def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def has_garbled_names(proto: onnx.ModelProto) -> bool:
-    """Whether a name is not UTF-8; protobuf then hands out bytes."""
+    """Return whether a name is not UTF-8. protobuf then returns bytes."""
     functions = proto.functions
     names = [(f.domain, f.name, *f.input, *f.output) for f in functions] + [(o.domain,) for o in proto.opset_import]
     return (

@@ -1,7 +1,7 @@
-"""Protobuf messages as bytes: large tensors are replaced by references before anything is parsed.
+"""Replace large tensors by references in the bytes of a protobuf message, before the message is parsed.
 
-The wire format is that of https://protobuf.dev/programming-guides/encoding/. What is small is copied; the values of a large
-tensor become a reference to their bytes in the same file, in the form that ONNX gives to external data.
+The wire format is described at https://protobuf.dev/programming-guides/encoding/. The values of a large tensor are replaced by
+a reference to their bytes in the same file, in the format of ONNX external data. Everything else is copied.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 import onnx
 
-_INLINE = 1024  # bytes up to which a tensor stays in the skeleton: shape inference needs the small ones
+_INLINE = 1024  # bytes: a tensor that is no larger stays in the skeleton, because shape inference needs small ones
 _NESTING = 100  # protobuf's own limit
 _DATA_TYPE, _RAW_DATA = 2, 9
-_PACKED = {4: onnx.TensorProto.FLOAT, 10: onnx.TensorProto.DOUBLE}  # float_data, double_data: the bytes that raw_data would have
+_PACKED = {4: onnx.TensorProto.FLOAT, 10: onnx.TensorProto.DOUBLE}  # float_data and double_data have the same bytes as raw_data
 _CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "function": {7: "node", 11: "attribute"},
@@ -32,7 +32,7 @@ class BrokenError(Exception):
 
 
 def _varint(data: Any, at: int, end: int) -> tuple[int, int]:
-    """The number at `at` and the position behind it."""
+    """Return the varint at position `at` and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:
@@ -46,7 +46,7 @@ def _varint(data: Any, at: int, end: int) -> tuple[int, int]:
 
 
 def _fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Number, wire type, start, start of the value and end of every field of the message in `data[at:end]`."""
+    """Yield number, wire type, start, start of the value, and end of every field of the message in `data[at:end]`."""
     while at < end:
         key, body = _varint(data, at, end)
         number, wire = key >> 3, key & 7
@@ -66,7 +66,7 @@ def _fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int, int, 
 
 
 def _delimited(number: int, body: bytes) -> bytes:
-    """`body` as the length-delimited field `number`."""
+    """Encode `body` as the length-delimited field `number`."""
     parts = bytearray()
     for value in (number << 3 | 2, len(body)):
         rest = value
@@ -78,15 +78,19 @@ def _delimited(number: int, body: bytes) -> bytes:
 
 
 def _reference(location: str, offset: int, length: int) -> bytes:
-    """Fields of a TensorProto whose values are `length` bytes at `offset` of the file `location`."""
+    """Encode the fields of a TensorProto whose values are the `length` bytes at `offset` of the file `location`."""
     tensor = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
     return bytes(tensor.SerializeToString())
 
 
-def slim(data: Any, span: tuple[int, int], message: str, location: str, depth: int = 0) -> bytes | None:
-    """The message in the bytes `span` of `data` with references for large tensors; None when it has none."""
+def without_large_tensors(data: Any, span: tuple[int, int], message: str, location: str, depth: int = 0) -> bytes | None:
+    """Return the message in the bytes `span` of `data` with references in place of large tensors; None if it has none.
+
+    `message` is the type of the message, a key of `_CHILDREN` or "tensor", and `location` the file that the references name.
+    Raises BrokenError if the bytes are not a message.
+    """
     if depth > _NESTING:
         raise BrokenError
     parts: list[bytes] = []
@@ -100,7 +104,7 @@ def slim(data: Any, span: tuple[int, int], message: str, location: str, depth: i
             if number == values:
                 replacement = _reference(location, body, stop - body)
         elif (child := _CHILDREN[message].get(number)) is not None:
-            smaller = slim(data, (body, stop), child, location, depth + 1)
+            smaller = without_large_tensors(data, (body, stop), child, location, depth + 1)
             replacement = None if smaller is None else _delimited(number, smaller)
         if replacement is not None:
             parts += [data[copied:at], replacement]
@@ -109,7 +113,10 @@ def slim(data: Any, span: tuple[int, int], message: str, location: str, depth: i
 
 
 def _values(data: Any, span: tuple[int, int]) -> int | None:
-    """The field of a tensor whose bytes are its values as they lie in memory, None where that is none, or no single one."""
+    """Return the number of the field that holds the values of a tensor as they are in memory.
+
+    None if there is no such field, or more than one.
+    """
     found = [(number, wire, body) for number, wire, _, body, _ in _fields(data, *span)]
     kinds = [_varint(data, body, span[1])[0] for number, wire, body in found if (number, wire) == (_DATA_TYPE, 0)]
     fields = [number for number, _, _ in found if number == _RAW_DATA or number in _PACKED]

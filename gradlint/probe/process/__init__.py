@@ -1,1 +1,1 @@
-"""Probing model files in a child process with limits on time and memory."""
+"""Probe model files in a child process that has limits of time and memory."""

@@ -1,4 +1,4 @@
-"""Probing a model file in this process."""
+"""`measure_file`: probe a model file in the current process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def measure_file(
     progress: Callable[[str], None],
     task: Task | None = None,
 ) -> Measurement:
-    """Probe an ONNX file; what its evaluation means for the gradient is said in the notes. Raises GradlintError."""
+    """Probe an ONNX file in this process. See `gradlint.probe.measure.measure` for the arguments and the errors.
+
+    The notes also include the remarks of `OnnxRunnable` on the meaning of its gradients.
+    """
     model = OnnxRunnable(file, inputs)
     found = measure(model, seeds=seeds, seed=seed, progress=progress, task=task)
     return replace(found, notes=(*model.notes, *found.notes))

@@ -1,4 +1,4 @@
-"""Probing a model file in a child process with limits on time and memory."""
+"""The parent's side: start the child process, send requests to it, and enforce the limits."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _PREFIXES = ("LC_", "MKL_", "OMP_", "OPENBLAS_", "TORCH_")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one model file may cost: `seconds` of time, and gigabytes of memory beyond its mapped weights."""
+    """Limits for probing one model file: `seconds` of wall time, and `memory` in gigabytes, without memory-mapped weights."""
 
     seconds: float = 600.0
     memory: float = 16.0
 
 
 class InternalError(RuntimeError):
-    """A fault of gradlint's own in the child process; the message is its traceback."""
+    """An internal error of gradlint in the child process. The message is its traceback."""
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - the cause of an error, never raised
-    """Where an error arose in the child process; the message is the traceback there."""
+    """The traceback of an error in the child process, as its message."""
 
 
 class Worker:
-    """One child process, started when it is first needed and again after it died."""
+    """One child process. It is started on first use, and again if it has died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -61,7 +61,23 @@ class Worker:
         progress: Callable[[str], None] | None = None,
         task: Task | None = None,
     ) -> Measurement:
-        """Probe an ONNX file. Raises the GradlintError that the child met, and TargetError when a limit was reached."""
+        """Probe an ONNX file in the child process and return the measurement.
+
+        Args:
+            path: The file.
+            inputs: The specification of each input.
+            seeds: How many seeds to draw.
+            seed: The first seed.
+            limits: Limits of time and memory; the child is killed when it exceeds the time.
+            train: Whether BatchNorms use the statistics of the batch.
+            progress: Called with one line of text at the start of each stage.
+            task: The task. Only its recipe and its number of rehearsal steps are sent to the child.
+
+        Raises:
+            TargetError: A limit was reached, or the child died.
+            GradlintError: The error that the child raised, of the same class.
+            InternalError: gradlint itself failed in the child.
+        """
         request = {
             "path": str(path.resolve()),
             "inputs": pack(inputs),
@@ -79,17 +95,17 @@ class Worker:
         if "memory" in answer:
             raise TargetError(f"probing needs more than {limits.memory:g} GB of memory", hint="allow more with --memory-limit GB")
         if "error" in answer:
-            raise _revived(answer["error"]) from RemoteTraceback(answer["error"]["trace"])
+            raise _restored_error(answer["error"]) from RemoteTraceback(answer["error"]["trace"])
         raise InternalError(answer["internal"])
 
     def stop(self) -> None:
-        """End the child process, if there is one."""
+        """Kill the child process, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    with suppress(BrokenPipeError):  # what was not written yet has no reader any more
+                    with suppress(BrokenPipeError):  # there may be unwritten bytes
                         pipe.close()
             self._process = None
 
@@ -115,7 +131,7 @@ class Worker:
                 progress(answer["progress"])
         except BrokenPipeError:
             pass
-        except BaseException:  # interrupted: an answer that nobody waits for must not meet the next request
+        except BaseException:  # interrupted: the pending answer must not be read for the next request
             self.stop()
             raise
         finally:
@@ -136,7 +152,7 @@ class Worker:
             passed = {name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith(_PREFIXES)}
             home = str(Path(errors.__file__).resolve().parents[1])
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "gradlint.probe.process.worker"],  # -P: nothing is imported from the working folder
+                [sys.executable, "-P", "-m", "gradlint.probe.process.worker"],  # -P: import nothing from the working folder
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -147,13 +163,13 @@ class Worker:
         return self._process
 
 
-def _revived(error: dict[str, Any]) -> GradlintError:
+def _restored_error(error: dict[str, Any]) -> GradlintError:
     kind = getattr(errors, error["kind"], TargetError)
     if kind is ForwardError:
         return ForwardError(error["message"], where=error["where"], hint=error["hint"])
-    revived: GradlintError = kind(error["message"], hint=error["hint"])
-    return revived
+    restored: GradlintError = kind(error["message"], hint=error["hint"])
+    return restored
 
 
 worker = Worker()
-"""The one that this process uses."""
+"""The worker that this process uses."""

@@ -1,4 +1,4 @@
-"""Measurements and input specifications as JSON, for the way between processes. Nothing that is read runs code."""
+"""Encode measurements and input specifications as JSON to send them between processes. Decoding runs no code from the data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ARRAY = "npy"  # the key that marks an encoded array
 
 
 def pack(value: Any) -> Any:
-    """Plain JSON values for a tree of dataclasses, tuples, sets, mappings and arrays."""
+    """Convert a tree of dataclasses, tuples, sets, mappings and arrays to JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: pack(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -38,24 +38,24 @@ def pack(value: Any) -> Any:
 
 
 def unpack(kind: type[Data], data: Any) -> Data:
-    """The dataclass that `pack` made `data` from; raises TypeError, ValueError or KeyError for anything else."""
+    """Convert the output of `pack` back to the dataclass `kind`. Raises TypeError, ValueError or KeyError if it does not fit."""
     hashable: Any = kind
-    return kind(**{name: _revive(hint, data[name]) for name, hint in _hints(hashable).items()})
+    return kind(**{name: _decode(hint, data[name]) for name, hint in _hints(hashable).items()})
 
 
-def _revive(hint: Any, data: Any) -> Any:
+def _decode(hint: Any, data: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if data is None:
         return None
     if origin in {Union, types.UnionType}:
-        return _revive(next(item for item in arguments if item is not type(None)), data)
+        return _decode(next(item for item in arguments if item is not type(None)), data)
     if origin is tuple:
         hints = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
-        return tuple(_revive(item, value) for item, value in zip(hints, data, strict=True))
+        return tuple(_decode(item, value) for item, value in zip(hints, data, strict=True))
     if origin is frozenset:
         return frozenset(data)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {key: _revive(arguments[1], value) for key, value in data.items()}
+        return {key: _decode(arguments[1], value) for key, value in data.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return unpack(hint, data)
     if isinstance(data, dict) and set(data) == {_ARRAY}:
@@ -64,5 +64,5 @@ def _revive(hint: Any, data: Any) -> Any:
 
 
 def unpack_inputs(data: Any) -> tuple[InputSpec, ...]:
-    """Input specifications from their packed form."""
+    """Convert packed input specifications back."""
     return tuple(unpack(InputSpec, item) for item in data)

@@ -1,9 +1,9 @@
 """The child process that probes model files: `python -m gradlint.probe.process.worker`.
 
-It reads one JSON request a line, and answers in JSON.
+It reads requests from stdin, one line of JSON each, and writes its answers, also lines of JSON, to stdout.
 
-A model file may be anything. What evaluating it costs is bounded here by the operating system; nothing that the parent holds,
-secrets in its environment included, is within reach.
+Model files are not trusted. The operating system limits the memory of this process, and the parent limits its time. The process
+cannot read the parent's memory, and the parent passes on only a few environment variables, so that secrets stay out of reach.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradlint.errors import ForwardError, GradlintError
 
 def _limit(gigabytes: float) -> None:
     try:
-        import resource  # noqa: PLC0415 - not on Windows, where only time is bounded
+        import resource  # noqa: PLC0415 - not on Windows, where only time is limited
     except ImportError:
         return
     bound = int(gigabytes * 2**30)
@@ -28,7 +28,7 @@ def _limit(gigabytes: float) -> None:
 
 
 def _probe(request: dict[str, Any]) -> Any:
-    from gradlint.frontends.onnx.file import read_onnx  # noqa: PLC0415 - after the limit is set
+    from gradlint.frontends.onnx.file import read_onnx  # noqa: PLC0415 - only after the limit is set
     from gradlint.probe.process.files import measure_file  # noqa: PLC0415
     from gradlint.probe.process.messages import pack, unpack, unpack_inputs  # noqa: PLC0415
     from gradlint.recipe import Recipe, Task  # noqa: PLC0415
@@ -41,7 +41,7 @@ def _probe(request: dict[str, Any]) -> Any:
             unpack_inputs(request["inputs"]),
             seeds=request["seeds"],
             seed=request["seed"],
-            progress=_say_progress,
+            progress=_send_progress,
             task=Task(recipe=recipe, rehearse=request["rehearse"]),
         )
     )
@@ -50,28 +50,28 @@ def _probe(request: dict[str, Any]) -> Any:
 def _answer(request: dict[str, Any]) -> None:
     try:
         _limit(request["memory"])
-        _say(measurement=_probe(request))
+        _send(measurement=_probe(request))
     except Exception as error:  # noqa: BLE001 - the parent decides what to show
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch has no exception of its own for it
-            _say(memory=True)
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch has no class for this error
+            _send(memory=True)
         elif isinstance(error, GradlintError):
             where = error.where if isinstance(error, ForwardError) else None
-            said = {"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint, "where": where}
-            _say(error={**said, "trace": traceback.format_exc()})
+            fields = {"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint, "where": where}
+            _send(error={**fields, "trace": traceback.format_exc()})
         else:
-            _say(internal=traceback.format_exc())
+            _send(internal=traceback.format_exc())
 
 
-def _say_progress(text: str) -> None:
-    _say(progress=text)
+def _send_progress(text: str) -> None:
+    _send(progress=text)
 
 
-def _say(**message: Any) -> None:
+def _send(**message: Any) -> None:
     _OUT.write(json.dumps(message) + "\n")
     _OUT.flush()
 
 
 if __name__ == "__main__":
-    _OUT, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not land between the answers
+    _OUT, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
     for line in sys.stdin:
         _answer(json.loads(line))
