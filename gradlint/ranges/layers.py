@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gradlint.ops import Kind, by_nonlinearity, operator
 from gradlint.ranges import segments
-from gradlint.ranges.case import NORMS, PERMUTATIONS, Case, is_nonnegative, name_of, permuted_axis, weight_interval
+from gradlint.ranges.case import NORMS, PERMUTATIONS, RANGES, Case, is_nonnegative, name_of, permuted_axis, weight_interval
 from gradlint.ranges.intervals import (
     BITS,
     REALS,
@@ -32,6 +32,7 @@ _RUNNING = frozenset({"cumsum", "CumSum", "logcumsumexp", "cumprod", "CumProd"})
 # layers -----------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule(Kind.LINEAR, Kind.CONV)
 def layer(case: Case) -> Interval:
     """A weight layer: training may give any number. A frozen one keeps signs and sizes, and zeros where it has no bias.
 
@@ -51,6 +52,7 @@ def layer(case: Case) -> Interval:
     return Interval(low, high, at_low=x.all_zero if low == 0.0 else x.at_low, at_high=x.at_high, all_zero=x.all_zero)
 
 
+@RANGES.rule(Kind.MATMUL)
 def matmul(case: Case) -> Interval:
     """A product of two signals: of unit vectors a cosine, of what is bounded or has a sign the same, else any number."""
     if case.name in {"cdist", "CDist"}:
@@ -82,12 +84,14 @@ def _sums_over_unit_axes(case: Case, left: int | None, right: int | None) -> boo
     return left == len(first) - 1 and right == max(len(second) - 2, 0)
 
 
+@RANGES.rule(Kind.EMBEDDING)
 def embedding(case: Case) -> Interval:
     """Rows of a table."""
     del case
     return REALS
 
 
+@RANGES.rule(Kind.RNN)
 def recurrent(case: Case) -> Interval:
     """Hidden states: a gate times tanh, or an activation with limits, lies in [-1, 1]."""
     row = by_nonlinearity(str(case.node.attrs.get("nonlinearity", "tanh")))
@@ -99,6 +103,7 @@ def recurrent(case: Case) -> Interval:
     return Interval(-1.0, 1.0, at_low=True, at_high=True)
 
 
+@RANGES.rule(Kind.ATTENTION)
 def attention(case: Case) -> Interval:
     """Averages of the values; behind an output layer any number."""
     if case.node.op != "attention" or len(case.node.inputs) < 3:
@@ -107,6 +112,7 @@ def attention(case: Case) -> Interval:
     return values.plain if not case.number("dropout_p") else _dropped(values, float(case.number("dropout_p") or 0.0))
 
 
+@RANGES.rule(Kind.NORM)
 def normed(case: Case) -> Interval:
     """Normalised signals: n of them lie within sqrt(n) of their mean (Samuelson 1968), times the scale, plus the bias."""
     node = case.node
@@ -140,6 +146,7 @@ def _normalized(case: Case) -> int | None:
     return math.prod(shape[1:])
 
 
+@RANGES.rule(Kind.DROPOUT)
 def dropout(case: Case) -> Interval:
     """Zeros, and what is left made larger."""
     active = case.node.attrs.get("training", case.graph.mode == "train")
@@ -154,6 +161,7 @@ def _dropped(x: Interval, p: float) -> Interval:
     return replace(hull([kept, constant(0.0)]), all_zero=x.all_zero)
 
 
+@RANGES.rule(Kind.SOFTMAX)
 def softmax(case: Case) -> Interval:
     """Probabilities: they sum to 1, one of n is at least 1/n, and the others round to 0 where logits are not bounded."""
     x, axes, count = case.x, case.axes(), case.count()
@@ -178,6 +186,7 @@ def softmax(case: Case) -> Interval:
 # reductions -------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule("sum")
 def summed(case: Case) -> Interval:
     """Sums, norms, products, log-sum-exp and distances over axes."""
     name, x, count = case.name, case.x, case.count()
@@ -236,6 +245,7 @@ def _sum_bound(end: float, count: int | None, *, up: bool) -> float:
     return math.copysign(math.inf, end) if (end > 0.0) == up else end
 
 
+@RANGES.rule("mean")
 def averaged(case: Case) -> Interval:
     """Means lie between the ends; of what one element holds up they stay up too."""
     x, count, axes = case.x, case.count(), case.axes()
@@ -248,6 +258,7 @@ def averaged(case: Case) -> Interval:
     return Interval(low, x.high, at_low=at_low, at_high=at_high, all_zero=x.all_zero, maker=x.maker)
 
 
+@RANGES.rule("var")
 def variance(case: Case) -> Interval:
     """Variances and standard deviations: zero where all elements are equal."""
     x, count = case.x, case.count()
@@ -260,6 +271,7 @@ def variance(case: Case) -> Interval:
     return Interval(0.0, most, at_low=x.all_zero, at_high=x.at_high, all_zero=x.all_zero, maker=case.node.id)
 
 
+@RANGES.rule("max")
 def extremum(case: Case) -> Interval:
     """Largest, smallest or sorted elements."""
     x, axes = case.x, case.axes()
@@ -278,6 +290,7 @@ def extremum(case: Case) -> Interval:
 # moves ------------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule("reshape")
 def reshaped(case: Case) -> Interval:
     """The same elements in other places."""
     if case.name in {"fold", "col2im", "Col2Im"}:  # overlapping places are summed
@@ -300,6 +313,7 @@ def _keep_axis(case: Case, x: Interval) -> Interval:
     return replace(x, axis=axis) if axis is not None else x.plain
 
 
+@RANGES.rule("cast", "detach")
 def cast(case: Case) -> Interval:
     """The same numbers in another type."""
     return case.x
@@ -325,6 +339,7 @@ def selected(case: Case) -> Interval:
     return x.plain if len(case.node.inputs) > 1 else _keep_axis(case, x)  # an index may take an element twice
 
 
+@RANGES.rule(Kind.CONCAT)
 def concatenated(case: Case) -> Interval:
     """The elements of all tensors; a constant among them may be any number."""
     weights = [weight_interval(weight) for weight in case.node.weights.values()]
@@ -337,6 +352,7 @@ def concatenated(case: Case) -> Interval:
     return found if axis is None or axis in along else replace(found, unit=True, axis=axis)
 
 
+@RANGES.rule(Kind.POOL)
 def pooled(case: Case) -> Interval:
     """Windows: their mean, with zeros around, or their largest element."""
     name = case.name

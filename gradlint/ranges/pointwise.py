@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from gradlint.graph import Node, Ref
-from gradlint.ops import attributes_of, operator
-from gradlint.ranges.case import Case, name_of
+from gradlint.ops import Kind, attributes_of, operator
+from gradlint.ranges.case import RANGES, Case, name_of
 from gradlint.ranges.intervals import (
     BITS,
     REALS,
@@ -38,6 +38,7 @@ _ROOT = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 # arithmetic -------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule(Kind.ADD)
 def added(case: Case) -> Interval:
     """Sums and differences."""
     node, name = case.node, case.name
@@ -119,6 +120,7 @@ def _axis_of(node: Node, rank: int) -> int | None:
     return given % rank if isinstance(given, int) and rank else None
 
 
+@RANGES.rule("mul")
 def multiplied(case: Case) -> Interval:
     """Products, and the square of a tensor."""
     refs = [ref for ref in case.node.inputs if ref is not None]
@@ -140,6 +142,7 @@ def _scaled(found: Interval, one: Interval, other: Interval) -> Interval:
     return found
 
 
+@RANGES.rule("div")
 def divided(case: Case) -> Interval:
     """Quotients; a tensor over its own norm is a unit vector."""
     one, other = case.operands()
@@ -153,6 +156,7 @@ def divided(case: Case) -> Interval:
     return replace(found, low=0.0) if one.low >= 0.0 and other.low >= 0.0 and math.isinf(found.low) else found
 
 
+@RANGES.rule("neg")
 def negated(case: Case) -> Interval:
     """-x."""
     return minus(case.x)
@@ -161,6 +165,7 @@ def negated(case: Case) -> Interval:
 # functions --------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule(Kind.ACTIVATION)
 def activated(case: Case) -> Interval:
     """An activation of the vocabulary: its values at the ends, and its least value where it bends."""
     row = operator(case.node.op)
@@ -185,6 +190,13 @@ def activated(case: Case) -> Interval:
     return Interval(low - _TINY, high + _TINY, at_low=True, at_high=x.at_high, all_zero=x.all_zero)
 
 
+@RANGES.rule("glu")
+def gated(case: Case) -> Interval:
+    """One half of the channels times a gate between 0 and 1."""
+    return replace(case.x.plain, low=min(case.x.low, 0.0), high=max(case.x.high, 0.0))
+
+
+@RANGES.rule("exp")
 def exponential(case: Case) -> Interval:
     """exp, exp2 and expm1."""
     base = 2.0 if case.name == "exp2" else math.e
@@ -201,6 +213,7 @@ def _power_of(base: float, exponent: float) -> float:
         return math.inf
 
 
+@RANGES.rule("log")
 def logarithm(case: Case) -> Interval:
     """Logarithms of what is above zero; where the argument may be below, nothing is expected of them."""
     if case.name not in {"log", "Log", "log2", "log10", "log1p"}:
@@ -216,6 +229,7 @@ def logarithm(case: Case) -> Interval:
     return replace(found, at_low=x.at_low and x.low > floor, all_zero=x.all_zero and floor < 0.0)
 
 
+@RANGES.rule("sqrt", "rsqrt", "reciprocal", "pow")
 def power(case: Case) -> Interval:
     """Powers with a number as exponent or as base, roots and reciprocals."""
     exponent = _ROOT.get(case.node.op)
@@ -273,6 +287,7 @@ _ANGLES: dict[str, tuple[float, float, float, float]] = {  # domain, range
 _RISING: dict[str, Callable[[float], float]] = {"sinh": math.sinh, "asinh": math.asinh}
 
 
+@RANGES.rule("tan")
 def trigonometric(case: Case) -> Interval:
     """Trigonometric functions and their inverses."""
     name = case.name.lower().replace("arc", "a")
@@ -291,16 +306,19 @@ def _or_infinite(function: Callable[[float], float], at: float) -> float:
         return math.copysign(math.inf, at)
 
 
+@RANGES.rule("compare")
 def comparison(case: Case) -> Interval:
     """What a comparison gives; the row has sizes too."""
     return BITS if case.node.dtype in {"bool", None} else UNKNOWN
 
 
+@RANGES.rule("abs")
 def absolute(case: Case) -> Interval:
     """|x|."""
     return magnitude(case.x, case.node.id)
 
 
+@RANGES.rule("sin")
 def sine(case: Case) -> Interval:
     """Sine, cosine and sinc."""
     return Interval(-1.0, 1.0, at_low=True, at_high=True, all_zero=case.x.all_zero and case.name.lower() == "sin")

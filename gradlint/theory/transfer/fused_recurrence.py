@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradlint.ops import Kind
 from gradlint.theory.recurrence.cells import CellResponse, respond
-from gradlint.theory.transfer.rule import Call, OperandCotangents, TransferResult, as_gaussian
+from gradlint.theory.transfer.rule import TRANSFER, Call, OperandCotangents, TransferResult, as_gaussian
 from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, joined
 
 _LATE = 0.5  # share of the cotangent on the last tenth of the steps from where on it counts as sitting on the last step
 
 
+@TRANSFER.rule(Kind.RNN)
 def recurrent(call: Call) -> TransferResult | None:
     """A fused RNN, LSTM or GRU: level of its output, and the gradient that comes back to its input."""
     found = call.signals

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Weight
+from gradlint.ops import Kind
 from gradlint.theory.gaussian.dispersion import ChanceCorrelation
 from gradlint.theory.transfer import fluctuation
 from gradlint.theory.transfer.coherence import Taps, through_layer
 from gradlint.theory.transfer.profiles import mean_product, replaced, times, values_along, without
 from gradlint.theory.transfer.rule import (
+    TRANSFER,
     Call,
     LayerShape,
     Part,
@@ -117,6 +119,7 @@ def _kept(amplitude: Array, square: Array, values: Array) -> float:
     return min(float((amplitude * amplitude).sum()) / whole / before, 1.0) if whole > 0.0 and before > 0.0 else 1.0
 
 
+@TRANSFER.rule(Kind.LINEAR)
 def linear(call: Call) -> TransferResult | None:
     """A weight matrix along one axis of the signal."""
     weight, found = call.node.weights.get("weight"), call.signals
@@ -140,6 +143,7 @@ def _contracted(signal: Signal, sizes: tuple[int, ...], weight: Weight) -> int |
     return chosen[-1] if chosen else None
 
 
+@TRANSFER.rule(Kind.CONV)
 def conv(call: Call) -> TransferResult | None:
     """A convolution, grouped, dilated or transposed, with what falls on its padding left out."""
     weight, found = call.node.weights.get("weight"), call.signals
