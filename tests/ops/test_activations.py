@@ -88,12 +88,9 @@ def test_every_op_type_of_the_default_domain_is_in_the_standard_and_has_a_kernel
 # functions --------------------------------------------------------------------------------------------------------------
 
 
-@ACTIVATIONS
-@pytest.mark.parametrize("changed", [False, True], ids=["by default", "with attributes"])
-def test_value_and_derivative_are_those_of_torch_at_kinks_too(row, changed):
-    if changed and row.name not in ATTRIBUTES:
-        pytest.skip("torch takes no attribute")
-    attrs = ATTRIBUTES[row.name] if changed else {}
+@pytest.mark.parametrize(("name", "attrs"), [*((name, {}) for name in ROWS), *ATTRIBUTES.items()])
+def test_value_and_derivative_are_those_of_torch_at_kinks_too(name, attrs):
+    row = ROWS[name]
     phi = at(row, attrs)
     points = np.array([*phi.kinks, *GRID, 1e-9, -1e-9, 300.0, -300.0])
     values, slopes = in_torch(row, attrs, points)
@@ -152,16 +149,22 @@ def test_parameters_are_the_attributes_that_the_function_reads(row):
 # kernels ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "row"), [(name, row) for row in ROWS.values() for name in row.kernels])
-@pytest.mark.parametrize("changed", [False, True], ids=["by default", "with attributes"])
-def test_a_kernel_computes_the_function_and_its_derivative(name, row, changed):
+def defaults_of(name):
+    """The attributes of a kernel, with the values that they have where a file says nothing."""
     kernel = KERNELS[name]
-    known = {} if not kernel.attributes else inspect.signature(kernel.function).parameters
-    attrs = {key: known[key].default for key in kernel.attributes}
+    known = inspect.signature(kernel.function).parameters if kernel.attributes else {}
+    return {key: known[key].default for key in kernel.attributes}
+
+
+BY_DEFAULT = [(name, row, False) for row in ROWS.values() for name in row.kernels]
+CHANGED = [(name, row, True) for name, row, _ in BY_DEFAULT if KERNELS[name].attributes]
+
+
+@pytest.mark.parametrize(("name", "row", "changed"), BY_DEFAULT + CHANGED)
+def test_a_kernel_computes_the_function_and_its_derivative(name, row, changed):
+    kernel, attrs = KERNELS[name], defaults_of(name)
     if changed:
         attrs = {key: "tanh" if isinstance(value, str) else 0.7 * value + 0.2 for key, value in attrs.items()}
-        if not attrs:
-            pytest.skip("it has no attributes")
     z = torch.linspace(-9.0, 9.0, 500, dtype=torch.float64, requires_grad=True)  # 0 is not among them, nor a kink
     values = kernel.function(z, **(attrs if changed else {}))
     values.sum().backward()
