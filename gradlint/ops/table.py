@@ -322,7 +322,7 @@ def attributes_of(node: Node) -> Mapping[str, Any]:
 @cache
 def _names(frontend: str) -> dict[str, Operator]:
     table: dict[str, Operator] = {}
-    for row in _ROWS:
+    for row in OPERATORS.values():
         for name in getattr(row, frontend):
             if name in table:
                 msg = f"{frontend} name {name!r} stands in two rows: {table[name].name} and {row.name}"

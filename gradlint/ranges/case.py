@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradlint.graph import Graph, Node, Ref, Weight
-from gradlint.ops import Kind, operator
+from gradlint.ops import Dispatch, Kind, operator
 from gradlint.ranges.intervals import REALS, UNKNOWN, Interval, constant, rounded
 
 MOVES = frozenset({"reshape", "cast", "detach"})
@@ -177,6 +177,10 @@ class Case:
             roots += root
             ref = _first(node)
         return None
+
+
+RANGES: Dispatch[Callable[[Case], Interval]] = Dispatch()
+"""The range of what an operator gives, from those of its operands."""
 
 
 def first_equivalent(graph: Graph) -> Mapping[str, str]:

@@ -6,12 +6,13 @@ import math
 from dataclasses import replace
 
 from gradlint.graph import Node, Ref
-from gradlint.ranges.case import Case, name_of
+from gradlint.ranges.case import RANGES, Case, name_of
 from gradlint.ranges.intervals import UNKNOWN, Interval, constant, hull, minus
 
 _ORDERS = frozenset({"gt", "greater", "ge", "greaterorequal", "greater_equal", "lt", "less", "le", "lessorequal", "less_equal"})
 
 
+@RANGES.rule("clamp")
 def clamped(case: Case) -> Interval:
     """Return the range of clamp, whose bounds are numbers or tensors, or of nan_to_num."""
     x = case.x
@@ -37,6 +38,7 @@ def clipped(x: Interval, low: float, high: float) -> Interval:
     )
 
 
+@RANGES.rule("maximum")
 def larger(case: Case) -> Interval:
     """Return the range of the elementwise maximum or minimum of two operands.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gradlint.ops import Kind, by_nonlinearity, operator
 from gradlint.ranges import segments
-from gradlint.ranges.case import NORMS, PERMUTATIONS, Case, is_nonnegative, name_of, permuted_axis, weight_interval
+from gradlint.ranges.case import NORMS, PERMUTATIONS, RANGES, Case, is_nonnegative, name_of, permuted_axis, weight_interval
 from gradlint.ranges.intervals import (
     BITS,
     REALS,
@@ -32,6 +32,7 @@ _RUNNING = frozenset({"cumsum", "CumSum", "logcumsumexp", "cumprod", "CumProd"})
 # layers -----------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule(Kind.LINEAR, Kind.CONV)
 def layer(case: Case) -> Interval:
     """Return the range of a weight layer.
 
@@ -52,6 +53,7 @@ def layer(case: Case) -> Interval:
     return Interval(low, high, at_low=x.all_zero if low == 0.0 else x.at_low, at_high=x.at_high, all_zero=x.all_zero)
 
 
+@RANGES.rule(Kind.MATMUL)
 def matmul(case: Case) -> Interval:
     """Return the range of a matrix product of two signals.
 
@@ -87,12 +89,14 @@ def _sums_over_unit_axes(case: Case, left: int | None, right: int | None) -> boo
     return left == len(first) - 1 and right == max(len(second) - 2, 0)
 
 
+@RANGES.rule(Kind.EMBEDDING)
 def embedding(case: Case) -> Interval:
     """Return the range of the rows of an embedding table, which training may give any value."""
     del case
     return REALS
 
 
+@RANGES.rule(Kind.RNN)
 def recurrent(case: Case) -> Interval:
     """Return the range of hidden states: [-1, 1] for tanh, gated or not, and nonnegative for ReLU."""
     row = by_nonlinearity(str(case.node.attrs.get("nonlinearity", "tanh")))
@@ -104,6 +108,7 @@ def recurrent(case: Case) -> Interval:
     return Interval(-1.0, 1.0, at_low=True, at_high=True)
 
 
+@RANGES.rule(Kind.ATTENTION)
 def attention(case: Case) -> Interval:
     """Return the range of attention: that of the values it averages, or any number after an output projection."""
     if case.node.op != "attention" or len(case.node.inputs) < 3:
@@ -112,6 +117,7 @@ def attention(case: Case) -> Interval:
     return values.plain if not case.number("dropout_p") else _dropped(values, float(case.number("dropout_p") or 0.0))
 
 
+@RANGES.rule(Kind.NORM)
 def normed(case: Case) -> Interval:
     """Return the range of a normalization.
 
@@ -149,6 +155,7 @@ def _normalized(case: Case) -> int | None:
     return math.prod(shape[1:])
 
 
+@RANGES.rule(Kind.DROPOUT)
 def dropout(case: Case) -> Interval:
     """Return the range of dropout: zeros, and the other elements divided by 1 - p."""
     active = case.node.attrs.get("training", case.graph.mode == "train")
@@ -163,6 +170,7 @@ def _dropped(x: Interval, p: float) -> Interval:
     return replace(hull([kept, constant(0.0)]), all_zero=x.all_zero)
 
 
+@RANGES.rule(Kind.SOFTMAX)
 def softmax(case: Case) -> Interval:
     """Return the range of softmax or log_softmax.
 
@@ -190,6 +198,7 @@ def softmax(case: Case) -> Interval:
 # reductions -------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule("sum")
 def summed(case: Case) -> Interval:
     """Return the range of a sum, norm, product, log-sum-exp or distance over axes."""
     name, x, count = case.name, case.x, case.count()
@@ -248,6 +257,7 @@ def _sum_bound(end: float, count: int | None, *, up: bool) -> float:
     return math.copysign(math.inf, end) if (end > 0.0) == up else end
 
 
+@RANGES.rule("mean")
 def averaged(case: Case) -> Interval:
     """Return the range of a mean. A nonnegative tensor with a peak has a mean of at least its share of the peak."""
     x, count, axes = case.x, case.count(), case.axes()
@@ -260,6 +270,7 @@ def averaged(case: Case) -> Interval:
     return Interval(low, x.high, at_low=at_low, at_high=at_high, all_zero=x.all_zero, maker=x.maker)
 
 
+@RANGES.rule("var")
 def variance(case: Case) -> Interval:
     """Return the range of a variance or standard deviation, which is zero if all elements are equal."""
     x, count = case.x, case.count()
@@ -272,6 +283,7 @@ def variance(case: Case) -> Interval:
     return Interval(0.0, most, at_low=x.all_zero, at_high=x.at_high, all_zero=x.all_zero, maker=case.node.id)
 
 
+@RANGES.rule("max")
 def extremum(case: Case) -> Interval:
     """Return the range of the largest, smallest or sorted elements."""
     x, axes = case.x, case.axes()
@@ -290,6 +302,7 @@ def extremum(case: Case) -> Interval:
 # reshapes, selections, joins --------------------------------------------------------------------------------------------
 
 
+@RANGES.rule("reshape")
 def reshaped(case: Case) -> Interval:
     """Return the range of a reshape or permutation: that of its input."""
     if case.name in {"fold", "col2im", "Col2Im"}:  # overlapping positions are summed
@@ -312,6 +325,7 @@ def _keep_axis(case: Case, x: Interval) -> Interval:
     return replace(x, axis=axis) if axis is not None else x.plain
 
 
+@RANGES.rule("cast", "detach")
 def cast(case: Case) -> Interval:
     """Return the range of a cast, before rounding to its dtype."""
     return case.x
@@ -337,6 +351,7 @@ def selected(case: Case) -> Interval:
     return x.plain if len(case.node.inputs) > 1 else _keep_axis(case, x)  # an index may select an element twice
 
 
+@RANGES.rule(Kind.CONCAT)
 def concatenated(case: Case) -> Interval:
     """Return the range of a concatenation: the hull of its operands. An unknown constant among them may be any number."""
     weights = [weight_interval(weight) for weight in case.node.weights.values()]
@@ -349,6 +364,7 @@ def concatenated(case: Case) -> Interval:
     return found if axis is None or axis in along else replace(found, unit=True, axis=axis)
 
 
+@RANGES.rule(Kind.POOL)
 def pooled(case: Case) -> Interval:
     """Return the range of pooling: the mean of a window, which may include zero padding, or its largest element."""
     name = case.name

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from gradlint.graph import Node, Ref
-from gradlint.ops import attributes_of, operator
-from gradlint.ranges.case import Case, name_of
+from gradlint.ops import Kind, attributes_of, operator
+from gradlint.ranges.case import RANGES, Case, name_of
 from gradlint.ranges.intervals import (
     BITS,
     REALS,
@@ -38,6 +38,7 @@ _ROOT = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 # arithmetic -------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule(Kind.ADD)
 def added(case: Case) -> Interval:
     """Return the range of a sum or difference."""
     node, name = case.node, case.name
@@ -122,6 +123,7 @@ def _axis_of(node: Node, rank: int) -> int | None:
     return given % rank if isinstance(given, int) and rank else None
 
 
+@RANGES.rule("mul")
 def multiplied(case: Case) -> Interval:
     """Return the range of a product, or of the square of a tensor."""
     refs = [ref for ref in case.node.inputs if ref is not None]
@@ -143,6 +145,7 @@ def _scaled(found: Interval, one: Interval, other: Interval) -> Interval:
     return found
 
 
+@RANGES.rule("div")
 def divided(case: Case) -> Interval:
     """Return the range of a quotient. A tensor over its own norm is a unit vector."""
     one, other = case.operands()
@@ -156,6 +159,7 @@ def divided(case: Case) -> Interval:
     return replace(found, low=0.0) if one.low >= 0.0 and other.low >= 0.0 and math.isinf(found.low) else found
 
 
+@RANGES.rule("neg")
 def negated(case: Case) -> Interval:
     """Return the range of -x."""
     return minus(case.x)
@@ -164,6 +168,7 @@ def negated(case: Case) -> Interval:
 # functions --------------------------------------------------------------------------------------------------------------
 
 
+@RANGES.rule(Kind.ACTIVATION)
 def activated(case: Case) -> Interval:
     """Return the range of an activation: its values at both ends, and its minimum between them if it is not monotone."""
     row = operator(case.node.op)
@@ -188,6 +193,13 @@ def activated(case: Case) -> Interval:
     return Interval(low - _TINY, high + _TINY, at_low=True, at_high=x.at_high, all_zero=x.all_zero)
 
 
+@RANGES.rule("glu")
+def gated(case: Case) -> Interval:
+    """One half of the channels times a gate between 0 and 1."""
+    return replace(case.x.plain, low=min(case.x.low, 0.0), high=max(case.x.high, 0.0))
+
+
+@RANGES.rule("exp")
 def exponential(case: Case) -> Interval:
     """Return the range of exp, exp2 or expm1."""
     base = 2.0 if case.name == "exp2" else math.e
@@ -204,6 +216,7 @@ def _power_of(base: float, exponent: float) -> float:
         return math.inf
 
 
+@RANGES.rule("log")
 def logarithm(case: Case) -> Interval:
     """Return the range of a logarithm.
 
@@ -222,6 +235,7 @@ def logarithm(case: Case) -> Interval:
     return replace(found, at_low=x.at_low and x.low > floor, all_zero=x.all_zero and floor < 0.0)
 
 
+@RANGES.rule("sqrt", "rsqrt", "reciprocal", "pow")
 def power(case: Case) -> Interval:
     """Return the range of a power whose exponent or base is a number, of a root, or of a reciprocal."""
     exponent = _ROOT.get(case.node.op)
@@ -279,6 +293,7 @@ _ANGLES: dict[str, tuple[float, float, float, float]] = {  # domain, range
 _RISING: dict[str, Callable[[float], float]] = {"sinh": math.sinh, "asinh": math.asinh}
 
 
+@RANGES.rule("tan")
 def trigonometric(case: Case) -> Interval:
     """Return the range of tan, a hyperbolic function, or an inverse trigonometric function."""
     name = case.name.lower().replace("arc", "a")
@@ -297,16 +312,19 @@ def _or_infinite(function: Callable[[float], float], at: float) -> float:
         return math.copysign(math.inf, at)
 
 
+@RANGES.rule("compare")
 def comparison(case: Case) -> Interval:
     """Return the range of a comparison: {0, 1}. The row of the vocabulary also has operators that return sizes."""
     return BITS if case.node.dtype in {"bool", None} else UNKNOWN
 
 
+@RANGES.rule("abs")
 def absolute(case: Case) -> Interval:
     """Return the range of |x|."""
     return magnitude(case.x, case.node.id)
 
 
+@RANGES.rule("sin")
 def sine(case: Case) -> Interval:
     """Return the range of sin, cos or sinc."""
     return Interval(-1.0, 1.0, at_low=True, at_high=True, all_zero=case.x.all_zero and case.name.lower() == "sin")

@@ -12,53 +12,14 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from gradlint.graph import Graph
-from gradlint.ops import Kind, operator
-from gradlint.ranges import choices, layers
-from gradlint.ranges import pointwise as rules
-from gradlint.ranges.case import Case, first_equivalent
+from gradlint.ops import operator
+from gradlint.ranges import choices, layers, pointwise
+from gradlint.ranges.case import RANGES, Case, first_equivalent
 from gradlint.ranges.intervals import UNKNOWN, Interval, monotone, within
 
 _INPUT = replace(UNKNOWN, all_zero=True)  # padding, silence, black
 _WHOLE = frozenset({"round", "Round", "floor", "Floor", "ceil", "Ceil", "trunc", "fix"})
 
-_KINDS: dict[Kind, Callable[[Case], Interval]] = {
-    Kind.LINEAR: layers.layer,
-    Kind.CONV: layers.layer,
-    Kind.MATMUL: layers.matmul,
-    Kind.NORM: layers.normed,
-    Kind.ACTIVATION: rules.activated,
-    Kind.SOFTMAX: layers.softmax,
-    Kind.ATTENTION: layers.attention,
-    Kind.RNN: layers.recurrent,
-    Kind.DROPOUT: layers.dropout,
-    Kind.ADD: rules.added,
-    Kind.EMBEDDING: layers.embedding,
-    Kind.CONCAT: layers.concatenated,
-    Kind.POOL: layers.pooled,
-}
-_OPERATORS: dict[str, Callable[[Case], Interval]] = {
-    "input": lambda case: _INPUT if case.node.is_float else UNKNOWN,
-    "mul": rules.multiplied,
-    "div": rules.divided,
-    "neg": rules.negated,
-    "exp": rules.exponential,
-    "log": rules.logarithm,
-    **dict.fromkeys(("sqrt", "rsqrt", "reciprocal", "pow"), rules.power),
-    "abs": rules.absolute,
-    "clamp": choices.clamped,
-    "maximum": choices.larger,
-    "sin": rules.sine,
-    "tan": rules.trigonometric,
-    "mean": layers.averaged,
-    "sum": layers.summed,
-    "var": layers.variance,
-    "max": layers.extremum,
-    "reshape": layers.reshaped,
-    "cast": layers.cast,
-    "detach": layers.cast,
-    "compare": rules.comparison,
-    "glu": lambda case: replace(case.x.plain, low=min(case.x.low, 0.0), high=max(case.x.high, 0.0)),
-}
 _CHOICES = frozenset({"where", "Where", "masked_fill"})
 
 
@@ -83,7 +44,11 @@ def _rule(case: Case) -> Interval:
         return choices.chosen(case) if case.name in _CHOICES else layers.selected(case)
     if node.op == "round" and case.name in _WHOLE:
         return _rounded(case)
-    rule = _OPERATORS.get(node.op) or _KINDS.get(operator(node.op).kind, layers.unknown)
+    if node.op == "input":
+        return _INPUT if node.is_float else UNKNOWN
+    rule = RANGES.find(node.op)
+    if rule is None:
+        rule = pointwise.activated if operator(node.op).function is not None else layers.unknown
     return rule(case)
 
 

@@ -11,17 +11,10 @@ from gradlint.graph import Graph, Node, Ref
 from gradlint.ops import Kind, operator
 from gradlint.signal_path import kind_of
 from gradlint.structure import Structure
-from gradlint.theory.transfer.attention import attention, matmul, multi_head, softmax
+from gradlint.theory.transfer import attention, fused_recurrence, joins, layers, norms, pointwise, pools, reshaping
 from gradlint.theory.transfer.channel_rules import refine_by_channel
 from gradlint.theory.transfer.fluctuation import Overlap
-from gradlint.theory.transfer.fused_recurrence import recurrent
-from gradlint.theory.transfer.joins import concat, dropout
-from gradlint.theory.transfer.layers import conv, embedding, linear
-from gradlint.theory.transfer.norms import norm
-from gradlint.theory.transfer.pointwise import add, glu, mapped, multiply
-from gradlint.theory.transfer.pools import pool, reduce
-from gradlint.theory.transfer.reshaping import reshape, select
-from gradlint.theory.transfer.rule import Call, OperandCotangents, Transfer, TransferResult, as_gaussian
+from gradlint.theory.transfer.rule import TRANSFER, Call, OperandCotangents, TransferResult, as_gaussian
 from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, cotangent_of_term, joined, merged
 
 _UNKNOWN = (8, 64)  # lengths of a batch and of any other axis that the graph does not know
@@ -30,31 +23,8 @@ _SAMPLED = 0.02**2  # decades^2 between one batch of inputs and cotangents and t
 _NEGLECTED = 0.023**2  # decades^2 of theory against the mean of four draws, robustly (benchmarks/theory_random.py)
 _NO_RULE = 1.0  # decades^2: an operator without a rule may grow or shrink a gradient tenfold
 
-_BY_KIND: dict[Kind, Transfer] = {
-    Kind.LINEAR: linear,
-    Kind.CONV: conv,
-    Kind.MATMUL: matmul,
-    Kind.NORM: norm,
-    Kind.ACTIVATION: mapped,
-    Kind.MATH: mapped,
-    Kind.SOFTMAX: softmax,
-    Kind.ATTENTION: attention,
-    Kind.ADD: add,
-    Kind.MUL: multiply,
-    Kind.DROPOUT: dropout,
-    Kind.CONCAT: concat,
-    Kind.POOL: pool,
-    Kind.REDUCE: reduce,
-    Kind.RNN: recurrent,
-}
-_BY_OP: dict[str, Transfer] = {
-    "reshape": reshape,
-    "cast": reshape,
-    "slice": select,
-    "glu": glu,
-    "neg": mapped,
-    "multi_head_attention": multi_head,
-}
+FAMILIES = (attention, fused_recurrence, joins, layers, norms, pointwise, pools, reshaping)
+"""The modules whose import fills the table of transfer rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +103,7 @@ class _Forward:
             self.signals[node.id] = Signal(0.0, sizes, (0.0,) * len(sizes), 0.0, channels if sizes else None)
             return
         call = Call(node, operands, sizes, self.graph.mode == "train")
-        result = embedding(call, fed=node.id in self._fed) if kind_of(node) is Kind.EMBEDDING else self._transfer(call)
+        result = layers.embedding(call, fed=node.id in self._fed) if kind_of(node) is Kind.EMBEDDING else self._transfer(call)
         if result is None:
             result = _unknown(call)
         if result is None:
@@ -149,7 +119,7 @@ class _Forward:
     def _transfer(self, call: Call) -> TransferResult | None:
         if not call.signals:
             return None
-        rule = _BY_OP.get(call.node.op) or _BY_KIND.get(kind_of(call.node))
+        rule = TRANSFER.find(call.node.op)
         if rule is None or any(len(s.sizes) != len(s.shared) for _, s in call.signals):
             return None
         try:

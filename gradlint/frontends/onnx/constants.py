@@ -16,13 +16,14 @@ from onnx import AttributeProto, helper
 from gradlint.errors import TargetError
 from gradlint.frontends.onnx.limits import DEFAULT, Limits
 from gradlint.frontends.onnx.skeleton import Skeleton, dtype_name
+from gradlint.ops import by_onnx
 
 _SMALL = 4096  # a folded value with at most this many elements is computed at once and kept
 _ROOTS = 4  # the most initializers that the name of a folded value lists
-_NO_LARGER = (  # operators whose outputs have at most as many elements as all inputs together
-    "Abs ArgMax ArgMin Cast CastLike Ceil Clip Concat Cos CumSum DequantizeLinear Erf Exp Flatten Floor GatherElements "
-    "Identity Log Neg Not Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu "
-    "Reshape Round ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Softplus Split Sqrt Squeeze Tanh "
+_NO_LARGER = (  # outputs have at most as many elements as all inputs; so do activations
+    "ArgMax ArgMin Cast CastLike Ceil Clip Concat Cos CumSum DequantizeLinear Exp Flatten Floor GatherElements "
+    "Identity Log Neg Not Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare "
+    "Reshape Round ScatterElements ScatterND Shape Sign Sin Size Slice Softmax Split Sqrt Squeeze "
     "Transpose Trilu Unsqueeze"
 )
 _BROADCASTING = "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor"
@@ -204,7 +205,7 @@ def largest_output(node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> f
     """Return an upper bound for the number of elements of an output; infinity for operators that are not folded."""
     given = [constant for constant in inputs if constant is not None]
     sizes = [constant.size for constant in given]
-    if node.op_type in _NO_LARGER.split():
+    if node.op_type in _NO_LARGER.split() or by_onnx(node.op_type).function is not None:
         return sum(sizes)
     try:
         if node.op_type in _BROADCASTING.split():

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gradlint.ops import Kind
 from gradlint.signal_path import kind_of
 from gradlint.structure import Structure
+from gradlint.theory.arithmetic import formulas, mixing
 from gradlint.theory.arithmetic.equations import Equation, Number, number
-from gradlint.theory.arithmetic.formulas import Case, Formulas, add, dropout, function, layer, multiply, norm
-from gradlint.theory.arithmetic.mixing import attend, concat, pool, product, reduce, softmax
+from gradlint.theory.arithmetic.formulas import FORMULAS, Case, Formulas
 from gradlint.theory.prediction import Prediction
 from gradlint.theory.transfer import fluctuation
-from gradlint.theory.transfer.rule import Call, mean_square
+from gradlint.theory.transfer.rule import TRANSFER, Call, mean_square
+
+FAMILIES = (formulas, mixing)
+"""The modules whose import fills the table of formulas."""
 
 _RECURRENT = "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063"
 
@@ -77,7 +79,8 @@ def _formulas(case: Case) -> Formulas:
         return Formulas(Equation("q' = E[W^2] of the rows", ((second,),)))
     if not case.call.signals:
         return Formulas(Equation("q', no operand of it is a signal", ((Number(case.output.log_q),),)))
-    made = _BY_OP.get(case.node.op) or _BY_KIND.get(kind)
+    special = TRANSFER.own(case.node.op) is not None  # the formula of its kind is not that of its rule
+    made = FORMULAS.own(case.node.op) if special else FORMULAS.find(case.node.op)
     found = made(case) if made is not None else None
     return found if found is not None else _other(case)
 
@@ -89,23 +92,3 @@ def _other(case: Case) -> Formulas:
     widest = max((signal for _, signal in case.call.signals), key=lambda signal: signal.size)
     forward, backward = Equation("q' = q", ((Number(widest.log_q),),), what), Equation("1", ((number(1.0),),), what)
     return Formulas(forward, (backward,), _RECURRENT if recurs else "")
-
-
-_Maker = Callable[[Case], Formulas | None]
-_BY_KIND: dict[Kind, _Maker] = {
-    Kind.LINEAR: layer,
-    Kind.CONV: layer,
-    Kind.NORM: norm,
-    Kind.ACTIVATION: function,
-    Kind.MATH: function,
-    Kind.ADD: add,
-    Kind.MUL: multiply,
-    Kind.DROPOUT: dropout,
-    Kind.SOFTMAX: softmax,
-    Kind.ATTENTION: attend,
-    Kind.MATMUL: product,
-    Kind.CONCAT: concat,
-    Kind.POOL: pool,
-    Kind.REDUCE: reduce,
-}
-_BY_OP: dict[str, _Maker] = {"neg": function, "glu": lambda _: None, "multi_head_attention": lambda _: None}

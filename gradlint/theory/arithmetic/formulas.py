@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradlint.graph import Node, Weight
+from gradlint.ops import Dispatch, Kind
 from gradlint.theory.arithmetic.equations import Equation, Number, Term, below, number
 from gradlint.theory.gaussian.functions import function_of
 from gradlint.theory.gaussian.pointwise_of_gaussian import apply, expect
@@ -67,9 +68,14 @@ class Formulas:
     random: bool = False
 
 
+FORMULAS: Dispatch[Callable[[Case], Formulas | None]] = Dispatch()
+"""The formulas of operators; None where there is none."""
+
+
 # weights ----------------------------------------------------------------------------------------------------------------
 
 
+@FORMULAS.rule(Kind.LINEAR, Kind.CONV)
 def layer(case: Case) -> Formulas | None:
     """A linear map or a convolution."""
     weight = case.weight("weight")
@@ -124,6 +130,7 @@ def _fan(case: Case, weight: Weight) -> float:
     return case.first.sizes[axis] / groups * math.prod(weight.shape[2:]) * spread
 
 
+@FORMULAS.rule(Kind.NORM)
 def norm(case: Case) -> Formulas | None:
     """A normalisation on the statistics of its input, or a BatchNorm on stored ones."""
     node, signal = case.node, case.first
@@ -166,6 +173,7 @@ def _mean_term(case: Case, eps: float) -> float:
 # pointwise --------------------------------------------------------------------------------------------------------------
 
 
+@FORMULAS.rule(Kind.ACTIVATION, Kind.MATH, "neg")
 def function(case: Case) -> Formulas | None:
     """A function of one tensor."""
     function, signal = function_of(case.node), case.first
@@ -186,6 +194,7 @@ def function(case: Case) -> Formulas | None:
     return Formulas(forward, (backward,), _MEAN_FIELD, random=True)
 
 
+@FORMULAS.rule(Kind.ADD)
 def add(case: Case) -> Formulas | None:
     """A sum of signals, or of a signal and a weight or a constant."""
     found = case.call.signals
@@ -211,6 +220,7 @@ def _one(because: str = _BROADCAST) -> Equation:
     return Equation("1", ((number(1.0),),), because)
 
 
+@FORMULAS.rule(Kind.MUL)
 def multiply(case: Case) -> Formulas | None:
     """A product or a quotient."""
     found = case.call.signals
@@ -236,6 +246,7 @@ def multiply(case: Case) -> Formulas | None:
     return None
 
 
+@FORMULAS.rule(Kind.DROPOUT)
 def dropout(case: Case) -> Formulas:
     """Zeros at random."""
     active = bool(case.node.attrs.get("training", case.node.attrs.get("train", case.call.training)))

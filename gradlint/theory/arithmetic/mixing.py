@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from gradlint.ops import Kind
 from gradlint.theory.arithmetic.equations import Equation, Number, below, number
-from gradlint.theory.arithmetic.formulas import Case, Formulas
+from gradlint.theory.arithmetic.formulas import FORMULAS, Case, Formulas
 from gradlint.theory.transfer.attention import attention_scale, attention_weights, concentration, row_sharpness, scaled_logits
 from gradlint.theory.transfer.joins import axis_of
 from gradlint.theory.transfer.pools import reduced_axes, window_of
@@ -16,6 +17,7 @@ _BROADCAST = "axes that are broadcast"
 ATTENTION = "Noci et al. 2022, arXiv 2206.03126"
 
 
+@FORMULAS.rule(Kind.SOFTMAX)
 def softmax(case: Case) -> Formulas | None:
     """A softmax."""
     if case.node.op == "log_softmax":
@@ -31,6 +33,7 @@ def softmax(case: Case) -> Formulas | None:
     )
 
 
+@FORMULAS.rule(Kind.ATTENTION)
 def attend(case: Case) -> Formulas | None:
     """Scaled dot-product attention as one operator."""
     found, node, sizes = dict(case.call.signals), case.node, case.output.sizes
@@ -62,6 +65,7 @@ def attend(case: Case) -> Formulas | None:
     return Formulas(forward, (*through, averaged_over), ATTENTION)
 
 
+@FORMULAS.rule(Kind.MATMUL)
 def product(case: Case) -> Formulas | None:
     """A matrix product of two signals."""
     found = case.call.signals
@@ -85,6 +89,7 @@ def product(case: Case) -> Formulas | None:
     return Formulas(forward, sides, ATTENTION)
 
 
+@FORMULAS.rule(Kind.CONCAT)
 def concat(case: Case) -> Formulas | None:
     """Tensors side by side."""
     found = case.call.signals
@@ -98,6 +103,7 @@ def concat(case: Case) -> Formulas | None:
     )
 
 
+@FORMULAS.rule(Kind.POOL)
 def pool(case: Case) -> Formulas | None:
     """An average over windows."""
     signal = case.first
@@ -108,6 +114,7 @@ def pool(case: Case) -> Formulas | None:
     return _mean(signal, math.prod(window), averaged(window, signal.shared, axes))
 
 
+@FORMULAS.rule(Kind.REDUCE)
 def reduce(case: Case) -> Formulas | None:
     """A mean or a sum over axes."""
     signal = case.first

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Node
+from gradlint.ops import Kind
 from gradlint.theory.gaussian.sharpness import Sharpness, sharpness
 from gradlint.theory.transfer.profiles import both, renumbered, without
 from gradlint.theory.transfer.rule import (
+    TRANSFER,
     Call,
     OperandCotangents,
     TransferResult,
@@ -51,6 +53,7 @@ class Product:
         return [letter for letter in self.left if letter in self.right and letter not in self.out]
 
 
+@TRANSFER.rule(Kind.MATMUL)
 def matmul(call: Call) -> TransferResult | None:
     """Return the transfer of a matrix product or einsum of two signals, or of one with a constant."""
     found = call.signals
@@ -197,6 +200,7 @@ def _places(letters: str, chosen: Sequence[str]) -> list[int]:
     return [index for index, letter in enumerate(letters) if letter in chosen]
 
 
+@TRANSFER.rule(Kind.SOFTMAX)
 def softmax(call: Call) -> TransferResult | None:
     """Return the transfer of softmax or log_softmax over the axis `dim`."""
     found = call.signals
@@ -282,6 +286,7 @@ class _Heads:
     value: Signal
 
 
+@TRANSFER.rule(Kind.ATTENTION)
 def attention(call: Call) -> TransferResult | None:
     """Return the transfer of scaled dot-product attention as one operator."""
     found = dict(call.signals)
@@ -357,6 +362,7 @@ def _centered(cotangent: Cotangent, key: Signal) -> Cotangent:
     return replace(cotangent, energy=cotangent.energy + log10(max(1.0 - key.shared[-2], 1e-12)))
 
 
+@TRANSFER.rule("multi_head_attention")
 def multi_head(call: Call) -> TransferResult | None:
     """Return the transfer of torch's fused multi-head attention (time, batch, width): projections, attention, projection."""
     found, weights = call.signals, call.node.weights

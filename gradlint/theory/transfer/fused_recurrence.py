@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradlint.ops import Kind
 from gradlint.theory.recurrence.cells import CellResponse, respond
-from gradlint.theory.transfer.rule import Call, OperandCotangents, TransferResult, as_gaussian
+from gradlint.theory.transfer.rule import TRANSFER, Call, OperandCotangents, TransferResult, as_gaussian
 from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, joined
 
 _LATE = 0.5  # share of the cotangent on the last tenth of the steps above which it counts as one on the last step alone
 
 
+@TRANSFER.rule(Kind.RNN)
 def recurrent(call: Call) -> TransferResult | None:
     """Return the transfer of a fused RNN, LSTM or GRU: the level of its output and the gradient factor to its input."""
     found = call.signals

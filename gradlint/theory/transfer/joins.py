@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Node
+from gradlint.ops import Kind
 from gradlint.theory.gaussian.dispersion import in_sum
 from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, expect
 from gradlint.theory.transfer.profiles import FLAT, along, mixed, replaced, values_along, without
 from gradlint.theory.transfer.rule import (
+    TRANSFER,
     Call,
     OperandCotangents,
     Part,
@@ -40,6 +42,7 @@ _EVEN = 0.05  # decades between the levels of parts that share one distribution
 _NOISE = 4e-3  # decades^2 that each concatenation adds, because its parts differ in more than their level
 
 
+@TRANSFER.rule(Kind.CONCAT)
 def concat(call: Call) -> TransferResult | None:
     """Return the transfer of a concatenation or stack.
 
@@ -196,6 +199,7 @@ def axis_of(node: Node, names: Sequence[str], rank: int, default: int) -> int:
     return int(value) % max(rank, 1)
 
 
+@TRANSFER.rule(Kind.DROPOUT)
 def dropout(call: Call) -> TransferResult | None:
     """Return the transfer of dropout: q grows by 1/(1-p), and shared second moments stay the same (Schoenholz et al. 2017)."""
     found = call.signals

@@ -1,8 +1,8 @@
 """Transfer rules of weight layers: linear maps, convolutions, embeddings.
 
-Each output of a layer sums `fan` inputs on average, and each input reaches `outs` outputs. The second moment of the signal and the
-energy of the cotangent are both multiplied by fan x E[W^2], because the energy is summed over elements; a stride does not enter
-(He et al. 2015, arXiv 1502.01852).
+Each output of a layer sums `fan` inputs on average, and each input reaches `outs` outputs. The second moment of the signal and
+the energy of the cotangent are both multiplied by fan x E[W^2], because the energy is summed over elements; a stride does not
+enter (He et al. 2015, arXiv 1502.01852).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.graph import Weight
+from gradlint.ops import Kind
 from gradlint.theory.gaussian.dispersion import ChanceCorrelation
 from gradlint.theory.transfer import fluctuation
 from gradlint.theory.transfer.coherence import Taps, through_layer
 from gradlint.theory.transfer.profiles import mean_product, replaced, times, values_along, without
 from gradlint.theory.transfer.rule import (
+    TRANSFER,
     Call,
     LayerShape,
     Part,
@@ -64,7 +66,7 @@ class _Layer:
 
     @property
     def is_orthogonal(self) -> bool:
-        """Whether all rows have the same norm, as in an orthogonal matrix; squared norms of random rows have variance 2/fan_in."""
+        """Whether all rows have the same norm, as in an orthogonal matrix; random rows have squared norms of variance 2/fan_in."""
         return self.rows is not None and float(np.var(self.rows)) < 0.1 * 2.0 / self.weight.fan_in
 
     @property
@@ -124,6 +126,7 @@ def _kept(amplitude: Array, square: Array, values: Array) -> float:
     return min(float((amplitude * amplitude).sum()) / whole / before, 1.0) if whole > 0.0 and before > 0.0 else 1.0
 
 
+@TRANSFER.rule(Kind.LINEAR)
 def linear(call: Call) -> TransferResult | None:
     """Return the transfer of a linear layer along one axis of the signal."""
     weight, found = call.node.weights.get("weight"), call.signals
@@ -147,6 +150,7 @@ def _contracted(signal: Signal, sizes: tuple[int, ...], weight: Weight) -> int |
     return chosen[-1] if chosen else None
 
 
+@TRANSFER.rule(Kind.CONV)
 def conv(call: Call) -> TransferResult | None:
     """Return the transfer of a convolution, which may be grouped, dilated or transposed. Taps on padding do not count."""
     weight, found = call.node.weights.get("weight"), call.signals

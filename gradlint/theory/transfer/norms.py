@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Weight
+from gradlint.ops import Kind
 from gradlint.theory.gaussian.dispersion import UNCORRELATED, ChanceCorrelation, VarianceSpread, variance_spread
 from gradlint.theory.gaussian.pointwise_of_gaussian import spherical
 from gradlint.theory.initialization import is_constant
 from gradlint.theory.transfer.coherence import Coherence
 from gradlint.theory.transfer.profiles import mean_product, times, without
 from gradlint.theory.transfer.rule import (
+    TRANSFER,
     Call,
     OperandCotangents,
     TransferResult,
@@ -48,6 +50,7 @@ class NormalizedAxes:
     centered: bool = True
 
 
+@TRANSFER.rule(Kind.NORM)
 def norm(call: Call) -> TransferResult | None:
     """Any normalisation layer."""
     found = call.signals

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.ops import Pointwise, activation
+from gradlint.ops import Kind, Pointwise, activation
 from gradlint.theory.gaussian.functions import function_of
 from gradlint.theory.gaussian.pointwise_of_gaussian import Distribution, Mapped, apply, expect, positive, rescaled
 from gradlint.theory.transfer.coherence import Coherence, Summand, at_sum
 from gradlint.theory.transfer.profiles import FLAT, both, mean_product, power, renumbered, times, without
 from gradlint.theory.transfer.rule import (
+    TRANSFER,
     Call,
     OperandCotangents,
     Part,
@@ -49,6 +50,7 @@ _UNLIKE_NORMAL = 1.8e-3  # decades^2 that each such sum adds, which counts as no
 _UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
 
 
+@TRANSFER.rule(Kind.ACTIVATION, Kind.MATH, "neg")
 def mapped(call: Call) -> TransferResult | None:
     """A function of one tensor, exact on the grid of its distribution."""
     found = call.signals
@@ -115,6 +117,7 @@ def _bent(cotangent: Cotangent, profile: Profile, exponent: float) -> Cotangent:
     return replace(cotangent, energy=energy, profile=own)
 
 
+@TRANSFER.rule(Kind.ADD)
 def add(call: Call) -> TransferResult | None:
     """A sum: second moments add where the summands have nothing in common but their means."""
     found = call.signals
@@ -222,6 +225,7 @@ def _combined(
     return TransferResult(output, back)
 
 
+@TRANSFER.rule(Kind.MUL)
 def multiply(call: Call) -> TransferResult | None:
     """A product: of independent tensors the second moments multiply, of functions of one tensor the functions do."""
     found = call.signals
@@ -363,6 +367,7 @@ def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, fa
     return replace(cotangent, energy=energy, correlation=correlation, profile=profile, coherence=coherence)
 
 
+@TRANSFER.rule("glu")
 def glu(call: Call) -> TransferResult | None:
     """One half of the channels times the sigmoid of the other."""
     found, function = call.signals, activation("sigmoid", {})

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Node
+from gradlint.ops import Kind
 from gradlint.theory.gaussian.pointwise_of_gaussian import largest_of
 from gradlint.theory.transfer.profiles import FLAT, renumbered, replaced
 from gradlint.theory.transfer.rule import (
+    TRANSFER,
     Call,
     OperandCotangents,
     TransferResult,
@@ -34,6 +36,7 @@ _NOISE = 1e-3  # decades^2 that each maximum adds: windows that overlap share wi
 _NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "reducel2", "frobenius_norm"})
 
 
+@TRANSFER.rule(Kind.POOL)
 def pool(call: Call) -> TransferResult | None:
     """Average, maximum and resampling windows over the last axes."""
     found = call.signals
@@ -184,6 +187,7 @@ def _resampled(call: Call, slot: int, signal: Signal) -> TransferResult:
     return TransferResult(output, single_operand(slot, output, back))
 
 
+@TRANSFER.rule(Kind.REDUCE)
 def reduce(call: Call) -> TransferResult | None:
     """Means, sums, norms and extremes over axes."""
     found = call.signals

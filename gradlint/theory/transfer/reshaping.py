@@ -12,6 +12,7 @@ import numpy as np
 from gradlint.graph import Node
 from gradlint.theory.transfer.profiles import FLAT, renumbered, replaced, without
 from gradlint.theory.transfer.rule import (
+    TRANSFER,
     Call,
     OperandCotangents,
     TransferResult,
@@ -33,6 +34,7 @@ _CHOSEN = 0.05  # decades^2: a condition may pick nearly all or nearly none
 _SPREAD = 0.01  # decades^2: a selection whose share of the signal is told from sizes alone
 
 
+@TRANSFER.rule("reshape", "cast")
 def reshape(call: Call) -> TransferResult | None:
     """Views, permutations, splits and expansions."""
     found = call.signals
@@ -242,6 +244,7 @@ def matched(old: Sequence[int], values: Sequence[float], new: Sequence[int], def
     return tuple(default if value is None else value for value in found)
 
 
+@TRANSFER.rule("slice")
 def select(call: Call) -> TransferResult | None:
     """Slices, gathers and padding: a share of the elements, or some zeros more."""
     found = call.signals

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradlint.graph import Node, Ref, Weight
+from gradlint.ops import Dispatch
 from gradlint.theory.gaussian.dispersion import UNCORRELATED, ChanceCorrelation, in_sum
 from gradlint.theory.transfer.profiles import FLAT, flat, mixed, values_along
 from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, Signal, joined, varying
@@ -87,6 +88,9 @@ class TransferResult:
 
 
 Transfer = Callable[[Call], TransferResult | None]
+
+TRANSFER: Dispatch[Transfer] = Dispatch()
+"""The transfer rules of operators; those of weight tables (embeddings) are called by `prediction` itself."""
 
 
 def single_operand(slot: int, output: Signal, pull_back: Callable[[Cotangent], Cotangent]) -> Pullback:
