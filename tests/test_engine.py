@@ -16,7 +16,8 @@ import gradlint
 from gradlint.catalog import load_rules
 from gradlint.errors import ForwardError, TargetError
 from gradlint.growth import HEALTHY, LIMIT
-from gradlint.result import Confidence, Effect, Finding, Gains, Growth, Measurement, Severity
+from gradlint.result import Confidence, Effect, Finding, Gains, Growth, Measurement, Severity, Verdict
+from gradlint.rule import Rule
 from gradlint.score import judge
 from gradlint.verify import relate, verify
 
@@ -120,7 +121,66 @@ def test_depth_is_not_reported_beside_a_cause_that_explains_as_much():
     assert relate([depth, replace(cause, evidence={"decades": 1.0})], RULES)[0] == depth
 
 
+def explained(cause, symptom):
+    return relate([cause, symptom], RULES)[-1].caused_by
+
+
+@pytest.mark.parametrize("code", ["GL602", "GL603"])
+@pytest.mark.parametrize("symptom", ["GL804", "GL805"])
+def test_an_operator_explains_only_what_breaks_at_its_own_place_or_with_it_in_the_loss(code, symptom):
+    for nodes, others, holds in ((("a", "b"), ("b",), True), (("a",), ("b",), False), ((), (), True), ((), ("b",), False)):
+        cause = finding(code, nodes=nodes)
+        assert explained(cause, finding(symptom, nodes=others)) == (code if holds else None)
+
+
+@pytest.mark.parametrize(("cause", "holds"), [("operator", True), ("precision", True), ("rate", False), (None, False)])
+@pytest.mark.parametrize("code", ["GL602", "GL603", "GL605"])
+def test_a_rehearsal_is_explained_by_operators_and_formats_only_where_these_made_it_fail(code, cause, holds):
+    failed = replace(finding("GL807", nodes=("a",)), evidence={"cause": cause})
+    assert explained(finding(code, nodes=("a",)), failed) == (code if holds else None)
+
+
+def test_a_recurrent_matrix_is_explained_by_its_own_activation_and_by_none_that_is_milder():
+    matrix = finding("GL502", Effect.EXPLODES, 5.0, nodes=("rnn0",))
+    assert explained(finding("GL501", Effect.EXPLODES, 5.0, nodes=("rnn0",)), matrix) == "GL501"
+    assert explained(finding("GL501", Effect.EXPLODES, 5.0, nodes=("rnn1",)), matrix) is None
+    milder = replace(finding("GL501", Effect.EXPLODES, 5.0, nodes=("rnn0",)), severity=Severity.WARNING)
+    assert explained(milder, matrix) is None
+    assert explained(matrix, finding("GL505", decades=5.0, nodes=("control0",))) == "GL502"
+
+
+class Young(Rule):
+    """A rule of a pack, which says how it belongs to built-in ones."""
+
+    code, name, severity, examples = "XX001", "young", Severity.ERROR, ()
+    explains, explained_by = ("GL403",), ("GL104", Effect.VANISHES)
+
+    def check(self, subject):
+        return []
+
+
+def test_the_younger_of_two_rules_says_that_they_belong_together():
+    rules = RULES | {"XX001": Young()}
+    for cause in (finding("GL104"), finding("GL102", Effect.VANISHES)):
+        assert relate([cause, finding("XX001")], rules)[-1].caused_by == cause.rule
+    assert relate([finding("GL101", Effect.EXPLODES), finding("XX001")], rules)[-1].caused_by is None
+    assert relate([finding("XX001"), finding("GL403")], rules)[-1].caused_by == "XX001"
+    assert relate([finding("XX001"), finding("GL804")], rules)[-1].caused_by is None
+
+
 # verdicts ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", [Verdict.NON_FINITE, Verdict.VANISHES])
+def test_an_error_makes_the_verdict_that_its_rule_declares(verdict):
+    def judged(error):
+        return judge(measurement(0.0, 0.0), Growth(0.0), [error], conclusive=True, broken_weight=False)
+
+    error = finding("XX001", verdict=verdict)
+    assert judged(error) == (verdict, 0)
+    for spared in (replace(error, severity=Severity.WARNING), replace(error, confidence=Confidence.REFUTED)):
+        assert judged(spared)[0] == "healthy"
+        assert judged(spared)[1] > 90
 
 
 @pytest.mark.parametrize(
