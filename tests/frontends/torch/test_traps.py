@@ -295,7 +295,7 @@ def test_a_forward_hook_that_changes_the_output_is_seen_with_its_line():
     module[0].register_forward_hook(lambda _module, _args, out: out * 3)
     result = run(module, torch.randn(2, 4))
     assert sources(result.graph["1:linear"])[0] == "mul"
-    assert result.node("mul").source.file.endswith("test_torch_traps.py")
+    assert result.node("mul").source.file.endswith("test_traps.py")
 
 
 def test_data_dependent_control_flow_records_the_path_taken():
