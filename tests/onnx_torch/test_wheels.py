@@ -19,8 +19,7 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.onnx_torch import OnnxModule, OnnxRunnable
 from gradlint.result import Confidence, Severity, Verdict
-
-onnxruntime = pytest.importorskip("onnxruntime")
+from tests.models.onnxruntime_sessions import by_onnxruntime
 
 WHEELS = {  # package: how many models it ships
     "basic-pitch": 1,  # convolutions on a harmonic spectrogram, three outputs
@@ -95,12 +94,8 @@ def test_a_package_ships_as_many_models_as_are_tested(package):
 
 
 def test_outputs_equal_those_of_onnxruntime(path, runnable, arrays):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feeds = {spec.name: array for spec, array in zip(runnable.inputs, arrays, strict=True)}
-    expected = session.run([value.name for value in session.get_outputs()], feeds)
+    expected = by_onnxruntime(path, feeds)
     for got, want in zip(runnable.forward(arrays), expected, strict=True):
         np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-3, atol=1e-5)  # fp32 sigmoids near 0 need a floor
 

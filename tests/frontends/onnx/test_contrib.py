@@ -15,6 +15,7 @@ from gradlint.graph import Ref
 from gradlint.ops import Kind, by_onnx, operator
 from gradlint.rule import Subject
 from gradlint.theory.reading.steps import main_weight
+from tests.models.onnxruntime_sessions import by_onnxruntime
 
 onnxruntime = pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(0)
@@ -55,12 +56,6 @@ def model(op, inputs, constants, *, shape=(2, 3, 4), kind=TensorProto.FLOAT, **a
 
 def node_of(*args, **options):
     return read_onnx(model(*args, **options)).graph["n"]
-
-
-def by_onnxruntime(proto, x):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options).run(None, {"x": x})[0]
 
 
 @pytest.mark.parametrize("op", sorted(SLOTS.keys() | SPECIAL.keys()))
@@ -197,7 +192,7 @@ def test_a_weight_in_blocks_of_a_few_bits_is_the_matrix_that_onnxruntime_multipl
     assert node.op == "linear"
     weight = node.weights["weight"]
     assert (weight.fan_out, weight.fan_in, weight.trainable) == (rows, columns, False)
-    product = by_onnxruntime(proto, np.eye(columns, dtype=np.float32))
+    product = by_onnxruntime(proto, {"x": np.eye(columns, dtype=np.float32)})[0]
     np.testing.assert_allclose(weight.array(), product.T, rtol=1e-4, atol=1e-4)
 
 
@@ -219,7 +214,7 @@ def test_a_table_in_blocks_is_an_embedding_with_the_rows_that_onnxruntime_looks_
     node = file.graph["n"]
     assert (node.op, node.inputs[:2]) == ("embedding", (None, Ref("input:x")))
     weight = node.weights["weight"]
-    np.testing.assert_allclose(weight.array(), by_onnxruntime(proto, np.arange(rows)), rtol=1e-6)
+    np.testing.assert_allclose(weight.array(), by_onnxruntime(proto, {"x": np.arange(rows)})[0], rtol=1e-6)
     assert file.inputs[0].text == f"int64[{rows}]<{rows}"
 
 

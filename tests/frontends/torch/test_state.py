@@ -159,7 +159,7 @@ def test_an_error_of_the_forward_is_told_with_its_message_and_line():
         runnable.forward(arrays(runnable))
     code = Path(__file__).read_text(encoding="utf-8").splitlines()
     line = next(number for number, text in enumerate(code, 1) if text.endswith("# THE LINE"))
-    assert caught.value.where.endswith(f"test_state.py:{line}")
+    assert caught.value.where.endswith(f"{Path(__file__).name}:{line}")
     assert type(caught.value.__cause__) is RuntimeError
 
 

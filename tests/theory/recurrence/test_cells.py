@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +23,7 @@ from gradlint.theory.recurrence.cells import respond
 from gradlint.theory.recurrence.loops import loops
 from gradlint.theory.recurrence.read import read_cells
 from gradlint.theory.recurrence.run import run_layers
+from tests.models.onnxruntime_sessions import by_onnxruntime
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -94,7 +94,7 @@ def test_a_run_meets_onnxruntime_whose_gates_have_another_order(op, attributes, 
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     x = rng.standard_normal((6, 3, 5)).astype(np.float32)
-    (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    (expected,) = by_onnxruntime(model, {"x": x})
     cells = read_cells(recurrent(read_onnx(model).graph))
     found, pull = run_layers(cells.layers, x, rng)
     np.testing.assert_allclose(found, expected.transpose(0, 2, 1, 3).reshape(6, 3, -1), atol=1e-5)
