@@ -159,15 +159,15 @@ def test_an_error_raises_no_score():
 
 # faults that need no growth -----------------------------------------------------------------------------------------------
 
-BREACH = NonFinite("n1", "NaN")
+NON_FINITE = NonFinite("n1", "NaN")
 LOSS = LossFacts(2.0, 1.0, {"w": 1.0})
 CUT = Cut("n1", "round", ("w",), on_spine=True)
 REHEARSED = Rehearsal(3, (2.0, 1.5, 1.0, 0.5), (1.0, 1.0, 1.0), {}, (), 2.0, 0.5)
 UNITS = DeadUnits("relu", 8, 0.0, 1.0)
 
 NOT_FINITE = {
-    "forward": {"nonfinite_forward": BREACH},
-    "backward": {"nonfinite_backward": BREACH},
+    "forward": {"nonfinite_forward": NON_FINITE},
+    "backward": {"nonfinite_backward": NON_FINITE},
     "loss": {"loss": replace(LOSS, value=NAN)},
     "gradient of the loss": {"loss": replace(LOSS, gradient_norm=INF)},
     "first loss": {"rehearsal": replace(REHEARSED, losses=(INF, 1.0))},
