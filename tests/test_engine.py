@@ -1,10 +1,9 @@
-"""The engine: rules confronted with the probe, symptoms related to causes, verdicts where little or nothing was measured."""
+"""The engine: verdicts where little or nothing was measured, and models that do odd things."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import gradlint
-from gradlint.catalog import load_rules
 from gradlint.errors import ForwardError, TargetError
-from gradlint.growth import HEALTHY, LIMIT
-from gradlint.result import Confidence, Effect, Finding, Gains, Growth, Measurement, Severity, Verdict
-from gradlint.rule import Rule
-from gradlint.score import judge
-from gradlint.verify import relate, verify
 
 INF = math.inf
-RULES = {rule.code: rule() for rule in load_rules()}
 
 
 class Calling(nn.Module):
@@ -40,147 +32,7 @@ def lint(forward, x=None, **options):
     return gradlint.check(Calling(forward), torch.randn(8, 16) if x is None else x, **options)
 
 
-def measurement(*levels, **fields):
-    gains = {f"n{index}": Gains(level, 0.0, level) for index, level in enumerate(levels)}
-    return Measurement(gains, tuple(gains), (f"n{len(levels) - 1}",), Growth(0.0), 1, **fields)
-
-
-def confronted(levels, effect, severity=Severity.ERROR, span=None, **fields):
-    found = measurement(*levels, **fields)
-    finding = Finding("GL101", "weight-gain-above-critical", severity, "", effect=effect, span=span, evidence={"decades": 9.0})
-    return verify(finding, found, {node: index for index, node in enumerate(found.spine)})
-
-
-# confronting rules with the probe ---------------------------------------------------------------------------------------
-
-
-def falling(decades, steps=10):
-    """Gains along a spine that explode by `decades` of sustained growth: one step more than that, and it is left out."""
-    return [decades * (1.0 - index / steps) + decades / steps for index in range(steps + 2)]
-
-
-@pytest.mark.parametrize(
-    ("decades", "effect", "confidence", "severity"),
-    [
-        (LIMIT + 0.1, Effect.EXPLODES, Confidence.MEASURED, Severity.ERROR),
-        (LIMIT - 0.1, Effect.EXPLODES, Confidence.MEASURED, Severity.WARNING),
-        (HEALTHY - 0.1, Effect.EXPLODES, Confidence.REFUTED, Severity.ERROR),
-        (LIMIT + 0.1, Effect.VANISHES, Confidence.REFUTED, Severity.ERROR),
-        (-LIMIT - 0.1, Effect.VANISHES, Confidence.MEASURED, Severity.ERROR),
-        (-LIMIT - 0.1, Effect.EITHER, Confidence.MEASURED, Severity.ERROR),
-    ],
-)
-def test_a_claim_stands_when_the_measured_growth_has_its_size_and_direction(decades, effect, confidence, severity):
-    found = confronted(falling(decades), effect)
-    assert (found.confidence, found.severity) == (confidence, severity)
-
-
-def test_a_measured_claim_explains_the_measured_decades_and_a_note_stays_a_note():
-    found = confronted(falling(5.0), Effect.EXPLODES, Severity.NOTE)
-    assert found.evidence["decades"] == pytest.approx(5.0)
-    assert found.severity is Severity.NOTE
-
-
-def test_a_claim_is_checked_over_its_own_span():
-    levels = [*falling(5.0), *[0.0] * 5]
-    assert confronted(levels, Effect.EXPLODES, span=("n13", "n16")).confidence is Confidence.REFUTED
-    assert confronted(levels, Effect.EXPLODES, span=("n1", "n11")).confidence is Confidence.MEASURED
-
-
-@pytest.mark.parametrize("levels", [[], [0.0], [math.nan] * 5, [INF] * 5])
-def test_a_claim_stays_predicted_where_nothing_was_measured(levels):
-    assert confronted(levels, Effect.EXPLODES).confidence is Confidence.PREDICTED
-    assert confronted(falling(5.0), Effect.EXPLODES, dead=True).confidence is Confidence.PREDICTED
-
-
-# causes and symptoms ----------------------------------------------------------------------------------------------------
-
-
-def finding(rule, effect=None, decades=0.0, **fields):
-    fields = {"confidence": Confidence.MEASURED, **fields}
-    return Finding(rule, rule, Severity.ERROR, "", effect=effect, evidence={"decades": decades}, **fields)
-
-
-def test_a_symptom_points_at_the_cause_that_explains_most():
-    weak, strong = finding("GL101", Effect.EXPLODES, 3.0), finding("GL302", Effect.EXPLODES, 5.0)
-    vanishing = finding("GL102", Effect.VANISHES, 9.0)
-    symptom = relate([weak, strong, vanishing, finding("GL801")], RULES)[-1]
-    assert symptom.caused_by == "GL302"
-
-
-def test_a_refuted_finding_explains_nothing():
-    refuted = finding("GL101", Effect.EXPLODES, 9.0, confidence=Confidence.REFUTED)
-    assert relate([refuted, finding("GL801")], RULES)[-1].caused_by is None
-
-
-def test_depth_is_not_reported_beside_a_cause_that_explains_as_much():
-    depth, cause = finding("GL201", Effect.EITHER, 5.0), finding("GL101", Effect.EXPLODES, 5.0)
-    assert relate([depth, cause], RULES) == [cause]
-    unprobed = [replace(finding, confidence=Confidence.PREDICTED) for finding in (depth, cause)]
-    assert relate(unprobed, RULES) == unprobed[1:]
-    assert relate([depth, replace(cause, evidence={"decades": 1.0})], RULES)[0] == depth
-
-
-def explained(cause, symptom):
-    return relate([cause, symptom], RULES)[-1].caused_by
-
-
-@pytest.mark.parametrize("code", ["GL602", "GL603"])
-@pytest.mark.parametrize("symptom", ["GL804", "GL805"])
-def test_an_operator_explains_only_what_breaks_at_its_own_place_or_with_it_in_the_loss(code, symptom):
-    for nodes, others, holds in ((("a", "b"), ("b",), True), (("a",), ("b",), False), ((), (), True), ((), ("b",), False)):
-        cause = finding(code, nodes=nodes)
-        assert explained(cause, finding(symptom, nodes=others)) == (code if holds else None)
-
-
-@pytest.mark.parametrize(("cause", "holds"), [("operator", True), ("precision", True), ("rate", False), (None, False)])
-@pytest.mark.parametrize("code", ["GL602", "GL603", "GL605"])
-def test_a_rehearsal_is_explained_by_operators_and_formats_only_where_these_made_it_fail(code, cause, holds):
-    failed = replace(finding("GL807", nodes=("a",)), evidence={"cause": cause})
-    assert explained(finding(code, nodes=("a",)), failed) == (code if holds else None)
-
-
-def test_a_recurrent_matrix_is_explained_by_its_own_activation_and_by_none_that_is_milder():
-    matrix = finding("GL502", Effect.EXPLODES, 5.0, nodes=("rnn0",))
-    assert explained(finding("GL501", Effect.EXPLODES, 5.0, nodes=("rnn0",)), matrix) == "GL501"
-    assert explained(finding("GL501", Effect.EXPLODES, 5.0, nodes=("rnn1",)), matrix) is None
-    milder = replace(finding("GL501", Effect.EXPLODES, 5.0, nodes=("rnn0",)), severity=Severity.WARNING)
-    assert explained(milder, matrix) is None
-    assert explained(matrix, finding("GL505", decades=5.0, nodes=("control0",))) == "GL502"
-
-
-class Young(Rule):
-    """A rule of a pack, which says how it belongs to built-in ones."""
-
-    code, name, severity, examples = "XX001", "young", Severity.ERROR, ()
-    explains, explained_by = ("GL403",), ("GL104", Effect.VANISHES)
-
-    def check(self, subject):
-        return []
-
-
-def test_the_younger_of_two_rules_says_that_they_belong_together():
-    rules = RULES | {"XX001": Young()}
-    for cause in (finding("GL104"), finding("GL102", Effect.VANISHES)):
-        assert relate([cause, finding("XX001")], rules)[-1].caused_by == cause.rule
-    assert relate([finding("GL101", Effect.EXPLODES), finding("XX001")], rules)[-1].caused_by is None
-    assert relate([finding("XX001"), finding("GL403")], rules)[-1].caused_by == "XX001"
-    assert relate([finding("XX001"), finding("GL804")], rules)[-1].caused_by is None
-
-
-# verdicts ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("verdict", [Verdict.NON_FINITE, Verdict.VANISHES])
-def test_an_error_makes_the_verdict_that_its_rule_declares(verdict):
-    def judged(error):
-        return judge(measurement(0.0, 0.0), Growth(0.0), [error], conclusive=True, broken_weight=False)
-
-    error = finding("XX001", verdict=verdict)
-    assert judged(error) == (verdict, 0)
-    for spared in (replace(error, severity=Severity.WARNING), replace(error, confidence=Confidence.REFUTED)):
-        assert judged(spared)[0] == "healthy"
-        assert judged(spared)[1] > 90
+# nothing measured -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,19 +96,6 @@ def test_a_signal_that_leaves_the_range_of_floats_is_predicted_to_explode(factor
 
 def test_a_factor_of_exactly_zero_is_not_predicted_to_be_healthy():
     assert lint(lambda net, x: net.second(net.first(x) * 0.0), probe=False).verdict == "unknown"
-
-
-def test_a_fault_is_judged_where_the_probe_stopped_half_way():
-    growing = Growth(LIMIT + 1.0)
-    assert judge(measurement(5.0, 0.0), growing, [], conclusive=False, broken_weight=False)[0] == "explodes"
-    assert judge(measurement(5.0, 0.0), Growth(0.0), [], conclusive=False, broken_weight=False)[0] == "unknown"
-
-
-@pytest.mark.parametrize(("conclusive", "verdict"), [(True, "explodes"), (False, "unknown")])
-def test_a_predicted_fault_is_judged_where_theory_is_sure_of_it(conclusive, verdict):
-    found, score = judge(None, Growth(LIMIT + 1.0), [], conclusive=conclusive, broken_weight=False)
-    assert found == verdict
-    assert score < 50
 
 
 def _with_unknown(place):

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gradlint.graph import Graph, Node, Ref
-from gradlint.growth import FLOOR, HEALTHY, JUMP, LIMIT, UNDERFLOW, about, along, nearness, place, signed, summarize
+from gradlint.graph import Graph, Node, Ref, Source
+from gradlint.growth import FLOOR, HEALTHY, JUMP, LIMIT, UNDERFLOW, about, along, nearness, place, signed, spine_points, summarize
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
-from gradlint.result import Gains, Growth, Jump, Measurement, Place
+from gradlint.result import Gains, Growth, Jump, Measurement, Place, SpinePoint
 from gradlint.theory.reading.sustained import largest_run
 
 INF, NAN = math.inf, math.nan
@@ -191,6 +191,21 @@ def test_a_place_has_the_module_of_its_node_if_there_is_one():
     graph = graph_of([1.0])
     assert place(graph, "n0") == Place("n0", "layers.0")
     assert place(graph, "depth 3") == Place("depth 3", "")
+
+
+# rows of the chart --------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_the_chart_holds_what_was_measured_and_predicted_at_its_node():
+    line, body = Source("net.py", 7), Source("net.py", 30)
+    nodes = [Node("a", "input"), Node("b", "linear", source=body, definition=line, module="fc"), Node("c", "relu", source=body)]
+    measured = {"a": Gains(1.0, 2.0, 3.0), "b": Gains(4.0, None)}
+    predicted = {"b": Gains(5.0, 6.0, 7.0), "c": Gains(None, 8.0)}
+    assert spine_points(Graph(nodes, [Ref("c")]), ["a", "c", "b"], measured, predicted) == (
+        SpinePoint(Place("a"), "input", backward=1.0, forward=2.0),
+        SpinePoint(Place("c"), "relu", predicted_forward=8.0, source=body),
+        SpinePoint(Place("b", "fc"), "linear", 4.0, None, 5.0, 6.0, line),
+    )
 
 
 # remarks ------------------------------------------------------------------------------------------------------------------

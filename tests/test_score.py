@@ -159,15 +159,15 @@ def test_an_error_raises_no_score():
 
 # faults that need no growth -----------------------------------------------------------------------------------------------
 
-BREACH = NonFinite("n1", "NaN")
+NON_FINITE = NonFinite("n1", "NaN")
 LOSS = LossFacts(2.0, 1.0, {"w": 1.0})
 CUT = Cut("n1", "round", ("w",), on_spine=True)
 REHEARSED = Rehearsal(3, (2.0, 1.5, 1.0, 0.5), (1.0, 1.0, 1.0), {}, (), 2.0, 0.5)
 UNITS = DeadUnits("relu", 8, 0.0, 1.0)
 
 NOT_FINITE = {
-    "forward": {"nonfinite_forward": BREACH},
-    "backward": {"nonfinite_backward": BREACH},
+    "forward": {"nonfinite_forward": NON_FINITE},
+    "backward": {"nonfinite_backward": NON_FINITE},
     "loss": {"loss": replace(LOSS, value=NAN)},
     "gradient of the loss": {"loss": replace(LOSS, gradient_norm=INF)},
     "first loss": {"rehearsal": replace(REHEARSED, losses=(INF, 1.0))},
@@ -215,6 +215,23 @@ def test_a_gradient_that_reaches_no_weight_vanishes_whatever_the_growth(growth, 
 @pytest.mark.parametrize("fields", UNHARMED.values(), ids=UNHARMED)
 def test_what_does_no_harm_leaves_a_model_healthy(fields):
     assert judged(measurement(**fields), 0.0) == (Verdict.HEALTHY, 100)
+
+
+@pytest.mark.parametrize("found", [None, measurement()])
+@pytest.mark.parametrize("confidence", list(Confidence))
+@pytest.mark.parametrize("severity", list(Severity))
+@pytest.mark.parametrize("verdict", [Verdict.NON_FINITE, Verdict.VANISHES])
+def test_an_error_whose_rule_makes_a_verdict_makes_it_by_itself(verdict, severity, confidence, found):
+    makes = severity is Severity.ERROR and confidence is not Confidence.REFUTED
+    makers = [replace(finding(severity, confidence=confidence), verdict=verdict)]
+    for findings in (makers, [finding(), *makers]):
+        assert judged(found, 9.0, findings) == ((verdict, 0) if makes else judged(found, 9.0))
+
+
+def test_a_pass_that_is_not_finite_comes_before_a_gradient_that_stops():
+    both = [replace(finding(), verdict=verdict) for verdict in (Verdict.VANISHES, Verdict.NON_FINITE)]
+    assert judged(measurement(), 0.0, both) == (Verdict.NON_FINITE, 0)
+    assert judged(measurement(dead=True), 0.0, both[1:]) == (Verdict.NON_FINITE, 0)
 
 
 FAILS = [

@@ -63,7 +63,7 @@ def test_growth_of_any_size_is_a_run(scale):
 
 
 def test_gains_in_single_precision_are_summed_in_double_precision():
-    levels = np.array([3e7, 1e7, 1.0, 0.0], np.float32)
+    levels = np.array([1e8, 3.0, 1.0, 0.0], np.float32)
     assert largest_run(levels) == largest_run([float(level) for level in levels])
 
 
