@@ -164,7 +164,7 @@ def check(**given: Any) -> int:
 @debug_option
 def rule(*, codes: tuple[str, ...], every: bool, output_format: str, rules: tuple[Path, ...], color: str, debug: bool) -> int:
     """Explain rules, named by code, prefix or name; without any, list them."""
-    del debug  # read where the command line ends
+    del debug  # `main` reads it from the command line
     from gradlint.catalog import load_rules, select
     from gradlint.report.rule_page import as_json, listed, page
 
@@ -196,7 +196,7 @@ def new_rule(*, code: str, name: str, folder: Path | None, debug: bool) -> int:
 
     CODE is two to four capitals and three digits that no rule has yet. NAME says the pattern: lower-case words and hyphens.
     """
-    del debug  # read where the command line ends
+    del debug  # `main` reads it from the command line
     from gradlint.cli.skeleton import write_rule
 
     path = write_rule(code, name, folder)
@@ -219,7 +219,7 @@ def explain_node(*, target: str, node: str, inputs: tuple[str, ...], debug: bool
     TARGET is a model as for check. NODE is the id of an operator or the path of a module as reports name them, or the
     unique beginning or end of one.
     """
-    del debug  # read where the command line ends
+    del debug  # `main` reads it from the command line
     from gradlint.explain import explain
     from gradlint.frontends.inputs import parse_inputs
     from gradlint.options import Options

@@ -1,6 +1,6 @@
-"""What `gradlint new-rule` writes: a rule file that works, to be turned into the rule that is meant."""
+"""The command `gradlint new-rule`: write a working rule file as a template for a new rule."""
 
-# ruff: noqa: PLC0415 - what the command needs is imported when it runs, so that --help and --version stay quick
+# ruff: noqa: PLC0415 - imports are deferred until the command runs, so that --help and --version stay quick
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def _in_a_row(subject: Subject, node: Node) -> int:
 
 
 def write_rule(code: str, name: str, folder: Path | None = None) -> Path:
-    """Write the skeleton of a rule into `folder`, by default the `rules/` of the checkout that is running; returns its path.
+    """Write the skeleton of a rule to `folder`, by default `rules/` of the running checkout, and return the path of the file.
 
-    Raises ConfigError for a code or a name that is malformed or taken, and where there is no folder to write to, and
-    RuleFileError for a folder whose files are no rules.
+    Raises ConfigError if the code or the name is malformed or taken, or if there is no folder to write to. Raises RuleFileError
+    if the folder contains files that are not rules.
     """
     from gradlint.catalog import CODE, CODE_FORM, builtin_dir, is_checkout, load_rules
     from gradlint.rule import __all__ as taken

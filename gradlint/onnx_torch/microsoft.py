@@ -56,7 +56,7 @@ def _skip_simplified_layer_norm(
 
 
 @op("com.microsoft::EmbedLayerNormalization")
-def _embed_layer_norm(  # noqa: PLR0917 - so many inputs
+def _embed_layer_norm(  # noqa: PLR0917 - one parameter per input of the operator
     words: Tensor,
     segments: Tensor | None,
     word_table: Tensor,
@@ -121,7 +121,7 @@ def _attention(
 
 
 @op("com.microsoft::MultiHeadAttention")
-def _multi_head_attention(  # noqa: PLR0917 - so many inputs
+def _multi_head_attention(  # noqa: PLR0917 - one parameter per input of the operator
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -148,7 +148,7 @@ def _requantized(y: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
 
 
 @op("com.microsoft::QLinearAdd", "com.microsoft::QLinearMul")
-def _qlinear_pair(  # noqa: PLR0917 - so many inputs
+def _qlinear_pair(  # noqa: PLR0917 - one parameter per input of the operator
     ctx: Context,
     a: Tensor,
     a_scale: Tensor,
@@ -190,7 +190,7 @@ def _qlinear_concat(scale: Tensor, zero: Tensor, *parts: Tensor, axis: int) -> T
 
 
 @op("com.microsoft::QGemm")
-def _qgemm(  # noqa: PLR0917 - so many inputs
+def _qgemm(  # noqa: PLR0917 - one parameter per input of the operator
     a: Tensor,
     a_scale: Tensor,
     a_zero: Tensor,

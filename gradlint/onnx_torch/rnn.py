@@ -121,7 +121,7 @@ def _activations(
 
 
 @op("RNN")
-def _rnn(  # noqa: PLR0917 - so many inputs
+def _rnn(  # noqa: PLR0917 - one parameter per input of the operator
     x: Tensor,
     weight: Tensor,
     recurrent: Tensor,

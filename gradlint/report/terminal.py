@@ -29,7 +29,7 @@ _DIM = "dim"
 _INDENT = " " * 8
 
 Line = tuple[tuple[str, str], ...]
-"""Pieces of text, each with the name of its style, "" for none."""
+"""The parts of a line, each as its text and the name of its style ("" for none)."""
 
 _BLANK: Line = ()
 
@@ -58,8 +58,8 @@ def render(
 
 
 def _colored(lines: Sequence[Line], width: int) -> str:
-    """The lines with the escape sequences of a terminal of 256 colors."""
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and plain text does without
+    """Return the lines with escape sequences for a terminal with 256 colors."""
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and not needed for plain text
     from rich.text import Text  # noqa: PLC0415
 
     out = io.StringIO()
@@ -72,7 +72,7 @@ def _colored(lines: Sequence[Line], width: int) -> str:
 
 
 def _cells(text: str) -> int:
-    """The columns that a text takes; a character of East Asia takes two."""
+    """Return the width of a text in columns of the terminal; wide characters, as in Chinese, take two."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # noqa: PLC0415

@@ -1,1 +1,1 @@
-"""What is measured beyond the passes of the probe: loss, numbers, curvature, rehearsal."""
+"""Experiments: measurements beyond the passes of the probe, such as the loss, its curvature, and rehearsed training."""

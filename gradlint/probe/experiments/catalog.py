@@ -1,4 +1,4 @@
-"""What is measured beyond the passes of the probe, where the graph or the task asks for it."""
+"""The list of all experiments, and the function that runs them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from gradlint.probe.experiments.setting import Setting
 from gradlint.recipe import Task
 from gradlint.result import Measurement
 
-_LONGEST = 200  # characters of a note; torch lists its backends where it lacks an operator
+_LONGEST = 200  # the most characters of a note: some errors of torch list all of its backends
 
 Experiment = Callable[[Setting], Mapping[str, Any]]
-"""Returns the fields of Measurement that it fills; none where there is nothing to measure."""
+"""A function that returns the fields of `Measurement` that it fills; none if there is nothing to measure."""
 
 EXPERIMENTS: tuple[tuple[str, Experiment], ...] = (
     ("inputs", inputs),
@@ -39,9 +39,10 @@ EXPERIMENTS: tuple[tuple[str, Experiment], ...] = (
 def run_experiments(
     model: Runnable, task: Task, found: Measurement, *, seed: int, progress: Callable[[str], None]
 ) -> Measurement:
-    """Run every experiment that has something to measure; what fails is said in the notes, and harms nothing else.
+    """Run every experiment and return `found` with the fields that they fill.
 
-    Raises InputError when the user's own loss fails.
+    An experiment that fails adds a note, and does not affect the others. No experiment runs if the probe stopped early. Raises
+    InputError if the user's own loss fails.
     """
     if found.stopped_at is not None:
         return found
@@ -49,7 +50,7 @@ def run_experiments(
     for name, run in EXPERIMENTS:
         try:
             setting.found = replace(setting.found, **run(setting))
-        except (GradlintError, PartialRun, RuntimeError) as error:  # torch names shapes, types and layouts that it will not take
+        except (GradlintError, PartialRun, RuntimeError) as error:  # torch raises RuntimeError for unsupported shapes and types
             if isinstance(error, InputError) and task.loss is not None:
                 raise
             note = f"{name}: not measured, {shorten(str(error).splitlines()[0], _LONGEST)}"

@@ -1,7 +1,8 @@
-"""Sharpness, and the learning rate up to which a recipe is stable (THEORY section 4).
+"""Measure the sharpness of the loss, and the largest learning rate at which a recipe is stable.
 
-Near a minimum, gradient descent multiplies the weights' deviation along an eigenvector of the Hessian, whose eigenvalue is h, by
-1 - lr h at each step: it grows where lr > 2 / h. The largest eigenvalue, the sharpness, sets the limit.
+Near a minimum, a step of gradient descent multiplies the deviation of the weights along an eigenvector of the Hessian by
+1 - lr h, where h is the eigenvalue. The deviation grows if lr > 2 / h. The largest eigenvalue, the sharpness, therefore sets the
+limit (Cohen 2021, arXiv 2103.00065); `Recipe.limit` has the formulas for other optimizers.
 """
 
 from __future__ import annotations
@@ -26,34 +27,34 @@ from gradlint.probe.experiments.training import batch_of
 from gradlint.probe.recorder import real
 from gradlint.recipe import Recipe
 
-STEPS = 30  # products with the Hessian, at most
-LEAST = 10  # products, at least: fewer may stop at the second eigenvalue
+STEPS = 30  # the most products with the Hessian
+LEAST = 10  # the fewest: with fewer, the iteration may stop at the second eigenvalue
 ACCURACY = 0.002  # relative error of the largest eigenvalue at which the iteration stops
-ASYMMETRY = 0.02  # relative, of exact products: more means that a backward pass hides what it depends on
-DRAWS = 4  # batches, or draws of dropout, whose gradients are taken
-SHIFT = 3e-4  # of the weights' norm: the step of central differences
-SECONDS = 30.0  # after which no more products are taken, given LEAST of them
+ASYMMETRY = 0.02  # relative: exact products with more are wrong, because a custom backward hides what it depends on
+DRAWS = 4  # batches, or draws of dropout, for which the gradient is computed
+SHIFT = 3e-4  # step of central differences, relative to the norm of the weights
+SECONDS = 30.0  # no further products are computed after this time, except up to LEAST
 HALF = frozenset({torch.float16, torch.bfloat16})
 
 Product = Callable[[Tensor], Tensor]
 
 
 def curvature(setting: Setting) -> Mapping[str, Any]:
-    """The field `curvature` of a Measurement, where a recipe was given and there is something to train."""
+    """Return the field `curvature` of `Measurement`, if a recipe was given and the model has trainable weights."""
     recipe = setting.task.recipe
     if recipe is None or not setting.objective.parameters:
         return {}
-    return {"curvature": measured(setting.objective, recipe, setting.progress)}
+    return {"curvature": measure_curvature(setting.objective, recipe, setting.progress)}
 
 
-def measured(objective: Objective, recipe: Recipe, progress: Callable[[str], None] = lambda _: None) -> Curvature:
-    """Sharpness of an objective, what a recipe makes of it, and the gradient norms of some batches.
+def measure_curvature(objective: Objective, recipe: Recipe, progress: Callable[[str], None] = lambda _: None) -> Curvature:
+    """Measure the sharpness of an objective, the stability limit of a recipe, and the gradient norms of some batches.
 
-    Costs DRAWS gradients and up to STEPS products with the Hessian, each about twice a gradient; twice as many products where
-    the recipe has a preconditioner. Raises ForwardError when the loss or its gradient is not finite.
+    The cost is that of DRAWS gradients and of up to STEPS products with the Hessian, each of which costs about two gradients. An
+    adaptive recipe needs twice as many products. Raises ForwardError if the loss, its gradient or a product is not finite.
     """
     progress("measuring the sharpness of the loss")
-    start, square, norms, largest = _drawn(objective)
+    start, square, norms, largest = _sample_gradients(objective)
     hessian = Hessian(objective)
     plain = extremes(hessian, start)
     if hessian.exact and plain.asymmetry > ASYMMETRY and not hessian.coarse:
@@ -81,10 +82,16 @@ def measured(objective: Objective, recipe: Recipe, progress: Callable[[str], Non
 
 
 class Hessian:
-    """Products of the Hessian of one batch's loss with vectors over all weights, laid end to end.
+    """Computes products of the Hessian of one batch's loss with flat vectors, which have an element for each weight.
 
-    They are exact, derivatives of the gradient, where the model's backward pass can be differentiated, else central differences
-    of gradients. Every evaluation sees the same batch, the same dropout masks and the same buffers.
+    If the backward pass of the model can be differentiated, the products are exact derivatives of the gradient, otherwise they
+    are central differences of gradients. Every evaluation uses the same batch, dropout masks and buffers.
+
+    Attributes:
+        exact: Whether products are exact. It becomes False at the first product that cannot be computed exactly.
+        coarse: Whether weights have half precision, which is too coarse for differences.
+        products: The number of products so far.
+        loss: The loss at the current weights.
     """
 
     def __init__(self, objective: Objective, *, exact: bool = True) -> None:
@@ -93,7 +100,7 @@ class Hessian:
         self.exact = exact
         self.coarse = any(weight.dtype in HALF for weight in self.weights)
         self.products = 0
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels cannot be differentiated twice
             loss = loss_of(objective)
             self.loss = float(loss.detach())
             self._gradient: Sequence[Tensor] = ()
@@ -101,10 +108,10 @@ class Hessian:
                 self._gradient = gradients(loss, self.weights, create_graph=True)
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """The product with a vector. Raises ForwardError where it is not finite, or can be had in neither way."""
+        """Return the product with a flat vector. Raises ForwardError if it is not finite or cannot be computed."""
         self.products += 1
         if self.exact:
-            with suppress(RuntimeError):  # an operator without a second derivative
+            with suppress(RuntimeError):  # some operators have no second derivative
                 product = self._differentiated(vector)
                 if torch.isfinite(product).all():
                     return product
@@ -119,7 +126,7 @@ class Hessian:
         if not pairs:  # the loss is linear in the weights
             return torch.zeros_like(vector)
         outputs, directions = zip(*pairs, strict=True)
-        found: Any  # declared without the None that allow_unused gives
+        found: Any  # torch's stubs omit the None that allow_unused can give
         found = torch.autograd.grad(outputs, self.weights, directions, retain_graph=True, allow_unused=True)
         return _flat([torch.zeros_like(w) if f is None else f for w, f in zip(self.weights, found, strict=True)])
 
@@ -139,10 +146,10 @@ class Hessian:
 
 @dataclass(frozen=True, slots=True)
 class Extremes:
-    """Largest and smallest eigenvalue of a symmetric operator.
+    """The largest and the smallest eigenvalue of a symmetric operator.
 
-    `error` is the estimated relative error of the largest, `asymmetry` how far products were from those of a symmetric operator,
-    relative to the larger of the two.
+    `error` is the estimated relative error of the largest one. `asymmetry` is the deviation of the products from those of a
+    symmetric operator, relative to the eigenvalue of larger magnitude.
     """
 
     largest: float
@@ -152,11 +159,16 @@ class Extremes:
 
 
 def extremes(product: Product, start: Tensor, *, steps: int = STEPS, accuracy: float = ACCURACY) -> Extremes:
-    """Extreme eigenvalues by the Lanczos recurrence, in memory for three vectors.
+    """Compute the extreme eigenvalues of a symmetric operator by the Lanczos recurrence, with memory for three vectors.
 
-    Without reorthogonalisation eigenvalues that were found are found again, and the extreme ones stay as they are (Paige 1976).
-    The error is the smaller of the residual of the Ritz pair and its square over the gap to the next Ritz value. It is what
-    tells how far the iteration came where `steps` or SECONDS ended it.
+    Without reorthogonalization, eigenvalues are found repeatedly, but the extreme ones remain correct (Paige 1976). The error
+    is the residual of the largest Ritz pair, or its square divided by the gap to the next Ritz value if that is smaller.
+
+    Args:
+        product: The product of the operator with a vector.
+        start: The start vector, of shape (size,).
+        steps: The most products.
+        accuracy: The iteration stops at this relative error of the largest eigenvalue, or after SECONDS.
     """
     until = time.monotonic() + SECONDS
     diagonal: list[float] = []
@@ -185,7 +197,7 @@ def extremes(product: Product, start: Tensor, *, steps: int = STEPS, accuracy: f
 
 
 def loss_of(objective: Objective, index: int = 0) -> Tensor:
-    """The loss of the batch of that index: the same function of the weights whenever it is asked for."""
+    """Return the loss of the batch `index`. It is the same function of the weights at every call."""
     arrays, target = batch_of(objective, index)
     objective.restart(index)
     with torch.enable_grad():
@@ -193,15 +205,16 @@ def loss_of(objective: Objective, index: int = 0) -> Tensor:
 
 
 def gradient_of(objective: Objective, index: int = 0) -> Tensor:
-    """Its gradient, end to end, zero for weights that it does not depend on."""
+    """Return the gradient of the loss of the batch `index` as a flat vector; zero for weights that it does not depend on."""
     return _flat(gradients(loss_of(objective, index), [*objective.parameters.values()]))
 
 
-def _drawn(objective: Objective) -> tuple[Tensor, Tensor, tuple[float, ...], float]:
-    """Of the gradients of some batches: where to start, the mean square of each entry, the norms, and the largest entry.
+def _sample_gradients(objective: Objective) -> tuple[Tensor, Tensor, tuple[float, ...], float]:
+    """Compute the gradients of some batches.
 
-    The start is a random direction and that of the first gradient, which lies close to the sharpest ones (Gur-Ari 2018,
-    arXiv 1812.04754).
+    Return the start vector of the iteration, the mean square of each entry, the norms, and the largest absolute entry. The start
+    vector is the sum of a random unit vector and of the normalized first gradient, which is close to the directions of largest
+    curvature (Gur-Ari 2018, arXiv 1812.04754).
     """
     first = gradient_of(objective)
     square, norms, largest = torch.zeros_like(first), [], 0.0
@@ -219,13 +232,13 @@ def _drawn(objective: Objective) -> tuple[Tensor, Tensor, tuple[float, ...], flo
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors end to end, complex ones as pairs, in at least single precision."""
+    """Concatenate tensors to a flat vector with at least single precision. Complex numbers become pairs."""
     values = (real(tensor.detach()).reshape(-1).to(tensors[0].device) for tensor in tensors)
     return torch.cat([value.float() if value.dtype in HALF else value for value in values])
 
 
 def _parts(vector: Tensor, like: Sequence[Tensor]) -> Iterator[Tensor]:
-    """A vector cut into tensors like these."""
+    """Split a flat vector into tensors with the shapes and dtypes of `like`; the inverse of `_flat`."""
     place = 0
     for tensor in like:
         size = tensor.numel() * (2 if tensor.is_complex() else 1)

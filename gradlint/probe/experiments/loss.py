@@ -1,4 +1,4 @@
-"""The batch that was given, and the loss on it before any update."""
+"""Measure the given batch, and the loss on it before any update."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from gradlint.errors import GradlintError
 from gradlint.measurements import is_surrogate
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.ops import activation, operator
-from gradlint.probe.experiments.objective import Objective, fresh, raw_gradients
+from gradlint.probe.experiments.objective import Objective, copy_target, raw_gradients
 from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.experiments.training import norm_of
 
-_OWN = frozenset({"labels", "label", "targets", "target"})  # inputs by which models compute a loss of their own
+_LABEL_INPUTS = frozenset({"labels", "label", "targets", "target"})  # inputs from which a model computes its own loss
 
 
 def inputs(setting: Setting) -> Mapping[str, Any]:
-    """The field `inputs`: what every float input that was given looks like. Nothing is run."""
+    """Return the field `inputs` of `Measurement`: statistics of every float input that was given. The model does not run."""
     pairs = zip(setting.model.inputs, setting.graph.inputs, strict=False)
     given = [(node, np.asarray(spec.value)) for spec, node in pairs if spec.given and spec.value is not None]
     return {"inputs": tuple(_facts(node, values) for node, values in given if values.dtype.kind == "f" and values.size > 1)}
@@ -41,7 +41,10 @@ def _facts(node: str, values: NDArray[Any]) -> InputFacts:
 
 
 def _columns(values: NDArray[Any]) -> tuple[float | None, int | None]:
-    """Decades between the largest column and the median one of those that are not zero, and which it is."""
+    """Return the decades between the largest column and the median nonzero column of a matrix, and the index of the largest.
+
+    The size of a column is its root mean square. None if the values are no matrix, or not finite.
+    """
     if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():
         return None, None
     levels = np.sqrt(np.square(values.astype(np.float64)).mean(0))
@@ -52,9 +55,12 @@ def _columns(values: NDArray[Any]) -> tuple[float | None, int | None]:
 
 
 def loss(setting: Setting) -> Mapping[str, Any]:
-    """The field `loss`, where a loss was given, or labels from which the model computes its own: one pass and its gradient."""
+    """Return the field `loss` of `Measurement`, if a loss was given, or labels from which the model computes its own loss.
+
+    The cost is that of one forward and one backward pass.
+    """
     names = {spec.name for spec in setting.model.inputs if spec.given}
-    if not setting.objective.parameters or (setting.task.loss is None and names.isdisjoint(_OWN)):
+    if not setting.objective.parameters or (setting.task.loss is None and names.isdisjoint(_LABEL_INPUTS)):
         return {}
     setting.progress("taking the gradient of the loss")
     objective = setting.objective
@@ -66,13 +72,20 @@ def loss(setting: Setting) -> Mapping[str, Any]:
         name: norm_of(gradient)
         for name, gradient in zip(objective.parameters, raw_gradients(value, [*objective.parameters.values()]), strict=True)
     }
-    facts = _reactions(objective, output, float(value.detach())) if setting.task.loss is not None else _own(setting, output)
+    facts = (
+        _loss_facts(objective, output, float(value.detach()))
+        if setting.task.loss is not None
+        else _own_loss_facts(setting, output)
+    )
     total = math.sqrt(sum(norm * norm for norm in norms.values()))
     return {"loss": LossFacts(float(value.detach()), total, norms, **facts)}
 
 
-def _reactions(objective: Objective, output: Any, value: float) -> dict[str, Any]:
-    """What the loss does to other outputs than the model's; what it does not take is left out."""
+def _loss_facts(objective: Objective, output: Any, value: float) -> dict[str, Any]:
+    """Evaluate the user's loss on modified outputs, and return the fields of `LossFacts` that this tells.
+
+    A field is left out if the loss does not accept the modified output.
+    """
     target = objective.task.target
     fixed = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach(), output)
     leaves = [leaf for leaf in pytree.tree_leaves(fixed) if _is_float(leaf)]
@@ -84,35 +97,35 @@ def _reactions(objective: Objective, output: Any, value: float) -> dict[str, Any
     facts["output"] = _rms(leaves[0])
     same = [goal for goal in goals if goal.is_floating_point() and goal.numel() == leaves[0].numel()]
     facts["target"] = _rms(same[0]) if same else None
-    silence = _asked(objective, pytree.tree_map(_silent(objective), fixed), target)
+    chance = _try_loss(objective, pytree.tree_map(_uninformative(objective), fixed), target)
     terms = facts["terms"] or 1
-    facts["chance"] = silence if silence is not None and _is_chance(silence, leaves[0], same, terms) else None
+    facts["chance"] = chance if chance is not None and _is_chance(chance, leaves[0], same, terms) else None
     batch = leaves[0].shape[0] if leaves[0].ndim else 0
     if batch and all(goal.ndim and goal.shape[0] == batch for goal in goals):
         facts["batch"] = batch
-        twice = _asked(objective, pytree.tree_map(_doubled, fixed), pytree.tree_map(_doubled, target))
+        twice = _try_loss(objective, pytree.tree_map(_doubled, fixed), pytree.tree_map(_doubled, target))
         facts["repeated"] = twice / value if twice is not None and value and math.isfinite(value) else None
     return facts
 
 
-def _is_chance(silence: float, output: Tensor, same: Sequence[Tensor], terms: int) -> bool:
-    """Whether a loss is known to be best left at the value of an output that says nothing, by that value.
+def _is_chance(loss: float, output: Tensor, same: Sequence[Tensor], terms: int) -> bool:
+    """Return whether the loss of an uninformative output is that of a known loss function, and thus the loss by chance.
 
-    It is log C for the cross-entropy of C classes, log 2 for that of a sigmoid, and the mean square or the mean size of the
-    target for a distance, each as mean or as sum. Of other losses (contrastive, adversarial) nothing is known.
+    It is log C for the cross-entropy of C classes, log 2 for that of a sigmoid, and the mean square or the mean absolute value
+    of the target for a distance; each as a mean or as a sum. Other losses (contrastive, adversarial) have no known value.
     """
     sizes = {output.shape[-1], output.shape[1] if output.ndim > 1 else 2, 2} if output.ndim else {2}
     known = [math.log(size) for size in sizes if size > 1]
     for goal in same:
         square = float(goal.double().square().mean())
         known += [square, square / 2.0, math.sqrt(square), float(goal.double().abs().mean())]
-    return any(math.isclose(silence, value * many, rel_tol=1e-3) for value in known for many in (1, terms))
+    return any(math.isclose(loss, value * many, rel_tol=1e-3) for value in known for many in (1, terms))
 
 
-def _own(setting: Setting, output: Any) -> dict[str, Any]:
-    """Chance for the loss of a classifier of the transformers library: log C for integer labels below C."""
+def _own_loss_facts(setting: Setting, output: Any) -> dict[str, Any]:
+    """Return the fields of `LossFacts` for a classifier of the transformers library: chance is log C for labels below C."""
     logits = getattr(output, "logits", None)
-    labels = [spec for spec in setting.model.inputs if spec.name in _OWN and spec.value is not None]
+    labels = [spec for spec in setting.model.inputs if spec.name in _LABEL_INPUTS and spec.value is not None]
     if not isinstance(logits, Tensor) or logits.ndim < 2 or len(labels) != 1 or labels[0].dtype != "int64":
         return {}
     classes = logits.shape[-1]
@@ -120,33 +133,33 @@ def _own(setting: Setting, output: Any) -> dict[str, Any]:
     return {"chance": math.log(classes), "output": _rms(logits.detach()), "batch": logits.shape[0]} if fits else {}
 
 
-def _silent(objective: Objective) -> Callable[[Any], Any]:
-    """A map from outputs to ones that say nothing: equal probabilities where the model ends in a softmax, else zeros."""
+def _uninformative(objective: Objective) -> Callable[[Any], Any]:
+    """Return a function that replaces an output by an uninformative one: equal probabilities after a softmax, else zeros."""
     graph = objective.model.graph
     last = {node.op for ref in graph.outputs if operator((node := graph[ref.node]).op).final}
 
-    def silent(leaf: Any) -> Any:
+    def replace(leaf: Any) -> Any:
         if not _is_float(leaf):
             return leaf
-        level = _undecided(next(iter(last)), leaf.shape[-1] if leaf.ndim else 1) if len(last) == 1 else 0.0
+        level = _at_zero_logits(next(iter(last)), leaf.shape[-1] if leaf.ndim else 1) if len(last) == 1 else 0.0
         return torch.full_like(leaf, level)
 
-    return silent
+    return replace
 
 
-def _undecided(op: str, classes: int) -> float:
-    """What the last operator of a model makes of logits that are all zero."""
+def _at_zero_logits(op: str, classes: int) -> float:
+    """Return the output of a model's last operator for logits that are all zero."""
     function = activation(op, {})
     if function is not None:
         return float(function(np.zeros(1))[0])
     return -math.log(classes) if op == "log_softmax" else 1.0 / classes
 
 
-def _asked(objective: Objective, output: Any, target: Any) -> float | None:
-    """The loss of an output that is not the model's; None where the loss does not take it or returns nothing finite."""
+def _try_loss(objective: Objective, output: Any, target: Any) -> float | None:
+    """Return the loss of a modified output; None if the loss raises or is not finite."""
     assert objective.task.loss is not None
     with torch.no_grad(), suppress(GradlintError, Exception):
-        value = float(objective.task.loss(output, fresh(target)))
+        value = float(objective.task.loss(output, copy_target(target)))
         return value if math.isfinite(value) else None
     return None
 

@@ -1,4 +1,4 @@
-"""Where a training step stops being finite: the operator of the model, or of the loss function."""
+"""Find the operator, of the model or of the loss function, at which a training step stops being finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradlint.frontends.user_code import calling_line
 from gradlint.graph import Graph, Node
 from gradlint.measurements.rehearsal import NonFiniteUpdate
 from gradlint.probe.causes import first_nonfinite_backward, first_nonfinite_forward
-from gradlint.probe.experiments.objective import Objective, at_outputs, raw_gradients
+from gradlint.probe.experiments.objective import Objective, output_cotangents, raw_gradients
 from gradlint.probe.experiments.training import Trainer, batch_of
 from gradlint.probe.recorder import Recorder, square_sum
 from gradlint.result import NonFinite
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node as GradientNode
 
 _MASKING = frozenset({"get", "set", "setitem", "getitem", "masked_fill", "masked_fill_", "where", "full_like", "fill_"})
-"""What puts an infinity somewhere on purpose, or computes nothing."""
+"""Functions that write an infinity on purpose, or compute nothing."""
 
 SQUASHING = ("softmax", "sigmoid")
-HOPS = 4  # operators between a softmax and its log that leave it as it is, or take it from one
+HOPS = 4  # the most operators between a softmax and its logarithm: reshapes, or 1 - p
 
 
 def non_finite_update(trainer: Trainer) -> NonFiniteUpdate | None:
-    """The first operator of the trainer's last step that is not finite; None where the weights themselves are not.
+    """Return the first operator of the trainer's last step that is not finite; None if the weights themselves are not finite.
 
-    The step is run again, from the same random state, with all operators watched.
+    The step runs again from the same random state, while all operators are observed.
     """
     if not all(bool(torch.isfinite(weight).all()) for weight in trainer.weights):
         return None
@@ -44,8 +44,8 @@ def non_finite_update(trainer: Trainer) -> NonFiniteUpdate | None:
     with trainer.precision():
         torch.set_rng_state(trainer.state)
         try:
-            recorder, outputs = _watched(objective, arrays)
-        except ForwardError:  # a model may look at its numbers too
+            recorder, outputs = _record(objective, arrays)
+        except ForwardError:  # a model may check its own values
             return None
         graph = objective.model.graph
         found = first_nonfinite_forward(graph, recorder.seen)
@@ -53,23 +53,23 @@ def non_finite_update(trainer: Trainer) -> NonFiniteUpdate | None:
             return _in_model(graph, found)
         torch.set_rng_state(trainer.state)
         returned = objective.model.call(arrays)
-        watch = _LossObserver()
-        with watch:
+        observer = _LossObserver()
+        with observer:
             try:
                 loss = objective.of(returned, target)
-            except InputError:  # what the loss says of numbers that are not finite, or out of its range
-                return watch.breach
-    pairs = at_outputs(loss * trainer.scale, returned, outputs)
-    if watch.breach is not None or not pairs:
-        return watch.breach
+            except InputError:  # a loss may raise for values that are not finite or out of its range
+                return observer.found
+    pairs = output_cotangents(loss * trainer.scale, returned, outputs)
+    if observer.found is not None or not pairs:
+        return observer.found
     tensors, vectors = zip(*pairs, strict=True)
     raw_gradients(tensors, recorder.sources, vectors)
     structure = Structure(graph, live={node for node, seen in recorder.seen.items() if seen.differentiable})
-    late = first_nonfinite_backward(structure, recorder.seen)
-    return _in_model(graph, late, backward=True) if late is not None else None
+    backward = first_nonfinite_backward(structure, recorder.seen)
+    return _in_model(graph, backward, backward=True) if backward is not None else None
 
 
-def _watched(objective: Objective, arrays: Sequence[Any]) -> tuple[Recorder, Sequence[Tensor]]:
+def _record(objective: Objective, arrays: Sequence[Any]) -> tuple[Recorder, Sequence[Tensor]]:
     recorder = Recorder(lambda _: False, lambda _: False)
     return recorder, objective.model.forward(arrays, tap=recorder)
 
@@ -84,7 +84,7 @@ def _in_model(graph: Graph, found: NonFinite, *, backward: bool = False) -> NonF
 
 
 def _squashed(graph: Graph, node: Node) -> str:
-    """The softmax or sigmoid that a node reads, itself or what it leaves of one."""
+    """Return "softmax" or "sigmoid" if a node reads the result of one, directly or through few operators; otherwise ""."""
     for _ in range(HOPS):
         before = graph.parents(node.id)
         if len(before) != 1:
@@ -96,7 +96,7 @@ def _squashed(graph: Graph, node: Node) -> str:
 
 
 def _squashed_tensor(tensor: Tensor) -> str:
-    """The same of a tensor in a loss, by what autograd remembers of it."""
+    """Return the same for a tensor in a loss function, from its autograd graph."""
     grad_fn = tensor.grad_fn
     for _ in range(HOPS):
         if grad_fn is None:
@@ -110,27 +110,30 @@ def _squashed_tensor(tensor: Tensor) -> str:
 
 
 class _LossObserver(TorchFunctionMode):
-    """Looks at every operator of a loss function; `breach` is the first one that is not finite, forward or backward."""
+    """A function mode that checks every operator of a loss function.
+
+    `found` is the first operator whose value, or whose derivative, is not finite although its operands are.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.breach: NonFiniteUpdate | None = None
+        self.found: NonFiniteUpdate | None = None
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
         outcome = function(*args, **(kwargs or {}))
-        if self.breach is None:
-            self._look(function, [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if _is_float(leaf)], outcome)
+        if self.found is None:
+            self._check(function, [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if _is_float(leaf)], outcome)
         return outcome
 
     @staticmethod
-    def _breach(name: str, kind: str, operands: Sequence[Tensor], line: str, *, backward: bool = False) -> NonFiniteUpdate:
+    def _update(name: str, kind: str, operands: Sequence[Tensor], line: str, *, backward: bool = False) -> NonFiniteUpdate:
         squashed = next(filter(None, map(_squashed_tensor, operands)), "")
         return NonFiniteUpdate("", name, kind, _ranges(operands), line, backward=backward, squashed=squashed)
 
-    def _look(self, function: Callable[..., Any], operands: Sequence[Tensor], outcome: Any) -> None:
+    def _check(self, function: Callable[..., Any], operands: Sequence[Tensor], outcome: Any) -> None:
         name = str(getattr(function, "__name__", function)).strip("_")
         if name in _MASKING:
             return
@@ -139,19 +142,19 @@ class _LossObserver(TorchFunctionMode):
                 continue
             kind = _kind(out)
             if kind is not None and all(_kind(operand) is None for operand in operands):
-                self.breach = self._breach(name, kind, operands, _line())
+                self.found = self._update(name, kind, operands, _line())
             elif kind is None and out.grad_fn is not None:
-                self._watch(out.grad_fn, name, operands)
+                self._check_backward(out.grad_fn, name, operands)
 
-    def _watch(self, grad_fn: GradientNode, name: str, operands: Sequence[Tensor]) -> None:
+    def _check_backward(self, grad_fn: GradientNode, name: str, operands: Sequence[Tensor]) -> None:
         line = _line()
 
-        def look(gradients: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
+        def check(gradients: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
             kinds = [kind for gradient in gradients if gradient is not None and (kind := _kind(gradient)) is not None]
-            if self.breach is None and kinds and all(part is None or _kind(part) is None for part in arriving):
-                self.breach = self._breach(name, kinds[0], operands, line, backward=True)
+            if self.found is None and kinds and all(part is None or _kind(part) is None for part in arriving):
+                self.found = self._update(name, kinds[0], operands, line, backward=True)
 
-        grad_fn.register_hook(look)
+        grad_fn.register_hook(check)
 
 
 def _ranges(tensors: Sequence[Tensor]) -> tuple[tuple[float, float], ...]:
@@ -159,7 +162,7 @@ def _ranges(tensors: Sequence[Tensor]) -> tuple[tuple[float, float], ...]:
 
 
 def _line() -> str:
-    """The user's line that is running."""
+    """Return the line of user code that is running."""
     line = calling_line(0)
     return str(line) if line else ""
 
@@ -169,7 +172,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _kind(tensor: Tensor) -> str | None:
-    """What a tensor holds that is not finite: "NaN" or "infinity"."""
+    """Return "NaN" or "infinity" if a tensor is not finite, otherwise None."""
     _, low, high = square_sum(tensor.detach())
     if math.isnan(low) or math.isnan(high):
         return "NaN"

@@ -1,4 +1,4 @@
-"""Numbers in training: how large results are, where the loss may break, what half precision would hold of a step's gradients."""
+"""Numeric ranges in training: where the loss may become singular, and what few-bit formats can represent of a step."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from gradlint.errors import ForwardError
 from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.graph import Node
 from gradlint.measurements.numbers import Headroom, Levels, Suspect
-from gradlint.probe.experiments.objective import at_outputs, fresh, raw_gradients
+from gradlint.probe.experiments.objective import copy_target, output_cotangents, raw_gradients
 from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.recorder import Recorder, Seen, real
 from gradlint.ranges.intervals import REALS
 from gradlint.ranges.propagation import ranges_of
 from gradlint.ranges.singularities import Singularity, singularities
 
-_FORMATS = {  # largest number of activations; largest and smallest number of gradients (OCP 8-bit floating point, IEEE 754)
+_FORMATS = {  # largest activation, largest and smallest gradient (OCP 8-bit floating point, IEEE 754)
     "fp16": (65504.0, 65504.0, 2.0**-24),
     "fp8": (448.0, 57344.0, 2.0**-16),  # e4m3 forward, e5m2 backward
 }
-_MASK = 1e30  # larger ones are no signal, but infinity by another name
-_SAMPLE = 1 << 14  # elements of a tensor whose exponents are looked at
-_LOWEST, _HIGHEST = -1100, 1100  # binary exponents of float64
-_LARGEST = 100  # binary exponent of a loss scale, which float32 has to hold with the loss
+_MASK = 1e30  # larger values are masks that stand for infinity, not signal
+_SAMPLE = 1 << 14  # the most elements of a tensor whose exponents are counted
+_LOWEST, _HIGHEST = -1100, 1100  # the range of binary exponents of float64
+_LARGEST = 100  # the largest binary exponent of a loss scale, so that float32 can hold the scaled loss
 
 
 def suspects(setting: Setting) -> Mapping[str, Any]:
-    """The field `suspects`: operators of a loss that was given whose argument may come to where they break."""
+    """Return the field `suspects` of `Measurement`: operators of the user's loss whose argument may reach a singularity."""
     task, found = setting.task, setting.found
     if task.loss is None or found.nonfinite_forward is not None:
         return {}
     setting.progress("looking at the loss")
     torch.manual_seed(setting.seed)
-    module = _LossAlone(task.loss, task.target, setting.model.call(setting.objective.batch()))
-    if not module.fed:  # no output carries a gradient
+    module = _LossModule(task.loss, task.target, setting.model.call(setting.objective.batch()))
+    if not module.fed:  # no output requires grad
         return {}
-    alone = TorchRunnable(module, args=tuple(module.fed))
+    loss = TorchRunnable(module, args=tuple(module.fed))
     recorder = Recorder(lambda _: False, lambda _: False, observers=())
-    with alone.untouched():
-        alone.forward([spec.draw(np.random.default_rng(0)) for spec in alone.inputs], tap=recorder)
+    with loss.untouched():
+        loss.forward([spec.draw(np.random.default_rng(0)) for spec in loss.inputs], tap=recorder)
     ranges, outputs = ranges_of(setting.graph), setting.graph.outputs
     known = [ranges[ref.node] for ref in outputs] if len(outputs) == len(module.fed) else [REALS] * len(module.fed)
-    items = singularities(alone.graph, dict(zip(alone.graph.inputs, known, strict=True)))
-    shown = ((_suspect(item, recorder.seen.get(item.operand), alone.graph[item.node]), item.expected) for item in items)
+    items = singularities(loss.graph, dict(zip(loss.graph.inputs, known, strict=True)))
+    shown = ((_suspect(item, recorder.seen.get(item.operand), loss.graph[item.node]), item.expected) for item in items)
     return {"suspects": tuple(item for item, expected in shown if expected or item.hit)}
 
 
-class _LossAlone(nn.Module):
-    """A loss as a module of the tensors that a model returned; `fed` are their values."""
+class _LossModule(nn.Module):
+    """A loss as a module whose inputs are the differentiable tensors that the model returned. `fed` are their values."""
 
     def __init__(self, loss: Callable[[Any, Any], Any], target: Any, returned: Any) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class _LossAlone(nn.Module):
         leaves = list(self._leaves)
         for place, tensor in zip(self._places, tensors, strict=True):
             leaves[place] = tensor
-        return self._loss(pytree.tree_unflatten(leaves, self._structure), fresh(self._target))
+        return self._loss(pytree.tree_unflatten(leaves, self._structure), copy_target(self._target))
 
 
 def _suspect(item: Singularity, seen: Seen | None, node: Node) -> Suspect:
@@ -91,7 +91,10 @@ def _suspect(item: Singularity, seen: Seen | None, node: Node) -> Suspect:
 
 
 def headroom(setting: Setting) -> Mapping[str, Any]:
-    """The field `headroom`, where the recipe or the model's own weights say half precision: one more step, not taken."""
+    """Return the field `headroom` of `Measurement`, if the recipe or the model's weights have a format with few bits.
+
+    The cost is that of two forward passes and one backward pass. The weights do not change.
+    """
     recipe, objective = setting.task.recipe, setting.objective
     precision = recipe.precision if recipe is not None else "fp32"
     if precision == "fp32" and any(weight.dtype is torch.float16 for weight in objective.parameters.values()):
@@ -106,15 +109,15 @@ def headroom(setting: Setting) -> Mapping[str, Any]:
 
 
 class _Magnitudes:
-    """A tap: the largest activation of every node, and how its gradients spread over binary exponents."""
+    """A tap that records the largest absolute activation of every node, and a histogram of the exponents of its gradients."""
 
     def __init__(self) -> None:
         self.sources: list[Tensor] = []
         self.activations: dict[str, float] = {}
-        self.gradients: dict[str, Spread] = {}
+        self.gradients: dict[str, ExponentHistogram] = {}
 
     def __call__(self, node: str, outputs: Sequence[Any], inputs: Sequence[Any]) -> None:
-        """See `frontends.base.Tap`."""
+        """Record the outputs of a node; see `frontends.base.Tap`."""
         fed = any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in inputs)
         for tensor in outputs:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
@@ -130,38 +133,44 @@ class _Magnitudes:
                 tensor.register_hook(self._hook(node))  # type: ignore[no-untyped-call]
 
     def restart(self) -> None:
-        """See `frontends.base.Restartable`."""
+        """Discard everything recorded; see `frontends.base.Restartable`."""
         for record in (self.sources, self.activations, self.gradients):
             record.clear()
 
     def _hook(self, node: str) -> Any:
         def add(gradient: Tensor | None) -> None:
             if gradient is not None:
-                self.gradients[node] = spread(gradient).joined(self.gradients.get(node))
+                self.gradients[node] = exponent_histogram(gradient).merged(self.gradients.get(node))
 
         return add
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The largest absolute value, and how many elements that are not zero have each binary exponent from `_LOWEST` on."""
+class ExponentHistogram:
+    """The binary exponents of the elements of a tensor.
+
+    `largest` is the largest absolute value. `counts` is the number of nonzero elements with each exponent, from `_LOWEST` on.
+    """
 
     largest: float
     counts: NDArray[np.int64]
 
-    def joined(self, other: Spread | None) -> Spread:
-        """Both together."""
-        return self if other is None else Spread(max(self.largest, other.largest), self.counts + other.counts)
+    def merged(self, other: ExponentHistogram | None) -> ExponentHistogram:
+        """Return the histogram of both tensors together."""
+        return self if other is None else ExponentHistogram(max(self.largest, other.largest), self.counts + other.counts)
 
     def lost(self, smallest: float, scale: float) -> float:
-        """The share of elements that round to zero where `smallest` is the smallest number, multiplied by `scale` before."""
+        """Return the share of nonzero elements that round to zero.
+
+        The elements are multiplied by `scale` and rounded to a format whose smallest positive number is `smallest`.
+        """
         total = int(self.counts.sum())
-        limit = math.ceil(math.log2(smallest / 2.0 / scale))  # up to half of the smallest number everything rounds to zero
+        limit = math.ceil(math.log2(smallest / 2.0 / scale))  # values up to half of the smallest number round to zero
         return float(self.counts[: max(limit - _LOWEST, 0)].sum()) / total if total else 0.0
 
 
-def spread(tensor: Tensor) -> Spread:
-    """The spread of a tensor; of large ones, exponents are those of a sample."""
+def exponent_histogram(tensor: Tensor) -> ExponentHistogram:
+    """Return the histogram of a tensor's exponents. For a large tensor, it is that of a sample, scaled to all elements."""
     values = real(tensor.detach()).reshape(-1)
     step = max(values.numel() // _SAMPLE, 1)
     sample = values[::step]
@@ -169,11 +178,14 @@ def spread(tensor: Tensor) -> Spread:
     found = torch.frexp(sample).exponent.long() - 1 - _LOWEST
     counts: NDArray[np.int64] = torch.bincount(found, minlength=_HIGHEST - _LOWEST).cpu().numpy() * step
     low, high = torch.aminmax(values) if values.numel() else (0.0, 0.0)
-    return Spread(max(-float(low), float(high)), counts)
+    return ExponentHistogram(max(-float(low), float(high)), counts)
 
 
-def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Spread]:
-    """Run a step under the tap; the spread of the gradients of all weights. The loss is that of the same run without the tap."""
+def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, ExponentHistogram]:
+    """Run a forward and a backward pass with the tap; return the histogram of the gradient of each weight.
+
+    The loss is computed in a plain run with the same random state. Raises ForwardError if the two runs have different outputs.
+    """
     model, objective = setting.model, setting.objective
     arrays = objective.batch()
     torch.manual_seed(setting.seed)
@@ -181,30 +193,32 @@ def _step(setting: Setting, tap: _Magnitudes) -> Mapping[str, Spread]:
     loss = objective.of(returned)
     torch.manual_seed(setting.seed)
     outputs = model.forward(arrays, tap=tap)
-    pairs = at_outputs(loss, returned, outputs)
+    pairs = output_cotangents(loss, returned, outputs)
     if not pairs:
         raise ForwardError("the loss does not depend on an output that is the same in two runs")
     tensors, vectors = zip(*pairs, strict=True)
     weights = objective.parameters
     found = raw_gradients(tensors, [*tap.sources, *weights.values()], vectors)
     pulled = zip(weights, found[len(tap.sources) :], strict=True)
-    return {name: spread(gradient) for name, gradient in pulled if gradient is not None}
+    return {name: exponent_histogram(gradient) for name, gradient in pulled if gradient is not None}
 
 
-def _headroom(precision: str, scale: float | None, tap: _Magnitudes, weights: Mapping[str, Spread], stands_in: str) -> Headroom:
+def _headroom(
+    precision: str, scale: float | None, tap: _Magnitudes, weights: Mapping[str, ExponentHistogram], stands_in: str
+) -> Headroom:
     forward, backward, smallest = _FORMATS[precision]
     everything = [*tap.gradients.values(), *weights.values()]
     top = max((found.largest for found in everything), default=0.0)
     best = 2.0 ** min(math.floor(math.log2(backward) - math.log2(top)), _LARGEST) if 0.0 < top < math.inf else 1.0
 
-    def levels(activation: float | None, found: Spread | None) -> Levels:
+    def levels(activation: float | None, found: ExponentHistogram | None) -> Levels:
         if found is None:
             return Levels(activation, None, 0.0, 0.0)
         return Levels(activation, found.largest, found.lost(smallest, scale or 1.0), found.lost(smallest, best))
 
-    together = Spread(0.0, np.zeros(_HIGHEST - _LOWEST, np.int64))
+    together = ExponentHistogram(0.0, np.zeros(_HIGHEST - _LOWEST, np.int64))
     for found in weights.values():
-        together = found.joined(together)
+        together = found.merged(together)
     return Headroom(
         precision=precision,
         forward=forward,

@@ -1,4 +1,4 @@
-"""The scalar that training would minimise, as a function of the model's weights."""
+"""The objective: the scalar that training minimizes, as a function of the model's weights."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from gradlint.recipe import Task
 
 
 class Objective:
-    """The user's loss, else the loss that the model itself returns, else a surrogate, which `stands_in` describes.
+    """The loss of a model: the user's loss, or else the loss that the model itself returns, or else a surrogate.
 
-    A surrogate is the cross-entropy with random classes where the output looks like logits (two axes, or as many columns as
-    the input has tokens), else half the mean squared distance to random numbers of unit variance. Raises InputError when the
-    loss does not take what it is given, and ForwardError when the model raises.
+    The surrogate is the cross-entropy with random classes if the output looks like logits (two axes, or as many columns as the
+    input has tokens), and otherwise half the mean squared distance to random numbers of unit variance. `stands_in` describes the
+    loss if it is not the user's. Calls raise InputError if the loss raises or returns anything but one real number, and
+    ForwardError if the model raises.
     """
 
     def __init__(self, model: Runnable, task: Task, *, seed: int = 0) -> None:
@@ -41,12 +42,12 @@ class Objective:
         self._buffers = [(b, b.detach().clone()) for b in module.buffers()] if module is not None else []
 
     def batch(self, index: int = 0) -> list[Any]:
-        """The arrays of one batch: the given one, or one drawn anew for each index."""
+        """Return the arrays of one batch: the given ones, and for inferred inputs new ones for each `index`."""
         rng = np.random.default_rng(self.seed + index)
         return [spec.draw(rng) for spec in self.model.inputs]
 
     def restart(self, index: int = 0) -> None:
-        """Seed the random state (dropout), and let buffers hold what they held at first (spectral norms)."""
+        """Seed the random states, for dropout, and restore the initial values of buffers, for spectral norms."""
         random.seed(self.seed + index)
         np.random.seed(self.seed + index)  # noqa: NPY002 - user code draws from the global state
         torch.manual_seed(self.seed + index)
@@ -54,15 +55,15 @@ class Objective:
             buffer.data.copy_(values)
 
     def __call__(self, arrays: Sequence[Any] | None = None, target: Any = None) -> Tensor:
-        """The loss of one batch, a scalar with a graph behind it."""
+        """Run the model on one batch and return the loss, a scalar that requires grad."""
         target = self.task.target if target is None else target
         output = self.model.call(self.batch() if arrays is None else arrays)
         return self.of(output, target)
 
     def of(self, output: Any, target: Any = None) -> Tensor:
-        """The loss of what the model returned."""
+        """Return the loss of an output of the model, a scalar that requires grad."""
         if self.task.loss is not None:
-            return _scalar(self._asked(output, fresh(self.task.target if target is None else target)))
+            return _scalar(self._call_loss(output, copy_target(self.task.target if target is None else target)))
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if isinstance(own, Tensor):
             return _scalar(own)
@@ -73,7 +74,7 @@ class Objective:
             return _scalar(tensors[0])
         return self._surrogate(tensors)
 
-    def _asked(self, output: Any, target: Any) -> Any:
+    def _call_loss(self, output: Any, target: Any) -> Any:
         assert self.task.loss is not None
         try:
             return self.task.loss(output, target)
@@ -102,26 +103,26 @@ class Objective:
         return {spec.below for spec in self.model.inputs}
 
     def _logits(self, tensor: Tensor) -> Tensor:
-        """Log-probabilities and probabilities as logits, whose softmax they are."""
+        """Convert the output of a final softmax to logits. Log-probabilities already are logits."""
         last = {node.op for ref in self.model.graph.outputs if operator((node := self.model.graph[ref.node]).op).final}
         return tensor.clamp_min(torch.finfo(tensor.dtype).tiny).log() if last == {"softmax"} else tensor
 
 
-def fresh(target: Any) -> Any:
-    """A target with copies of its tensors, for a loss that writes into them."""
+def copy_target(target: Any) -> Any:
+    """Return a copy of a target with cloned tensors, because a loss may write to them."""
     return pytree.tree_map_only(Tensor, torch.clone, target)
 
 
-def tree(output: Any) -> Any:
-    """What a model returned as a tree: output objects, which are mappings or dataclasses, as plain dicts."""
+def as_tree(output: Any) -> Any:
+    """Convert an output object, which is a mapping or a dataclass, to a plain dict. Other outputs are unchanged."""
     if isinstance(output, Mapping):
         return dict(output)
     return dict(vars(output)) if is_dataclass(output) and hasattr(output, "__dict__") else output
 
 
 def _prediction(output: Any) -> Any:
-    """The part of an output to take a loss of: of several named ones the first tensor, for states and caches follow it."""
-    output = tree(output)
+    """Return the part of an output that the surrogate uses: the first tensor of a dict, because states and caches follow it."""
+    output = as_tree(output)
     return next((value for value in output.values() if _differentiable(value)), output) if isinstance(output, dict) else output
 
 
@@ -141,7 +142,10 @@ def _scalar(loss: Any) -> Tensor:
 
 
 def gradients(loss: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
-    """Gradients of a loss, zeros for weights that it does not depend on. Raises ForwardError when the backward pass raises."""
+    """Return the gradients of a loss; zeros for weights that it does not depend on.
+
+    Raises ForwardError if the backward pass raises.
+    """
     found = raw_gradients(loss, parameters, create_graph=create_graph)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
@@ -153,19 +157,23 @@ def raw_gradients(
     *,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """Gradients of a loss, or of outputs under cotangents, None for what they do not depend on. Raises like `gradients`."""
+    """Return the gradients of a loss, or of outputs with cotangents; None for an input that they do not depend on.
+
+    Raises ForwardError if the backward pass raises.
+    """
     try:
         return list(torch.autograd.grad(outputs, list(inputs), cotangents, create_graph=create_graph, allow_unused=True))
     except Exception as error:
         raise ForwardError(f"the model's backward pass raised {described(error)}") from error
 
 
-def at_outputs(loss: Tensor, returned: Any, outputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The outputs of a watched run, each with the gradient of a loss at the same output of a plain run, which `returned` it.
+def output_cotangents(loss: Tensor, returned: Any, outputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Pair the outputs of a run with a tap with the gradients of the loss at the equal outputs of a plain run.
 
-    Outputs that the loss does not depend on are left out. Raises like `gradients`.
+    `returned` is what the model returned in the plain run, from which `loss` was computed. Outputs that the loss does not depend
+    on are left out. Raises ForwardError if the backward pass raises.
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(tree(returned)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    leaves = [leaf for leaf in pytree.tree_leaves(as_tree(returned)) if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not leaves:
         return []
     known = [(leaf, vector) for leaf, vector in zip(leaves, raw_gradients(loss, leaves), strict=True) if vector is not None]
@@ -175,7 +183,7 @@ def at_outputs(loss: Tensor, returned: Any, outputs: Sequence[Tensor]) -> list[t
 
 @contextmanager
 def preserved(parameters: Mapping[str, Tensor]) -> Iterator[Callable[[], None]]:
-    """A context that may write to weights. Afterwards, and when what it gives is called, they hold what they held."""
+    """Restore the values of the weights on exit. The context gives a function that restores them at once."""
     kept = {name: tensor.detach().clone() for name, tensor in parameters.items()}
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""The rehearsal: a few dozen optimizer steps on the running model, taken back afterwards, and why they failed if they did."""
+"""The rehearsal: take a few dozen optimizer steps, undo them, and find the cause if training fails."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ from gradlint.probe.experiments.training import Run, Trainer, batch_of, copies_o
 from gradlint.recipe import Recipe
 from gradlint.signal_path import is_weight_layer
 
-STEPS = 40
-ENOUGH = 20  # steps in which a loss should move
-SECONDS = 60.0  # for all steps together where the user named no number of them
-DIVERGED = 10.0  # times the first loss; 110 healthy runs of 40 steps end at 1.2 at most, and rise to 3.5 on the way
-NOISE = 0.5  # of the first loss, for RISEN where every batch is another one
-LEAST = 0.02  # of the first loss: what falls by less on a batch that it sees again and again may be stuck
-CURED = 0.1  # of the first loss: by how much a change must bring it down to be a cure
-LEARNED = 0.03  # of the loss by chance: a cure ends by more below it
-MUCH = 0.25  # of the first loss: by how much shorter steps end lower where the others came down as well
-LONG = 10.0  # times the stability limit
-LOWEST = 1e-6, 1e-8  # learning rates that are tried: the part of the one asked for, and the lowest that anyone trains with
+STEPS = 40  # the default number of steps
+ENOUGH = 20  # steps in which a loss should change
+SECONDS = 60.0  # for all steps together, if the user did not give their number
+DIVERGED = 10.0  # times the first loss; 110 healthy runs of 40 steps end at most at 1.2, and reach at most 3.5 in between
+NOISE = 0.5  # of the first loss: replaces RISEN if every step has another batch
+LEAST = 0.02  # of the first loss: a loss that falls by less on one and the same batch may be stuck
+CURED = 0.1  # of the first loss: a change is a cure only if the loss falls by more
+LEARNED = 0.03  # of the loss by chance: a cure ends more than this below it
+MUCH = 0.25  # of the first loss: smaller steps are much better if they end lower by more, although the loss fell before too
+LONG = 10.0  # times the stability limit: the learning rate is far above it
+LOWEST = 1e-6, 1e-8  # the lowest learning rates to try: relative to that of the recipe, and absolute
 FAR = 1e-2  # change of a weight tensor in one update, relative to its norm
-ORDINARY = 1e6  # operands beyond it overflow because they grew, whatever the operator
+ORDINARY = 1e6  # larger operands overflow because the signal grew, whatever the operator
 DEAD = 0.99  # share of units
-SHOWN = 16  # layers
-MEMORY = 0.6  # of what the machine has
+SHOWN = 16  # the most layers whose gradient norms are kept
+MEMORY = 0.6  # of the memory of the machine
 
 
 def rehearsal(setting: Setting) -> Mapping[str, Any]:
-    """The field `rehearsal` of a Measurement, where a recipe was given and the model can be trained at all.
+    """Return the field `rehearsal` of `Measurement`, if a recipe was given and the forward pass is finite.
 
-    Costs a forward and a backward pass for each step; if training fails, as much again for each change that is tried.
+    The cost is that of one forward and one backward pass per step; if training fails, the same again for each change that is
+    tried. Raises GradlintError if the model or the batch cannot be trained on.
     """
     task = setting.task
     if task.recipe is None or task.rehearse == 0 or setting.found.nonfinite_forward is not None:
@@ -60,19 +61,19 @@ def rehearsal(setting: Setting) -> Mapping[str, Any]:
         raise GradlintError("the model has no weights to train")
     if not all(np.size(array) for array in batch_of(setting.objective, 0)[0]):
         raise GradlintError("the batch is empty")
-    _refuse_what_does_not_fit(task.recipe, [*setting.objective.parameters.values()])
+    _check_memory(task.recipe, [*setting.objective.parameters.values()])
     with preserved(setting.objective.parameters) as restore:
-        stage = _Stage(setting, task.recipe, restore)
+        rehearser = _Rehearser(setting, task.recipe, restore)
         try:
-            found = stage.rehearsed()
+            found = rehearser.rehearse()
         finally:
             setting.objective.restart()
     notes = (f"rehearsal: {found.stopped}",) if found.stopped else ()
     return {"rehearsal": found, "notes": (*setting.found.notes, *notes)}
 
 
-class _Stage:
-    """One model, put back to where it started before every run."""
+class _Rehearser:
+    """Runs a recipe, and changes of it, on one model. Before every run it restores the initial weights."""
 
     def __init__(self, setting: Setting, recipe: Recipe, restore: Callable[[], None]) -> None:
         self.setting = setting
@@ -83,30 +84,30 @@ class _Stage:
         self.until = time.monotonic() + (SECONDS if setting.task.rehearse is None else math.inf)
         specs = self.objective.model.inputs
         self.varies = len(setting.task.batches) != 1 and (bool(setting.task.batches) or any(spec.value is None for spec in specs))
-        self._started: dict[int, float] = {}
+        self._first_losses: dict[int, float] = {}
 
-    def rehearsed(self) -> Rehearsal:
-        """Take the steps, judge them, and look for the cause where they failed."""
+    def rehearse(self) -> Rehearsal:
+        """Take the steps, judge whether they fail, and if so find the cause."""
         self.setting.progress(f"rehearsing {self.steps} steps of {self.recipe.text}")
-        before = self._dead()
+        before = self._dead_units()
         trainer, run = self._run(self.recipe)
         breach = non_finite_update(trainer) if run.ended else None
         if run.raised:
             self.restore()
-            self._start(trainer.index)  # raises where that batch never had a loss
-        dead = _died(before, self._dead()) if not run.ended and _faded(run) else None
+            self._first_loss(trainer.index)  # raises if the loss of that batch fails even with the initial weights
+        dead = _dead_layer(before, self._dead_units()) if not run.ended and _gradient_vanished(run) else None
         first, last = self._ends(run)
         size = max(abs(first), 1e-12)
         diverged = None
         if run.ended:
             diverged = len(run.losses) - 1
         elif last > first + (DIVERGED - 1.0) * size:
-            diverged = _since(run.losses, first + (DIVERGED - 1.0) * size)
+            diverged = _updates_until(run.losses, first + (DIVERGED - 1.0) * size)
         found = Rehearsal(
             asked=self.steps,
             losses=tuple(run.losses),
             gradient_norms=tuple(run.norms),
-            layers=_shown(run.layers),
+            layers=_steepest_layers(run.layers),
             changes=tuple(run.changes),
             first=first,
             last=last,
@@ -121,26 +122,29 @@ class _Stage:
             raised=run.raised,
             chance=self.chance,
         )
-        return self._explained(found) if found.fails or self._may_lag(found) or self._is_long(found) else found
+        return self._with_cause(found) if found.fails or self._may_lag(found) or self._is_long(found) else found
 
     @property
     def chance(self) -> float | None:
-        """The loss of a prediction that says nothing, where it is known."""
+        """The loss of an uninformative prediction; None if it is not known."""
         return self.setting.found.loss.chance if self.setting.found.loss is not None else None
 
     def _should_move(self, run: Run, last: float) -> bool:
-        """Whether a loss has a gradient and something to learn, and the learning rate is no longer rising."""
+        """Return whether the loss should change: it is at chance, has a gradient, and the warm-up takes at most half the run."""
         learned = self.chance is None or last < (1.0 - LEARNED) * self.chance
         steps = len(run.norms)
         return not learned and steps >= ENOUGH and run.norms[0] > 0.0 and self.recipe.warmup <= steps // 2
 
     def _may_lag(self, found: Rehearsal) -> bool:
-        """Whether weights moved far on one batch and its loss did not come down, or not below chance: steps may be too long."""
+        """Return whether the weights moved far on one batch while its loss did not fall, or not below chance.
+
+        The steps may then be too long.
+        """
         moved = bool(found.changes) and median(found.changes) >= FAR
         return moved and not self.varies and found.last > found.floor - LEAST * abs(found.floor)
 
     def _is_long(self, found: Rehearsal) -> bool:
-        """Whether steps are far above the stability limit, and the loss of one batch came down by less than half."""
+        """Return whether the learning rate is far above the stability limit, and the loss of one batch fell by less than half."""
         curvature = self.setting.found.curvature
         long = curvature is not None and self.recipe.lr / max(self.recipe.warmup, 1) >= LONG * curvature.limit
         return long and not self.varies and found.steps >= ENOUGH and found.last > found.floor - 0.5 * abs(found.floor)
@@ -150,36 +154,42 @@ class _Stage:
         self.objective.restart()
         trainer = Trainer(self.objective, recipe)
         run = trainer.run(self.steps, self.until)
-        self._started.setdefault(0, run.losses[0])
+        self._first_losses.setdefault(0, run.losses[0])
         return trainer, run
 
     def _ends(self, run: Run) -> tuple[float, float]:
-        """Median losses on the batches of the last quarter of a run, at the start and then; NaN for what is not finite."""
+        """Return the median losses on the batches of the last quarter of a run, with the initial and with the final weights.
+
+        The second one is NaN if the run ended early because it was not finite.
+        """
         count = max(len(run.losses) // 4, 1)
         last = median(run.losses[-count:]) if not run.ended else math.nan
         if not self.varies or last <= run.losses[0]:
             return run.losses[0], last
         self.restore()
-        return median(self._start(index) for index in range(len(run.losses) - count, len(run.losses))), last
+        return median(self._first_loss(index) for index in range(len(run.losses) - count, len(run.losses))), last
 
-    def _start(self, index: int) -> float:
-        """The loss of a batch at the start; weights have been restored."""
+    def _first_loss(self, index: int) -> float:
+        """Return the loss of a batch with the initial weights, which must have been restored."""
         batches = len(self.setting.task.batches)
         key = index % batches if batches else index
-        if key not in self._started:
+        if key not in self._first_losses:
             self.objective.restart(key)
-            self._started[key] = float(Trainer(self.objective, self.recipe).loss(key).detach())
-        return self._started[key]
+            self._first_losses[key] = float(Trainer(self.objective, self.recipe).loss(key).detach())
+        return self._first_losses[key]
 
     # causes -----------------------------------------------------------------------------------------------------------
 
-    def _explained(self, found: Rehearsal) -> Rehearsal:
-        """The rehearsal with what was tried, and the cause. One that only lags has failed where something cures it."""
+    def _with_cause(self, found: Rehearsal) -> Rehearsal:
+        """Try changes of the recipe, and return the rehearsal with these trials and with the cause.
+
+        If training only lags, it counts as failed if one of the changes cures it.
+        """
         if found.diverged_at == 0:
             return replace(found, cause=Cause.OPERATOR if found.breach else Cause.UNKNOWN)
         failed = found.fails or self._may_lag(found)
         for change, recipe in self._changes():
-            trial = self._tried(change, recipe, found)
+            trial = self._trial(change, recipe, found)
             found = replace(found, trials=(*found.trials, trial))
             cure = found.cure
             if cure is not None and (cure is not trial or recipe.lr == self.recipe.lr):
@@ -196,7 +206,7 @@ class _Stage:
         return trial.last < found.last - MUCH * abs(found.floor)
 
     def _changes(self) -> Iterator[tuple[str, Recipe]]:
-        """What is tried, the likeliest first; lower learning rates last, that of the stability limit among them."""
+        """Yield the changes to try, the most likely cure first. Lower learning rates, such as the stability limit, come last."""
         recipe = self.recipe
         if recipe.precision != "fp32":
             yield "precision fp32", replace(recipe, precision="fp32")
@@ -211,7 +221,7 @@ class _Stage:
             if rate >= max(LOWEST[0] * recipe.lr, LOWEST[1]):
                 yield f"lr {rate:.2g}", replace(recipe, lr=float(f"{rate:.2g}"))
 
-    def _tried(self, change: str, recipe: Recipe, found: Rehearsal) -> Trial:
+    def _trial(self, change: str, recipe: Recipe, found: Rehearsal) -> Trial:
         self.setting.progress(f"rehearsing again with {change}")
         _, run = self._run(recipe)
         first, last = self._ends(run)
@@ -237,16 +247,22 @@ class _Stage:
         return Cause.PRECISION if half else Cause.UNKNOWN
 
     def _is_the_cause(self, breach: NonFiniteUpdate) -> bool:
-        """Whether an operator fails on ordinary numbers; a layer of weights fails because these, or its input, grew."""
+        """Return whether an operator fails on operands of ordinary size.
+
+        A weight layer is never the cause: it overflows because its weights or its input grew.
+        """
         graph = self.setting.graph
         layer = breach.node in graph and is_weight_layer(graph[breach.node])
         return not layer and all(max(abs(low), abs(high)) < ORDINARY for low, high in breach.operands)
 
-    def _dead(self) -> dict[str, Units]:
-        """Units of each hidden rectifier that are zero for the whole first batch. An output may be meant to be."""
+    def _dead_units(self) -> dict[str, Units]:
+        """Measure the share of units of each hidden rectifier that are zero for the whole first batch, by node.
+
+        Rectifiers after the last weight layer are left out, because outputs may be zero on purpose.
+        """
         graph = self.setting.graph
         last = max((graph.position[node.id] for node in graph if is_weight_layer(node)), default=0)
-        nodes = {node.id for node in graph if _is_cut_off(node) and graph.position[node.id] < last}
+        nodes = {node.id for node in graph if _has_zero_floor(node) and graph.position[node.id] < last}
         if not nodes:
             return {}
         observer = UnitObserver()
@@ -256,22 +272,22 @@ class _Stage:
         return {units.node: units for units in UnitObserver.summary([observer], self.setting.structure) if units.node in nodes}
 
 
-def _is_cut_off(node: Node) -> bool:
-    """Whether a node is a rectifier that is zero, with slope zero, for whatever is negative enough."""
+def _has_zero_floor(node: Node) -> bool:
+    """Return whether a node is a rectifier whose value and slope are zero for sufficiently negative arguments."""
     function = activation(node.op, node.attrs)
     return operator(node.op).rectifier and operator(node.op).monotone and function is not None and function.has_floor
 
 
 def is_post_norm(setting: Setting) -> bool:
-    """Whether most residual sums are read by a norm alone."""
+    """Return whether the model is post-norm: most residual sums are read by a norm and by nothing else."""
     graph, sums = setting.graph, setting.structure.residual_sums
     readers = [list(graph.children(total.node)) for total in sums]
     norms = sum(len(nodes) == 1 and nodes[0].op in {"layer_norm", "rms_norm"} for nodes in readers)
     return norms > len(sums) / 2
 
 
-def _refuse_what_does_not_fit(recipe: Recipe, weights: Sequence[Tensor]) -> None:
-    """Raise GradlintError where the copies that training holds would not fit into memory."""
+def _check_memory(recipe: Recipe, weights: Sequence[Tensor]) -> None:
+    """Raise GradlintError if the copies of the weights that training needs do not fit in memory."""
     needed = copies_of(recipe) * sum(weight.numel() * weight.element_size() for weight in weights)
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -282,32 +298,32 @@ def _refuse_what_does_not_fit(recipe: Recipe, weights: Sequence[Tensor]) -> None
 
 
 def _returns(losses: Sequence[float]) -> bool:
-    """Whether a loss that rose is on its way down: lower in the last quarter than in the one before, by a tenth."""
+    """Return whether a loss falls again at the end: its median in the last quarter is a tenth lower than in the one before."""
     count = len(losses) // 4
     return count > 1 and median(losses[-count:]) < 0.9 * median(losses[-2 * count : -count])
 
 
-def _since(losses: Sequence[float], limit: float) -> int:
-    """The number of updates after which the loss is over the limit for good."""
+def _updates_until(losses: Sequence[float], limit: float) -> int:
+    """Return the number of updates after which the loss stays above the limit."""
     below = [index for index, loss in enumerate(losses[:-1]) if loss <= limit]
     return min(below[-1] + 1 if below else 1, len(losses) - 1)
 
 
-def _faded(run: Run) -> bool:
-    """Whether a weight whose gradient was not zero ends with one that is."""
+def _gradient_vanished(run: Run) -> bool:
+    """Return whether some weight has a gradient that is not zero at the start, and zero at the end."""
     return any(norms and norms[0] > 0.0 and norms[-1] == 0.0 for norms in run.layers.values())
 
 
-def _died(before: Mapping[str, Units], after: Mapping[str, Units]) -> DeadUnits | None:
-    """The first layer of rectifiers that died."""
+def _dead_layer(before: Mapping[str, Units], after: Mapping[str, Units]) -> DeadUnits | None:
+    """Return the first layer of rectifiers whose units died during the run; None if there is none."""
     for node, units in after.items():
         if units.dead >= DEAD and node in before and before[node].dead < 0.5:
             return DeadUnits(node, units.count, before[node].dead, units.dead)
     return None
 
 
-def _shown(layers: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
-    """The layers whose gradient norm rose most, in the order of the model."""
+def _steepest_layers(layers: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
+    """Return the SHOWN layers whose gradient norm rose the most, in the order of the model."""
     rise = {name: rise_of(norms) for name, norms in layers.items() if norms}
     kept = sorted(rise, key=rise.__getitem__, reverse=True)[:SHOWN]
     return {name: tuple(norms) for name, norms in layers.items() if name in kept}

@@ -1,4 +1,4 @@
-"""The butterfly: what growth would be with another draw of the weights."""
+"""Measure how much growth depends on the random draw of the weights, by drawing them again."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from gradlint.probe.experiments.objective import preserved
 from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.jacobian import observe
 
-DRAWS = 3
-SAME = 0.2  # relative difference of mean squares between two draws of one distribution, plus its standard error
-NEAR = 0.5  # decades from LIMIT
+DRAWS = 3  # how often the weights are drawn again
+SAME = 0.2  # the largest relative difference of mean squares between two draws of one distribution, beyond its standard error
+NEAR = 0.5  # decades: growth that is no further from LIMIT is measured again
 
 
 def redraws(setting: Setting) -> Mapping[str, Any]:
-    """The field `redraws`, where growth lies near LIMIT and every submodule can draw its weights again as they are drawn now."""
+    """Return the field `redraws` of `Measurement`, and a note, if growth is near LIMIT and the weights can be drawn again.
+
+    The cost is that of DRAWS passes of the probe. The weights and buffers are restored.
+    """
     growth, module = setting.found.growth, getattr(setting.model, "module", None)
     near = abs(abs(growth.decades) - LIMIT) <= NEAR
     if not near or not isinstance(module, nn.Module) or setting.found.dead or not can_redraw(module):
@@ -41,7 +44,10 @@ def redraws(setting: Setting) -> Mapping[str, Any]:
 
 
 def can_redraw(module: nn.Module) -> bool:
-    """Whether every submodule that owns parameters has `reset_parameters`, and none is tied or computed from others."""
+    """Return whether all weights can be drawn again.
+
+    Every submodule that owns parameters must have `reset_parameters`, and no parameter may be tied or parametrized.
+    """
     owners = [child for child in module.modules() if next(child.parameters(recurse=False), None) is not None]
     names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     plain = len(names) == len(list(module.parameters())) and not any("parametrizations." in name for name in names)
@@ -49,9 +55,9 @@ def can_redraw(module: nn.Module) -> bool:
 
 
 def redraw(module: nn.Module, seed: int) -> bool:
-    """Draw every weight anew; False where what comes out is not of the size that was there: it was drawn in another way.
+    """Draw every weight again by `reset_parameters`. Return whether the new weights have the same sizes as the old ones.
 
-    Raises ForwardError when a `reset_parameters` raises.
+    If they do not, the old ones were drawn from another distribution. Raises ForwardError if a `reset_parameters` raises.
     """
     before = {name: _mean_square(tensor) for name, tensor in module.named_parameters()}
     torch.manual_seed(seed)
@@ -69,7 +75,10 @@ def _mean_square(tensor: Tensor) -> float:
 
 
 def _alike(tensor: Tensor, before: float) -> bool:
-    """Whether a mean square is that of another draw: of n normal numbers it has a relative standard error of sqrt(2 / n)."""
+    """Return whether the mean square of a tensor agrees with `before`, up to the noise of a random draw.
+
+    The mean square of n normal numbers has a relative standard error of sqrt(2 / n).
+    """
     now = _mean_square(tensor)
     margin = SAME + 3.0 * (2.0 / max(tensor.numel(), 1)) ** 0.5
     return abs(now - before) <= margin * max(now, before) or (margin >= 1.0 and now > 0.0)

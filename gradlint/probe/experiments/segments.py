@@ -1,4 +1,8 @@
-"""The Jacobian of the segment that growth is about: Frobenius norm, largest singular value, condition (THEORY section 4)."""
+"""Measure the Jacobian between the two ends of a growth: Frobenius norm, largest singular values, and condition number.
+
+One backward pass of the probe gives the Jacobian from every node to the output, but not from one node to another. This experiment
+computes products with the Jacobian between two nodes and its transpose.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +23,22 @@ from gradlint.growth import HEALTHY, LIMIT
 from gradlint.measurements.segments import Segment
 from gradlint.probe.experiments.setting import Setting
 
-STEPS, LEAST = 24, 3  # of the iteration; as few of a large model
-FEWEST = 3  # random vectors for what the iteration did not reach
-WORK = 4_000_000_000  # multiplications that all steps together may take
-SURE = 0.003  # relative standard error of the Frobenius norm at which no more are drawn
-SHIFT = 1e-3  # of the root mean square at the start: the step of central differences
-LARGEST = 20_000_000  # values at both ends together: a vector of each is held for every step
+STEPS, LEAST = 24, 3  # the most steps of the iteration, and the fewest, for a large model
+FEWEST = 3  # the fewest random vectors for the part that the iteration did not reach
+WORK = 4_000_000_000  # the most multiplications of all steps together
+SURE = 0.003  # relative standard error of the Frobenius norm at which no more vectors are drawn
+SHIFT = 1e-3  # step of central differences, relative to the norm of the start tensor
+LARGEST = 20_000_000  # the most elements of both ends together: every step keeps a vector of each size
 
 Product = Callable[[Tensor], Tensor]
 
 
 def segments(setting: Setting) -> Mapping[str, Any]:
-    """The field `segments`: between the ends of a growth of LIMIT decades or more; of HEALTHY ones where the model is small."""
+    """Return the field `segments` of `Measurement`, if growth is at least LIMIT decades, or HEALTHY for a small model."""
     growth = setting.found.growth
     if growth.start is None or growth.end is None or not HEALTHY <= abs(growth.decades) < math.inf or setting.found.dead:
         return {}
-    steps = min(STEPS, WORK // _work(setting.graph))
+    steps = min(STEPS, WORK // _multiplications(setting.graph))
     if abs(growth.decades) < LIMIT and steps < STEPS:
         return {}
     steps = max(steps, LEAST)
@@ -44,15 +48,29 @@ def segments(setting: Setting) -> Mapping[str, Any]:
 
 
 def segment(model: Runnable, start: str, end: str, *, seed: int = 0, steps: int = STEPS) -> Segment | None:
-    """J = d end / d start on the inputs of `seed`; None where one does not reach the other or both are too large.
+    """Measure the Jacobian J = d end / d start.
 
-    Golub and Kahan's bidiagonalization with full orthogonalisation, up to `steps` products with J and as many with its transpose:
-    its Ritz values bound the singular values from below and the largest converges first. The Frobenius norm is exact on the
-    subspace that was reached and estimated by Hutchinson's method beyond (Meyer et al. 2021, Hutch++, arXiv 2010.09649), with
-    up to three times as many vectors. Raises ForwardError when the model raises.
+    The singular values are computed by the bidiagonalization of Golub and Kahan (1965) with full orthogonalization, with up to
+    `steps` products with J and as many with its transpose. The values found are lower bounds, and the largest converges first.
+    The Frobenius norm is exact on the subspace that was reached; the rest is estimated by Hutchinson's method with up to three
+    times as many random vectors (Hutch++, Meyer et al. 2021, arXiv 2010.09649).
+
+    Args:
+        model: The model; the caller must be inside `untouched`.
+        start: The id of the node nearer to the input.
+        end: The id of the node nearer to the output.
+        seed: The seed of the inputs and of the random states.
+        steps: The most steps of the iteration.
+
+    Returns:
+        The norms and sizes, or None if `end` does not depend on `start`, if their tensors are too large, or if J is zero or not
+        finite.
+
+    Raises:
+        ForwardError: The model raised.
     """
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-        inside, outside = _ends(model, start, end, seed)
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no second derivative
+        inside, outside = _end_tensors(model, start, end, seed)
         if inside is None or outside is None or not outside.requires_grad or inside.numel() + outside.numel() > LARGEST:
             return None
         back = _vjp(inside, outside)
@@ -77,8 +95,10 @@ def segment(model: Runnable, start: str, end: str, *, seed: int = 0, steps: int 
     )
 
 
-def _ends(model: Runnable, start: str, end: str, seed: int, shift: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-    """The tensors at both ends of one run, the first of them moved by `shift`; None for one that was overwritten later."""
+def _end_tensors(
+    model: Runnable, start: str, end: str, seed: int, shift: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Run the model; return the tensors at both ends. `shift` is added to the first. None for one that is overwritten later."""
     held: dict[str, Tensor] = {}
     versions: dict[str, int] = {}
     written = {node for node in (start, end) if "inplace" in model.graph[node].notes}
@@ -88,8 +108,8 @@ def _ends(model: Runnable, start: str, end: str, seed: int, shift: Tensor | None
             return None
         held[node] = outputs[0] if shift is None or node != start else outputs[0] + shift
         if node in written and held[node] is outputs[0]:
-            return None  # the result of a write in place may be saved for the backward pass, and is not written to again
-        return (held[node].clone(), *outputs[1:])  # a clone, for what writes in place
+            return None  # autograd may have saved the result of an in-place write; it must not be replaced
+        return (held[node].clone(), *outputs[1:])  # later in-place writes go to the clone
 
     def tap(node: str, outputs: Tensors, inputs: Tensors) -> None:
         del inputs
@@ -104,12 +124,12 @@ def _ends(model: Runnable, start: str, end: str, seed: int, shift: Tensor | None
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to in place."""
-    return tensor._version  # noqa: SLF001 - documented with saved tensors, and without a public name
+    """Return how often a tensor was written to in place."""
+    return tensor._version  # noqa: SLF001 - documented, but without a public name
 
 
 def _vjp(inside: Tensor, outside: Tensor) -> Product | None:
-    """From v to J^T v; None where no path leads from one to the other."""
+    """Return the function from v to J^T v; None if `outside` does not depend on `inside`."""
 
     def product(v: Tensor) -> Tensor:
         try:
@@ -123,7 +143,10 @@ def _vjp(inside: Tensor, outside: Tensor) -> Product | None:
 
 
 def _jvp(inside: Tensor, outside: Tensor) -> Product | None:
-    """From u to J u: the derivative of J^T v by v, which is linear in it; None where there is no second derivative."""
+    """Return the function from u to J u; None if there is no second derivative.
+
+    J^T v is linear in v, so that J u is its derivative with respect to v.
+    """
     dummy = torch.zeros_like(outside, requires_grad=True)
     try:
         (linear,) = torch.autograd.grad(outside, inside, dummy, create_graph=True)
@@ -139,15 +162,15 @@ def _jvp(inside: Tensor, outside: Tensor) -> Product | None:
 
 
 def _differences(model: Runnable, start: str, end: str, seed: int) -> Product:
-    """From u to J u by central differences, two runs of the model each."""
+    """Return the function from u to J u by central differences, each of which costs three runs of the model."""
 
     def product(u: Tensor) -> Tensor:
-        inside, _ = _ends(model, start, end, seed)
+        inside, _ = _end_tensors(model, start, end, seed)
         assert inside is not None
         level, size = (float(torch.linalg.vector_norm(x.detach().double())) for x in (inside, u))
         step = SHIFT * (level or 1.0) / size
         shift = (step * u).to(inside.dtype).view_as(inside)
-        above, below = (_ends(model, start, end, seed, sign * shift)[1] for sign in (1.0, -1.0))
+        above, below = (_end_tensors(model, start, end, seed, sign * shift)[1] for sign in (1.0, -1.0))
         assert above is not None
         assert below is not None
         return ((above - below).detach().reshape(-1).double()) / (2.0 * step)
@@ -156,7 +179,7 @@ def _differences(model: Runnable, start: str, end: str, seed: int) -> Product:
 
 
 def _spectrum(back: Product, forward: Product, outside: Tensor, steps: int) -> tuple[float, Tensor] | None:
-    """Frobenius norm, and singular values from the largest down, as far as they were reached; None for what is not finite."""
+    """Return the Frobenius norm, and the singular values that were reached, largest first. None if J is zero or not finite."""
     size, generator = outside.numel(), torch.Generator().manual_seed(0)
 
     def draw() -> Tensor:
@@ -175,7 +198,7 @@ def _spectrum(back: Product, forward: Product, outside: Tensor, steps: int) -> t
             break
         v = forward(rows[-1])
         length = torch.linalg.vector_norm(v)
-        for _ in range(2):  # twice is enough (Kahan)
+        for _ in range(2):  # twice is enough (Kahan, in Parlett 1980)
             v = v - basis.T @ (basis @ v)
         left = torch.linalg.vector_norm(v)
         if not left > 1e-9 * length:  # the rest of J is zero
@@ -184,14 +207,16 @@ def _spectrum(back: Product, forward: Product, outside: Tensor, steps: int) -> t
     square, rest = float(values.square().sum()), [0.0]
     if len(rows) < size:
         rest = []
-        while len(rest) < FEWEST or (len(rest) < 3 * steps and _error(rest) > 2.0 * SURE * (square + float(np.mean(rest)))):
+        while len(rest) < FEWEST or (
+            len(rest) < 3 * steps and _standard_error(rest) > 2.0 * SURE * (square + float(np.mean(rest)))
+        ):
             beyond = draw()
             rest.append(float(back(beyond - basis.T @ (basis @ beyond)).square().sum()))
     return math.sqrt(square + float(np.mean(rest))), values
 
 
-def _work(graph: Graph) -> int:
-    """Multiplications of one forward pass, roughly: at every value that is put out, one for each input that a weight sums."""
+def _multiplications(graph: Graph) -> int:
+    """Estimate the multiplications of one forward pass: the output size of each node times the fan-in of its weight."""
     each = (math.prod(size or 1 for size in node.shape or ()) * _fan_in(node) for node in graph)
     return max(sum(each), 1)
 
@@ -200,6 +225,6 @@ def _fan_in(node: Node) -> int:
     return max((weight.fan_in for weight in node.weights.values() if len(weight.shape) > 1), default=1)
 
 
-def _error(values: Sequence[float]) -> float:
-    """Standard error of a mean."""
+def _standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean."""
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))

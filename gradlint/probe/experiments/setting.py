@@ -1,4 +1,4 @@
-"""What the experiments of one run work with."""
+"""`Setting`: what all experiments of one run share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from gradlint.structure import Structure
 
 @dataclass
 class Setting:
-    """The model inside `untouched`, the task, and what was measured so far; one for all experiments of a run."""
+    """What all experiments of one run share.
+
+    Attributes:
+        model: The model, inside its `untouched` context.
+        task: Loss, target and recipe.
+        found: The measurement so far, including the results of earlier experiments.
+        seed: The first seed.
+        progress: Called with one line of text at the start of each stage.
+    """
 
     model: Runnable
     task: Task
@@ -31,10 +39,10 @@ class Setting:
 
     @cached_property
     def structure(self) -> Structure:
-        """Its structure, narrowed to what ran."""
+        """The structure of the graph, restricted to nodes whose outputs require grad."""
         return Structure(self.graph, live=self.found.live)
 
     @cached_property
     def objective(self) -> Objective:
-        """What training would minimise."""
+        """The loss that training minimizes, as a function of the weights."""
         return Objective(self.model, self.task, seed=self.seed)

@@ -1,4 +1,4 @@
-"""Optimizer steps on the weights of a running model, as a plain training loop takes them."""
+"""Take optimizer steps on the weights of a model, like a plain training loop."""
 
 from __future__ import annotations
 
@@ -33,31 +33,40 @@ _CLASSES = {
     "radam": "RAdam",
 }
 _SETTINGS = ("lr", "momentum", "weight_decay", "betas", "eps", "nesterov")
-_STATES = {"sgd": 1, "rmsprop": 3, "adagrad": 1}  # tensors that an optimizer keeps for each weight; 2 for Adam and its kin
+_STATES = {"sgd": 1, "rmsprop": 3, "adagrad": 1}  # tensors of state per weight; 2 for Adam and its variants
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-LOSS_SCALE = 65536.0  # torch.amp.GradScaler's first
-HOPELESS = 1e4  # times the first loss, five times in a row: nothing comes back from there
-FEWEST = 8  # steps that say something
+LOSS_SCALE = 65536.0  # the initial scale of torch.amp.GradScaler
+HOPELESS = 1e4  # times the first loss: a run with five such losses in a row does not recover
+FEWEST = 8  # the fewest steps from which something can be concluded
 
 
 @dataclass
 class Run:
-    """What a training loop saw; see `gradlint.measurements.rehearsal.Rehearsal`. `ended` is what was not finite."""
+    """The record of a training loop.
+
+    `losses`, `norms`, `layers` and `changes` are the fields of `gradlint.measurements.rehearsal.Rehearsal`.
+
+    Attributes:
+        skipped: The number of updates that were skipped because scaled gradients overflowed.
+        ended: What was not finite, if the run ended for that: "loss", "gradient", or "scale" (the gradient at any loss scale).
+        raised: The error of the loss or of the model, if one raised after an update; the last loss is then NaN.
+        stopped: Why not all steps were taken, if time was over.
+    """
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     layers: dict[str, list[float]] = field(default_factory=dict)
     changes: list[float] = field(default_factory=list)
     skipped: int = 0
-    ended: str = ""  # "loss", "gradient" or "scale": the gradient, whatever the loss was scaled by
-    raised: str = ""  # what loss or model raised after an update; a loss of NaN stands for it
+    ended: str = ""
+    raised: str = ""
     stopped: str = ""
 
 
 class Trainer:
-    """Takes steps of a recipe on the weights of an objective, and leaves them where they end.
+    """Takes steps of a recipe on the weights of an objective. The weights are not restored afterward.
 
-    `index` is the batch of the last step, `state` the random state before it.
+    `index` is the batch of the last step, and `state` the random state of torch before it.
     """
 
     def __init__(self, objective: Objective, recipe: Recipe) -> None:
@@ -72,9 +81,10 @@ class Trainer:
         self.state = torch.get_rng_state()
 
     def run(self, steps: int, until: float = math.inf) -> Run:
-        """Take so many steps; fewer where loss or gradient are not finite, the clock is past `until`, or no loss comes back.
+        """Take up to `steps` steps and return their record.
 
-        What the loss or the model raises before any update is raised.
+        The run ends early if the loss or the gradient is not finite, if the loss is hopelessly large, or if `time.monotonic()`
+        exceeds `until`. Raises the error of the loss or of the model only if it occurs before the first update.
         """
         run = Run(layers={name: [] for name in self.names})
         for self.index in range(steps + 1):
@@ -104,18 +114,18 @@ class Trainer:
         return run
 
     def loss(self, index: int) -> Tensor:
-        """The loss of the batch of that index, in the precision of the recipe."""
+        """Return the loss of the batch `index`, in the precision of the recipe."""
         arrays, target = batch_of(self.objective, index)
         with self.precision():
             return self.objective(arrays, target)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Autocast to the half precision of the recipe, if it has one."""
+        """Return the autocast context for the precision of the recipe; a context that does nothing for full precision."""
         half = _HALVES.get(self.recipe.precision)
         return torch.autocast(self.weights[0].device.type, dtype=half) if half else nullcontext()
 
     def _update(self, loss: Tensor, run: Run) -> None:
-        gradients = _owned(raw_gradients(loss * self.scale, self.weights))
+        gradients = _writable(raw_gradients(loss * self.scale, self.weights))
         if self.scale != 1.0:
             gradients = [None if g is None else g.mul_(1.0 / self.scale) for g in gradients]
         norms = _norms(gradients)
@@ -123,7 +133,7 @@ class Trainer:
         for name, norm in zip(self.names, norms, strict=True):
             run.layers[name].append(norm)
         if not math.isfinite(run.norms[-1]):
-            self._overflown(run)
+            self._handle_overflow(run)
             return
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
@@ -134,8 +144,8 @@ class Trainer:
         pairs = zip(_norms(moved), self.sizes, self.weights, strict=True)
         run.changes.append(max((change / size for change, size, weight in pairs if size and weight.dim() > 1), default=0.0))
 
-    def _overflown(self, run: Run) -> None:
-        """A gradient is not finite: the end, unless the loss is scaled; then the update is skipped and the scale halved."""
+    def _handle_overflow(self, run: Run) -> None:
+        """Handle a gradient that is not finite: end the run, or in fp16 skip the update and halve the loss scale."""
         if self.recipe.precision != "fp16":
             run.ended = "gradient"
             return
@@ -160,7 +170,7 @@ class Trainer:
 
 
 def optimizer_of(recipe: Recipe, weights: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of torch.optim that a recipe names. Raises ConfigError for settings that it does not take."""
+    """Return the torch optimizer that a recipe names. Raises ConfigError if it does not accept the settings."""
     kind = getattr(torch.optim, _CLASSES[recipe.optimizer])
     taken = inspect.signature(kind).parameters
     try:
@@ -171,14 +181,14 @@ def optimizer_of(recipe: Recipe, weights: Sequence[Tensor]) -> torch.optim.Optim
 
 
 def copies_of(recipe: Recipe) -> int:
-    """How many tensors of the size of the weights a step holds: start, gradient, what was moved and states."""
+    """Return how many copies of the weights a step needs: initial values, gradients, changes, and the optimizer's state."""
     return 3 + _STATES.get(recipe.optimizer, 2)
 
 
 def batch_of(objective: Objective, index: int) -> tuple[list[Any], Any]:
-    """The arrays and the target of a step: of `Task.batches` in turn, else the given batch, else one drawn anew.
+    """Return the arrays and the target of a step: the next one of `Task.batches`, or else the given or a newly drawn batch.
 
-    Raises InputError for a batch that has not all inputs.
+    A target of None means the target of the task. Raises InputError if a batch lacks an input.
     """
     batches = objective.task.batches
     if not batches:
@@ -188,9 +198,9 @@ def batch_of(objective: Objective, index: int) -> tuple[list[Any], Any]:
 
 
 def arrays_of(inputs: Any, specs: Sequence[InputSpec], name: str) -> list[Any]:
-    """The tensors of a tensor, a tuple, a dict or anything with `args` and `kwargs`, in the order of `specs`.
+    """Return the arrays in `inputs` in the order of `specs`. `name` names the batch in error messages.
 
-    Raises InputError where one is missing.
+    `inputs` is a tensor, a tuple, a dict, or an object with `args` and `kwargs`. Raises InputError if an array is missing.
     """
     args, kwargs = _arguments(inputs)
     found: dict[str, Any] = {}
@@ -217,17 +227,17 @@ def _key(entry: Any) -> Any:
     return next(value for kind in ("idx", "key", "name") if (value := getattr(entry, kind, None)) is not None)
 
 
-def _owned(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Gradients that may be written in place: autograd hands out one tensor for several weights, or an expanded one."""
+def _writable(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Clone gradients that cannot be written in place: autograd may return one tensor for several weights, or an expanded one."""
     seen: set[int] = set()
-    owned = []
+    writable = []
     for gradient in gradients:
         if gradient is not None and not gradient.is_sparse:
             shared = gradient.data_ptr() in seen or not gradient.is_contiguous()
             seen.add(gradient.data_ptr())
             gradient = gradient.clone() if shared else gradient  # noqa: PLW2901
-        owned.append(gradient)
-    return owned
+        writable.append(gradient)
+    return writable
 
 
 def _is_hopeless(losses: Sequence[float]) -> bool:
@@ -239,11 +249,11 @@ def _norms(tensors: Sequence[Tensor | None]) -> list[float]:
 
 
 def norm_of(tensor: Tensor | None) -> float:
-    """The Euclidean norm, 0 for None."""
+    """Return the Euclidean norm; 0 for None."""
     if tensor is None:
         return 0.0
     values = real(tensor.coalesce().values() if tensor.is_sparse else tensor).detach()
     norm = float(torch.linalg.vector_norm(values, dtype=max(values.dtype, torch.float32, key=lambda kind: kind.itemsize)))
-    if norm == 0.0 or not math.isfinite(norm):  # squares may have left the range of float32
+    if norm == 0.0 or not math.isfinite(norm):  # squares may exceed the range of float32
         norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
     return norm

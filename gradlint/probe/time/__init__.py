@@ -1,1 +1,1 @@
-"""Growth of the gradient along the time axis of recurrences."""
+"""Measure the growth of the gradient along the time axis of recurrences."""

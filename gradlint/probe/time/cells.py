@@ -1,4 +1,4 @@
-"""Lyapunov exponents of the cells of a model, on the sequences that a run fed them."""
+"""Lyapunov exponents of the recurrent cells of a model, on the sequences that they read in a run."""
 
 from __future__ import annotations
 
@@ -10,40 +10,44 @@ from torch import Tensor
 
 from gradlint.graph import Graph, Node
 from gradlint.probe.time.lyapunov import exponents
-from gradlint.probe.time.steps import Fed, Line
+from gradlint.probe.time.steps import Fed, TimeProfile
 from gradlint.theory.recurrence.read import read_cells
 
 Array = NDArray[np.float64]
 
-_WIDEST = 1024  # units
-_FEWEST = 20  # steps: an exponent is a mean over many
+_WIDEST = 1024  # units: wider cells are not measured
+_FEWEST = 20  # steps: an exponent is a mean over many steps
 _FUSED = frozenset({"rnn", "lstm", "gru"})
 
 
-def cell_exponents(graph: Graph, lines: Sequence[Line], fed: Fed) -> dict[tuple[str, str], tuple[float, ...]]:
-    """Leading exponents by node and direction, of the fused operators and of the cells that are applied step by step.
+def cell_exponents(graph: Graph, profiles: Sequence[TimeProfile], fed: Fed) -> dict[tuple[str, str], tuple[float, ...]]:
+    """Return the largest Lyapunov exponents, in nats per step, by node and direction.
 
-    They are measured on the first sample, from the states that the model starts from.
+    The cells are those of fused operators (RNN, LSTM, GRU), and cells that the model applies step by step. The exponents are
+    measured on the first sample of the batch, from the initial states of the model. `fed` are the inputs of recurrent nodes.
     """
     found: dict[tuple[str, str], tuple[float, ...]] = {}
-    for line in lines:
-        node = graph[line.node]
+    for profile in profiles:
+        node = graph[profile.node]
         fused = node.op in _FUSED
         cells = read_cells(node, wide=_WIDEST) if fused or node.op.endswith("_cell") else None
-        run = _sequence(node, fed) if fused else _steps(line.nodes, fed)
-        if cells is None or cells.sd or run is None or (line.node, line.direction) in found:
+        run = _sequence(node, fed) if fused else _steps(profile.nodes, fed)
+        if cells is None or cells.sd or run is None or (profile.node, profile.direction) in found:
             continue
         x, start = run
         if len(x) < _FEWEST or x.shape[1] != cells.layers[0][0].inputs:
             continue
         with np.errstate(over="ignore", invalid="ignore"):
             each = exponents(cells, x, start)
-        found.update({(line.node, name if fused else line.direction): values for name, values in each.items()})
+        found.update({(profile.node, name if fused else profile.direction): values for name, values in each.items()})
     return found
 
 
 def _sequence(node: Node, fed: Fed) -> tuple[Array, list[Array]] | None:
-    """Input (steps, inputs) and first states (layers x directions, units) of a fused operator."""
+    """Return the input (steps, inputs) and the initial states (layers x directions, units) of a fused operator.
+
+    None if the recorder did not keep them, or if their layout is not known.
+    """
     held = fed.get(node.id, ())
     x = held[0] if held else None
     if x is None:
@@ -64,7 +68,7 @@ def _sequence(node: Node, fed: Fed) -> tuple[Array, list[Array]] | None:
 
 
 def _steps(nodes: Sequence[str], fed: Fed) -> tuple[Array, list[Array]] | None:
-    """The same for a cell that is applied step by step."""
+    """Return the same as `_sequence` for a cell that is applied step by step by `nodes`."""
     pieces = [held[0] for node in nodes if (held := fed.get(node, ())) and held[0] is not None]
     if not pieces or len(pieces) < len(nodes) or len({piece.shape for piece in pieces}) > 1:
         return None

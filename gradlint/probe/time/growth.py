@@ -1,4 +1,4 @@
-"""Growth along the time axis of recurrences: a line through what reaches each step from the last one."""
+"""Growth along the time axis of recurrences: fit a line to the logarithm of the gradient at each step."""
 
 from __future__ import annotations
 
@@ -11,51 +11,58 @@ import numpy as np
 from gradlint.errors import GradlintError
 from gradlint.growth import along, signed, summarize
 from gradlint.probe.time.cells import cell_exponents
-from gradlint.probe.time.steps import Fed, Line, Sites, lines
+from gradlint.probe.time.steps import Fed, Points, TimeProfile, time_profiles
 from gradlint.result import Gains, Growth, TimeGrowth
 from gradlint.structure import Structure
 
 _HORIZON = 3.0  # decades
-_FLAT = 2.0  # standard errors: a slope under so many is none
-_STILL = 1e-4  # decades per step: the same for a line without noise
+_FLAT = 2.0  # standard errors: a smaller slope does not differ from zero
+_STILL = 1e-4  # decades per step: neither does a smaller one, even without noise
 
 
 @dataclass(frozen=True, slots=True)
 class OverTime:
-    """What one run showed of its recurrences; `exponents` are Lyapunov exponents by node and direction."""
+    """The gradients along time in one run.
 
-    lines: tuple[Line, ...] = ()
+    `profiles` are the squared gradients by step of each recurrence and direction, `exponents` the Lyapunov exponents by node and
+    direction, in nats per step, and `notes` what could not be measured.
+    """
+
+    profiles: tuple[TimeProfile, ...] = ()
     exponents: Mapping[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, structure: Structure, points: Sites, fed: Fed, seed: int) -> OverTime:
-        """Measure after the forward pass; what fails is said in the notes."""
+    def of(cls, structure: Structure, points: Points, fed: Fed, seed: int) -> OverTime:
+        """Measure after the forward pass and before the general backward pass. Errors become notes."""
         try:
-            found = tuple(lines(structure, points, fed, seed))
+            found = tuple(time_profiles(structure, points, fed, seed))
             return cls(found, cell_exponents(structure.graph, found, fed))
         except (
             GradlintError,
             RuntimeError,
             ValueError,
-        ) as error:  # shapes and types that torch and numpy refuse
+        ) as error:  # torch and numpy do not support some shapes and types
             return cls(notes=(f"time axis: not measured, {str(error).splitlines()[0]}",))
 
     def growth(self, structure: Structure, gains: Mapping[str, Gains]) -> tuple[TimeGrowth, ...]:
-        """One entry for each direction of each recurrence; loops that no sequence feeds are read from the general pass."""
-        measured = {line.node for line in self.lines}
-        found = [_along(line, self.exponents.get((line.node, line.direction), ())) for line in self.lines]
+        """Return the growth of each recurrence and direction.
+
+        For loops that read no sequence, the levels are the backward `gains` of the general pass, in decades.
+        """
+        measured = {profile.node for profile in self.profiles}
+        found = [_growth_of(profile, self.exponents.get((profile.node, profile.direction), ())) for profile in self.profiles]
         loops = (item.nodes for item in structure.recurrences if measured.isdisjoint(item.nodes))
-        return (*found, *(_unfed(structure, nodes, gains) for nodes in loops))
+        return (*found, *(_without_sequence(structure, nodes, gains) for nodes in loops))
 
 
-def _along(line: Line, exponents: tuple[float, ...]) -> TimeGrowth:
-    levels = tuple(0.5 * math.log10(square) if square > 0.0 else -math.inf for square in line.squares)
+def _growth_of(profile: TimeProfile, exponents: tuple[float, ...]) -> TimeGrowth:
+    levels = tuple(0.5 * math.log10(square) if square > 0.0 else -math.inf for square in profile.squares)
     labels = [str(index) for index in range(len(levels))]
     known = along(labels, dict(zip(labels, levels, strict=True)))[1]
     finite = [level for level in levels[len(levels) - len(known) :] if math.isfinite(level)]
     found = TimeGrowth(
-        line.node, levels, Growth(0.0), lyapunov=exponents, axis=line.axis, steps=len(levels), direction=line.direction
+        profile.node, levels, Growth(0.0), lyapunov=exponents, axis=profile.axis, steps=len(levels), direction=profile.direction
     )
     if len(known) < 2 or len(finite) < 2:
         return found
@@ -66,11 +73,12 @@ def _along(line: Line, exponents: tuple[float, ...]) -> TimeGrowth:
 
 
 def slope_of(levels: Sequence[float]) -> tuple[float, float | None]:
-    """Decades per step, positive when the gradient grows towards the first step, and its standard error.
+    """Fit a line to `levels`, in decades by step, and return its slope and the standard error of the slope.
 
-    Least squares. The gain of a step is multiplied by that of the next, so that the level walks at random about its line: the
-    error is that of a walk, 6/5 of the variance of its increments over their number, with their correlations over a few steps
-    (Newey, West 1987). None for fewer than three increments.
+    The slope is in decades per step, positive if the gradient grows toward the first step, and is fitted by least squares. The
+    gains of the steps multiply, so that the level is a random walk about the line: the squared error is 6/5 of the variance of
+    its increments divided by their number, with the autocorrelation of a few steps included (Newey and West 1987). The error is
+    None if there are fewer than three increments.
     """
     values = np.asarray(levels)
     slope = -float(np.polyfit(np.arange(len(values)), values, 1)[0])
@@ -86,11 +94,14 @@ def slope_of(levels: Sequence[float]) -> tuple[float, float | None]:
 
 
 def horizon_of(slope: float, error: float | None) -> float:
-    """Steps until three decades are lost or gained; infinite where the slope is none that can be told from zero."""
+    """Return the number of steps in which the gradient gains or loses three decades.
+
+    `slope` and its standard error are in decades per step. Infinite if the slope does not differ significantly from zero.
+    """
     return math.inf if abs(slope) <= max(_FLAT * (error or 0.0), _STILL) else _HORIZON / abs(slope)
 
 
-def _unfed(structure: Structure, nodes: Sequence[str], gains: Mapping[str, Gains]) -> TimeGrowth:
+def _without_sequence(structure: Structure, nodes: Sequence[str], gains: Mapping[str, Gains]) -> TimeGrowth:
     values = {node: gains[node].backward if node in gains else None for node in nodes}
     known = along(nodes, values)[1]
     growth = summarize(structure.graph, nodes, gains)

@@ -1,7 +1,7 @@
-"""Lyapunov exponents of recurrent cells, by the tangent map of the real cell along the real sequence, with QR.
+"""Lyapunov exponents of recurrent cells, from the tangent map of the cell along a real sequence.
 
-Tangent vectors are carried along with the state and orthogonalised every few steps; the mean logarithm of what the
-orthogonalisation takes off is the exponent (Benettin 1980; Engelken, Wolf, Abbott 2020, arXiv 2006.02427).
+Tangent vectors are propagated together with the state, and orthogonalized by a QR decomposition every few steps. The exponents
+are the mean logarithms of the diagonal of R, per step (Benettin 1980; Engelken, Wolf and Abbott 2020, arXiv 2006.02427).
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ if TYPE_CHECKING:
     Step = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 LEADING = 3
-"""Exponents that are measured."""
+"""The number of exponents to measure."""
 
-_EVERY = 5  # steps between two orthogonalisations
-_SETTLE = 0.25  # of the run, which is left out: tangent vectors turn towards the leading directions
-_LONGEST = 200  # steps
-_WORK = 1e9  # multiplications
+_EVERY = 5  # steps between two orthogonalizations
+_SETTLE = 0.25  # of the run, which is discarded: tangent vectors still turn toward the leading directions
+_LONGEST = 200  # the most steps
+_WORK = 1e9  # the most multiplications
 
 
 def exponents(cells: Cells, x: Array, start: Sequence[Array] = ()) -> dict[str, tuple[float, ...]]:
-    """The largest Lyapunov exponents of each direction ("forward", "reverse"), in nats per step, largest first.
+    """Return the largest Lyapunov exponents of each direction ("forward", "reverse"), in nats per step, largest first.
 
-    `x` is one sequence, (steps, inputs), `start` the first states, each (layers x directions, units), zeros where left out.
-    Exponents of a stack are those of its layers together, each fed by the layer before. Directions that die out (a ReLU that is
-    off) have none. Sequences are cut to what can be paid for.
+    The exponents of a stack are those of all its layers, each of which reads the output of the layer before. Tangent directions
+    that become exactly zero, as behind an inactive ReLU, have no exponent.
+
+    Args:
+        cells: The cells of the layers.
+        x: One sequence of shape (steps, inputs). Long sequences are truncated to bound the cost.
+        start: The initial states, each of shape (layers x directions, units); zeros for those that are left out.
     """
     every = [cell for layer in cells.layers for cell in layer]
     cost = sum(cell.recurrent.size * (LEADING + 1) for cell in every)
@@ -46,7 +50,7 @@ def exponents(cells: Cells, x: Array, start: Sequence[Array] = ()) -> dict[str, 
     for layer in cells.layers:
         outputs = []
         for cell in layer:
-            y, values = _along(cell, x[::-1] if cell.backwards else x, [state[place] for state in start if len(state) > place])
+            y, values = _run_cell(cell, x[::-1] if cell.backwards else x, [state[place] for state in start if len(state) > place])
             found.setdefault("reverse" if cell.backwards else "forward", []).extend(values)
             outputs.append(y[::-1] if cell.backwards else y)
             place += 1
@@ -54,8 +58,8 @@ def exponents(cells: Cells, x: Array, start: Sequence[Array] = ()) -> dict[str, 
     return {name: tuple(sorted(values, reverse=True)[:LEADING]) for name, values in found.items() if values}
 
 
-def _along(cell: Cell, x: Array, start: Sequence[Array]) -> tuple[Array, list[float]]:
-    """The output sequence of one cell and its exponents."""
+def _run_cell(cell: Cell, x: Array, start: Sequence[Array]) -> tuple[Array, list[float]]:
+    """Run one cell along a sequence; return its outputs (steps, outputs) and its exponents."""
     before = (x if cell.weight is None else x @ cell.weight.T) + cell.bias
     size = cell.outputs + (cell.hidden if cell.kind == "lstm" else 0)
     state = np.zeros(size)
@@ -96,7 +100,7 @@ def _rnn(cell: Cell) -> Step:
 
 
 def _lstm(cell: Cell) -> Step:
-    """Rows g, i, f, o; the state is (h, c)."""
+    """Return the step of an LSTM, whose rows are in the order g, i, f, o. The state is (h, c)."""
     matrix, size, outputs = cell.recurrent.astype(float), cell.hidden, cell.outputs
 
     def step(fed: Array, state: Array, tangent: Array) -> tuple[Array, Array]:
@@ -117,7 +121,7 @@ def _lstm(cell: Cell) -> Step:
 
 
 def _gru(cell: Cell) -> Step:
-    """Rows r, z, n."""
+    """Return the step of a GRU, whose rows are in the order r, z, n."""
     size = cell.hidden
     gate_rows, new_rows = (rows.astype(float) for rows in (cell.recurrent[: 2 * size], cell.recurrent[2 * size :]))
 

@@ -1,7 +1,7 @@
-"""The layers of a fused bidirectional stack, run one by one.
+"""Run the layers of a fused bidirectional stack one by one.
 
-A gradient that comes back through such a stack runs along the sequence once for each layer, in either direction, so that what
-reaches a step of the input tells nothing of the pace of any of them.
+The gradient of a whole stack runs along the sequence once per layer, in both directions. The gradient at a step of the input
+therefore does not tell how fast it grows in any single layer.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from torch import Tensor
 from gradlint.graph import Node
 from gradlint.probe.vjp_points import VjpPoint
 
-_ROLES = ("weight", "recurrent", "bias", "recurrent_bias", "projection")  # as torch orders them
+_ROLES = ("weight", "recurrent", "bias", "recurrent_bias", "projection")  # in torch's order
 
 
-def layers_apart(node: Node, held: Sequence[Tensor | None]) -> Iterator[tuple[VjpPoint, VjpPoint]]:
-    """Input and last states (directions, samples, units) of every layer, on what the node read; dropout is left out.
+def single_layers(node: Node, held: Sequence[Tensor | None]) -> Iterator[tuple[VjpPoint, VjpPoint]]:
+    """Run every layer on the inputs `held` of the node, without dropout; yield the points of its input and its final states.
 
-    Nothing for an operator of one layer or one direction, in which every path keeps its direction.
+    The final states have the shape (directions, samples, units). Yields nothing for an operator with one layer or one
+    direction, because then every path runs in one direction only.
     """
     x = held[0] if held else None
     if x is None or not {"recurrent_l0_reverse", "recurrent_l1_reverse"} <= node.weights.keys():
@@ -37,7 +38,7 @@ def layers_apart(node: Node, held: Sequence[Tensor | None]) -> Iterator[tuple[Vj
 
 
 def _layer(node: Node, index: int, x: Tensor, starts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Outputs and last states of both directions of one layer."""
+    """Run one layer; return the outputs and the final states of both directions."""
     ends = (f"_l{index}", f"_l{index}_reverse")
     roles = [role + end for end in ends for role in _ROLES if role + end in node.weights]
     weights = [torch.as_tensor(np.array(node.weights[role].array(), dtype=np.float64)).to(x) for role in roles]

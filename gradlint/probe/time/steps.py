@@ -1,7 +1,8 @@
-"""What reaches each step of a sequence from a cotangent on the last one: the raw lines that growth over time is read from.
+"""Measure the gradient at each step of a sequence for a random cotangent on the last step.
 
-Each recurrence is asked on its own, after the forward pass and before the general backward pass, and only what lies between its
-last step and its first one is run backward (THEORY section 4).
+Each recurrence is measured on its own, after the forward pass and before the general backward pass. Only the part of the graph
+between its last step and its first step runs backward. The logarithm of the gradient against the distance to the last step is a
+line, whose slope is the Lyapunov exponent.
 """
 
 from __future__ import annotations
@@ -19,30 +20,36 @@ from torch import Tensor
 
 from gradlint.graph import Node, Ref
 from gradlint.ops import Kind
-from gradlint.probe.time.stacks import layers_apart
+from gradlint.probe.time.stacks import single_layers
 from gradlint.probe.time.unrolled import Unrolled, unrolled
 from gradlint.probe.vjp_points import VjpPoint, pull
 from gradlint.signal_path import kind_of
 from gradlint.structure import Structure
 
-Sites = Mapping[Ref, VjpPoint]
+Points = Mapping[Ref, VjpPoint]
 Fed = Mapping[str, Sequence[Tensor | None]]
 Array = NDArray[np.float64]
 
 _FUSED = frozenset({"rnn", "lstm", "gru"})
-_FEWEST = 3  # steps: two make no line
-_CLEAR = 5.0  # t statistic of a trend
-_OPAQUE = 8  # operators that nothing is known of, at most
-_REFUSALS = 1  # mixing operators without a causal axis, after which no more are asked
+_FEWEST = 3  # the fewest steps to which a line can be fitted
+_CLEAR = 5.0  # t statistic from which on a trend is significant
+_OPAQUE = 8  # the most unknown operators that are measured
+_REFUSALS = 1  # after more mixing operators without a causal axis, no further ones are measured
 _ATTENTION = frozenset({"softmax", "attention", "multi_head_attention"})
 _SCANNING = frozenset({"cumsum", "cumprod", "logcumsumexp", "associative_scan", "CumSum"})
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """Squared gradients at each step for a unit cotangent on the last one that is processed, in the order of processing.
+class TimeProfile:
+    """The gradient along the time axis of one recurrence.
 
-    `axis` is that of the sequence. `nodes` are the applications where each step is a node of its own.
+    Attributes:
+        node: The id of the recurrent node, or of the first one of a loop.
+        squares: The squared gradient at each step, for a unit cotangent on the step that is processed last, in the order of
+            processing.
+        axis: The time axis of the sequence; None if unknown.
+        direction: "forward" or "reverse".
+        nodes: The nodes of the steps, if each step is a node of its own.
     """
 
     node: str
@@ -52,13 +59,14 @@ class Line:
     nodes: tuple[str, ...] = ()
 
 
-def lines(structure: Structure, points: Sites, fed: Fed, seed: int) -> list[Line]:
-    """One line for each direction of each recurrence on the signal; `fed` is what recurrent nodes read.
+def time_profiles(structure: Structure, points: Points, fed: Fed, seed: int) -> list[TimeProfile]:
+    """Return one profile for each direction of each recurrence that the signal passes.
 
-    Raises ForwardError when a backward pass does.
+    `points` are the points of all outputs in the autograd graph, `fed` the inputs of recurrent nodes. Raises ForwardError if a
+    backward pass raises.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: list[Line] = []
+    found: list[TimeProfile] = []
     opaque = 0
     for node_id in structure.signal:
         node = structure.graph[node_id]
@@ -66,15 +74,15 @@ def lines(structure: Structure, points: Sites, fed: Fed, seed: int) -> list[Line
             found.extend(_stacked(node, fed.get(node_id, ()), generator) or _fused(node, points, generator))
         elif kind_of(node) is Kind.CONTROL or (kind_of(node) is Kind.UNKNOWN and opaque < _OPAQUE):
             opaque += 1
-            found.extend(_control(node, points, generator) if kind_of(node) is Kind.CONTROL else _hidden(node, points, generator))
-    found.extend(_spelled(structure, points, generator))
+            found.extend(_control(node, points, generator) if kind_of(node) is Kind.CONTROL else _opaque(node, points, generator))
+    found.extend(_unrolled_loops(structure, points, generator))
     if not found:
-        found.extend(_mixed(structure, points, generator))
-    return [line for line in found if len(line.squares) >= _FEWEST]
+        found.extend(_sequence_mixing(structure, points, generator))
+    return [profile for profile in found if len(profile.squares) >= _FEWEST]
 
 
 def _squares(gradient: Tensor, *kept: int) -> Array:
-    """Sums of squares over all axes but those, which come first."""
+    """Return the sums of squares over all axes except the `kept` ones, which come first in the result."""
     values = gradient.detach()
     values = torch.view_as_real(values).flatten(-2) if values.is_complex() else values
     kept = tuple(axis % gradient.ndim for axis in kept)
@@ -90,27 +98,29 @@ def _total(cotangent: Tensor) -> float:
 # operators that hold a recurrence ------------------------------------------------------------------------------------------
 
 
-def _stacked(node: Node, held: Sequence[Tensor | None], generator: torch.Generator) -> list[Line]:
-    """Both directions of a stack of bidirectional layers, each as in the layer whose gradient grows most or fades least."""
-    best: dict[str, tuple[float, Line]] = {}
-    for sequence, final in layers_apart(node, held):
+def _stacked(node: Node, held: Sequence[Tensor | None], generator: torch.Generator) -> list[TimeProfile]:
+    """Measure a stack of bidirectional layers: for each direction, the layer whose gradient grows the most."""
+    best: dict[str, tuple[float, TimeProfile]] = {}
+    for sequence, final in single_layers(node, held):
         for place, name in enumerate(("forward", "reverse")):
             cotangent = final.zeros()
             cotangent[place] = final.normal(generator, *final.shape[1:])
             (gradient,) = pull([(final, cotangent)], [sequence])
             if gradient is None or not (squares := _by_distance(node, gradient, range(final.shape[1]), turned=bool(place))).size:
                 continue
-            line = Line(node.id, tuple((squares / _total(cotangent)).tolist()), int(node.attrs.get("time_axis", 0)), name)
+            profile = TimeProfile(
+                node.id, tuple((squares / _total(cotangent)).tolist()), int(node.attrs.get("time_axis", 0)), name
+            )
             with np.errstate(all="ignore"):
                 rise = float(np.log(squares[0]) - np.log(squares[-1]))
-            best[name] = max(best.get(name, (-math.inf, line)), (rise, line), key=lambda pair: pair[0])
-    return [line for _, line in best.values()]
+            best[name] = max(best.get(name, (-math.inf, profile)), (rise, profile), key=lambda pair: pair[0])
+    return [profile for _, profile in best.values()]
 
 
-def _fused(node: Node, points: Sites, generator: torch.Generator) -> Iterator[Line]:
-    """RNN, LSTM and GRU: a cotangent on the final state of the top layer, gradients at the input sequence.
+def _fused(node: Node, points: Points, generator: torch.Generator) -> Iterator[TimeProfile]:
+    """Measure RNN, LSTM and GRU: the cotangent is on the final state of the top layer, the gradient is that of the input.
 
-    Samples do not meet in them, so that the two directions take every other sample and share one pass.
+    Samples are independent, so that both directions share one backward pass: each uses every other sample.
     """
     sequence, ends = _point(points, node.inputs[0]), _ends(node, points)
     if sequence is None or ends is None:
@@ -118,7 +128,7 @@ def _fused(node: Node, points: Sites, generator: torch.Generator) -> Iterator[Li
     state, sample_axis, places = ends
     names = ["reverse"] if node.attrs.get("direction") == "reverse" else ["forward", "reverse"]
     samples, every = state.shape[sample_axis], range(len(places))
-    drawn = [state.normal(generator, samples, state.shape[-1]) for _ in every]  # alike in every layout
+    drawn = [state.normal(generator, samples, state.shape[-1]) for _ in every]  # the same values in every layout
     for together in [every] if samples >= len(places) else [[one] for one in every]:
         groups = {one: list(range(index, samples, len(together))) for index, one in enumerate(together)}
         cotangent = state.zeros().movedim(sample_axis, 0)
@@ -131,11 +141,11 @@ def _fused(node: Node, points: Sites, generator: torch.Generator) -> Iterator[Li
         for one, group in groups.items():
             squares = _by_distance(node, gradient, group, turned=names[one] == "reverse")
             squares = squares / _total(drawn[one][group])
-            yield Line(node.id, tuple(squares.tolist()), int(node.attrs.get("time_axis", 0)), names[one])
+            yield TimeProfile(node.id, tuple(squares.tolist()), int(node.attrs.get("time_axis", 0)), names[one])
 
 
-def _ends(node: Node, points: Sites) -> tuple[VjpPoint, int, list[tuple[int, ...]]] | None:
-    """The tensor that holds the last states, its axis of samples, and the place of each direction of the top layer beside it."""
+def _ends(node: Node, points: Points) -> tuple[VjpPoint, int, list[tuple[int, ...]]] | None:
+    """Return the point of the final states, its batch axis, and the indices of each direction of the top layer in it."""
     attrs = node.attrs
     onnx = "gate_order" in attrs
     directions = int(attrs.get("num_directions", 1)) if onnx else 1 + bool(attrs.get("bidirectional"))
@@ -151,7 +161,10 @@ def _ends(node: Node, points: Sites) -> tuple[VjpPoint, int, list[tuple[int, ...
 
 
 def _by_distance(node: Node, gradient: Tensor, group: Sequence[int], *, turned: bool) -> Array:
-    """Squares by step in the order of processing, summed over the samples of a group, however long each of them is."""
+    """Return the squared gradient by step, in the order of processing, summed over the samples of a group.
+
+    The samples of a packed sequence may have different lengths; their last steps are aligned.
+    """
     lengths = node.attrs.get("batch_sizes")
     if not node.attrs.get("packed") or lengths is None or sum(lengths) != gradient.shape[0]:
         time = int(node.attrs.get("time_axis", 0))
@@ -169,11 +182,11 @@ def _by_distance(node: Node, gradient: Tensor, group: Sequence[int], *, turned: 
     return (totals[known] / counts[known] * len(group))[::-1]
 
 
-def _control(node: Node, points: Sites, generator: torch.Generator) -> Iterator[Line]:
-    """Scan and Loop: a cotangent on the first state that they hand on, or on the last results that a Loop collects."""
+def _control(node: Node, points: Points, generator: torch.Generator) -> Iterator[TimeProfile]:
+    """Measure Scan and Loop: the cotangent is on the first final state, or on the last results that a Loop collects."""
     scanned = int(node.attrs.get("num_scan_inputs", 0))
     if not scanned:
-        found = list(_hidden(node, points, generator, rows=True))
+        found = list(_opaque(node, points, generator, rows=True))
         yield from found or _by_trend(node, points, generator)
         return
     states = len(node.inputs) - scanned
@@ -186,21 +199,21 @@ def _control(node: Node, points: Sites, generator: torch.Generator) -> Iterator[
         if gradient is not None:
             squares = _squares(gradient, axis) / total
             ordered = squares[::-1] if back else squares
-            yield Line(node.id, tuple(ordered.tolist()), axis % gradient.ndim, "reverse" if back else "forward")
+            yield TimeProfile(node.id, tuple(ordered.tolist()), axis % gradient.ndim, "reverse" if back else "forward")
             return
 
 
 def _pulled(end: VjpPoint, start: VjpPoint, generator: torch.Generator) -> tuple[Tensor | None, float]:
-    """The gradient at one place for a random cotangent on another, and that one's square."""
+    """Return the gradient at `start` for a random cotangent on `end`, and the squared norm of the cotangent."""
     cotangent = end.normal(generator)
     (gradient,) = pull([(end, cotangent)], [start])
     return gradient, _total(cotangent)
 
 
-def _by_trend(node: Node, points: Sites, generator: torch.Generator) -> Iterator[Line]:
-    """A Loop that hands on a state alone: time is the axis along which the gradient has the clearest trend."""
+def _by_trend(node: Node, points: Points, generator: torch.Generator) -> Iterator[TimeProfile]:
+    """Measure a Loop that returns only states. Its time axis is the one along which the gradient has the clearest trend."""
     end = next((point for port in range(8) if (point := _point(points, Ref(node.id, port)))), None)
-    best: tuple[float, Line] | None = None
+    best: tuple[float, TimeProfile] | None = None
     for ref in node.inputs:
         start = _point(points, ref)
         if end is None or start is None or start == end or len(start.shape) < 2:
@@ -213,8 +226,8 @@ def _by_trend(node: Node, points: Sites, generator: torch.Generator) -> Iterator
             if len(squares) > _FEWEST and squares.all():
                 clear = _clearness(np.log(squares))
                 best = max(
-                    best or (0.0, Line(node.id, (), None)),
-                    (clear, Line(node.id, tuple(squares.tolist()), axis)),
+                    best or (0.0, TimeProfile(node.id, (), None)),
+                    (clear, TimeProfile(node.id, tuple(squares.tolist()), axis)),
                     key=lambda pair: pair[0],
                 )
     if best is not None and best[0] > _CLEAR:
@@ -222,15 +235,15 @@ def _by_trend(node: Node, points: Sites, generator: torch.Generator) -> Iterator
 
 
 def _clearness(levels: Array) -> float:
-    """The t statistic of a trend."""
+    """Return the absolute t statistic of a linear trend."""
     correlation = float(np.corrcoef(np.arange(len(levels)), levels)[0, 1])
     return abs(correlation) * math.sqrt((len(levels) - 2) / max(1.0 - correlation**2, 1e-12))
 
 
-def _hidden(node: Node, points: Sites, generator: torch.Generator, *, rows: bool = False) -> Iterator[Line]:
-    """An operator that nothing is known of: its time axis is the one along which its gradient is causal.
+def _opaque(node: Node, points: Points, generator: torch.Generator, *, rows: bool = False) -> Iterator[TimeProfile]:
+    """Measure an operator about which nothing is known. Its time axis is the one along which its gradient is causal.
 
-    With `rows`, steps lie along axis 0 of an output and along any axis of an input, as in a Loop that collects its results.
+    With `rows`, time is axis 0 of the output and may be any axis of an input, as in a Loop that collects its results.
     """
     outputs = [point for port in range(8) if (point := _point(points, Ref(node.id, port))) is not None and len(point.shape) > 1]
     inputs = [point for ref in node.inputs if (point := _point(points, ref)) is not None and len(point.shape) > 1]
@@ -238,16 +251,17 @@ def _hidden(node: Node, points: Sites, generator: torch.Generator, *, rows: bool
         for axis in [0] if rows else range(max(len(end.shape) - 1, 1)):
             for sequence in inputs:
                 for own in range(len(sequence.shape)) if rows else [axis]:
-                    line = _causal(node.id, end, sequence, (axis, own), generator)
-                    if line is not None:
-                        yield line
+                    profile = _causal(node.id, end, sequence, (axis, own), generator)
+                    if profile is not None:
+                        yield profile
                         return
 
 
-def _mixed(structure: Structure, points: Sites, generator: torch.Generator) -> Iterator[Line]:
-    """Recurrences spread over operators that see the whole sequence: linear attention, a scan by cumulative sums.
+def _sequence_mixing(structure: Structure, points: Points, generator: torch.Generator) -> Iterator[TimeProfile]:
+    """Measure recurrences that are computed on the whole sequence at once: linear attention, scans by cumulative sums.
 
-    Asked between two nodes that every path passes; a softmax between them says that it is attention.
+    The gradient is measured between two neighboring nodes of the spine. If there is a softmax between them, they are attention
+    and are skipped.
     """
     spine, position = structure.spine, structure.graph.position
     bounds = [position[node] for node in spine]
@@ -263,21 +277,22 @@ def _mixed(structure: Structure, points: Sites, generator: torch.Generator) -> I
         if start is None or end is None or min(len(start.shape), len(end.shape)) < 3:
             continue
         found = (_causal(mixing.id, end, start, (axis, axis), generator) for axis in (1, 0))
-        line = next((line for line in found if line is not None), None)
-        refused += line is None
-        if line is not None and all(line.squares):  # what sees a bounded past is a convolution
-            yield replace(line, squares=line.squares[:-1])  # the own step has ways round the recurrence
+        profile = next((profile for profile in found if profile is not None), None)
+        refused += profile is None
+        if profile is not None and all(profile.squares):  # an operator with a bounded past is a convolution
+            yield replace(profile, squares=profile.squares[:-1])  # the last step has paths that bypass the recurrence
 
 
 def _mixes(node: Node) -> bool:
-    """Whether an operator may carry values along time without a weight of its own."""
+    """Return whether an operator without weights may mix the values of different time steps."""
     return (node.op == "matmul" and not node.weights) or node.op == "fft" or node.attrs.get("name") in _SCANNING
 
 
-def _causal(node: str, end: VjpPoint, start: VjpPoint, axes: tuple[int, int], generator: torch.Generator) -> Line | None:
-    """The line along an axis on which nothing passes back from what lies behind a step; None where something does.
+def _causal(node: str, end: VjpPoint, start: VjpPoint, axes: tuple[int, int], generator: torch.Generator) -> TimeProfile | None:
+    """Measure the gradient along an axis of the output and of the input, if it is causal; otherwise return None.
 
-    The cotangent is put near one end, where what lies beyond must get no gradient at all.
+    The cotangent is on a step near one end of the axis. If the operator is causal in a direction, the steps after it get exactly
+    no gradient. `axes` are the axis of the output `end` and that of the input `start`.
     """
     out, own = axes
     fits = out < len(end.shape) and own < len(start.shape) and end.shape[out] == start.shape[own] > _FEWEST
@@ -296,40 +311,41 @@ def _causal(node: str, end: VjpPoint, start: VjpPoint, axes: tuple[int, int], ge
         squares = squares[::-1] if turned else squares
         before, behind = squares[:-beyond], squares[-beyond:]
         if not behind.any() and before[-1] > 0.0 and before[-2] > 0.0:
-            return Line(node, tuple(before.tolist()), own, "reverse" if turned else "forward")
-        if before[:-1].any():  # it is causal in neither direction
+            return TimeProfile(node, tuple(before.tolist()), own, "reverse" if turned else "forward")
+        if before[:-1].any():  # not causal in either direction
             return None
     return None
 
 
-# loops that are spelled out ------------------------------------------------------------------------------------------------
+# unrolled loops ------------------------------------------------------------------------------------------------------------
 
 
-def _spelled(structure: Structure, points: Sites, generator: torch.Generator) -> Iterator[Line]:
-    """Loops over time: a cotangent on the last state, gradients at the sequence. A loop over depth is no time.
+def _unrolled_loops(structure: Structure, points: Points, generator: torch.Generator) -> Iterator[TimeProfile]:
+    """Measure unrolled loops over time: the cotangent is on the last state, the gradient is that of the sequence.
 
-    Where no weight layer multiplies the state, the gradients are those at the state: the sequences that feed it may as well be
-    its decays. Loops of one state, as those of gates with weights of their own, are asked once.
+    Loops over depth, which read no sequence, are skipped. If no weight layer multiplies the state, the gradient is that of the
+    states, because the sequences that the loop reads may be decay factors. Loops with the same state, such as the gates of one
+    cell, are measured once.
     """
-    asked: dict[tuple[str, str | None, int | None], tuple[float, ...]] = {}
+    known: dict[tuple[str, str | None, int | None], tuple[float, ...]] = {}
     for loop in unrolled(structure):
         end = _point(points, Ref(loop.end))
         if loop.axis is None or loop.source is None or end is None:
             continue
         key = (loop.end, loop.source, loop.axis)
-        if key not in asked:
-            asked[key] = _at_states(loop, end, points, generator) if loop.weightless else _at_source(loop, end, points, generator)
-        yield Line(loop.nodes[0], asked[key], loop.axis, "reverse" if loop.backwards else "forward", loop.nodes)
+        if key not in known:
+            known[key] = _at_states(loop, end, points, generator) if loop.weightless else _at_source(loop, end, points, generator)
+        yield TimeProfile(loop.nodes[0], known[key], loop.axis, "reverse" if loop.backwards else "forward", loop.nodes)
 
 
-def _at_source(loop: Unrolled, end: VjpPoint, points: Sites, generator: torch.Generator) -> tuple[float, ...]:
-    """Squares at the pieces of the sequence; what comes after the last state that was found has none."""
+def _at_source(loop: Unrolled, end: VjpPoint, points: Points, generator: torch.Generator) -> tuple[float, ...]:
+    """Return the squared gradients at the pieces of the sequence, up to the last one that gets a gradient."""
     source = _point(points, Ref(loop.source or ""))
     gradient, total = (None, 1.0) if source is None else _pulled(end, source, generator)
     if gradient is None or loop.axis is None:
         return ()
     squares = _squares(gradient, loop.axis) / total
-    if len(loop.indices) > 1:  # the first application may read a piece that no index tells
+    if len(loop.indices) > 1:  # the first step may read a piece whose index the graph does not tell
         stride = loop.indices[1] - loop.indices[0]
         first = loop.indices[0] - stride
         places = range(first if 0 <= first < len(squares) else loop.indices[0], loop.indices[-1] + stride, stride)
@@ -338,7 +354,7 @@ def _at_source(loop: Unrolled, end: VjpPoint, points: Sites, generator: torch.Ge
     return tuple(squares[: reached[-1] + 1].tolist()) if len(reached) else ()
 
 
-def _at_states(loop: Unrolled, end: VjpPoint, points: Sites, generator: torch.Generator) -> tuple[float, ...]:
+def _at_states(loop: Unrolled, end: VjpPoint, points: Points, generator: torch.Generator) -> tuple[float, ...]:
     places = [point for node in loop.nodes if (point := _point(points, Ref(node))) is not None]
     cotangent = end.normal(generator)
     return tuple(
@@ -347,5 +363,5 @@ def _at_states(loop: Unrolled, end: VjpPoint, points: Sites, generator: torch.Ge
     )
 
 
-def _point(points: Sites, ref: Ref | None) -> VjpPoint | None:
+def _point(points: Points, ref: Ref | None) -> VjpPoint | None:
     return None if ref is None else points.get(ref)

@@ -1,4 +1,4 @@
-"""Recurrences that a graph spells out step by step, and the axis of the tensor that feeds them: found, not guessed."""
+"""Find recurrences that a graph contains in unrolled form, and the time axis of the sequence that they read."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 
 _SPLITS = frozenset({"unbind", "chunk", "split", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "Split"})
-_UPDATES = ("add", "sub", "mul", "where", "maximum")  # what a state without weights is updated by, the likeliest first
-_FEWEST = 4  # steps of a loop without weights
-_REACH = 400  # nodes looked at in one step of a loop
+_UPDATES = ("add", "sub", "mul", "where", "maximum")  # operators that update a state without weights, the most likely first
+_FEWEST = 4  # the fewest steps of a loop without weights
+_REACH = 400  # the most nodes that are visited in one step of a loop
 _SHORT = 60  # the same for a loop without weights
-_BEFOREHAND = 4  # operators between a piece of a sequence and the loop
+_BEFOREHAND = 4  # the most operators between a piece of a sequence and the loop
 
 
 @dataclass(frozen=True, slots=True)
 class Unrolled:
-    """One node for each step, first step first, and the axis of `source` that the steps walk along.
+    """An unrolled loop.
 
-    Both are None where no sequence feeds them. `indices` are the places of the steps on the axis, from the second step on, empty
-    where the graph does not tell; `end` is the node that makes the last state. `weightless` where the state is multiplied by
-    no weight layer.
+    Attributes:
+        nodes: One node for each step, in the order of processing.
+        end: The node that computes the last state.
+        source: The node whose output is the sequence; None if the loop reads none.
+        axis: The time axis of the sequence; None if the loop reads none.
+        indices: The positions of the steps on this axis, from the second step on; empty if the graph does not tell.
+        weightless: Whether no weight layer multiplies the state.
     """
 
     nodes: tuple[str, ...]
@@ -38,13 +42,13 @@ class Unrolled:
 
     @property
     def backwards(self) -> bool:
-        """Whether the steps walk from the end of the sequence to its start."""
+        """Whether the loop processes the sequence from its end to its start."""
         return bool(self.indices) and self.indices[0] > self.indices[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class _Feed:
-    """A step's piece of a sequence; None for an index or an axis that the graph does not tell."""
+    """The `piece` of the sequence `source` that a step reads. `axis` and `index` are None if the graph does not tell."""
 
     source: str
     axis: int | None
@@ -53,22 +57,26 @@ class _Feed:
 
 
 def unrolled(structure: Structure) -> list[Unrolled]:
-    """Loops over weights that are applied to their own result, then loops of elementwise operators (state-space models)."""
-    found = [_walked(structure, item.nodes) for item in structure.recurrences]
+    """Return the unrolled loops of a graph.
+
+    First come those that apply a weight layer to its own result again, then those that consist of elementwise operators, as in
+    state-space models.
+    """
+    found = [_with_sequence(structure, item.nodes) for item in structure.recurrences]
     position = structure.graph.position
     taken = [(position[loop.nodes[0]], position[loop.nodes[-1]]) for loop in found]
-    for nodes in _updates(structure):
+    for nodes in _update_chains(structure):
         first, last = position[nodes[0]], position[nodes[-1]]
         if not any(first <= high and low <= last for low, high in taken):
-            loop = _walked(structure, nodes)
+            loop = _with_sequence(structure, nodes)
             if loop.axis is not None:
                 found.append(replace(loop, end=nodes[-1], weightless=True))
                 taken.append((first, last))
     return found
 
 
-def _walked(structure: Structure, nodes: Sequence[str]) -> Unrolled:
-    """The loop with the sequence that it walks along: one of which every step, but for the first, takes another piece."""
+def _with_sequence(structure: Structure, nodes: Sequence[str]) -> Unrolled:
+    """Return the loop with the sequence that it reads: one of which every step, except possibly the first, reads a new piece."""
     feeds = [_step(structure, node, before, _REACH)[0] for before, node in itertools.pairwise(nodes)]
     counts = Counter((feed.source, feed.axis) for step in feeds for feed in {(f.source, f.axis): f for f in step}.values())
     for (source, axis), count in counts.most_common():
@@ -86,7 +94,7 @@ def _walked(structure: Structure, nodes: Sequence[str]) -> Unrolled:
 
 
 def _before_projection(structure: Structure, source: str, axis: int, step: Node) -> str:
-    """What the cell reads, where its product with the input weight is taken of all steps at once, before the loop."""
+    """Return the input of the cell, if the model multiplies it by the input weight for all steps at once, before the loop."""
     while True:
         node, parents = structure.graph[source], structure.signal_parents(source)
         projects = kind_of(node) is Kind.LINEAR or (node.op == "add" and "bias" in node.weights)
@@ -96,9 +104,10 @@ def _before_projection(structure: Structure, source: str, axis: int, step: Node)
 
 
 def _last_state(structure: Structure, nodes: Sequence[str]) -> str:
-    """The node after the last application that stands where, one step before, the state stood that the last one reads.
+    """Return the node that computes the last state.
 
-    Loops repeat their body node by node, so that it lies as far behind. The last application itself where there is none.
+    The last step reads a state that is computed some nodes after the step before. A loop repeats its body node by node, so that
+    the last state is computed as many nodes after the last step. If there is no such node, return the last step itself.
     """
     graph, position = structure.graph, structure.graph.position
     before, last = nodes[-2:]
@@ -123,16 +132,16 @@ def _last_state(structure: Structure, nodes: Sequence[str]) -> str:
 
 
 def _axis_of_size(source: Node, steps: int) -> int | None:
-    """The one axis that has a place for each step, of which the first may have left no trace."""
+    """Return the only axis whose size is the number of steps, or one more, as the first step may be missing; otherwise None."""
     fitting = [axis for axis, size in enumerate(source.shape or ()) if size in {steps, steps + 1}]
     return fitting[0] if len(fitting) == 1 else None
 
 
 def _step(structure: Structure, node: str, before: str, reach: int) -> tuple[list[_Feed], bool]:
-    """The pieces of sequences that enter between two applications, and whether the later one reads the earlier one.
+    """Return the pieces of sequences that `node` reads, and whether it depends on the step before, `before`.
 
-    What was made before the loop is followed a few operators up: pieces are often cut, squeezed and projected beforehand.
-    Within a short `reach`, no weight layer is passed: those of a cascade of layers would make it a loop.
+    Nodes before the loop are followed for a few operators, because pieces are often sliced, squeezed and projected in advance.
+    With a short `reach`, weight layers are not followed; otherwise a chain of layers would look like a loop.
     """
     graph, start = structure.graph, structure.graph.position[before]
     feeds: list[_Feed] = []
@@ -161,43 +170,43 @@ def _piece(graph: Graph, piece: Ref) -> _Feed | None:
         return None
     if name in _SPLITS:
         axis = node.attrs.get("dim", node.attrs.get("axis", 0))
-        return _Feed(source, _counted(graph[source], axis), piece.port, piece)
+        return _Feed(source, _nonnegative_axis(graph[source], axis), piece.port, piece)
     if node.op != "slice":
         return None
     if name == "getitem":
         index = tuple(node.attrs.get("index", ()))
-        places = [place for place, item in enumerate(index) if _single(item)]
+        places = [place for place, item in enumerate(index) if _is_single_index(item)]
         if not places:
             return None
         place = places[-1]
         item = index[place]
-        axis = _counted(graph[source], place - len(index) if "..." in index[:place] else place)
+        axis = _nonnegative_axis(graph[source], place - len(index) if "..." in index[:place] else place)
         shape = graph[source].shape or ()
-        if axis is not None and 0 <= axis < len(shape) and shape[axis] == 1:  # a piece already, whose axis is taken off
+        if axis is not None and 0 <= axis < len(shape) and shape[axis] == 1:  # already a piece, whose axis is removed
             return None
         return _Feed(source, axis, item if isinstance(item, int) else item[0], piece)
     if name in {"select", "narrow", "Gather", "index_select"}:
         axis = node.attrs.get("dim", node.attrs.get("axis", 0))
         index = node.attrs.get("index", node.attrs.get("start"))
-        return _Feed(source, _counted(graph[source], axis), index if isinstance(index, int) else None, piece)
+        return _Feed(source, _nonnegative_axis(graph[source], axis), index if isinstance(index, int) else None, piece)
     return _Feed(source, None, None, piece) if name == "Slice" else None
 
 
-def _single(item: object) -> bool:
-    """Whether an index takes one place of an axis: t, or t:t+1."""
+def _is_single_index(item: object) -> bool:
+    """Return whether an index selects one position of an axis: t, or t:t+1."""
     if isinstance(item, tuple) and len(item) == 3:
         return item[0] is not None and item[1] == item[0] + 1
     return isinstance(item, int) and not isinstance(item, bool)
 
 
-def _counted(source: Node, axis: object) -> int | None:
+def _nonnegative_axis(source: Node, axis: object) -> int | None:
     if not isinstance(axis, int):
         return None
     return axis + len(source.shape) if axis < 0 and source.shape is not None else axis
 
 
-def _updates(structure: Structure) -> list[tuple[str, ...]]:
-    """Chains of one elementwise operator of one line of code, each step reading the one before and a piece of a sequence."""
+def _update_chains(structure: Structure) -> list[tuple[str, ...]]:
+    """Return chains of one elementwise operator in one line of code. Each node reads the one before and a piece of a sequence."""
     groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for node_id in structure.signal:
         node = structure.graph[node_id]
@@ -205,13 +214,13 @@ def _updates(structure: Structure) -> list[tuple[str, ...]]:
             groups[node.module, node.op, node.source].append(node_id)
     chains = []
     for (_, op, _), nodes in groups.items():
-        if len(nodes) >= _FEWEST and (chain := _chained(structure, nodes)):
+        if len(nodes) >= _FEWEST and (chain := _longest_chain(structure, nodes)):
             chains.append((_UPDATES.index(str(op)), structure.graph.position[chain[0]], chain))
     return [chain for _, _, chain in sorted(chains)]
 
 
-def _chained(structure: Structure, nodes: Sequence[str]) -> tuple[str, ...]:
-    """The longest stretch in which every node reads the one before it and something new; empty where it is short."""
+def _longest_chain(structure: Structure, nodes: Sequence[str]) -> tuple[str, ...]:
+    """Return the longest run in which every node reads the one before it and a piece of a sequence; () if it is too short."""
     best: list[str] = []
     here = [nodes[0]]
     for before, node in itertools.pairwise(nodes):

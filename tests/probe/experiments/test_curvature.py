@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradlint.errors import ForwardError
-from gradlint.probe.experiments.curvature import Hessian, extremes, gradient_of, loss_of, measured
+from gradlint.probe.experiments.curvature import Hessian, extremes, gradient_of, loss_of, measure_curvature
 from gradlint.probe.experiments.objective import Objective
 from gradlint.recipe import Recipe, Task
 from tests.models.curvature_cases import LOSSES, NETWORKS, SMOOTH, Language, objective, perceptron, posed
@@ -37,7 +37,7 @@ def dense(found: Objective) -> np.ndarray:
 def test_sharpness_is_the_largest_eigenvalue_of_the_dense_hessian(name: str, loss: str):
     model, x, task = posed(name, loss, NETWORKS)
     with objective(model, x, task) as found:
-        curvature = measured(found, Recipe())
+        curvature = measure_curvature(found, Recipe())
         values = dense(found)
     assert curvature.exact
     assert curvature.products <= 30
@@ -64,7 +64,7 @@ def test_preconditioned_sharpness_is_that_of_the_dense_preconditioned_hessian(op
     model, x, task = posed("perceptron", "cross-entropy", SMOOTH)
     recipe = Recipe(optimizer, lr=1e-3, eps=1e-4, weight_decay=decay)
     with objective(model, x, task) as found:
-        curvature = measured(found, recipe)
+        curvature = measure_curvature(found, recipe)
         weights = [*found.parameters.values()]
         size = sum(weight.numel() for weight in weights)
         hessian = Hessian(found)
@@ -101,10 +101,10 @@ def test_differences_are_taken_where_the_backward_pass_cannot_be_differentiated(
     torch.manual_seed(0)
     model, x = Once(), torch.randn(16, 6)
     with objective(model, x, Task(loss=lambda output, _: output.square().mean())) as found:
-        once = measured(found, Recipe())
+        once = measure_curvature(found, Recipe())
         Rounding.apply, kept = (lambda x: x), Rounding.apply
         try:
-            twice = measured(found, Recipe())
+            twice = measure_curvature(found, Recipe())
         finally:
             Rounding.apply = kept
     assert (once.exact, twice.exact) == (False, True)
@@ -114,16 +114,16 @@ def test_differences_are_taken_where_the_backward_pass_cannot_be_differentiated(
 def test_fused_attention_is_differentiated_twice():
     torch.manual_seed(0)
     with objective(Language(), torch.randint(11, (4, 5))) as found:
-        assert measured(found, Recipe()).exact
+        assert measure_curvature(found, Recipe()).exact
 
 
 def test_half_precision_is_measured_where_it_can_be_differentiated_twice():
     torch.manual_seed(0)
     model, x = perceptron(nn.Tanh), torch.randn(16, 6)
     with objective(model, x) as found:
-        full = measured(found, Recipe())
+        full = measure_curvature(found, Recipe())
     with objective(model.bfloat16(), x.bfloat16()) as found:
-        half = measured(found, Recipe())
+        half = measure_curvature(found, Recipe())
         hessian = Hessian(found, exact=False)
         with pytest.raises(ForwardError, match="too coarse"):
             hessian(torch.ones(half.weights))
@@ -132,7 +132,7 @@ def test_half_precision_is_measured_where_it_can_be_differentiated_twice():
 
 def test_loss_that_is_linear_in_the_weights_has_no_curvature_and_no_limit():
     with objective(nn.Linear(4, 1), torch.randn(8, 4), Task(loss=lambda output, _: output.mean())) as found:
-        curvature = measured(found, Recipe())
+        curvature = measure_curvature(found, Recipe())
     assert (curvature.sharpness, curvature.lowest, curvature.limit) == (0.0, 0.0, math.inf)
 
 
@@ -147,7 +147,7 @@ def test_loss_that_is_not_finite_is_refused():
     model = nn.Linear(4, 1)
     task = Task(loss=lambda output, _: (output * math.inf).sum())
     with objective(model, torch.randn(8, 4), task) as found, pytest.raises(ForwardError, match="not finite"):
-        measured(found, Recipe())
+        measure_curvature(found, Recipe())
 
 
 def test_evaluation_is_the_same_function_under_dropout_and_spectral_norm():
@@ -157,4 +157,4 @@ def test_evaluation_is_the_same_function_under_dropout_and_spectral_norm():
         first = loss_of(found).detach()
         gradient_of(found, 3)
         assert loss_of(found) == first
-        assert measured(found, Recipe("adam")) == measured(found, Recipe("adam"))
+        assert measure_curvature(found, Recipe("adam")) == measure_curvature(found, Recipe("adam"))

@@ -9,7 +9,7 @@ from torch import nn
 
 from gradlint import Recipe, Severity, check
 from gradlint.frontends.torch.module import TorchRunnable
-from gradlint.probe.experiments.numerics import spread
+from gradlint.probe.experiments.numerics import exponent_histogram
 from gradlint.probe.measure import measure
 from gradlint.probe.process.messages import pack, unpack
 from gradlint.recipe import Task
@@ -74,7 +74,7 @@ def test_the_share_that_is_lost_is_what_a_cast_loses():
     gradient = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 1e-7
     for scale in (1.0, 4.0, 64.0):
         flushed = float(((gradient * scale).half() == 0).float().mean())
-        assert spread(gradient).lost(2.0**-24, scale) == pytest.approx(flushed, abs=0.01)
+        assert exponent_histogram(gradient).lost(2.0**-24, scale) == pytest.approx(flushed, abs=0.01)
 
 
 def test_weight_gradients_are_those_of_the_loss():

@@ -21,7 +21,7 @@ from gradlint.api import _specs
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.measurements.curvature import Curvature
 from gradlint.onnx_torch.runnable import OnnxRunnable
-from gradlint.probe.experiments.curvature import gradient_of, measured
+from gradlint.probe.experiments.curvature import gradient_of, measure_curvature
 from gradlint.probe.experiments.objective import Objective
 from gradlint.probe.process.messages import pack, unpack
 from gradlint.recipe import Recipe, Task
@@ -52,7 +52,7 @@ class Quadratic:
 
     def limit(self, recipe: Recipe) -> float:
         with objective(self.model(), self.x, Task(loss=squared, target=self.y)) as found:
-            return measured(found, recipe).limit
+            return measure_curvature(found, recipe).limit
 
     def losses(self, make: Callable[[Any], torch.optim.Optimizer], steps: int = 600) -> list[float]:
         model = self.model().double()
@@ -134,7 +134,7 @@ def test_sgd_leaves_the_minimum_of_a_small_network_just_above_the_limit_and_not_
     with torch.no_grad():
         y = model(x)
     with objective(model, x, Task(loss=squared, target=y)) as found:
-        limit = measured(found, SGD[name]).limit
+        limit = measure_curvature(found, SGD[name]).limit
     kept = {key: value.clone() for key, value in model.state_dict().items()}
     ends = {}
     for factor in (0.95, 1.05):
@@ -159,11 +159,11 @@ def test_onnx_model_has_the_sharpness_of_the_module_that_it_was_exported_from(tm
         torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE)
     task = Task(loss=lambda output, target: squared(output[0] if isinstance(output, tuple) else output, target), target=y)
     with objective(model, x, task) as found:
-        expected = measured(found, Recipe("adam"))
+        expected = measure_curvature(found, Recipe("adam"))
     file = read_onnx(tmp_path / "model.onnx")
     runnable = OnnxRunnable(file, file.inputs_with(_specs((x,), {})))
     with runnable.untouched():
-        curvature = measured(Objective(runnable, task), Recipe("adam"))
+        curvature = measure_curvature(Objective(runnable, task), Recipe("adam"))
     assert curvature.exact
     assert curvature.sharpness == pytest.approx(expected.sharpness, rel=0.01)
     assert curvature.preconditioned == pytest.approx(expected.preconditioned, rel=0.01)

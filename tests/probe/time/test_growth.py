@@ -307,7 +307,7 @@ def test_asking_for_the_time_axis_leaves_the_gains_of_the_general_pass_alone(mon
     torch.manual_seed(0)
     module, x = Outputs(nn.LSTM(3, 5)), torch.randn(12, 4, 3)
     with_time = measure(TorchRunnable(module, args=(x,)), seeds=1)
-    monkeypatch.setattr("gradlint.probe.time.growth.lines", lambda *_: [])
+    monkeypatch.setattr("gradlint.probe.time.growth.time_profiles", lambda *_: [])
     without = measure(TorchRunnable(module, args=(x,)), seeds=1)
     assert with_time.time
     assert not without.time
@@ -318,7 +318,7 @@ def test_a_backward_pass_that_fails_over_time_is_a_note(monkeypatch):
     def fail(*_):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr("gradlint.probe.time.growth.lines", fail)
+    monkeypatch.setattr("gradlint.probe.time.growth.time_profiles", fail)
     found = measure(TorchRunnable(Outputs(nn.LSTM(3, 5)), args=(torch.randn(12, 4, 3),)), seeds=1)
     assert found.notes == ("time axis: not measured, no kernel",)
     assert found.growth.decades is not None
