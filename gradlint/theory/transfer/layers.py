@@ -66,7 +66,7 @@ class _Layer:
 
     @property
     def is_orthogonal(self) -> bool:
-        """Whether all rows have one norm, as in an orthogonal matrix; squared norms of random rows have variance 2/fan_in."""
+        """Whether all rows have equal norms, as in an orthogonal matrix; squared norms of random rows have variance 2/fan_in."""
         return self.rows is not None and float(np.var(self.rows)) < 0.1 * 2.0 / self.weight.fan_in
 
     @property
