@@ -153,7 +153,7 @@ def integrals(name):
     z = torch.linspace(-14.0, 14.0, 400_001, dtype=torch.float64, requires_grad=True)
     values = FUNCTIONS[name](z)
     (slopes,) = torch.autograd.grad(values.sum(), z)
-    weights = torch.exp(-0.5 * ((z - 0.3) / 1.5) ** 2)
+    weights = torch.exp(-0.5 * ((z.detach() - 0.3) / 1.5) ** 2)
     sums = [float((weights * part.detach().square()).sum() / weights.sum()) for part in (values, slopes)]
     found = moments(name, 1.5**2 + 0.3**2, {}, 0.3)
     return {"theory": found and [found.second, found.slope], "torch": sums}
