@@ -166,7 +166,7 @@ def evaluated(name):
     ours = OnnxRunnable(read_onnx(one_operator(name))).module(x)[0]
     theirs = FUNCTIONS[name](x @ weight) @ weight
     ends = [(value, torch.autograd.grad(value.square().sum(), x)[0]) for value in (ours, theirs)]
-    return max(float((one - other).abs().max()) for one, other in zip(*ends, strict=True))
+    return max(float((one - other).detach().abs().max()) for one, other in zip(*ends, strict=True))
 
 
 def recurred(name):
