@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from gradlint.graph import Node, Source, Weight
 from gradlint.graph_builder import GraphBuilder
 from gradlint.growth import HEALTHY, LIMIT
-from gradlint.ops import Kind
+from gradlint.ops import Kind, operator
 from gradlint.recipe import Recipe
 from gradlint.result import Confidence, Effect, Finding, Remedy, Severity, Verdict
 from gradlint.signal_path import is_weight_layer, kind_of
@@ -27,13 +27,12 @@ from gradlint.subject import Subject, probed
 from gradlint.subject.claims import Imbalance
 from gradlint.subject.hazards import Hazard
 from gradlint.theory.reading.steps import Step
-from gradlint.theory.reading.trends import RECTIFIERS, Layer, Trend
+from gradlint.theory.reading.trends import Layer, Trend
 from gradlint.theory.recurrence.loops import Loop
 
 __all__ = [
     "HEALTHY",
     "LIMIT",
-    "RECTIFIERS",
     "Confidence",
     "Effect",
     "Example",
@@ -56,6 +55,7 @@ __all__ = [
     "is_weight_layer",
     "kind_of",
     "listed",
+    "operator",
     "probed",
 ]
 

@@ -25,10 +25,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import LIMIT, Effect, Example, Finding, GraphBuilder, Kind, Needs, Rule, Severity, Subject, kind_of
+from gradlint.rule import (
+    LIMIT,
+    Effect,
+    Example,
+    Finding,
+    GraphBuilder,
+    Kind,
+    Needs,
+    Rule,
+    Severity,
+    Subject,
+    kind_of,
+    operator,
+)
 
 CHAOTIC = 0.5  # share of growth that the relative gain has: measured 0.01 to 0.10 in mis-scaled networks, 1.0 in chaotic ones
-BOUNDED = frozenset({"tanh", "hardtanh", "sigmoid", "hardsigmoid", "softsign", "erf", "sin", "cos"})
 
 
 def _stack(decades: float, relative: float, norm: str | None = None) -> GraphBuilder:
@@ -86,5 +98,6 @@ def _remedy(subject: Subject, start: str, end: str) -> str:
     within = [node for node in subject.graph if position[start] <= position[node.id] <= position[end]]
     if any(kind_of(node) is Kind.NORM for node in within):
         return "add skip connections round the layers: a norm without them makes the chaos worse"
-    gain = "lower the weight gain (tanh: 1), or " if any(node.op in BOUNDED for node in within) else ""
+    rows = [operator(node.op) for node in within]
+    gain = "lower the weight gain (tanh: 1), or " if any(row.bounded and not row.rectifier for row in rows) else ""
     return f"{gain}add skip connections round the layers, with branches scaled down"

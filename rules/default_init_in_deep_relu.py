@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import sqrt
 
-from gradlint.rule import Example, Finding, GraphBuilder, Rule, Severity, Subject
+from gradlint.rule import Example, Finding, GraphBuilder, Rule, Severity, Subject, operator
 
 DEFAULT = sqrt(1 / 3)  # gain of kaiming_uniform(a=sqrt 5)
 
@@ -68,7 +68,7 @@ class DefaultInitInDeepRelu(Rule):
             if off is None:
                 continue
             cure = f"nn.init.orthogonal_(w, gain={off.typical:.2f})"
-            if off.usual in {"relu", "relu6", "leaky_relu", "prelu"}:
+            if 0.0 in operator(off.usual).kinks:
                 cure = 'nn.init.kaiming_normal_(w, nonlinearity="relu")'
             yield self.claim_gain(
                 subject,

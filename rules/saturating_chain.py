@@ -23,10 +23,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from gradlint.rule import Example, Finding, GraphBuilder, Layer, Rule, Severity, Subject
+from gradlint.rule import Example, Finding, GraphBuilder, Layer, Rule, Severity, Subject, operator
 
-SATURATING = frozenset({"sigmoid", "hardsigmoid", "tanh", "hardtanh", "softsign", "erf"})
-STEEPEST = {"sigmoid": 1 / 4, "hardsigmoid": 1 / 6}  # largest slope where it is not 1
 REACHABLE = 2.0  # critical gain; no initialiser in use draws a larger one (tanh has 5/3), beyond it the activation is to blame
 MARGIN = 0.95  # gain over critical from which on the weights are large enough
 EXPLAINED = 0.5  # of the predicted decay: activations that explain less are not the cause
@@ -69,14 +67,14 @@ class SaturatingChain(Rule):
             if passed > EXPLAINED * trend.decades or not subject.claims.stands(layer.node for layer in found):
                 continue
             act = Counter(subject.graph[step.node].op for step in steps).most_common(1)[0][0]
-            factor = 10 ** (passed / len(steps))
+            factor, steepest = 10 ** (passed / len(steps)), operator(act).steepest
             yield self.claim(
                 subject,
                 trend,
                 [step.node for step in steps],
-                f"{len(steps)} {act} in a row: each passes {factor:.2f} of the gradient, {STEEPEST.get(act, 1.0):.3g} at most",
+                f"{len(steps)} {act} in a row: each passes {factor:.2f} of the gradient, {steepest:.3g} at most",
                 remedy=f"use ReLU, GELU or another activation of unit slope in place of {act}"
-                if act in STEEPEST
+                if steepest < 1.0
                 else f"make what feeds {act} smaller: weights, biases or inputs; or normalise it",
                 factor=factor,
                 activations=len(steps),
@@ -84,6 +82,6 @@ class SaturatingChain(Rule):
 
 
 def _saturates(layer: Layer) -> bool:
-    if layer.activation is None or layer.activation.op not in SATURATING:
+    if layer.activation is None or not operator(layer.activation.op).saturates:
         return False
     return layer.critical > REACHABLE or layer.gain >= MARGIN * layer.critical

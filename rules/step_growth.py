@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from gradlint.rule import (
     HEALTHY,
     LIMIT,
-    RECTIFIERS,
     Example,
     Finding,
     GraphBuilder,
@@ -36,6 +35,7 @@ from gradlint.rule import (
     Subject,
     is_weight_layer,
     kind_of,
+    operator,
 )
 
 
@@ -96,7 +96,7 @@ def _advice(subject: Subject, node_id: str) -> tuple[str, str]:
         return "", "keep the decay of the state below one, as in A = -exp(log_A), whatever the input"
     loop = next((item.nodes for item in subject.structure.recurrences if node_id in item.nodes), ())
     between = subject.structure.between(*loop[:2]) if len(loop) > 1 else []
-    unbounded = next((op for op in (subject.graph[inner].op for inner in between) if op in RECTIFIERS), None)
+    unbounded = next((op for op in (subject.graph[inner].op for inner in between) if operator(op).rectifier), None)
     if unbounded is None:
         return "", "scale the recurrent weight down or nn.init.orthogonal_ it, and clip the gradient norm"
     remedy = f"use tanh in place of {unbounded}, or scale the recurrent weight down, and clip the gradient norm"

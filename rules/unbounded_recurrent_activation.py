@@ -23,9 +23,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import HEALTHY, LIMIT, RECTIFIERS, Confidence, Effect, Example, Finding, GraphBuilder, Rule, Severity, Subject
+from gradlint.rule import HEALTHY, LIMIT, Confidence, Effect, Example, Finding, GraphBuilder, Rule, Severity, Subject, operator
 
-UNBOUNDED = RECTIFIERS - {"relu6"} | {"elu", "celu", "selu", "softplus"}
 STEPS = 100  # assumed where the length is not known, as in the experiments of Pascanu 2013
 
 
@@ -59,7 +58,8 @@ class UnboundedRecurrentActivation(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per recurrence."""
         for loop in subject.time.loops:
-            radius, steps = loop.radius if loop.activation in UNBOUNDED else None, subject.time.steps(loop) or STEPS
+            unbounded, steps = operator(loop.activation or "").is_unbounded, subject.time.steps(loop) or STEPS
+            radius = loop.radius if unbounded else None
             if radius is None or radius <= 1.0:
                 continue
             measured = subject.time.growth(loop)

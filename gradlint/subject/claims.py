@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from gradlint.growth import HEALTHY, LIMIT
+from gradlint.ops import operator
 from gradlint.predicted_growth import INTERVAL
 from gradlint.result import Measurement
 from gradlint.signal_path import is_weight_layer
@@ -16,7 +17,7 @@ from gradlint.structure import Structure
 from gradlint.theory.initialization import is_torch_default, looks_initialised
 from gradlint.theory.prediction import Prediction
 from gradlint.theory.reading.steps import Step, main_weight
-from gradlint.theory.reading.trends import RECTIFIERS, Layer, Trend, fall, layers, rise
+from gradlint.theory.reading.trends import Layer, Trend, fall, layers, rise
 
 _EXPLAINED = 0.5  # of a predicted trend: what explains less is not its cause
 _LINEAR = "a linear chain"
@@ -133,7 +134,7 @@ class Claims:
     def is_torch_default(self, layer: Layer) -> bool:
         """Whether a layer under a rectifier has the weights that `torch.nn.Linear` and `Conv2d` draw by default."""
         weight = main_weight(self.structure.graph[layer.node])
-        rectified = layer.activation is not None and layer.activation.op in RECTIFIERS
+        rectified = layer.activation is not None and operator(layer.activation.op).rectifier
         return rectified and weight is not None and is_torch_default(weight)
 
 

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from gradlint.graph import Node
-from gradlint.ops import OPERATORS, Kind
+from gradlint.ops import Kind
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 from gradlint.theory.gaussian.integrals import critical_gain, parameters
 from gradlint.theory.reading.steps import Step, main_weight, squared_gain
 from gradlint.theory.reading.sustained import largest_run
-
-RECTIFIERS = frozenset(row.name for row in OPERATORS.values() if row.rectifier)
-"""Activations that are nearly the identity for positive inputs and nearly zero for negative ones."""
 
 
 @dataclass(frozen=True, slots=True)
