@@ -93,8 +93,8 @@ class Report:
         `options` are those of `gradlint.report.render`, such as `width` and `show_refuted`. Raises ConfigError if the format is
         unknown.
         """
-        if output_format not in report.FORMATS:
-            raise ConfigError(f"unknown format {output_format!r}", hint=f"one of {', '.join(report.FORMATS)}")
+        if output_format not in report.format_names():
+            raise ConfigError(f"unknown format {output_format!r}", hint=f"one of {', '.join(report.format_names())}")
         return report.render(output_format, [self.result], **options)
 
     def raise_if_failed(self, fail_on: str | None = "error", min_score: int | None = None) -> None:

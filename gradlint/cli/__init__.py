@@ -20,7 +20,7 @@ import click
 from gradlint.cli.check import CLEAN, INTERRUPTED, NOT_ANALYZED, Request, run
 from gradlint.cli.console import columns, is_colored, print_error, put, supports_unicode
 from gradlint.errors import GradlintError
-from gradlint.report import FORMATS, tool_version
+from gradlint.report import DEFAULT, format_names, tool_version
 
 if TYPE_CHECKING:
     from gradlint.config import Config
@@ -139,7 +139,7 @@ def _spelled(option: click.Option) -> str:
 @click.option("--time-limit", type=_AMOUNT, default=600, show_default=True, metavar="SECONDS", help="For probing a model file.")
 @click.option("--min-score", type=click.IntRange(0, 100), metavar="N", help="Exit with 1 for a score under N.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 also when there are findings.")
-@click.option("--output-format", type=click.Choice(list(FORMATS)), default="full", show_default=True, help="How to report.")
+@click.option("--output-format", type=click.Choice(format_names()), default=DEFAULT, show_default=True, help="How to report.")
 @click.option("-o", "--output-file", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to a file.")
 @click.option("--show-refuted", is_flag=True, help="Show suspicions that the probe refuted.")
 @click.option("--no-timings", "timings", flag_value=False, default=True, help="Leave times out of the report.")

@@ -14,7 +14,7 @@ import pytest
 from gradlint import cli, engine
 from gradlint.errors import ForwardError, GradlintError, TargetError
 from gradlint.report import tool_version
-from gradlint.report.json_report import schema
+from gradlint.report.formats.json import schema
 from gradlint.result import Severity
 from tests.models.report_samples import deep, exploding, healthy, unprobed
 

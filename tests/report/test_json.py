@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlint.report import render, tool_version
-from gradlint.report.json_report import schema
+from gradlint.report.formats.json import schema
 from gradlint.result import Growth, Severity
 from tests.models.report_samples import SAMPLES, cut, exploding, healthy, non_finite, recurrent, unprobed
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import gradlint
 from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.probe.measure import measure
-from gradlint.report.terminal import render
+from gradlint.report.formats.full import render
 
 LENGTHS = (60, 41, 52, 20)
 
