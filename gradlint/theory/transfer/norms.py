@@ -1,4 +1,9 @@
-"""Transfer rules of normalisations: a signal divided by what varies of it over some axes (THEORY section 2)."""
+"""Transfer rules of normalization: a signal divided by its standard deviation, or root mean square, over some axes.
+
+The backward factor is gamma^2 / v for the variance v that the normalization divides by. BatchNorm divides by the part of the
+variance that varies over the batch (Yang et al. 2019, arXiv 1902.08129), the others by all of it (Doshi, He, Gromov 2021, arXiv
+2111.12143).
+"""
 
 from __future__ import annotations
 
@@ -38,12 +43,17 @@ if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
 
 _EPS = 1e-5
-_NOISE = 5e-4  # decades^2 that each norm adds: 90 % intervals hold for 49 networks with BatchNorm (benchmarks/theory_random.py)
+_NOISE = (
+    5e-4  # decades^2 that each norm adds, so that 90 % intervals hold for 49 BatchNorm networks (benchmarks/theory_random.py)
+)
 
 
 @dataclass(frozen=True, slots=True)
 class NormalizedAxes:
-    """What is normalised together: lengths and shares of all axes as the statistics see them, and the axes they run over."""
+    """The axes over which a normalization computes its statistics, and the length of each axis within one group.
+
+    `centered` says whether the mean is subtracted.
+    """
 
     axes: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -52,7 +62,7 @@ class NormalizedAxes:
 
 @TRANSFER.rule(Kind.NORM)
 def norm(call: Call) -> TransferResult | None:
-    """Any normalisation layer."""
+    """Return the transfer of a normalization."""
     found = call.signals
     if not found or len(found[0][1].sizes) != len(call.sizes) or not call.sizes:
         return None
@@ -70,7 +80,7 @@ def _on_batch(call: Call) -> bool:
 
 
 def statistics_of(call: Call, signal: Signal) -> NormalizedAxes | None:
-    """What a norm on the statistics of its input normalises together; None for a norm of another kind."""
+    """Return the axes over which a normalization computes the statistics of its input."""
     node, sizes = call.node, signal.sizes
     rank = len(sizes)
     channel = 1 if rank > 1 else 0
@@ -90,7 +100,7 @@ def statistics_of(call: Call, signal: Signal) -> NormalizedAxes | None:
 
 
 def _normalized_axes(attrs: object, rank: int) -> int:
-    """How many of the last axes a layer norm runs over: `normalized_shape` in torch, `axis` in ONNX."""
+    """Return the number of trailing axes of a layer norm, from `normalized_shape` in torch or `axis` in ONNX."""
     known = attrs if hasattr(attrs, "get") else {}
     shape, axis = known.get("normalized_shape"), known.get("axis")
     if isinstance(shape, Sequence) and not isinstance(shape, str):
@@ -99,7 +109,11 @@ def _normalized_axes(attrs: object, rank: int) -> int:
 
 
 def _normalized(call: Call, slot: int, signal: Signal, over: NormalizedAxes) -> TransferResult:
-    """Second moment gamma^2 v / (v + eps), v the variance over the axes; the gradient loses what lies along 1 and x."""
+    """Return the transfer of a normalization on the statistics of its input.
+
+    The second moment is gamma^2 v / (v + eps) for the variance v over the axes. The cotangent loses its components along the
+    constant vector and along the normalized signal.
+    """
     common = min(averaged(over.sizes, signal.shared, over.axes), 1.0 - 1e-9)
     lost = common if over.centered else 0.0
     summed = math.prod(over.sizes[axis] for axis in over.axes) if call.node.op == "l2_normalize" else 1.0
@@ -143,12 +157,15 @@ def _normalized(call: Call, slot: int, signal: Signal, over: NormalizedAxes) -> 
 
 
 def _rest(share: float, lost: float, *, low: float = -1.0) -> float:
-    """Correlation that is left of a share when a mean is taken off."""
+    """Return the correlation that is left of a shared second moment after a mean is subtracted."""
     return min(max((share - lost) / (1.0 - lost), low), 1.0)
 
 
 def _variance_spread(signal: Signal, over: NormalizedAxes, common: float) -> VarianceSpread:
-    """How the variance that a norm takes scatters: less by what a BatchNorm has just set of it, or by the square of a mean."""
+    """Return the spread of the variance that a norm divides by.
+
+    The part that a preceding BatchNorm has fixed does not vary, nor does the squared mean that an RMSNorm includes.
+    """
     if over.centered:
         before = min(signal.fixed.get(over.axes, 0.0) / (1.0 - common) ** 2, 1.0)
         return variance_spread(over.sizes, signal.shared, over.axes, centered=True, steady=1.0 - math.sqrt(1.0 - before))
@@ -159,7 +176,7 @@ def _variance_spread(signal: Signal, over: NormalizedAxes, common: float) -> Var
 
 
 class _Units:
-    """What a norm does to the axes that it keeps apart: each unit is divided by its own deviation, and scaled by its gamma."""
+    """The effect of a norm on the axes that it does not run over, where each unit has its own standard deviation and gamma."""
 
     def __init__(self, call: Call, signal: Signal, over: NormalizedAxes, small: float) -> None:
         own = {axis: values for axis, values in signal.profile.items() if axis not in over.axes}
@@ -172,7 +189,7 @@ class _Units:
         self._mean_gamma = mean_square(call.node.weights.get("scale"), 1.0)
 
     def _power(self, axis: int, *, slope: bool) -> Array | float:
-        """Second moment behind the norm per unit along an axis, or the slope in units of 1/q."""
+        """Return the second moment of each unit along an axis after the norm, or its squared slope in units of 1/q."""
         own = self._apart.get(axis, 1.0)
         lead = self._gamma if axis == self._axis and self._gamma is not None else 1.0
         return lead / (own + self._small) if slope else lead * own / (own + self._small)
@@ -182,13 +199,13 @@ class _Units:
 
     @property
     def whole(self) -> bool:
-        """Whether each channel is divided by its own deviation, which evens out the sizes of directions over samples."""
+        """Whether each channel is divided by its own standard deviation."""
         return self._axis not in self._over
 
     def unlike(self, chance: ChanceCorrelation) -> ChanceCorrelation:
-        """What elements normalised together have in common by chance, in square: those of one channel at other places.
+        """Return the chance correlation of elements of one channel that are normalized together at different positions.
 
-        Less what is known already of the variances of channels: half of their own variance, as that of a `Scatter`.
+        Half of the variance of the channel variances is subtracted, because the profile already accounts for it.
         """
         if not any(self._sizes[axis] > 1 for axis in self._over if axis != self._axis):
             return UNCORRELATED
@@ -198,16 +215,16 @@ class _Units:
 
     @property
     def power(self) -> float:
-        """Mean second moment behind the norm."""
+        """Mean second moment after the norm."""
         flat = 1.0 if self._gamma is not None else self._mean_gamma
         return flat * math.prod(float(np.mean(self._power(axis, slope=False))) for axis in self._axes())
 
     def profile(self, before: Profile) -> Profile:
-        """Profile behind the norm: axes that are normalised over keep theirs, the others get that of gamma."""
+        """Return the profile after the norm: axes that the norm runs over keep theirs, the others get that of gamma."""
         return times(without(before, self._apart), self._axis, self._power(self._axis, slope=False))
 
     def pulled(self, profile: Profile) -> tuple[float, Profile]:
-        """Mean slope under a cotangent of this profile, and the profile that it has before the norm."""
+        """Return the mean squared slope for a cotangent of this profile, and the profile of the cotangent before the norm."""
         gain = 1.0 if self._gamma is not None else self._mean_gamma
         for axis in self._axes():
             slope = self._power(axis, slope=True)
@@ -217,7 +234,7 @@ class _Units:
 
 
 def _scale_axis(call: Call, over: NormalizedAxes) -> int:
-    """The axis that gamma runs along."""
+    """Return the axis that gamma runs along."""
     rank = len(call.sizes)
     if call.node.op in {"batch_norm", "group_norm", "instance_norm"}:
         return 1 if rank > 1 else 0
@@ -225,10 +242,14 @@ def _scale_axis(call: Call, over: NormalizedAxes) -> int:
 
 
 def _kept(cotangent: Cotangent, output: Signal, over: NormalizedAxes, ratio: float, correlation: Sequence[float]) -> float:
-    """Share of a cotangent that is orthogonal to the constant vector (where the norm centres) and to the normalised signal.
+    """Return the share of a cotangent that is orthogonal to the normalized signal and, if the norm centers, to a constant.
 
-    Of what is known about the cotangent and all channels together, a norm over one group of them takes the part that each group
-    has by itself.
+    Args:
+        cotangent: The cotangent of the output.
+        output: The signal after the norm.
+        over: The axes of the norm.
+        ratio: E (g h)^2 / (E g^2 E h^2) of cotangent and signal.
+        correlation: Correlation of g h along each axis.
     """
     along_one = averaged(over.sizes, cotangent.correlation, over.axes) if over.centered else 0.0
     free, own = 1.0 - cotangent.projected_out.get(over.axes, 0.0), cotangent.coherence
@@ -241,7 +262,7 @@ def _kept(cotangent: Cotangent, output: Signal, over: NormalizedAxes, ratio: flo
 
 
 def _left(cotangent: Cotangent, output: Signal, over: NormalizedAxes, kept: float) -> Coherence | None:
-    """What a cotangent has in common with the signal before a norm over channels: nothing but, without centring, its sum."""
+    """Return the coherence of a cotangent before a norm over channels: zero, except for the sum over channels of an RMSNorm."""
     own = cotangent.coherence
     if own is None or own.axis not in over.axes:
         return None
@@ -253,7 +274,7 @@ def _left(cotangent: Cotangent, output: Signal, over: NormalizedAxes, kept: floa
 
 
 def _centered_correlation(cotangent: Cotangent, over: NormalizedAxes) -> tuple[float, ...]:
-    """Correlations of a cotangent that has lost its mean over the normalised axes: -1/(N-1) between N that were independent."""
+    """Return the correlation of a cotangent whose mean over the axes was subtracted: -1/(N-1) for N independent elements."""
     if not over.centered:
         return cotangent.correlation
     mean = min(averaged(over.sizes, cotangent.correlation, over.axes), 1.0 - 1e-9)
@@ -261,7 +282,7 @@ def _centered_correlation(cotangent: Cotangent, over: NormalizedAxes) -> tuple[f
 
 
 def _squares(gamma: Weight | None, size: int) -> Array | None:
-    """Squares of gamma for every unit along an axis of this length, None where all are equal or gamma is laid out otherwise."""
+    """Return gamma^2 for each unit along an axis of this length; None if all are equal or the shape is another."""
     if gamma is None or gamma.size != size or gamma.size > 1 << 16 or is_constant(gamma):
         return None
     return np.square(_values(gamma))
@@ -277,7 +298,7 @@ def _with_bias(call: Call, layout: Signal) -> Signal:
 
 
 def _running(call: Call, slot: int, signal: Signal) -> TransferResult:
-    """On running statistics a norm is a scale and a shift per channel."""
+    """Return the transfer of a norm on running statistics, which is a scale and a shift of each channel."""
     node = call.node
     eps = float(node.attrs.get("eps", node.attrs.get("epsilon", _EPS)) or 0.0)
     variance = np.maximum(_values(node.weights["running_var"]) + eps, 1e-30)
@@ -303,10 +324,10 @@ def _running(call: Call, slot: int, signal: Signal) -> TransferResult:
 
 
 def _values(weight: Weight) -> Array | float:
-    """The values of a small weight, one number where all are equal: such a weight is not read again."""
+    """Return the values of a weight, or one number if all are equal, which saves reading the weight again."""
     return weight.statistics.mean if is_constant(weight) else np.asarray(weight.vector, dtype=np.float64)
 
 
 def _fit(left: Array | float, right: Array | float) -> bool:
-    """Whether values per channel go together: as many of both, or one for all."""
+    """Return whether two arrays of channel values have equal shapes, or one of them is a single number."""
     return np.ndim(left) == 0 or np.ndim(right) == 0 or np.shape(left) == np.shape(right)

@@ -1,4 +1,7 @@
-"""Transfer rules of pointwise operators: functions of one tensor, sums and products of two."""
+"""Transfer rules of pointwise operators: functions of one tensor, and sums and products of two.
+
+Operands that are functions of one Gaussian tensor are combined exactly on its grid. Other operands count as independent.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +47,18 @@ if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
     from gradlint.theory.transfer.profiles import Profile
 
-_STEADY = 0.7  # mean over rms of a signal that stays on one side of zero: half of its second moment is its mean
-_SKEWED = 0.3  # mean over rms of a summand, from which on the sum with another is far from normal (a ReLU makes 0.56)
-_UNLIKE_NORMAL = 1.8e-3  # decades^2 that each such sum adds, which counts as normal: 0.33 decades are off over 16 of ResNet-50
-_UNKNOWN_FACTOR = 0.25  # decades^2: a factor that theory does not know, such as a mask
+_STEADY = 0.7  # mean over rms above which a signal counts as one that does not cross zero
+_SKEWED = 0.3  # mean over rms of a summand above which a sum is far from normal (0.56 after a ReLU)
+_UNLIKE_NORMAL = 1.8e-3  # decades^2 that each such sum adds: the error is 0.33 decades over the 16 sums of ResNet-50
+_UNKNOWN_FACTOR = 0.25  # decades^2 that an unknown constant factor, such as a mask, adds
 
 
 @TRANSFER.rule(Kind.ACTIVATION, Kind.MATH, "neg")
 def mapped(call: Call) -> TransferResult | None:
-    """A function of one tensor, exact on the grid of its distribution."""
+    """Return the transfer of a function of one tensor, exact on the grid of its distribution.
+
+    The backward factor is E phi'(z)^2 (Poole et al. 2016; Schoenholz et al. 2017).
+    """
     found = call.signals
     function = function_of(call.node)
     if function is None or not found:
@@ -80,7 +86,10 @@ def mapped(call: Call) -> TransferResult | None:
 
 
 def _applied(function: Function, distribution: Distribution, *, steady: bool) -> Mapped | None:
-    """A function of a signal; of one that stays above zero (`steady`) also where the function is not defined below."""
+    """Apply a function to a distribution, or to its log-normal counterpart if the function is not finite for z < 0.
+
+    The counterpart is used only for a signal that stays positive (`steady`). The result is None if neither is finite.
+    """
     for candidate in (distribution, positive(distribution)) if steady else (distribution,):
         result = apply(function, candidate)
         if result.distribution.finite and np.isfinite(result.slope).all():
@@ -89,14 +98,14 @@ def _applied(function: Function, distribution: Distribution, *, steady: bool) ->
 
 
 def _degree(result: Mapped, distribution: Distribution) -> float:
-    """The power of its input that a function follows as a whole: d log rms behind by d log rms before."""
+    """Return the power with which a function scales: d log rms of the output by d log rms of the input, clamped to [-3, 3]."""
     second = result.distribution.second
     degree = expect(result.distribution.values * result.slope * distribution.values) / second if second > 0.0 else 1.0
     return float(min(max(degree, -3.0), 3.0))
 
 
 def _degrees(function: Function, signal: Signal, call: Call) -> tuple[float, float]:
-    """The powers of q that the second moments of a function and of its slope follow near this signal."""
+    """Return the powers of q with which the second moments of a function and of its slope scale near this signal."""
     distribution = signal.distribution_at(call.tensor(call.signals[0][0]))
     near, far = (apply(function, replace(distribution, values=distribution.values * factor)) for factor in (0.8, 1.25))
     step = 2.0 * math.log10(1.25 / 0.8)
@@ -109,7 +118,7 @@ def _degrees(function: Function, signal: Signal, call: Call) -> tuple[float, flo
 
 
 def _bent(cotangent: Cotangent, profile: Profile, exponent: float) -> Cotangent:
-    """A cotangent behind a slope that follows a power of the signal's second moment."""
+    """Return a cotangent after a slope whose square scales as a power of the signal's second moment."""
     energy, own = cotangent.energy, cotangent.profile
     for axis, values in power(profile, exponent).items():
         energy += log10(mean_product(own, axis, values))
@@ -119,7 +128,7 @@ def _bent(cotangent: Cotangent, profile: Profile, exponent: float) -> Cotangent:
 
 @TRANSFER.rule(Kind.ADD)
 def add(call: Call) -> TransferResult | None:
-    """A sum: second moments add where the summands have nothing in common but their means."""
+    """Return the transfer of a sum; second moments of summands that are uncorrelated except for their means add."""
     found = call.signals
     if len(found) == 1:
         return _add_constant(call, *found[0])
@@ -150,7 +159,7 @@ def add(call: Call) -> TransferResult | None:
 
 
 def _angle(part: Part, output: Signal, sizes: tuple[int, ...], axes: tuple[int, ...]) -> float:
-    """Square of the cosine between a summand and the sum, both around their means over axes: the ratio of their variances."""
+    """Return the squared cosine between a summand and the sum, both centered over axes: the ratio of their variances."""
     varies = varying(sizes, part.shared, axes) / max(varying(sizes, output.shared, axes), 1e-12)
     return float(min(10.0 ** min(part.log_q - output.log_q, 300.0) * varies, 1.0))
 
@@ -158,7 +167,7 @@ def _angle(part: Part, output: Signal, sizes: tuple[int, ...], axes: tuple[int, 
 def _views(
     call: Call, cotangent: Cotangent, output: Signal, parts: Sequence[Part], signs: Sequence[float]
 ) -> Sequence[Coherence | None]:
-    """What the cotangent of a sum has in common with each summand."""
+    """Return the coherence of the cotangent of a sum with each summand."""
     if output.channels is None or not math.isfinite(output.level):
         return [None] * len(parts)
     layout = output.channels, call.sizes, [a * b for a, b in zip(cotangent.correlation, output.shared, strict=True)]
@@ -173,7 +182,7 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> TransferResult | Non
         return mapped(call)
     negative = call.node.op == "sub" and slot == 1
     parts: list[Part] = []
-    if weight is None or mean_square(weight) == 0.0:  # a mask, or a bias that starts at zero
+    if weight is None or mean_square(weight) == 0.0:  # a mask, or a bias of zeros
         output = replace(signal, mean=-signal.mean, distribution=None) if negative else signal
     else:
         part = _spread(call, signal, -1.0 if negative else 1.0)
@@ -196,7 +205,7 @@ def _add_constant(call: Call, slot: int, signal: Signal) -> TransferResult | Non
 
 
 def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Distribution] | None:
-    """The distributions of operands that are functions of one Gaussian tensor."""
+    """Return the distributions of operands that are functions of one Gaussian tensor, or None if they are not."""
     bases = {call.tensor(slot) if signal.distribution is None else signal.distribution.base for slot, signal in found}
     if len(bases) > 1 or any(signal.sizes != found[0][1].sizes for _, signal in found):
         return None
@@ -207,7 +216,7 @@ def _same_base(call: Call, found: Sequence[tuple[int, Signal]]) -> list[Distribu
 def _combined(
     call: Call, found: Sequence[tuple[int, Signal]], made: Distribution, slopes: Sequence[Array]
 ) -> TransferResult | None:
-    """A join of functions of one Gaussian tensor: another one."""
+    """Return the transfer of an operator whose operands are functions of one Gaussian tensor, given its output and slopes."""
     made = rescaled(made)
     if not (made.finite and all(np.isfinite(slope).all() for slope in slopes)):
         return None
@@ -227,7 +236,7 @@ def _combined(
 
 @TRANSFER.rule(Kind.MUL)
 def multiply(call: Call) -> TransferResult | None:
-    """A product: of independent tensors the second moments multiply, of functions of one tensor the functions do."""
+    """Return the transfer of a product or quotient; the second moments of independent factors multiply."""
     found = call.signals
     if len(found) != 2:
         return _scale(call, *found[0]) if found else None
@@ -249,7 +258,7 @@ def multiply(call: Call) -> TransferResult | None:
 
 
 def inverted(signal: Signal, node: str) -> Signal | None:
-    """The reciprocal of a signal that stays away from zero."""
+    """Return the reciprocal of a signal that does not cross zero, or None for any other signal."""
     if abs(signal.mean) < _STEADY:
         return None
     distribution = signal.distribution_at(node)
@@ -289,7 +298,7 @@ def _product(call: Call, found: Sequence[tuple[int, Signal]], left: Signal, righ
 
 
 def _scale(call: Call, slot: int, signal: Signal) -> TransferResult | None:
-    """A factor that is a weight or a constant."""
+    """Return the transfer of a product with a weight or a constant."""
     weight = next(iter(call.node.weights.values()), None)
     if weight is None:
         if isinstance(call.node.attrs.get("constant"), (int, float)) or call.node.op == "neg":
@@ -318,7 +327,7 @@ def _scale(call: Call, slot: int, signal: Signal) -> TransferResult | None:
 def _flat(
     call: Call, slot: int, output: Signal, factor: float, variance: float
 ) -> Callable[[Sequence[CotangentTerm]], OperandCotangents]:
-    """A pullback through a factor that does not depend on the signal."""
+    """Build a pullback through a factor that does not depend on the signal, given as log10 of its square."""
 
     def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
         cotangent, signal = joined(terms, output), call.operands[slot]
@@ -334,7 +343,7 @@ def _aligned(shape: Sequence[int], rank: int) -> list[int]:
 
 
 def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
-    """A signal broadcast to the shape of the result: along a new or stretched axis all elements are equal."""
+    """Return a signal broadcast to the shape of the result, as a summand; elements along a stretched axis are equal."""
     rank = len(call.sizes)
     sizes, shared = _aligned(signal.sizes, rank), [1.0] * (rank - len(signal.shared)) + list(signal.shared)
     stretched = tuple(1.0 if a == 1 and b > 1 else s for a, b, s in zip(sizes, call.sizes, shared, strict=False))
@@ -354,7 +363,7 @@ def _spread(call: Call, signal: Signal, sign: float = 1.0) -> Part:
 
 
 def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, factor: float = 1.0) -> Cotangent:
-    """The cotangent of an operand that was broadcast to `sizes`: what it shares along stretched axes adds up."""
+    """Return the cotangent of an operand that was broadcast to `sizes`, summed over the stretched axes."""
     if signal.sizes == sizes and factor == 1.0:
         return cotangent
     rank = len(sizes)
@@ -369,7 +378,7 @@ def unbroadcast(cotangent: Cotangent, sizes: tuple[int, ...], signal: Signal, fa
 
 @TRANSFER.rule("glu")
 def glu(call: Call) -> TransferResult | None:
-    """One half of the channels times the sigmoid of the other."""
+    """Return the transfer of a gated linear unit: one half of the channels times the sigmoid of the other."""
     found, function = call.signals, activation("sigmoid", {})
     if not found or function is None:
         return None

@@ -29,16 +29,16 @@ from gradlint.theory.transfer.signal import NOTHING, Cotangent, CotangentTerm, S
 if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
 
-_OTHER = frozenset(  # reductions that neither add nor average
+_OTHER = frozenset(  # reductions that are neither sums nor means
     ("cumsum", "prod", "cumprod", "logcumsumexp", "trace", "segment_reduce", "logsumexp", "reducelogsumexp", "reduceprod")
 )
-_NOISE = 1e-3  # decades^2 that each maximum adds: windows that overlap share winners
+_NOISE = 1e-3  # decades^2 that each maximum adds, because overlapping windows share maxima
 _NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "reducel2", "frobenius_norm"})
 
 
 @TRANSFER.rule(Kind.POOL)
 def pool(call: Call) -> TransferResult | None:
-    """Average, maximum and resampling windows over the last axes."""
+    """Return the transfer of average pooling, maximum pooling or resampling over the last axes."""
     found = call.signals
     if not found or len(found[0][1].sizes) != len(call.sizes):
         return None
@@ -52,7 +52,7 @@ def pool(call: Call) -> TransferResult | None:
 
 
 def window_of(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:
-    """Length of the window along each axis: the kernel, or what an adaptive or global pool needs."""
+    """Return the length of the window along each axis: the kernel size, or what an adaptive or global pool implies."""
     kernel = node.attrs.get("kernel_size", node.attrs.get("kernel_shape"))
     if isinstance(kernel, int):
         kernel = (kernel,) * (len(sizes) - 2)
@@ -77,7 +77,7 @@ def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) ->
     )
 
     def back(cotangent: Cotangent) -> Cotangent:
-        # each element lies in window x out / in windows, and gets 1/window of the cotangent of each
+        # an element lies in window * out / in windows, and gets 1/window of the cotangent of each
         overlap = [max(window[axis] * call.sizes[axis] / signal.sizes[axis], 1.0) for axis in axes]
         coherent = math.prod(1.0 + (count - 1.0) * cotangent.correlation[axis] for count, axis in zip(overlap, axes, strict=True))
         correlation = tuple(
@@ -91,7 +91,7 @@ def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) ->
 
 
 def _neighbours(signal: Signal, window: Sequence[int], axes: Sequence[int]) -> float:
-    """What the mean over a window keeps of what only neighbours share."""
+    """Return the second moment that the correlation of neighbors adds to the mean over a window, over q."""
     if signal.neighbor_correlation == 0.0 or not axes:
         return 0.0
     private = 1.0 - max(signal.shared[axis] for axis in axes)
@@ -100,7 +100,7 @@ def _neighbours(signal: Signal, window: Sequence[int], axes: Sequence[int]) -> f
 
 
 def _overlap(signal: Signal, window: Sequence[int], out: Sequence[int]) -> float:
-    """Correlation of what two neighbouring windows hold, in what windows far apart do not share."""
+    """Return the correlation of the means of two neighboring windows, in what distant windows do not share."""
     axis = len(window) - 1
     if window[axis] < 2 or out[axis] < 2:
         return signal.neighbor_correlation if out[axis] > 1 else 0.0
@@ -111,13 +111,13 @@ def _overlap(signal: Signal, window: Sequence[int], out: Sequence[int]) -> float
 
 
 def _mean_power(near: float, length: int, shift: int) -> float:
-    """Mean of near^|i - j + shift| over two windows of a length."""
+    """Return the mean of near^|i - j + shift| over positions i, j of two windows."""
     steps = np.abs(np.arange(length)[:, None] - np.arange(length)[None, :] + shift)
     return float(np.power(near, steps).mean())
 
 
 def _pooled(profile: Profile, out: Sequence[int]) -> Profile:
-    """A profile at another resolution: an element of the new axis takes the mean of what it covers."""
+    """Resample a profile: each element of a new axis gets the mean over the interval that it covers."""
     found: Profile = FLAT
     for axis, values in profile.items():
         edges = np.linspace(0, values.size, out[axis] + 1)
@@ -127,13 +127,13 @@ def _pooled(profile: Profile, out: Sequence[int]) -> Profile:
 
 
 def _spread(correlation: float, window: int, size: int) -> float:
-    """Correlation of the cotangents of two elements along an axis: within one window they are equal."""
+    """Return the correlation of the cotangents of two elements along an axis; those in one window are equal."""
     same = min((window - 1.0) / max(size - 1.0, 1.0), 1.0)
     return same + (1.0 - same) * correlation
 
 
 def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> TransferResult:
-    """The winner of a window gets its whole cotangent; a rectifier before it lets nearly all winners through."""
+    """Return the transfer of maximum pooling, whose cotangent goes to the maximum of each window alone."""
     axes = [axis for axis, size in enumerate(window) if size > 1]
     distribution = signal.distribution_at(call.ref(slot).node)
     correlation = min((distribution.correlation[axis] for axis in axes), default=1.0)
@@ -154,7 +154,7 @@ def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> 
         total = joined(terms, output)
         sparse = tuple(
             value / window[axis] if axis in axes else value for axis, value in enumerate(total.correlation)
-        )  # two windows agree, but not on where in them the winner is
+        )  # the maxima of two windows are at independent positions
         profile = _pooled(total.profile, signal.sizes)
         spread = replace(total, correlation=sparse, profile=profile, variance=total.variance + _NOISE, coherence=None)
         yield slot, CotangentTerm(spread, f"{call.node.id}|max", density)
@@ -163,10 +163,10 @@ def _largest(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> 
 
 
 def _resampled(call: Call, slot: int, signal: Signal) -> TransferResult:
-    """Nearest neighbour copies; linear and cubic interpolation also average neighbours."""
+    """Return the transfer of resampling: nearest-neighbor mode copies elements, other modes also average neighbors."""
     mode = str(call.node.attrs.get("mode", "nearest")).lower()
     axes = [axis for axis, (old, new) in enumerate(zip(signal.sizes, call.sizes, strict=True)) if old != new]
-    weight = 1.0 if "nearest" in mode else 2.0 / 3.0  # E (1-t)^2 + t^2 for t uniform: what is left of independent neighbours
+    weight = 1.0 if "nearest" in mode else 2.0 / 3.0  # E (1-t)^2 + t^2 for uniform t: interpolation of independent neighbors
     level, coherent = 1.0, []
     for axis in axes:
         level *= signal.shared[axis] + (1.0 - signal.shared[axis]) * weight
@@ -189,7 +189,7 @@ def _resampled(call: Call, slot: int, signal: Signal) -> TransferResult:
 
 @TRANSFER.rule(Kind.REDUCE)
 def reduce(call: Call) -> TransferResult | None:
-    """Means, sums, norms and extremes over axes."""
+    """Return the transfer of a mean, sum, norm or maximum over axes."""
     found = call.signals
     if not found:
         return None
@@ -228,7 +228,7 @@ def reduce(call: Call) -> TransferResult | None:
 
 
 def _widened(cotangent: Cotangent, signal: Signal, kept: Sequence[int | None]) -> tuple[float, ...]:
-    """Correlations before a reduction: all elements that were averaged get the same."""
+    """Return the correlation of a cotangent before a reduction; all elements that were reduced together get the same one."""
     correlation = [1.0] * len(signal.sizes)
     for value, axis in zip(cotangent.correlation, kept, strict=True):
         if axis is not None:
@@ -237,7 +237,7 @@ def _widened(cotangent: Cotangent, signal: Signal, kept: Sequence[int | None]) -
 
 
 def reduced_axes(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int, ...]:
-    """The axes that a reduction runs over: as its attributes say, else those whose length is gone."""
+    """Return the axes of a reduction from its attributes, or else the axes whose length changed or disappeared."""
     given = next((node.attrs[key] for key in ("dim", "axes", "axis") if key in node.attrs), None)
     rank = len(sizes)
     if isinstance(given, int) and not isinstance(given, bool):
@@ -257,7 +257,7 @@ def reduced_axes(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[
 
 
 def matched_after(sizes: Sequence[int], axes: Sequence[int], out: Sequence[int]) -> list[int | None] | None:
-    """For each axis of a reduction's result the axis of its input, None for one of length 1 that was kept."""
+    """Return the input axis of each output axis of a reduction, None for a reduced axis that was kept with length 1."""
     rest = [axis for axis in range(len(sizes)) if axis not in axes]
     if len(out) == len(sizes):
         return [None if axis in axes else axis for axis in range(len(sizes))]
@@ -285,7 +285,7 @@ def _extreme(call: Call, slot: int, signal: Signal, axes: Sequence[int], kept: S
 
 
 def _norm(call: Call, slot: int, signal: Signal, count: int, kept: Sequence[int | None]) -> TransferResult:
-    """A Euclidean norm: nearly constant over many elements, its gradient a unit vector."""
+    """Return the transfer of a Euclidean norm, which is nearly constant over many elements and has a gradient of unit norm."""
     shared = tuple(1.0 for _ in kept)
     steady = math.sqrt(max(1.0 - 0.5 / count, 0.0))
     output = as_gaussian(

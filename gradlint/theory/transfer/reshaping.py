@@ -1,4 +1,4 @@
-"""Transfer rules of operators that move, copy or select elements."""
+"""Transfer rules of operators that reorder, copy or select elements."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from gradlint.theory.gaussian.pointwise_of_gaussian import Array
     from gradlint.theory.transfer.profiles import Profile
 
-_CHOSEN = 0.05  # decades^2: a condition may pick nearly all or nearly none
-_SPREAD = 0.01  # decades^2: a selection whose share of the signal is told from sizes alone
+_CHOSEN = 0.05  # decades^2 that a condition adds, because it may select nearly all elements or nearly none
+_SPREAD = 0.01  # decades^2 that a copy adds, because its use of the signal is inferred from sizes alone
 
 
 @TRANSFER.rule("reshape", "cast")
 def reshape(call: Call) -> TransferResult | None:
-    """Views, permutations, splits and expansions."""
+    """Return the transfer of a view, permutation, split or expansion."""
     found = call.signals
     if not found:
         return None
@@ -53,7 +53,7 @@ def reshape(call: Call) -> TransferResult | None:
 
 
 def permutation(node: Node, rank: int) -> tuple[int, ...] | None:
-    """The axes of the input in the order of the output; None for an operator that does not say."""
+    """Return the axes of the input in the order of the output, or None if the attributes do not give it."""
     attrs = node.attrs
     name = str(attrs.get("name", "")).lower()
     order = attrs.get("dims", attrs.get("perm")) if name in {"permute", "transpose", ""} else None
@@ -74,7 +74,7 @@ def _permutes(node: Node) -> bool:
 
 
 def _by_size(sizes: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...] | None:
-    """The order of axes that gives these sizes, where they are all different."""
+    """Return the order of axes that gives these sizes, or None if two sizes are equal."""
     return (
         tuple(sizes.index(size) for size in wanted) if len(set(sizes)) == len(sizes) and sorted(sizes) == sorted(wanted) else None
     )
@@ -141,7 +141,7 @@ Group = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _before_view(projected_out: Mapping[tuple[int, ...], float], groups: Sequence[Group]) -> dict[tuple[int, ...], float]:
-    """Shares by the axes behind a view as shares by those before it; of axes that it split, only where all parts are meant."""
+    """Map shares by axes of a view's output to shares by axes of its input; a split axis counts only with all of its parts."""
     found = {}
     for axes, share in projected_out.items():
         whole = [(old, new) for old, new in groups if set(new) <= set(axes)]
@@ -151,7 +151,7 @@ def _before_view(projected_out: Mapping[tuple[int, ...], float], groups: Sequenc
 
 
 def groups_of(old: Sequence[int], new: Sequence[int]) -> list[Group]:
-    """The axes of two shapes of one size, matched in the smallest groups whose sizes multiply to the same number."""
+    """Match the axes of two shapes of equal size in the smallest groups whose lengths have the same product."""
     groups: list[Group] = []
     left: list[int] = []
     right: list[int] = []
@@ -177,7 +177,10 @@ def groups_of(old: Sequence[int], new: Sequence[int]) -> list[Group]:
 
 
 def regrouped(sizes: Sequence[int], values: Sequence[float], groups: Sequence[Group], *, backwards: bool) -> tuple[float, ...]:
-    """Shares per axis behind a view: an axis that is split hands its own on, axes that are merged make the mean over pairs."""
+    """Return the correlation along each axis after a view.
+
+    The parts of a split axis get its correlation. A merged axis gets the mean over pairs of elements.
+    """
     found: dict[int, float] = {}
     for pair in groups:
         old, new = reversed(pair) if backwards else pair
@@ -195,7 +198,7 @@ def _merged(sizes: Sequence[int], values: Sequence[float], axes: Iterable[int]) 
 
 
 def _expanded(call: Call, slot: int, signal: Signal) -> TransferResult:
-    """Copies along new or stretched axes: the copies are equal, and their cotangents add up."""
+    """Return the transfer of a broadcast along new or stretched axes, whose cotangents are summed over the copies."""
     rank = len(call.sizes)
     own = [1] * (rank - len(signal.sizes)) + list(signal.sizes)
     if len(own) != rank or any(size not in {1, wanted} for size, wanted in zip(own, call.sizes, strict=True)):
@@ -216,7 +219,7 @@ def _expanded(call: Call, slot: int, signal: Signal) -> TransferResult:
 
 
 def _repeated(call: Call, slot: int, signal: Signal) -> TransferResult:
-    """Whole copies (repeat, tile, pixel windows that overlap): each element is used several times, by independent cotangents."""
+    """Return the transfer of repeat, tile or overlapping windows, which use each element several times."""
     copies = math.prod(call.sizes) / max(signal.size, 1)
     shared = matched(signal.sizes, signal.shared, call.sizes, 0.0)
     output = as_gaussian(signal, sizes=call.sizes, shared=shared, channels=None)
@@ -230,7 +233,10 @@ def _repeated(call: Call, slot: int, signal: Signal) -> TransferResult:
 
 
 def matched(old: Sequence[int], values: Sequence[float], new: Sequence[int], default: float) -> tuple[float, ...]:
-    """Values per axis where axes were dropped, added or shortened: axes of one length in order, then those left over in order."""
+    """Assign values by axis to a shape whose axes were dropped, added or shortened.
+
+    Axes of equal length are matched in order, and the remaining axes by position if the rank is the same. Others get `default`.
+    """
     found: list[float | None] = [None] * len(new)
     used: set[int] = set()
     for index, size in enumerate(new):
@@ -246,7 +252,7 @@ def matched(old: Sequence[int], values: Sequence[float], new: Sequence[int], def
 
 @TRANSFER.rule("slice")
 def select(call: Call) -> TransferResult | None:
-    """Slices, gathers and padding: a share of the elements, or some zeros more."""
+    """Return the transfer of a slice, gather, padding or `where`."""
     found = call.signals
     if not found:
         return None
@@ -285,13 +291,13 @@ def select(call: Call) -> TransferResult | None:
 
 
 def _words(node: Node) -> set[str]:
-    """Words of an operator's name and mode."""
+    """Return the words of an operator's name and its mode."""
     name = str(node.attrs.get("name", "")).lower().replace("pad", "_pad_")
     return {*name.split("_"), str(node.attrs.get("mode", "")).lower()}
 
 
 def _chosen(call: Call, found: Sequence[tuple[int, Signal]]) -> TransferResult | None:
-    """Elements of one tensor or another, as a condition says: taken for half of each."""
+    """Return the transfer of `where`, which counts as taking an equal share of elements from each tensor."""
     if any(signal.sizes != call.sizes for _, signal in found):
         return None
     count = float(len(found))
@@ -308,7 +314,7 @@ def _chosen(call: Call, found: Sequence[tuple[int, Signal]]) -> TransferResult |
 
 
 def _picked(call: Call, slot: int, signal: Signal) -> TransferResult | None:
-    """A slice that says which elements it takes: what is uneven along an axis is picked with them."""
+    """Return the transfer of a slice that gives the elements it selects, with their part of the profile; else None."""
     items = taken(call.node, signal.sizes)
     if items is None or any(isinstance(i, int) and not -n <= i < n for i, n in zip(items, signal.sizes, strict=True)):
         return None
@@ -337,7 +343,7 @@ def _picked(call: Call, slot: int, signal: Signal) -> TransferResult | None:
 
 
 def _padded(call: Call, slot: int, signal: Signal) -> TransferResult | None:
-    """Zeros around a signal: all of it stays where it was."""
+    """Return the transfer of a constant padding with zeros; None for any other operator."""
     before = padding(call.node, len(signal.sizes))
     if before is None or any(new < old + pad for new, old, pad in zip(call.sizes, signal.sizes, before, strict=True)):
         return None
@@ -368,7 +374,7 @@ def _padded(call: Call, slot: int, signal: Signal) -> TransferResult | None:
 
 
 def _put_back(cotangent: Cotangent, sizes: Sequence[int], places: Sequence[Any], left: Sequence[int]) -> Cotangent:
-    """The cotangent of what was sliced: all of it on the elements that were taken, which are alike where those were."""
+    """Return the cotangent of the operand of a slice, which is zero except at the selected elements."""
     correlation = [float(size == 1) for size in sizes]
     profile: Profile = FLAT
     for axis, size in enumerate(sizes):
