@@ -1,1 +1,1 @@
-"""Signal propagation over a Graph, on numpy alone."""
+"""Mean-field theory of signal propagation over a `Graph`, on numpy alone."""

@@ -1,4 +1,4 @@
-"""Residual branches: whether something normalises them, and whether they start at zero."""
+"""Facts about residual branches: whether they contain a normalization, and whether they are zero at initialization."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from gradlint.structure import ResidualSum, Structure
 
 _ON_THE_WAY = frozenset({"sqrt", "rsqrt", "reciprocal", "pow", "add", "mul", "div", "clamp", "maximum", "reshape", "cast"})
 _STATISTICS = frozenset({"mean", "sum", "var"})
-_DEEPEST = 8  # operators between a statistic and the division by it: mean, add eps, clamp, sqrt, reciprocal, casts
+_DEEPEST = 8  # largest number of operators (add eps, clamp, sqrt, reciprocal, casts) between a statistic and the division by it
 _HIDDEN = frozenset({"batch-norm-folded", "batch-norm-may-be-folded"})  # notes of the ONNX reader
-_OFF = 0.5  # decades between the level of a signal and the one that a BatchNorm gives it: a deviation wrong by a factor 3
+_OFF = 0.5  # decades by which a level differs from that of a BatchNorm if running statistics are wrong by a factor of 3
 
 
 def hides_norm(node: Node) -> bool:
-    """Whether a layer holds, or may hold, a BatchNorm that was folded into it: its weights are not those that were drawn."""
+    """Return whether a BatchNorm was, or may have been, folded into a layer, whose weights then differ from the initial ones."""
     return not _HIDDEN.isdisjoint(node.notes)
 
 
 def are_unsettled(graph: Graph, nodes: Iterable[Node], levels: Mapping[str, float | None]) -> bool:
-    """Whether most BatchNorms among the nodes, visible or folded, stand on statistics that are not those of their signal.
+    """Return whether most frozen BatchNorms among the nodes, visible or folded, have statistics that do not match their input.
 
-    `levels` are forward levels in decades. A BatchNorm puts out mean square gamma^2 + beta^2 in training, and in eval mode where
-    its running statistics are those of what it reads. A folded one is taken to have gamma 1 and beta 0.
+    The output of a BatchNorm has the mean square gamma^2 + beta^2 in train mode, and in eval mode if its running statistics are
+    those of its input. A folded BatchNorm counts as one with gamma 1 and beta 0.
+
+    Args:
+        graph: The graph.
+        nodes: The nodes to look at.
+        levels: Forward levels by node id, in decades.
     """
     frozen = [node for node in nodes if hides_norm(node) or (node.op == "batch_norm" and _is_frozen(graph, node))]
     off = [abs(level - _settled_level(node)) > _OFF for node in frozen if (level := levels.get(node.id)) is not None]
@@ -46,9 +51,10 @@ def _settled_level(node: Node) -> float:
 
 
 def normalises(graph: Graph, node: Node) -> bool:
-    """Whether a node divides a signal by its own size: a normalisation, or a product or quotient that spells one out.
+    """Return whether a node divides a signal by its own size.
 
-    A layer that hides a normalisation counts as one. exp(x) / sum(exp(x)) is a softmax and no normalisation.
+    This is a normalization layer, a layer with a folded normalization, or the product or quotient of a hand-written
+    normalization. exp(x) / sum(exp(x)) is a softmax and does not count.
     """
     if kind_of(node) is Kind.NORM or hides_norm(node):
         return True
@@ -61,7 +67,10 @@ def normalises(graph: Graph, node: Node) -> bool:
 
 
 def _is_statistic(graph: Graph, node: Node, *, roots: bool) -> bool:
-    """Whether a tensor is a mean, sum or variance behind a few pointwise operators; `roots`: one of them takes a power."""
+    """Return whether a tensor is a mean, sum or variance followed by a few pointwise operators.
+
+    With `roots`, one of these operators must be a root, a power or a division.
+    """
     powered = False
     for _ in range(_DEEPEST):
         if node.op in _STATISTICS:
@@ -75,13 +84,13 @@ def _is_statistic(graph: Graph, node: Node, *, roots: bool) -> bool:
 
 
 def has_norm(structure: Structure, residual: ResidualSum) -> bool:
-    """Whether anything between the fork and the sum is normalised, or was before its BatchNorm was folded away."""
+    """Return whether there is a normalization, possibly folded, on the branch or the skip path of a residual sum."""
     nodes = (structure.graph[node] for node in (*residual.skip, *residual.branch))
     return any(normalises(structure.graph, node) for node in nodes)
 
 
 def starts_at_zero(structure: Structure, residual: ResidualSum) -> bool:
-    """Whether the last weight layer or scale of the branch is zero, so that the block starts as the identity."""
+    """Return whether the last weight or scale of the branch is zero, so that the block is the identity at initialization."""
     for node_id in reversed(residual.branch):
         node = structure.graph[node_id]
         weight = node.weights.get("weight") or node.weights.get("scale")
@@ -91,6 +100,6 @@ def starts_at_zero(structure: Structure, residual: ResidualSum) -> bool:
 
 
 def on_skip(structure: Structure, residual: ResidualSum) -> list[Node]:
-    """Operators on the skip path that make it differ from an identity: weight layers, activations and scales."""
+    """Return the operators on the skip path that make it differ from an identity: weight layers, activations and scales."""
     nodes = (structure.graph[node] for node in residual.skip)
     return [node for node in nodes if is_weight_layer(node) or kind_of(node) in {Kind.ACTIVATION, Kind.MUL}]

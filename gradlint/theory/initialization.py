@@ -1,4 +1,4 @@
-"""Whether weights are still as an initialiser drew them. Predictions are about random weights; training correlates them."""
+"""Tests of whether weights look randomly initialized. Mean-field theory assumes random weights; training correlates them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable
 
 from gradlint.graph import Weight
 
-_DEVIATIONS = 4.0  # of the mean of n draws: one drawn layer in 16 000 lies beyond
-_TAIL = 1e-3  # chance that n normal draws have so large a maximum; heavier tails come from training
-_SHARE = 0.9  # of the layers that must look drawn
+_DEVIATIONS = 4.0  # standard errors of a mean that one in 16 000 random layers exceeds
+_TAIL = 1e-3  # probability of so large a maximum of n normal draws below which a tail counts as heavier than normal
+_SHARE = 0.9  # share of the layers that must look randomly initialized
 
 
 def looks_initialised(weights: Iterable[Weight]) -> bool:
-    """Whether at least nine in ten of the weights look drawn; True when there is none."""
+    """Return whether at least nine in ten of the weights look randomly initialized; True for no weights."""
     looks = [looks_drawn(weight) for weight in weights]
     return sum(looks) >= _SHARE * len(looks)
 
 
 def looks_drawn(weight: Weight) -> bool:
-    """Whether a weight can be n independent draws around zero, from a distribution with tails no heavier than the normal.
+    """Return whether a weight looks like n independent draws around zero with tails no heavier than normal.
 
-    The mean of n draws of variance s^2 has variance s^2/n, and P(max |w| > t s) <= n erfc(t / sqrt 2) for the normal; uniform,
-    truncated normal and orthogonal weights have lighter tails. A mean as large as the deviation (torch.rand) is the choice of
-    an initialiser: training shifts means by less. So are identities; weights that are all zero count as drawn.
+    The mean of n draws of variance s^2 has variance s^2 / n, and P(max |w| > t s) <= n erfc(t / sqrt(2)) for normal draws.
+    Uniform, truncated normal and orthogonal weights have lighter tails. Weights of all zeros, identities, and weights whose mean
+    exceeds their standard deviation (torch.rand) also count as drawn, because training does not produce them.
     """
     found = weight.statistics
     if found.mean_square == 0.0 or abs(found.mean) >= found.std > 0.0 or is_identity(weight):
@@ -34,15 +34,15 @@ def looks_drawn(weight: Weight) -> bool:
 
 
 def is_constant(weight: Weight) -> bool:
-    """Whether all elements are equal, up to the rounding of the accumulated moments."""
+    """Return whether all elements are equal, up to rounding errors of the accumulated moments."""
     found = weight.statistics
     return found.finite and found.mean_square - found.mean * found.mean <= 1e-12 * found.mean_square
 
 
 def is_identity(weight: Weight) -> bool:
-    """Whether a matrix has one element per row that is not zero, and the same one: an identity times a number, or several.
+    """Return whether each row of a matrix has one nonzero element of the same value, as in a multiple of the identity.
 
-    With f columns, mean = a/f and mean square = a^2/f for the largest |w| = a hold of no other matrix.
+    For f columns and a = max |w|, the conditions |mean| = a / f and mean square = a^2 / f hold for no other matrix.
     """
     found, columns = weight.statistics, weight.size // max(weight.shape[0], 1) if weight.shape else 0
     if columns < 2 or not found.finite or found.max_abs == 0.0:
@@ -52,10 +52,11 @@ def is_identity(weight: Weight) -> bool:
 
 
 def is_torch_default(weight: Weight) -> bool:
-    """Whether a weight is drawn as `torch.nn.Linear` and `Conv2d` do it: kaiming_uniform(a=sqrt 5), U(-b, b), b^2 = 1/fan_in.
+    """Return whether a weight has the default initialization of `torch.nn.Linear` and `torch.nn.Conv2d`.
 
-    The mean square of n such draws is b^2/3 with relative deviation sqrt(4/5)/sqrt(n), their maximum at most b and rarely
-    under b (1 - 20/n); 1 % is left for half precision.
+    That is kaiming_uniform(a=sqrt(5)), U(-b, b) with b^2 = 1 / fan_in. The mean square of n such draws is b^2 / 3 with relative
+    standard deviation sqrt(4/5) / sqrt(n). Their maximum is at most b and rarely below b (1 - 20/n). A tolerance of 1 % allows
+    for half precision.
     """
     found, bound = weight.statistics, 1.0 / math.sqrt(max(weight.fan_in, 1))
     share = 3.0 * found.mean_square / bound**2

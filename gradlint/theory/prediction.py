@@ -1,4 +1,9 @@
-"""Signal propagation over a whole graph: growth of signal and gradient at every operator, with its uncertainty."""
+"""Propagate signals and cotangents over a whole graph: predicted gains at every node, with their standard deviations.
+
+The method is mean-field theory (Poole et al. 2016, arXiv 1606.05340; Schoenholz et al. 2017, arXiv 1611.01232; Martens et al.
+2021, arXiv 2110.01765) on the real weights of the model, with corrections for finite width (Hanin and Nica 2018, arXiv
+1812.05994).
+"""
 
 from __future__ import annotations
 
@@ -17,11 +22,11 @@ from gradlint.theory.transfer.fluctuation import Overlap
 from gradlint.theory.transfer.rule import TRANSFER, Call, OperandCotangents, TransferResult, as_gaussian
 from gradlint.theory.transfer.signal import Cotangent, CotangentTerm, Signal, cotangent_of_term, joined, merged
 
-_UNKNOWN = (8, 64)  # lengths of a batch and of any other axis that the graph does not know
-_MOST_AXES = 16  # of a tensor that any rule speaks of
-_SAMPLED = 0.02**2  # decades^2 between one batch of inputs and cotangents and the next (benchmarks/theory_random.py)
-_NEGLECTED = 0.023**2  # decades^2 of theory against the mean of four draws, robustly (benchmarks/theory_random.py)
-_NO_RULE = 1.0  # decades^2: an operator without a rule may grow or shrink a gradient tenfold
+_UNKNOWN = (8, 64)  # assumed lengths of a batch axis and of any other axis of unknown length
+_MOST_AXES = 16  # largest number of axes of a tensor that is propagated
+_SAMPLED = 0.02**2  # decades^2: variance over batches of inputs and cotangents (benchmarks/theory_random.py)
+_NEGLECTED = 0.023**2  # decades^2: robust error against the mean of four draws (benchmarks/theory_random.py)
+_NO_RULE = 1.0  # decades^2 that an operator without a rule adds: it may change a gradient by a factor of ten
 
 FAMILIES = (attention, fused_recurrence, joins, layers, norms, pointwise, pools, reshaping)
 """The modules whose import fills the table of transfer rules."""
@@ -29,9 +34,15 @@ FAMILIES = (attention, fused_recurrence, joins, layers, norms, pointwise, pools,
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What theory says of one node, in decades: values and their standard deviations, None where it does not follow.
+    """The predicted gains of one node, in decades.
 
-    `because` names what widens the interval.
+    Attributes:
+        backward: Backward gain, 1/2 log10 of the squared gradient for a cotangent of unit energy on the trunk outputs. None if
+            no cotangent reaches the node.
+        forward: Root mean square of the signal.
+        backward_sd: Standard deviation of `backward`.
+        forward_sd: Standard deviation of `forward`.
+        because: What the theory does not know about the operator, which widens the interval.
     """
 
     backward: float | None = None
@@ -43,7 +54,10 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Predictions by node id, and the signal behind every node that was followed."""
+    """Predictions by node id, and the signals and cotangents from which they were computed.
+
+    `prediction[node]` returns the `Predicted` of a node and raises KeyError for a node that was not propagated.
+    """
 
     nodes: Mapping[str, Predicted]
     signals: Mapping[str, Signal]
@@ -54,14 +68,26 @@ class Prediction:
 
 
 _CONTRADICTIONS = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
-"""What a rule may raise on a graph whose shapes and attributes contradict one another: a file may state anything."""
+"""Exceptions that a rule may raise for a graph whose shapes and attributes contradict one another."""
 
 
 def predict(structure: Structure, *, strict: bool = False, per_channel: bool = True) -> Prediction:
-    """Propagate signals forward from the inputs and cotangents back from the trunk. Linear in the graph; reads weights once.
+    """Propagate signals forward from the inputs and cotangents backward from the trunk outputs.
 
-    Trained weights are followed channel by channel unless `per_channel` is false. An operator whose shapes contradict one another
-    has no rule; with `strict` its rule raises.
+    The cost is linear in the size of the graph, and each weight is read once. Inputs are assumed to have unit variance and mean
+    zero. The cotangents on the trunk outputs are independent, with a total energy of 1.
+
+    Args:
+        structure: The structure of the graph.
+        strict: Whether to let a transfer rule raise if shapes or attributes contradict one another. By default such an operator
+            counts as one without a rule.
+        per_channel: Whether to propagate the moments of single channels through trained weights.
+
+    Returns:
+        Predicted gains in decades for every node that a signal reaches.
+
+    Raises:
+        ArithmeticError, LookupError, MemoryError, TypeError, ValueError: A transfer rule failed, and `strict` is set.
     """
     forward = _Forward(structure.graph, strict=strict, per_channel=per_channel)
     cotangents = _backward(structure, forward)
@@ -76,7 +102,7 @@ def predict(structure: Structure, *, strict: bool = False, per_channel: bool = T
 
 
 class _Forward:
-    """The forward sweep: signals, pullbacks, and what was not understood."""
+    """The forward pass: the signal and the pullback of each node, and what the theory does not know about it."""
 
     def __init__(self, graph: Graph, *, strict: bool, per_channel: bool) -> None:
         self.graph = graph
@@ -109,7 +135,7 @@ class _Forward:
         if result is None:
             return
         output = result.signal
-        if output.channels is not None and output.channels >= len(output.sizes):  # shapes may contradict one another
+        if output.channels is not None and output.channels >= len(output.sizes):  # contradictory shapes
             output = replace(output, channels=None)
         self.signals[node.id] = output
         self.pullbacks[node.id] = result
@@ -130,14 +156,14 @@ class _Forward:
 
 
 def _sizes(node: Node, operands: Sequence[Signal | None]) -> tuple[int, ...]:
-    """Lengths of the axes of a node's output; where the graph does not say, those of its first operand."""
+    """Return the length of each axis of a node's output, or those of its first operand if the shape is unknown."""
     if node.shape is None:
         return next((signal.sizes for signal in operands if signal is not None), ())
     return tuple(size if size is not None else _UNKNOWN[min(axis, 1)] for axis, size in enumerate(node.shape))
 
 
 def _unknown(call: Call) -> TransferResult | None:
-    """An operator without a rule: the signal keeps its level, the uncertainty grows, and the report says why."""
+    """Return the transfer of an operator without a rule: the level stays the same, and the variance grows."""
     found = call.signals
     if not found:
         return None
@@ -156,7 +182,7 @@ def _unknown(call: Call) -> TransferResult | None:
 
 
 def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
-    """The backward sweep over the signal of the structure."""
+    """Run the backward pass over the signal path, and return the cotangent of each node that one reaches."""
     graph = structure.graph
     terms: dict[str, list[CotangentTerm]] = defaultdict(list)
     for ref, term in _starts(structure.trunk, forward.signals):
@@ -167,7 +193,7 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
         if not own or signal is None:
             continue
         own = merged(own)
-        own = [term for term in own if len(term.cotangent.correlation) == len(signal.sizes)]  # shapes may contradict one another
+        own = [term for term in own if len(term.cotangent.correlation) == len(signal.sizes)]  # contradictory shapes
         if not own:
             continue
         own = [
@@ -177,7 +203,7 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
             for index, term in enumerate(own)
         ]
         cotangent = joined(own, signal)
-        if math.isnan(cotangent.energy):  # nothing divided by nothing
+        if math.isnan(cotangent.energy):  # 0/0
             continue
         cotangents[node_id] = cotangent
         result = forward.pullbacks.get(node_id)
@@ -195,7 +221,7 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
 
 
 def _starts(trunk: Iterable[Ref], signals: Mapping[str, Signal]) -> Iterable[tuple[Ref, CotangentTerm]]:
-    """Independent cotangents on the trunk outputs, of unit energy in all."""
+    """Yield independent cotangents on the trunk outputs, with a total energy of 1."""
     ends = [(ref, signals[ref.node]) for ref in trunk if ref.node in signals]
     total = sum(signal.size for _, signal in ends)
     for ref, signal in ends:
