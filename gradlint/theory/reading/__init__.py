@@ -1,1 +1,1 @@
-"""What is read off a prediction: steps of the spine, trends, stacks, phases, attribution."""
+"""Results read from a prediction: steps of the spine, sustained growth, stacks of layers, phases, attribution."""

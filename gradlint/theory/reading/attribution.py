@@ -1,4 +1,4 @@
-"""Which operators a growth is made of: predicted steps of the spine grouped by what they are."""
+"""Attribute growth to operators: predicted steps of the spine, grouped by the kind of step."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gradlint.structure import Structure, block_name
 from gradlint.theory.prediction import Prediction
 from gradlint.theory.reading.steps import Step
 
-_INTERVAL = 1.645  # standard deviations that hold 90 % of a normal distribution
-_SAMPLING = 0.05  # decades: the spread of a measurement of the same weights
-_JUMP = 1.0  # decades of a single step that may be a one-off
-_OUTLIER = 2.0  # a one-off is so many times the next largest step
-_PER_LAYER = 0.01  # decades a layer that theory may be off in one direction: narrow layers of one kind err alike
-_NAMED = 4  # operators in one line
-_SMALL = 0.05  # of the largest share: one that is not worth a word
+_INTERVAL = 1.645  # standard deviations on each side that hold 90 % of a normal distribution
+_SAMPLING = 0.05  # decades: the spread of measurements of the same weights
+_JUMP = 1.0  # decades that a one-off step exceeds
+_OUTLIER = 2.0  # factor by which a one-off step exceeds the next largest one
+_PER_LAYER = 0.01  # decades per layer of systematic error, because narrow layers of one kind have errors of one sign
+_NAMED = 4  # largest number of operators in one line
+_SMALL = 0.05  # share of the largest contribution below which an operator is not named
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One kind of step: `factor` is what each of its `count` steps multiplies the gradient by, their geometric mean."""
+    """The contribution of one kind of step: `factor` is the geometric mean of the gradient factors of its `count` steps."""
 
     op: str
     factor: float
@@ -33,15 +33,15 @@ class Share:
 
     @property
     def decades(self) -> float:
-        """Growth that all of its steps make."""
+        """Growth over all of its steps, in decades."""
         return self.count * math.log10(self.factor) if self.factor > 0.0 else -math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Predicted growth of a stretch of the spine by kind of step, in the order of the model; the shares multiply to all of it.
+    """Predicted growth of a segment of the spine by kind of step, in the order of the model.
 
-    `layers` counts the layers or blocks (`unit`) that the stretch repeats. A one-off step is left out, as in sustained growth.
+    `layers` is the number of layers or blocks (`unit`) in the segment. A one-off step is left out, as in sustained growth.
     """
 
     shares: tuple[Share, ...]
@@ -50,16 +50,16 @@ class Attribution:
 
     @property
     def decades(self) -> float:
-        """Growth over the whole stretch."""
+        """Growth over the whole segment, in decades."""
         return sum(share.decades for share in self.shares)
 
     @property
     def per_layer(self) -> float:
-        """Decades a layer."""
+        """Growth per layer or block, in decades."""
         return self.decades / self.layers
 
     def document(self) -> list[dict[str, str | float | int]]:
-        """The shares as plain data."""
+        """Return the shares as plain data for JSON."""
         return [{"op": share.op, "factor": share.factor, "count": share.count} for share in self.shares]
 
     def __str__(self) -> str:
@@ -86,10 +86,19 @@ def _factor_text(factor: float) -> str:
 
 
 def attribute(structure: Structure, steps: Sequence[Step], start: str, end: str) -> Attribution | None:
-    """The growth between two nodes of the spine by operator; None where theory does not follow each step, or none repeats.
+    """Attribute the predicted growth between two nodes of the spine to operators.
 
-    `steps` are those of the whole spine, in order. What lies beside the spine is part of the step that joins it: a residual
-    block is a "residual sum", or "residual attention" where it holds one.
+    Nodes beside the spine belong to the step that joins them to it. A residual block is a "residual sum", or "residual
+    attention" if it contains attention.
+
+    Args:
+        structure: The structure of the graph.
+        steps: Predicted steps of the whole spine, in order.
+        start: First node of the segment, nearer to the input.
+        end: Last node of the segment.
+
+    Returns:
+        The attribution, or None if a step is unknown or the segment does not repeat a layer or block.
     """
     index = structure.spine_index
     if start not in index or end not in index or index[end] - index[start] < 2:
@@ -112,7 +121,7 @@ def attribute(structure: Structure, steps: Sequence[Step], start: str, end: str)
 
 
 def interval(prediction: Prediction, start: str, end: str) -> tuple[float, float] | None:
-    """What holds the growth between two nodes with 90 % probability, in decades; None where theory does not follow both."""
+    """Return the interval, in decades, that holds the growth between two nodes with 90 % probability; None if it is unknown."""
     before, after = prediction.nodes.get(start), prediction.nodes.get(end)
     if before is None or after is None or before.backward is None or after.backward is None:
         return None
@@ -122,9 +131,9 @@ def interval(prediction: Prediction, start: str, end: str) -> tuple[float, float
 
 
 def is_within(structure: Structure, prediction: Prediction, start: str, end: str, *, measured: float, spread: float) -> bool:
-    """Whether a measured growth between two nodes, in decades, lies in its predicted interval.
+    """Return whether a measured growth between two nodes, in decades, lies in its predicted interval.
 
-    The interval is widened by `spread`, that of the measurement, and by what layers of one kind err alike.
+    The interval is widened by the spread of the measurement, and by a systematic error per layer.
     """
     bounds = interval(prediction, start, end)
     if bounds is None:
@@ -136,7 +145,7 @@ def is_within(structure: Structure, prediction: Prediction, start: str, end: str
 
 
 def _one_off(steps: Sequence[Step]) -> int | None:
-    """Index of the step that sustained growth leaves out, where it is unlike all others; None where there is no such step."""
+    """Return the index of a step that is much larger than all others, which sustained growth leaves out, or None."""
     sign = math.copysign(1.0, sum(step.decades or 0.0 for step in steps))
     signed = [sign * (step.decades or 0.0) for step in steps]
     order = sorted(range(len(signed)), key=lambda index: -signed[index])
@@ -145,7 +154,7 @@ def _one_off(steps: Sequence[Step]) -> int | None:
 
 
 def _members(structure: Structure, step: Step) -> list[Node]:
-    """The nodes of the signal between a spine node and the one before it, the latter not included."""
+    """Return the nodes of a step: those of the signal after the previous node of the spine, up to its own."""
     graph, signal, spine = structure.graph, structure.signal, structure.spine
     before = spine[structure.spine_index[step.node] - 1]
     first, last = (bisect_right(signal, graph.position[end], key=graph.position.__getitem__) for end in (before, step.node))
@@ -164,7 +173,7 @@ def _name(structure: Structure, step: Step, inside: Sequence[Node]) -> str:
 
 
 def _repeats(structure: Structure, steps: Sequence[Step], members: Sequence[Sequence[Node]]) -> tuple[int, str]:
-    """How often the stretch repeats itself, and what to call one of it: modules with a number, residual sums, weight layers."""
+    """Return the number of repetitions in the segment and their name: numbered modules, residual sums, or weight layers."""
     layers = [node for inside in members for node in inside if is_weight_layer(node)]
     names = [block_name(node.module) for node in layers]
     blocks = len({name for name in names if name in structure.blocks})

@@ -1,4 +1,4 @@
-"""How far apart attention logits lie, which decides whether a softmax averages or picks."""
+"""The predicted spread of attention logits, which decides whether a softmax averages values or selects one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from gradlint.theory.transfer.attention import attention_scale, scaled_logits
 from gradlint.theory.transfer.signal import Signal
 
 _ON_THE_WAY = frozenset({Kind.ADD, Kind.MUL, Kind.SHAPE, Kind.DROPOUT, Kind.ACTIVATION, Kind.MATH})
-_FARTHEST = 10  # operators between the product and the softmax: scale, position bias, mask, cap, casts
+_FARTHEST = 10  # largest number of operators (scale, position bias, mask, cap, casts) between the product and the softmax
 
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Predicted standard deviation of attention logits over `keys` of them, and the two nodes that they are products of."""
+    """The predicted logits of an attention.
+
+    Attributes:
+        node: Id of the softmax or the fused attention.
+        deviation: Standard deviation of the logits over the keys.
+        keys: Number of keys.
+        factors: Ids of the two nodes whose product the logits are.
+    """
 
     node: str
     deviation: float
@@ -27,12 +34,12 @@ class Logits:
 
     @property
     def concentration(self) -> float:
-        """The deviation over sqrt(2 ln keys), where a softmax of independent normal logits freezes (Derrida 1981)."""
+        """Deviation over sqrt(2 ln keys), the freezing point of a softmax over independent normal logits (Derrida 1981)."""
         return self.deviation / math.sqrt(2.0 * math.log(self.keys))
 
 
 def logits_of(graph: Graph, prediction: Prediction, node: Node) -> Logits | None:
-    """The logits of a fused attention, or of a softmax over a product of two signals; None for anything else."""
+    """Return the logits of a fused attention, or of a softmax over a product of two signals; None for any other node."""
     if node.op == "attention":
         return _fused(prediction, node)
     if node.op != "softmax" or not node.inputs or node.inputs[0] is None:
@@ -62,7 +69,7 @@ def _logits(node: Node, signal: Signal, axis: int, factors: tuple[str, str]) -> 
 
 
 def _factors(graph: Graph, prediction: Prediction, node: Node) -> tuple[str, str] | None:
-    """The two signals whose product reaches a softmax through scales, biases and masks."""
+    """Return the two signals whose product reaches a softmax through scales, biases and masks, or None."""
     for _ in range(_FARTHEST):
         parents = [parent for parent in graph.parents(node.id) if parent.id in prediction.signals]
         if kind_of(node) is Kind.MATMUL:

@@ -1,7 +1,8 @@
-"""Order, criticality and chaos of a stack of one repeated layer: weights, biases, a normalisation if any, an activation.
+"""The ordered, critical or chaotic phase of a stack of one repeated layer: weights, biases, normalization if any, activation.
 
-A signal that goes through many such layers settles at a variance q*, two inputs at a correlation c*, and gradients grow by chi a
-layer (Poole 2016, 1606.05340; Schoenholz 2017, 1611.01232). Depths are in layers, always more than 0 and infinite at criticality.
+After many such layers the variance of a signal converges to q*, the correlation of two inputs converges to c*, and squared
+gradients grow by chi per layer (Poole et al. 2016, arXiv 1606.05340; Schoenholz et al. 2017, arXiv 1611.01232). Depths are in
+layers. They are positive, and infinite at criticality.
 """
 
 from __future__ import annotations
@@ -24,28 +25,29 @@ from gradlint.theory.gaussian.integrals import (
     variance_slope,
 )
 
-_CRITICAL = 0.01  # of log chi: less than a factor e in a hundred layers
-_ENDLESS = 1e-9  # of 1 - slope: no depth scale
-_FADED, _RUNAWAY = 1.001e-12, 0.999e6  # where `fixed_point` stops
+_CRITICAL = 0.01  # |log chi| below which a stack is critical: less than a factor e in a hundred layers
+_ENDLESS = 1e-9  # 1 - slope below which the depth scale is infinite
+_FADED, _RUNAWAY = 1.001e-12, 0.999e6  # variances at which `fixed_point` stops
 _BATCH = "batch_norm"
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Where a stack stands.
+    """The phase of a stack.
 
     Attributes:
-        op: The activation, with its parameters in `key`; an operator that is not one counts as linear.
-        key: What `gradlint.theory.gaussian.integrals.parameters` made of its attributes.
-        gain: sigma_w, the root of fan_in x mean square of the weights.
+        op: The activation, with its parameters in `key`. An operator that is not an activation counts as linear.
+        key: Parameters of the activation, from `gradlint.theory.gaussian.integrals.parameters`.
+        gain: sigma_w, the root of fan_in times the mean square of the weights.
         bias: sigma_b^2, the variance of the biases.
-        norm: The normalisation between weights and activation, None for none.
-        variance: q* of pre-activations, behind the norm; 0 where the signal fades, infinite where it runs away.
-        correlation: c* of two inputs, between 0 and 1.
-        chi: Squared factor of the gradient per layer.
-        critical: The gain with chi = 1; None where no gain has it, as behind most norms.
-        depth: xi_c, layers over which what two inputs differ by, or have in common, changes by a factor e.
-        variance_depth: xi_q, layers over which a deviation of the variance fades by a factor e; 0 behind a norm.
+        norm: The normalization between weights and activation, or None.
+        variance: q*, the variance of pre-activations, after the norm if there is one. 0 if the signal decays, infinite if it
+            diverges.
+        correlation: c*, the correlation of two inputs, from 0 to 1.
+        chi: Factor on the squared gradient per layer.
+        critical: The gain at which chi = 1. None if there is none, as after most norms.
+        depth: xi_c, the number of layers over which a deviation of the correlation from c* decays by a factor e.
+        variance_depth: xi_q, the number of layers over which a deviation of the variance decays by a factor e; 0 after a norm.
     """
 
     op: str
@@ -62,35 +64,35 @@ class Phase:
 
     @property
     def name(self) -> str:
-        """Either "ordered" (gradients vanish), "critical" or "chaotic" (they explode)."""
+        """Name of the phase: "ordered" if gradients vanish, "chaotic" if they explode, "critical" if they keep their size."""
         if abs(_log(self.chi)) < _CRITICAL:
             return "critical"
         return "ordered" if self.chi < 1.0 else "chaotic"
 
     @property
     def decades(self) -> float:
-        """Growth of the gradient per layer, 1/2 log10 chi; -inf where nothing passes."""
+        """Growth of the gradient per layer in decades, 1/2 log10 chi; -inf for chi = 0."""
         return 0.5 * _log(self.chi) / math.log(10.0)
 
     @property
     def gradient_depth(self) -> float:
-        """Layers over which the squared gradient changes by a factor e."""
+        """Number of layers over which the squared gradient changes by a factor e."""
         rate = abs(_log(self.chi))
         return 1.0 / rate if rate > _ENDLESS else math.inf
 
     def picture(self) -> tuple[str, ...]:
-        """Gain against growth per layer as twelve lines of at most sixty characters, with the critical line and this stack."""
+        """Plot growth per layer against gain, as twelve lines of at most 60 characters, with the critical gain and this stack."""
         return _picture(self)
 
 
 def phase(op: str, key: Key, gain: float, bias: float = 0.0, norm: str | None = None) -> Phase:
-    """The phase of a stack; arguments as the attributes of `Phase`."""
+    """Compute the phase of a stack; the arguments are the attributes of `Phase`."""
     q = _pre_activation(op, key, gain, bias, norm)
     factor = _factor(op, key, gain, bias, norm)
     if norm is None:
         shown = 0.0 if q < _FADED else math.inf if q > _RUNAWAY else q
         if shown != q and abs(_log(gain * gain * _moments(op, 1.0, key).second + bias)) < _CRITICAL:
-            shown = 1.0  # a rectifier at its critical gain but for rounding
+            shown = 1.0  # a rectifier at its critical gain, up to rounding
         lasting = _depth(gain * gain * variance_slope(op, q, key))
     else:
         shown, lasting = 1.0, 0.0
@@ -105,9 +107,17 @@ def phase(op: str, key: Key, gain: float, bias: float = 0.0, norm: str | None = 
 def correlation_map(
     op: str, rho: float, key: Key = (), *, gain: float = 1.0, bias: float = 0.0, q: float = 1.0
 ) -> tuple[float, float]:
-    """Correlation of two inputs a layer after it was `rho`, and its derivative by `rho` (Poole 2016).
+    """Return the correlation of two inputs after a layer, and its derivative with respect to `rho`, the correlation before.
 
-    `q` is the variance of the pre-activations before; the gain matters only beside a bias.
+    This is the correlation map of Poole et al. 2016, arXiv 1606.05340.
+
+    Args:
+        op: Canonical name of the activation.
+        rho: Correlation of two inputs before the layer.
+        key: Parameters of the activation.
+        gain: The weight gain sigma_w, which matters only with a bias.
+        bias: Variance of the biases.
+        q: Variance of the pre-activations before the layer.
     """
     square = gain * gain
     attrs = dict(key)
@@ -121,7 +131,7 @@ def correlation_map(
 
 
 class CriticalPoint(NamedTuple):
-    """Squared gain of weights, variance of biases and the variance of pre-activations at which nothing grows or shrinks."""
+    """A critical initialization: squared weight gain, variance of the biases, and variance of the pre-activations."""
 
     weight: float
     bias: float
@@ -130,11 +140,11 @@ class CriticalPoint(NamedTuple):
 
 @lru_cache(maxsize=256)
 def critical_point(op: str, key: Key = ()) -> CriticalPoint | None:
-    """The initialisation at which neither a gradient nor a deviation of the variance changes from layer to layer.
+    """Return the initialization at which neither gradients nor deviations of the variance change from layer to layer.
 
-    For rectifiers it is He's, at any variance (1 is returned), for tanh and its like that of the slope at 0, at variance 0, for
-    GELU and SiLU one with biases (Roberts, Yaida, Hanin 2022, Principles of Deep Learning Theory, section 5.3). None where there
-    is none, as for the sigmoid.
+    For piecewise linear activations it is the He initialization, at any variance; 1 is returned. For tanh and similar
+    activations the gain is 1 / |phi'(0)|, at variance 0. GELU and SiLU need biases (Roberts, Yaida, Hanin 2022, The Principles
+    of Deep Learning Theory, section 5.3). The result is None if there is no such point, as for the sigmoid.
     """
 
     def excess(log_q: float) -> float:
@@ -170,21 +180,22 @@ def _log(value: float) -> float:
 
 
 def _depth(slope: float) -> float:
-    """Layers over which a deviation that a layer multiplies by `slope` fades by a factor e."""
+    """Return the number of layers over which a deviation decays by a factor e, if each layer multiplies it by `slope`."""
     if slope <= 0.0:
         return 0.0
     return -1.0 / math.log(slope) if slope < 1.0 - _ENDLESS else math.inf
 
 
 def _pre_activation(op: str, key: Key, gain: float, bias: float, norm: str | None) -> float:
-    """Variance of what the activation reads: 1 behind a norm."""
+    """Return the variance of the input of the activation, which is 1 after a norm."""
     return fixed_point(op, gain, key, bias) if norm is None else 1.0
 
 
 def _factor(op: str, key: Key, gain: float, bias: float, norm: str | None) -> float:
-    """Squared factor of the gradient: a norm divides it by the variance that it takes away.
+    """Return chi, the factor on the squared gradient, which a norm divides by the variance that it normalizes.
 
-    BatchNorm takes only what varies over the batch (Yang 2019, 1902.08129), the others all of it (Doshi 2021, 2111.12143).
+    BatchNorm divides by the part of the variance that varies over the batch (Yang et al. 2019, arXiv 1902.08129), the others by
+    all of it (Doshi, He, Gromov 2021, arXiv 2111.12143).
     """
     if norm is None:
         return chi(op, gain, key, bias)
@@ -194,7 +205,7 @@ def _factor(op: str, key: Key, gain: float, bias: float, norm: str | None) -> fl
 
 
 def _critical(op: str, key: Key, bias: float, norm: str | None) -> float | None:
-    """The gain with chi = 1."""
+    """Return the gain with chi = 1, or None if there is none."""
     if norm is None:
         found = critical_gain(op, key, bias)
         return found if abs(_log(chi(op, found, key, bias))) < _CRITICAL else None
@@ -205,10 +216,10 @@ def _critical(op: str, key: Key, bias: float, norm: str | None) -> float | None:
 
 
 def _fixed_correlation(op: str, key: Key, gain: float, bias: float, q: float) -> tuple[float, float]:
-    """The stable fixed point of the correlation map, and the slope there.
+    """Return the stable fixed point of the correlation map, and the slope of the map there.
 
-    The map is a power series with positive coefficients, hence convex: where it leaves 1 with a slope above 1 there is one other
-    fixed point, which Newton's method reaches from 0 without passing it.
+    The map is a power series with positive coefficients and hence convex. If its slope at 1 is above 1, there is one other fixed
+    point, which Newton's method reaches from 0 without passing it.
     """
     _, slope = correlation_map(op, 1.0, key, gain=gain, bias=bias, q=q)
     if slope <= 1.0 + _ENDLESS:
@@ -224,7 +235,7 @@ def _fixed_correlation(op: str, key: Key, gain: float, bias: float, q: float) ->
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function that changes its sign between two points is zero, by bisection."""
+    """Find the zero of a function that changes its sign between two points, by bisection."""
     positive = function(high) > 0.0
     for _ in range(50):
         middle = 0.5 * (low + high)
@@ -235,7 +246,7 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 # picture ----------------------------------------------------------------------------------------------------------------
 
 _COLUMNS, _ROWS, _MARGIN = 52, 9, 7
-_STEEPEST = 1.0  # decades a layer; what is beyond is drawn at the edge
+_STEEPEST = 1.0  # decades per layer; larger growth is drawn at the edge
 _HALVES = "\N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK}"
 _LEVEL, _CRITICAL_LINE = "\N{BOX DRAWINGS LIGHT TRIPLE DASH HORIZONTAL}", "\N{BOX DRAWINGS LIGHT TRIPLE DASH VERTICAL}"
 _LEFT, _BELOW, _CORNER = (
@@ -280,7 +291,7 @@ def _clipped(factor: float) -> float:
 
 
 def _ticks(stack: Phase, columns: Mapping[float, int], low: float, high: float) -> str:
-    """The gains of the stack, of criticality and of the edges, the later ones only where there is room."""
+    """Return the line of tick labels: the gain of the stack, the critical gain and the edges, as far as there is room."""
     line = [" "] * (_MARGIN + _COLUMNS)
     wanted = [(columns[stack.gain], f"{_HERE} {stack.gain:.3g}")]
     if stack.critical is not None:

@@ -1,4 +1,4 @@
-"""Stacks of one repeated layer on the spine, and the phase that each is in."""
+"""Stacks of one repeated layer on the spine, and their phase."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from gradlint.theory.reading.phase import Phase, phase
 from gradlint.theory.reading.steps import Step, main_weight, squared_gain
 from gradlint.theory.reading.trends import is_plain
 
-_FEWEST = 8  # layers of a stack that a limit of infinite depth says something about
-_ALIKE = 1.25  # gains of one stack differ by less than this factor
-_OFF = 0.05  # decades a layer between the phase and the prediction: the stack is not what the phase is about
+_FEWEST = 8  # smallest number of layers to which the limit of infinite depth applies
+_ALIKE = 1.25  # largest factor between the gains of one stack
+_OFF = 0.05  # decades per layer between phase and prediction above which the phase does not describe the stack
 _NORMS = frozenset({"batch_norm", "layer_norm", "rms_norm", "group_norm"})
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A stretch of the spine that repeats one layer `layers` times, from its first node to its last."""
+    """A segment of the spine that repeats one layer `layers` times, from node `start` to node `end`, with its phase."""
 
     phase: Phase
     layers: int
@@ -46,13 +46,13 @@ class Stack:
 
     @property
     def depth(self) -> float:
-        """Layers over which the norm of the gradient changes by a factor e."""
+        """Number of layers over which the norm of the gradient changes by a factor e."""
         return 2.0 * self.phase.gradient_depth
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A weight layer, a bias added behind it, a norm if any, an activation; `nodes` in order, `decades` of them together."""
+    """One layer of a stack: weight layer, added bias, normalization if any, and activation; `decades` is the growth over all."""
 
     nodes: tuple[Node, ...]
     gain: float
@@ -64,15 +64,15 @@ class _Layer:
 
     @property
     def kind(self) -> tuple[str | None, str, Key]:
-        """What the layers of one stack have in common."""
+        """The properties that all layers of one stack share."""
         return self.norm, self.op, self.key
 
 
 def stack(structure: Structure, steps: Sequence[Step]) -> Stack | None:
-    """The longest stack of one repeated plain layer, with its phase; None where there is none or the phase does not describe it.
+    """Return the longest stack of one repeated plain layer with its phase, or None.
 
-    `steps` are the predicted steps of the spine. A phase is that of random weights at infinite depth, so weights must look drawn
-    and the growth a layer of the prediction must be that of the phase.
+    A phase is that of random weights at infinite depth. The weights must therefore look randomly initialized, and the predicted
+    growth per layer must agree with the phase. `steps` are the predicted steps of the spine.
     """
     runs = [run for run in _runs(structure, steps) if len(run) >= _FEWEST]
     run = max(runs, key=len, default=None)
@@ -97,7 +97,7 @@ def _weight(layer: _Layer) -> Weight:
 
 
 def _runs(structure: Structure, steps: Sequence[Step]) -> Iterator[list[_Layer]]:
-    """Consecutive layers of one kind."""
+    """Yield runs of consecutive layers of one kind."""
     run: list[_Layer] = []
     index = 0
     while index < len(steps):
@@ -113,7 +113,7 @@ def _runs(structure: Structure, steps: Sequence[Step]) -> Iterator[list[_Layer]]
 
 
 def _layer(structure: Structure, steps: Sequence[Step], index: int) -> _Layer | None:
-    """The layer that starts with a step."""
+    """Return the layer that starts with a step, or None if there is no plain layer."""
     graph = structure.graph
     weight = main_weight(graph[steps[index].node])
     if weight is None or graph[steps[index].node].op not in {"linear", "conv"}:
@@ -142,7 +142,7 @@ def _is_bias(node: Node) -> bool:
 
 
 def _is_pure(node: Node, *, training: bool) -> bool:
-    """Whether a norm divides by the statistics of its input and does no more: scale 1, bias 0."""
+    """Return whether a norm uses the statistics of its input, with scale 1 and bias 0."""
     scale, bias = node.weights.get("scale"), node.weights.get("bias")
     if scale is not None and not (is_constant(scale) and abs(scale.statistics.mean - 1.0) < 1e-6):
         return False

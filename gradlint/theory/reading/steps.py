@@ -1,4 +1,4 @@
-"""The spine as a chain of predicted steps: what each does to the gradient, and how sure that is."""
+"""The spine as a chain of predicted steps: the factor of each on the gradient, in decades."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from gradlint.signal_path import is_weight_layer
 from gradlint.structure import ResidualSum, Structure
 from gradlint.theory.prediction import Predicted, Prediction, predict
 
-_MOST = 150.0  # decades: a factor of zero, which sums of steps must stay finite with
-_UNSURE = 0.5  # decades^2 that one step adds: theory has no rule for something on it
+_MOST = 150.0  # decades: steps are clamped to this, so that sums with a factor of zero stay finite
+_UNSURE = 0.5  # decades^2: a step that adds more variance contains an operator without a rule
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From one spine node to the next: `decades` is 1/2 log10 of the squared gradient factor, None where unknown.
+    """The step from one node of the spine to the next.
 
-    `via` holds the nodes of the step in order, the spine node it ends in last.
+    Attributes:
+        node: Id of the spine node at which the step ends, nearer to the output.
+        via: Ids of the nodes of the step in order, including `node` and excluding the one before.
+        decades: 1/2 log10 of the factor on the squared gradient, from `node` back to the node before. None if it is unknown.
+        residual: The residual sum that the step consists of, or None.
     """
 
     node: str
@@ -29,17 +33,23 @@ class Step:
 
 
 def main_weight(node: Node) -> Weight | None:
-    """The weight that a weight layer multiplies by, None when it has none."""
+    """Return the weight matrix of a weight layer, or None for any other node."""
     return node.weights.get("weight") if is_weight_layer(node) else None
 
 
 def squared_gain(weight: Weight) -> float:
-    """fan_in times mean square: the sum of squares per output unit (THEORY section 2)."""
+    """Return fan_in times the mean square of a weight, which is |W|_F^2 per output unit (He et al. 2015, arXiv 1502.01852).
+
+    A linear layer multiplies the second moment of its input, and the squared norm of its cotangent, by this factor.
+    """
     return weight.fan_in * weight.statistics.mean_square
 
 
 def propagate(structure: Structure, prediction: Prediction | None = None) -> tuple[Step, ...]:
-    """Predicted steps of the spine, one per pair of neighbours."""
+    """Return the predicted steps of the spine, one for each pair of neighboring nodes, from the input to the output.
+
+    Without a `prediction` the graph is propagated first.
+    """
     found = prediction or predict(structure)
     return tuple(_step(structure, found, before, after) for before, after in itertools.pairwise(structure.spine))
 
@@ -53,7 +63,7 @@ def _step(structure: Structure, prediction: Prediction, before: str, after: str)
 
 
 def difference(before: Predicted | None, after: Predicted | None) -> float | None:
-    """Decades that the gradient gains from `after` back to `before`; None where theory cannot tell."""
+    """Return the decades that the gradient gains from `after` back to `before`, or None if that is unknown or uncertain."""
     if before is None or after is None or before.backward is None or after.backward is None:
         return None
     unsure = before.backward_sd**2 - after.backward_sd**2 >= _UNSURE

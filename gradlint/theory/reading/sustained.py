@@ -1,4 +1,4 @@
-"""Growth along a chain of gains: the largest run of steps, its one largest step left out."""
+"""Sustained growth along a chain of gains: the run of steps with the largest sum, without its one largest step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of consecutive steps: it starts at chain index `start`, ends at `end` and sums to `decades`."""
+    """A run of consecutive steps from chain index `start` to `end`, whose sum without its largest step is `decades`."""
 
     decades: float
     start: int
@@ -23,10 +23,13 @@ class Run:
 
 
 def largest_run(backward: Sequence[float]) -> Run:
-    """The run of steps d_i = B_i - B_(i+1) with the largest sum, after its one largest step is left out (DESIGN section 5).
+    """Return the run of steps d_i = B_i - B_(i+1) with the largest sum, where each sum leaves out its one largest step.
 
-    One step is a head, a stem or the first norm after a small embedding; growth is what many steps share. For every step
-    taken as the largest of its run, the best run around it is read from extremes of B; O(n log n). All values must be finite.
+    A single large step is a head, a stem or the first norm after a small embedding, whereas growth is shared by many steps. For
+    each step taken as the largest of its run, the best run around it follows from extremes of B. The cost is O(n log n).
+
+    Args:
+        backward: Backward gains along a chain, in decades. All must be finite.
     """
     levels = np.asarray(backward, dtype=np.float64)
     steps = levels[:-1] - levels[1:]
@@ -45,7 +48,7 @@ def largest_run(backward: Sequence[float]) -> Run:
 
 
 def _spans(steps: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each step, first and last chain index of the widest run in which no step is larger."""
+    """Return, for each step, the first and last chain index of the widest run in which no step is larger."""
     count = steps.size
     left, right = np.zeros(count, dtype=np.int64), np.full(count, count, dtype=np.int64)
     stack: list[int] = []
@@ -58,7 +61,7 @@ def _spans(steps: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 class _Extremes:
-    """Index of the largest value in a range, in constant time after n log n work (a sparse table)."""
+    """A sparse table that finds the index of the largest value in a range in constant time, after O(n log n) set-up."""
 
     def __init__(self, values: NDArray[np.float64]) -> None:
         self._values = values
@@ -71,7 +74,7 @@ class _Extremes:
             width *= 2
 
     def argmax(self, low: int, high: int) -> int:
-        """Index of the largest value in low..high, both included."""
+        """Return the index of the largest value from index `low` to `high`, both included."""
         level = (high - low + 1).bit_length() - 1
         row = self._table[level]
         first, second = int(row[low]), int(row[high - (1 << level) + 1])

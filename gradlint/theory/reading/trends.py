@@ -1,4 +1,4 @@
-"""Sustained growth along runs of predicted steps, and which layer of a run does what."""
+"""Sustained growth along runs of predicted steps, and the gains of the layers in a run."""
 
 from __future__ import annotations
 
@@ -15,42 +15,49 @@ from gradlint.theory.reading.steps import Step, main_weight, squared_gain
 from gradlint.theory.reading.sustained import largest_run
 
 RECTIFIERS = frozenset(row.name for row in OPERATORS.values() if row.rectifier)
-"""Activations that pass positive inputs nearly unchanged and next to nothing of negative ones."""
+"""Activations that are nearly the identity for positive inputs and nearly zero for negative ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """Predicted sustained growth of consecutive steps; `decades` > 0 explodes towards the input, < 0 vanishes."""
+    """Predicted sustained growth of a run of consecutive steps, in decades.
+
+    Positive `decades` explode towards the input, negative ones vanish.
+    """
 
     decades: float
     steps: tuple[Step, ...]
 
     @property
     def span(self) -> tuple[str, str] | None:
-        """First and last node of the run, None when it is empty."""
+        """First and last node of the run, or None if it is empty."""
         return (self.steps[0].node, self.steps[-1].node) if self.steps else None
 
     def share(self, decades: Mapping[str, float]) -> float:
-        """How much of the trend is due to decades that are laid to some of its steps, by node; its one largest step aside."""
+        """Return the share of the trend that given decades of some steps, by node, explain; its largest step does not count."""
         sign = -1.0 if self.decades < 0.0 else 1.0
         largest = max(self.steps, key=lambda step: sign * (step.decades or 0.0), default=None)
         laid = sum(value for node, value in decades.items() if largest is None or node != largest.node)
         return laid / self.decades if self.decades else 0.0
 
     def factor(self, parts: int) -> float:
-        """The factor of the gradient at each of so many like parts; under 1 it shrinks towards the input."""
+        """Return the factor on the gradient for each of `parts` equal parts; below 1 if it shrinks towards the input."""
         return float(10 ** (self.decades / parts))
 
     def pace(self, parts: int) -> str:
-        """What that factor does, for a message: "grows x1.30", "shrinks x0.70"."""
+        """Return `factor` as the words of a message, such as "grows x1.30" or "shrinks x0.70"."""
         return f"{'grows' if self.decades > 0.0 else 'shrinks'} x{self.factor(parts):.2f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A weight layer of a plain chain with the activation that it works with.
+    """A weight layer of a plain chain with its activation.
 
-    `gain` is sqrt(fan_in x mean square), `critical` the gain at which that activation neither grows nor shrinks a gradient.
+    Attributes:
+        node: Id of the weight layer.
+        activation: The activation after it, or before it for the last layer. None for a linear chain.
+        gain: The weight gain sigma_w, sqrt(fan_in * mean square of the weights).
+        critical: The gain at which this activation neither grows nor shrinks gradients; see `integrals.critical_gain`.
     """
 
     node: str
@@ -60,12 +67,12 @@ class Layer:
 
 
 def rise(steps: Sequence[Step]) -> Trend:
-    """The run of steps with the largest sustained growth; `decades` is 0 or more. Every step must have decades."""
+    """Return the run of steps with the largest sustained growth, whose decades are at least 0. Each step must be known."""
     return _trend(steps, 1.0)
 
 
 def fall(steps: Sequence[Step]) -> Trend:
-    """The run of steps with the largest sustained decay; `decades` is 0 or less. Every step must have decades."""
+    """Return the run of steps with the largest sustained decay, whose decades are at most 0. Each step must be known."""
     return _trend(steps, -1.0)
 
 
@@ -76,12 +83,12 @@ def _trend(steps: Sequence[Step], sign: float) -> Trend:
 
 
 def is_plain(structure: Structure, step: Step) -> bool:
-    """Whether a step is one operator with one input: no skip goes round it."""
+    """Return whether a step is a single operator with one input on the signal, without a skip connection."""
     return len(structure.signal_parents(step.node)) == 1
 
 
 def layers(structure: Structure, steps: Sequence[Step]) -> list[Layer]:
-    """The weight layers among plain steps, each with the activation behind it, or before it where it is the last."""
+    """Return the weight layers of plain steps, each with the activation after it, or before it for the last layer."""
     found = []
     for step in steps:
         weight = main_weight(structure.graph[step.node])
@@ -95,7 +102,7 @@ def layers(structure: Structure, steps: Sequence[Step]) -> list[Layer]:
 
 
 def _activation(structure: Structure, places: range) -> Node | None:
-    """The first activation on the way along the spine, None when another weight layer comes first."""
+    """Return the first activation at these indices of the spine, or None if a weight layer comes first."""
     for place in places:
         node = structure.graph[structure.spine[place]]
         if kind_of(node) is Kind.ACTIVATION:

@@ -137,10 +137,7 @@ def _lengths(product: Product, left: Signal, right: Signal, sizes: Sequence[int]
 
 
 def contracted(product: Product, left: Signal, right: Signal, sizes: tuple[int, ...]) -> Signal:
-    """Return the signal of a contraction.
-
-    Its second moment is q_a q_b n [1 + (n-1) rho_a rho_b] for a sum of n terms whose factors have the correlations rho_a, rho_b.
-    """
+    """Return the signal of a contraction, of second moment q_a q_b n [1 + (n-1) rho_a rho_b] for a sum of n terms."""
     lengths = _lengths(product, left, right, sizes)
     summed = product.summed
     counts = [lengths[letter] for letter in summed]
@@ -323,12 +320,8 @@ def scaled_logits(query: Signal, key: Signal, sizes: Sequence[int], scale: float
 def attend(heads: _Heads, sizes: tuple[int, ...], scale: float, *, causal: bool, drop: float) -> TransferResult:
     """Return the transfer of attention: the average of the values, and gradients through the values and through the logits.
 
-    Args:
-        heads: Queries, keys and values; the pullback yields them as slots 0, 1 and 2.
-        sizes: Length of each axis of the output.
-        scale: Factor on the logits.
-        causal: Whether a token attends only to itself and earlier ones.
-        drop: Dropout probability of the attention weights.
+    `sizes` are those of the output, `scale` is the factor on the logits, and `drop` the dropout probability of the weights. The
+    pullback yields queries, keys and values as slots 0, 1 and 2.
     """
     query, key, value = heads.query, heads.key, heads.value
     pairs = scores(sizes)

@@ -86,10 +86,7 @@ def mapped(call: Call) -> TransferResult | None:
 
 
 def _applied(function: Function, distribution: Distribution, *, steady: bool) -> Mapped | None:
-    """Apply a function to a distribution, or to its log-normal counterpart if the function is not finite for z < 0.
-
-    The counterpart is used only for a signal that stays positive (`steady`). The result is None if neither is finite.
-    """
+    """Apply a function to a distribution, or to a log-normal one if it is not finite and the signal is positive (`steady`)."""
     for candidate in (distribution, positive(distribution)) if steady else (distribution,):
         result = apply(function, candidate)
         if result.distribution.finite and np.isfinite(result.slope).all():
