@@ -1,1 +1,1 @@
-"""The equations that `gradlint explain` prints."""
+"""The equations that `gradlint explain` prints for one operator."""

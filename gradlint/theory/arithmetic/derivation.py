@@ -1,4 +1,4 @@
-"""The arithmetic of one operator: its signal and its gradient as equations whose results are those of the prediction."""
+"""The derivation of one operator's prediction: equations for its signal and its gradients that evaluate to the prediction."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ _RECURRENT = "Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063"
 
 @dataclass(frozen=True, slots=True)
 class BackwardFactor:
-    """What an operator hands to one operand: the squared gradient factor, and the share of that operand's gradient it makes."""
+    """The squared gradient factor from an operator to one operand.
+
+    `share` is the part of the operand's squared gradient that comes from this operator. It is None if no other node reads the
+    operand.
+    """
 
     operand: str
     factor: Equation
-    share: float | None = None  # None where nothing else reads the operand
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """The second moment of a signal and the squared gradient factors, as equations; None where there is no formula."""
+    """The second moment of an operator's output, and its squared gradient factors, as equations.
+
+    `forward` is None for a node that no signal reaches. `source` names the paper that derives the formulas, or is "".
+    """
 
     forward: Equation | None
     backward: tuple[BackwardFactor, ...] = ()
@@ -39,7 +46,16 @@ class Derivation:
 
 
 def derive(structure: Structure, prediction: Prediction, node_id: str) -> Derivation:
-    """What theory says of a node, as arithmetic whose results are those of the prediction."""
+    """Derive the prediction of a node as equations, whose results are those of the prediction.
+
+    Args:
+        structure: The structure of the graph.
+        prediction: The prediction of the graph.
+        node_id: Id of the node.
+
+    Raises:
+        KeyError: The graph has no such node.
+    """
     node, output = structure.graph[node_id], prediction.signals.get(node_id)
     if output is None:
         return Derivation(None)
@@ -79,14 +95,14 @@ def _formulas(case: Case) -> Formulas:
         return Formulas(Equation("q' = E[W^2] of the rows", ((second,),)))
     if not case.call.signals:
         return Formulas(Equation("q', no operand of it is a signal", ((Number(case.output.log_q),),)))
-    special = TRANSFER.own(case.node.op) is not None  # the formula of its kind is not that of its rule
+    special = TRANSFER.own(case.node.op) is not None  # its transfer rule is not that of its kind, so neither is its formula
     made = FORMULAS.own(case.node.op) if special else FORMULAS.find(case.node.op)
     found = made(case) if made is not None else None
     return found if found is not None else _other(case)
 
 
 def _other(case: Case) -> Formulas:
-    """An operator whose rule is no closed formula: what it multiplies by, as predicted."""
+    """Return formulas for an operator whose transfer rule has no closed form: the predicted factors alone."""
     recurs, moves = (kind_of(case.node) is kind for kind in (Kind.RNN, Kind.SHAPE))
     what = "the cell, run over time" if recurs else "the elements that it keeps" if moves else "what its transfer rule says"
     widest = max((signal for _, signal in case.call.signals), key=lambda signal: signal.size)

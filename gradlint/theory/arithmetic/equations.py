@@ -1,6 +1,6 @@
-"""Arithmetic that people can follow: sums of products, printed as a formula, as numbers and as a result.
+"""Equations as sums of products, which print as a formula in symbols, the same in numbers, and a result.
 
-Every number is kept as its log10, so that 10^400 neither overflows nor becomes NaN.
+Numbers are kept as their log10, so that 10^400 neither overflows nor becomes NaN.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 
 from gradlint.theory.transfer.signal import log_sum
 
-_EQUAL = 2.5e-4  # decades: a factor so near to 1 is not printed, nor would four digits tell
+_EQUAL = 2.5e-4  # decades: a factor closer to 1 is not printed, because four digits do not show it
 _TYPICAL = "a typical draw, not the mean of all (Hanin, Nica 2018)"
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A positive number by its log10; `divides` where it stands below the line."""
+    """A positive number, given by its log10; `divides` says whether it is a divisor."""
 
     log: float
     divides: bool = False
 
     @property
     def power(self) -> float:
-        """log10 of what it multiplies its term by."""
+        """log10 of the factor on its term."""
         return -self.log if self.divides else self.log
 
     def __str__(self) -> str:
@@ -34,17 +34,17 @@ Term = tuple[Number, ...]
 
 
 def number(value: float) -> Number:
-    """A number of ordinary size."""
+    """Build a factor from its value."""
     return Number(math.log10(value) if value > 0.0 else -math.inf)
 
 
 def below(value: float) -> Number:
-    """A divisor of ordinary size."""
+    """Build a divisor from its value."""
     return replace(number(value), divides=True)
 
 
 def shown(log: float) -> str:
-    """Four digits of a number given by its log10."""
+    """Format a number that is given by its log10, with four significant digits."""
     if not math.isfinite(log):
         return "0" if log < 0.0 else "inf" if log > 0.0 else "nan"
     if -4.0 <= log < 6.0:
@@ -57,10 +57,14 @@ def shown(log: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """`formula` in symbols, the same in numbers, and `result` as log10.
+    """An equation: a formula, its terms in numbers, and corrections. All sizes are log10.
 
-    The formula is of a mean over all draws of the weights; `typical` is log10 of what one draw has of that. `rest` is log10 of
-    what theory multiplies both by besides, for the reason `because`; 0 where the formula is all.
+    Attributes:
+        formula: The formula in symbols.
+        terms: Its terms, each a product of numbers.
+        because: The reason for `rest`.
+        rest: The factor by which the theory differs from the formula, 0 if it does not.
+        typical: The ratio of a typical draw of the weights to the mean over all draws, which the formula gives.
     """
 
     formula: str
@@ -71,23 +75,23 @@ class Equation:
 
     @property
     def result(self) -> float:
-        """log10 of the value."""
+        """log10 of the result, including corrections."""
         return self._value() + self.typical + self.rest
 
     @property
     def numbers(self) -> str:
-        """The formula with numbers put in, "24 x 0.2604 x 1 + 0"; what is beside it multiplies all of it."""
+        """The formula with numbers inserted, such as "24 x 0.2604 x 1 + 0", times its corrections."""
         text = " + ".join(_product(term) for term in self.terms)
         factors = "".join(f" x {shown(factor)}" for factor, _ in self.beside)
         return f"({text}){factors}" if factors and len(self.terms) > 1 else f"{text}{factors}"
 
     @property
     def beside(self) -> tuple[tuple[float, str], ...]:
-        """The factors beside the formula that differ from 1, as log10, each with its reason."""
+        """The corrections that differ from 1, as log10, each with its reason."""
         return tuple(item for item in ((self.typical, _TYPICAL), (self.rest, self.because)) if abs(item[0]) > _EQUAL)
 
     def equal_to(self, log: float) -> Equation:
-        """The equation with the rest that makes it this; unchanged where either side is zero or unknown."""
+        """Return the equation with the `rest` that makes its result `log`; unchanged if either side is zero or not finite."""
         value = self._value()
         return replace(self, rest=log - value - self.typical) if math.isfinite(log) and math.isfinite(value) else self
 

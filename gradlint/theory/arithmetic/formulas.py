@@ -1,4 +1,4 @@
-"""Formulas of weight layers, normalisations and pointwise operators, with the model's own numbers put in."""
+"""Formulas of weight layers, normalization and pointwise operators, with the numbers of the model inserted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KNOWS = "the gradient is not independent of the signal"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One operator with what theory carries before and behind it."""
+    """One operator with the signals of its operands and its output, and the cotangent of its output."""
 
     call: Call
     output: Signal
@@ -43,23 +43,27 @@ class Case:
 
     @property
     def first(self) -> Signal:
-        """Its first operand that is a signal."""
+        """The first operand that is a signal."""
         return self.call.signals[0][1]
 
     def weight(self, *roles: str) -> Weight | None:
-        """The first weight that has one of these roles."""
+        """Return the first weight that has one of these roles, or None."""
         return next((self.node.weights[role] for role in roles if role in self.node.weights), None)
 
     def correlation(self, axis: int) -> float:
-        """Correlation of the gradients of two elements along an axis."""
+        """Return the correlation of the gradients of two elements along an axis."""
         return self.cotangent.correlation[axis] if self.cotangent is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Formulas:
-    """Equations of one operator; `backward` has one for each operand that is a signal, or one for all of them.
+    """Equations of one operator.
 
-    `random` says that a gradient varies here from one draw of the weights to the next, and nothing else makes its variance.
+    Attributes:
+        forward: The second moment of the output.
+        backward: The squared gradient factor to each operand that is a signal, or one factor for all of them.
+        source: The paper that derives the formulas, or "".
+        random: Whether the only uncertainty of the gradient factor is its variation over draws of the weights.
     """
 
     forward: Equation
@@ -69,7 +73,7 @@ class Formulas:
 
 
 FORMULAS: Dispatch[Callable[[Case], Formulas | None]] = Dispatch()
-"""The formulas of operators; None where there is none."""
+"""The formulas of operators. A formula returns None for an application that it does not cover."""
 
 
 # weights ----------------------------------------------------------------------------------------------------------------
@@ -77,7 +81,7 @@ FORMULAS: Dispatch[Callable[[Case], Formulas | None]] = Dispatch()
 
 @FORMULAS.rule(Kind.LINEAR, Kind.CONV)
 def layer(case: Case) -> Formulas | None:
-    """A linear map or a convolution."""
+    """Return the formulas of a linear layer or a convolution."""
     weight = case.weight("weight")
     if weight is None or len(weight.shape) < 2:
         return None
@@ -97,7 +101,7 @@ def layer(case: Case) -> Formulas | None:
 
 
 def _beside(case: Case, weight: Weight) -> str:
-    """What the gradient at a layer's input has besides n E[W^2], as far as it may be so here."""
+    """Return the reasons for which the gradient factor of a layer may differ from n E[W^2]."""
     cotangent, mean = case.cotangent, mean_of(weight)
     if cotangent is None:
         return ""
@@ -112,7 +116,7 @@ def _beside(case: Case, weight: Weight) -> str:
 
 
 def _typical(case: Case, terms: Sequence[Term]) -> float:
-    """What a mean square over finitely many inputs takes off the first term; moments of channels (`means`) have none of it."""
+    """Return the log10 correction for the mean square over finitely many inputs; 0 if channels are propagated one by one."""
     whole, *others = (sum(item.power for item in term) for term in terms)
     if case.output.means is not None or not math.isfinite(whole):
         return 0.0
@@ -121,7 +125,7 @@ def _typical(case: Case, terms: Sequence[Term]) -> float:
 
 
 def _fan(case: Case, weight: Weight) -> float:
-    """Inputs that one output adds up; of a transposed convolution, on average over outputs."""
+    """Return the number of inputs that one output sums; for a transposed convolution, the mean over outputs."""
     if case.node.op != "conv_transpose":
         return float(weight.fan_in)
     axis = len(case.output.sizes) - len(weight.shape) + 1
@@ -132,7 +136,7 @@ def _fan(case: Case, weight: Weight) -> float:
 
 @FORMULAS.rule(Kind.NORM)
 def norm(case: Case) -> Formulas | None:
-    """A normalisation on the statistics of its input, or a BatchNorm on stored ones."""
+    """Return the formulas of a normalization on the statistics of its input, or of a BatchNorm on running statistics."""
     node, signal = case.node, case.first
     gamma, beta = number(mean_square(case.weight("scale"), 1.0)), number(mean_square(case.weight("bias")))
     eps = float(node.attrs.get("eps", node.attrs.get("epsilon", _EPS)) or 0.0)
@@ -175,7 +179,7 @@ def _mean_term(case: Case, eps: float) -> float:
 
 @FORMULAS.rule(Kind.ACTIVATION, Kind.MATH, "neg")
 def function(case: Case) -> Formulas | None:
-    """A function of one tensor."""
+    """Return the formulas of a function of one tensor."""
     function, signal = function_of(case.node), case.first
     if function is None:
         return None
@@ -196,7 +200,7 @@ def function(case: Case) -> Formulas | None:
 
 @FORMULAS.rule(Kind.ADD)
 def add(case: Case) -> Formulas | None:
-    """A sum of signals, or of a signal and a weight or a constant."""
+    """Return the formulas of a sum of signals, or of a signal and a weight or constant."""
     found = case.call.signals
     if len(found) < 2:
         weight = next(iter(case.node.weights.values()), None)
@@ -222,7 +226,7 @@ def _one(because: str = _BROADCAST) -> Equation:
 
 @FORMULAS.rule(Kind.MUL)
 def multiply(case: Case) -> Formulas | None:
-    """A product or a quotient."""
+    """Return the formulas of a product or quotient."""
     found = case.call.signals
     if len(found) == 2 and case.node.op != "div":
         left, right = (Number(signal.log_q) for _, signal in found)
@@ -248,7 +252,7 @@ def multiply(case: Case) -> Formulas | None:
 
 @FORMULAS.rule(Kind.DROPOUT)
 def dropout(case: Case) -> Formulas:
-    """Zeros at random."""
+    """Return the formulas of dropout."""
     active = bool(case.node.attrs.get("training", case.node.attrs.get("train", case.call.training)))
     keep = below(1.0 - float(case.node.attrs.get("p", 0.0)) if active else 1.0)
     return Formulas(

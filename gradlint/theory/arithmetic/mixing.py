@@ -1,4 +1,4 @@
-"""Formulas of operators that mix elements of one tensor, or of two: attention, matrix products, concatenation, means."""
+"""Formulas of operators that mix elements of one or two tensors: attention, matrix products, concatenation, means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTENTION = "Noci et al. 2022, arXiv 2206.03126"
 
 @FORMULAS.rule(Kind.SOFTMAX)
 def softmax(case: Case) -> Formulas | None:
-    """A softmax."""
+    """Return the formulas of softmax."""
     if case.node.op == "log_softmax":
         return None
     axis = axis_of(case.node, ("dim", "axis"), len(case.output.sizes), len(case.output.sizes) - 1)
@@ -35,7 +35,7 @@ def softmax(case: Case) -> Formulas | None:
 
 @FORMULAS.rule(Kind.ATTENTION)
 def attend(case: Case) -> Formulas | None:
-    """Scaled dot-product attention as one operator."""
+    """Return the formulas of scaled dot-product attention as one operator."""
     found, node, sizes = dict(case.call.signals), case.node, case.output.sizes
     if not {0, 1, 2} <= set(found) or any(len(found[slot].sizes) != len(sizes) for slot in (0, 1, 2)):
         return None
@@ -67,7 +67,7 @@ def attend(case: Case) -> Formulas | None:
 
 @FORMULAS.rule(Kind.MATMUL)
 def product(case: Case) -> Formulas | None:
-    """A matrix product of two signals."""
+    """Return the formulas of a matrix product of two signals."""
     found = case.call.signals
     if len(found) != 2 or len(found[0][1].sizes) < 2 or len(found[1][1].sizes) < 2 or case.node.attrs.get("equation"):
         return None
@@ -91,7 +91,7 @@ def product(case: Case) -> Formulas | None:
 
 @FORMULAS.rule(Kind.CONCAT)
 def concat(case: Case) -> Formulas | None:
-    """Tensors side by side."""
+    """Return the formulas of a concatenation."""
     found = case.call.signals
     whole = sum(signal.size for _, signal in found)
     if not whole or whole != case.output.size:
@@ -105,7 +105,7 @@ def concat(case: Case) -> Formulas | None:
 
 @FORMULAS.rule(Kind.POOL)
 def pool(case: Case) -> Formulas | None:
-    """An average over windows."""
+    """Return the formulas of average pooling."""
     signal = case.first
     if case.node.op in {"upsample", "max_pool"} or len(signal.sizes) != len(case.output.sizes):
         return None
@@ -116,7 +116,7 @@ def pool(case: Case) -> Formulas | None:
 
 @FORMULAS.rule(Kind.REDUCE)
 def reduce(case: Case) -> Formulas | None:
-    """A mean or a sum over axes."""
+    """Return the formulas of a mean or sum over axes."""
     signal = case.first
     axes = reduced_axes(case.node, signal.sizes, case.output.sizes)
     count = math.prod(signal.sizes[axis] for axis in axes)
@@ -127,7 +127,7 @@ def reduce(case: Case) -> Formulas | None:
 
 
 def _mean(signal: Signal, count: int, share: float, *, total: bool = False) -> Formulas:
-    """Means of `count` elements that keep `share` of q; sums are as many times larger."""
+    """Return the formulas of a mean of `count` elements that keeps `share` of q, or of their sum (`total`)."""
     common = number(min(max((share * count - 1.0) / (count - 1.0), 0.0), 1.0)) if count > 1 else number(1.0)
     other = number(1.0 - 10.0**common.log)
     k, q = number(count), Number(signal.log_q)
