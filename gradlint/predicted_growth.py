@@ -41,7 +41,7 @@ class PredictedGrowth:
     deviations: Mapping[str, float]
 
     def margin(self, node: str) -> float:
-        """Decades by which the gradient at a node of the chain may miss its prediction (90 % interval)."""
+        """Return half the width of the 90 % interval of the backward gain at a node of the chain, in decades."""
         return INTERVAL * self.deviations.get(node, 0.0)
 
 

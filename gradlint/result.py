@@ -314,7 +314,7 @@ class Finding:
         return abs(float(self.evidence.get("decades", 0.0)))
 
     def shares_place(self, other: Finding) -> bool:
-        """Whether both findings are about a common node, or both about the loss function, which has no nodes."""
+        """Return whether two findings share a node, or are both about the loss function, which has no nodes."""
         if not self.nodes or not other.nodes:
             return self.nodes == other.nodes
         return not set(self.nodes).isdisjoint(other.nodes)

@@ -102,9 +102,9 @@ def rounded(value: float, dtype: str | None) -> float:
         single = np.float32(value)
     if dtype != "bfloat16":
         return float(single)
-    comparison = int(single.view(np.uint32))
-    comparison += 0x7FFF + ((comparison >> 16) & 1)  # to nearest, ties to even
-    return float(np.uint32(comparison & 0xFFFF0000).view(np.float32))
+    bits = int(single.view(np.uint32))
+    bits += 0x7FFF + ((bits >> 16) & 1)  # round to nearest, ties to even
+    return float(np.uint32(bits & 0xFFFF0000).view(np.float32))
 
 
 def times(x: float, y: float) -> float:
@@ -214,7 +214,7 @@ def monotone(function: Callable[[float], float], a: Interval, maker: str = "") -
 
 
 def value_at(function: Function, at: float) -> float:
-    """The value of a numpy function at a point; at an infinite one the limit, or infinity where it grows beyond 1e20."""
+    """Return the value of a numpy function at a point, or its limit at an infinite one; limits above 1e20 count as infinite."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         found = float(np.asarray(function(np.array([math.copysign(1e30, at) if math.isinf(at) else at])))[0])
     return math.copysign(math.inf, found) if math.isinf(at) and abs(found) > 1e20 else found
@@ -223,10 +223,10 @@ def value_at(function: Function, at: float) -> float:
 def widened(a: Interval) -> Interval:
     """Widen an interval by the rounding error of library functions. Ends of 0, 1 and -1 stay exact."""
 
-    def reshaped(end: float, sign: float) -> float:
+    def shifted(end: float, sign: float) -> float:
         return end if end in {0.0, 1.0, -1.0} or math.isinf(end) else end + sign * _MARGIN * abs(end)
 
-    return replace(a, low=reshaped(a.low, -1.0), high=reshaped(a.high, 1.0))
+    return replace(a, low=shifted(a.low, -1.0), high=shifted(a.high, 1.0))
 
 
 def within(a: Interval, dtype: str | None) -> Interval:

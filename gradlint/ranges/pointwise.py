@@ -195,7 +195,7 @@ def activated(case: Case) -> Interval:
 
 @RANGES.rule("glu")
 def gated(case: Case) -> Interval:
-    """One half of the channels times a gate between 0 and 1."""
+    """Return the range of a gated linear unit: one half of the channels times a gate in [0, 1]."""
     return replace(case.x.plain, low=min(case.x.low, 0.0), high=max(case.x.high, 0.0))
 
 

@@ -17,7 +17,7 @@ from gradlint.ranges import choices, layers, pointwise
 from gradlint.ranges.case import RANGES, Case, first_equivalent
 from gradlint.ranges.intervals import UNKNOWN, Interval, monotone, within
 
-_INPUT = replace(UNKNOWN, all_zero=True)  # padding, silence, black
+_INPUT = replace(UNKNOWN, all_zero=True)  # an input may be padding, silence or a black image
 _WHOLE = frozenset({"round", "Round", "floor", "Floor", "ceil", "Ceil", "trunc", "fix"})
 
 _CHOICES = frozenset({"where", "Where", "masked_fill"})

@@ -29,8 +29,8 @@ _GATE_FUNCTIONS = {"gru": ("sigmoid", "tanh"), "lstm": ("sigmoid", "tanh", "tanh
 _NAMES = {"identity": "linear", "affine": "linear"}
 _WIDE = 256  # units; a wider cell with randomly initialized weights is represented by some of its units
 _WIDEST = 1024  # units; a wider cell is represented by some of its units whatever its weights
-_SUBSET = 256
-_DRAWN, _TRAINED = 0.02, 0.2  # decades: standard deviation of what some of the units say of all
+_SUBSET = 256  # number of units that represent a wider cell
+_DRAWN, _TRAINED = 0.02, 0.2  # decades: standard deviation that comes from leaving out units, for drawn and trained weights
 _LEADING = 0.03  # decades per step: the same for an unbounded state, in which one direction dominates
 
 

@@ -43,9 +43,7 @@ if TYPE_CHECKING:
     from gradlint.theory.transfer.profiles import Profile
 
 _EPS = 1e-5
-_NOISE = (
-    5e-4  # decades^2 that each norm adds, so that 90 % intervals hold for 49 BatchNorm networks (benchmarks/theory_random.py)
-)
+_NOISE = 5e-4  # decades^2 that each norm adds, measured on 49 networks with BatchNorm (benchmarks/theory_random.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def window_of(node: Node, sizes: Sequence[int], out: Sequence[int]) -> tuple[int
 
 def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) -> TransferResult:
     axes = [axis for axis, size in enumerate(window) if size > 1 or signal.sizes[axis] != call.sizes[axis]]
-    share = averaged(window, signal.shared, axes) + _neighbours(signal, window, axes)
+    share = averaged(window, signal.shared, axes) + _neighbors(signal, window, axes)
     shared = tuple(min(averaged_apart(window, signal.shared, axes, axis) / share, 1.0) for axis in range(len(window)))
     output = as_gaussian(
         signal,
@@ -90,7 +90,7 @@ def _averaged(call: Call, slot: int, signal: Signal, window: tuple[int, ...]) ->
     return TransferResult(output, single_operand(slot, output, back))
 
 
-def _neighbours(signal: Signal, window: Sequence[int], axes: Sequence[int]) -> float:
+def _neighbors(signal: Signal, window: Sequence[int], axes: Sequence[int]) -> float:
     """Return the second moment that the correlation of neighbors adds to the mean over a window, over q."""
     if signal.neighbor_correlation == 0.0 or not axes:
         return 0.0
