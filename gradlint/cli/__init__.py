@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from gradlint.cli import process
 from gradlint.cli.check import CLEAN, INTERRUPTED, NOT_ANALYZED, Request, run
 from gradlint.cli.console import columns, is_colored, print_error, put, supports_unicode
 from gradlint.errors import GradlintError
@@ -237,6 +238,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     A mistake of the user ends in one message without a traceback; an internal error in one sentence that names `--debug`.
     """
     given = list(sys.argv[1:] if args is None else args)
+    if args is None:
+        process.begin(given)
     try:
         status = cli.main(given, prog_name="gradlint", standalone_mode=False)
     except click.ClickException as error:
@@ -252,4 +255,6 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exc()
         print_error(f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it")
         status = NOT_ANALYZED
+    if args is None:
+        process.end()
     sys.exit(status)
