@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.ops.operator import Attributes, Kernel, Kind, Operator, Spelling
-from gradlint.ops.pointwise import Pointwise, clipped, erf, rectifier, sech2, sigmoid, softplus
+from gradlint.ops.pointwise import Pointwise, clipped, erf, rectifier, sech2, sigmoid, sigmoids, softplus
 
 if TYPE_CHECKING:
     from gradlint.ops.pointwise import Array
@@ -53,7 +53,9 @@ def _swish(alpha: float) -> Pointwise:
         return rectifier(0.5, 0.5)
 
     def slope(z: Array) -> Array:
-        return sigmoid(alpha * z) + alpha * z * sigmoid(alpha * z) * sigmoid(-alpha * z)
+        scaled = alpha * z
+        above, below = sigmoids(scaled)
+        return above + scaled * above * below
 
     return Pointwise(lambda z: z * sigmoid(alpha * z), slope, scale=1.0 / abs(alpha))
 
@@ -266,7 +268,7 @@ ROWS = (
         "sigmoid",
         "sigmoid expit",
         {"Sigmoid": "sigmoid"},
-        Pointwise(sigmoid, lambda z: sigmoid(z) * sigmoid(-z)),
+        Pointwise(sigmoid, lambda z: math.prod(sigmoids(z))),
         bounded=True,
         dead="ends",
         ends=(0.0, 1.0),

@@ -47,7 +47,15 @@ class Pointwise:
 
 def sigmoid(z: Array) -> Array:
     """1 / (1 + exp(-z)), which does not overflow."""
-    return np.asarray(np.exp(-np.logaddexp(0.0, -z)))
+    return sigmoids(z)[0]
+
+
+def sigmoids(z: Array) -> tuple[Array, Array]:
+    """The sigmoids of z and of -z, without the cancellation of 1 - sigmoid(z)."""
+    fade = np.exp(-np.abs(z))
+    whole, below = 1.0 + fade, z < 0.0
+    large, small = 1.0 / whole, fade / whole
+    return np.where(below, small, large), np.where(below, large, small)
 
 
 def softplus(z: Array) -> Array:

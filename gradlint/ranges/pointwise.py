@@ -187,9 +187,9 @@ def activated(case: Case) -> Interval:
         touched = found.low == 0.0 and x.low < 0.0 and math.isfinite(x.low)
         return widened(replace(found, at_low=found.at_low or touched, all_zero=found.all_zero or touched))
     inside = _GRID[(x.low <= _GRID) & (x.high >= _GRID)]
-    values = [float(v) for v in function(inside)] if inside.size else []
+    values = np.asarray(function(inside)) if inside.size else inside
     ends = [value(end) for end in (x.low, x.high)]
-    low, high = min([*values, *ends]), max([*values, *ends])
+    low, high = float(values.min(initial=min(ends))), float(values.max(initial=max(ends)))
     return Interval(low - _TINY, high + _TINY, at_low=True, at_high=x.at_high, all_zero=x.all_zero)
 
 
