@@ -2,7 +2,7 @@
 
 from gradlint.ops.dispatch import Dispatch
 from gradlint.ops.operator import Kind, Operator, Spelling
-from gradlint.ops.pointwise import Pointwise, derivative
+from gradlint.ops.pointwise import Pointwise, derivative, with_slope
 from gradlint.ops.table import OPERATORS, UNKNOWN, activation, attributes_of, by_nonlinearity, by_onnx, by_torch, operator
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "by_torch",
     "derivative",
     "operator",
+    "with_slope",
 ]

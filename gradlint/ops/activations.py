@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,17 +48,18 @@ def _celu(given: Attributes) -> Pointwise:
     )
 
 
+@lru_cache(maxsize=64)
 def _swish(alpha: float) -> Pointwise:
     """The product z sigmoid(alpha z): SiLU at 1, the quick GELU at 1.702 (Hendrycks 2016)."""
     if alpha == 0.0:
         return rectifier(0.5, 0.5)
 
-    def slope(z: Array) -> Array:
+    def both(z: Array) -> tuple[Array, Array]:
         scaled = alpha * z
         above, below = sigmoids(scaled)
-        return above + scaled * above * below
+        return z * above, above + scaled * above * below
 
-    return Pointwise(lambda z: z * sigmoid(alpha * z), slope, scale=1.0 / abs(alpha))
+    return Pointwise(lambda z: z * sigmoid(alpha * z), lambda z: both(z)[1], scale=1.0 / abs(alpha), both=both)
 
 
 def _gelu(given: Attributes) -> Pointwise:
@@ -67,10 +69,12 @@ def _gelu(given: Attributes) -> Pointwise:
     return _TANH_GELU if name == "FastGelu" or given.get("approximate") == "tanh" else _EXACT_GELU
 
 
-_EXACT_GELU = Pointwise(
-    lambda z: 0.5 * z * (1.0 + erf(z / _ROOT2)),
-    lambda z: 0.5 * (1.0 + erf(z / _ROOT2)) + z * np.exp(-0.5 * z * z) / _ROOT_2PI,
-)
+def _exact_gelu(z: Array) -> tuple[Array, Array]:
+    whole = 1.0 + erf(z / _ROOT2)
+    return 0.5 * z * whole, 0.5 * whole + z * np.exp(-0.5 * z * z) / _ROOT_2PI
+
+
+_EXACT_GELU = Pointwise(lambda z: 0.5 * z * (1.0 + erf(z / _ROOT2)), lambda z: _exact_gelu(z)[1], both=_exact_gelu)
 
 
 def _tanh_gelu() -> Pointwise:
@@ -94,6 +98,11 @@ _TANH_GELU = _tanh_gelu()
 def _mish_slope(z: Array) -> Array:
     soft = softplus(z)
     return np.asarray(np.tanh(soft) + z * sech2(soft) * sigmoid(z))
+
+
+def _sigmoid(z: Array) -> tuple[Array, Array]:
+    above, below = sigmoids(z)
+    return above, above * below
 
 
 def _hard_sigmoid(given: Attributes) -> Pointwise:
@@ -268,7 +277,7 @@ ROWS = (
         "sigmoid",
         "sigmoid expit",
         {"Sigmoid": "sigmoid"},
-        Pointwise(sigmoid, lambda z: math.prod(sigmoids(z))),
+        Pointwise(sigmoid, lambda z: _sigmoid(z)[1], both=_sigmoid),
         bounded=True,
         dead="ends",
         ends=(0.0, 1.0),

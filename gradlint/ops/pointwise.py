@@ -26,7 +26,8 @@ class Pointwise:
     """A function of one variable with its derivative, which at a kink is the one that torch takes.
 
     `kinks` are the points where value or derivative are not smooth, `scale` is the length over which they bend elsewhere. `sides`
-    holds the slopes below and above 0 of a function that is linear on either side, None for any other.
+    holds the slopes below and above 0 of a function that is linear on either side, None for any other. `both` returns value and
+    slope at once, where they have work in common.
     """
 
     value: Function
@@ -34,6 +35,7 @@ class Pointwise:
     kinks: tuple[float, ...] = ()
     scale: float = 1.0
     sides: tuple[float, float] | None = None
+    both: Callable[[Array], tuple[Array, Array]] | None = None
 
     def __call__(self, z: Array) -> Array:
         """The value at every point of z."""
@@ -46,16 +48,16 @@ class Pointwise:
 
 
 def sigmoid(z: Array) -> Array:
-    """1 / (1 + exp(-z)), which does not overflow."""
-    return sigmoids(z)[0]
+    """1 / (1 + exp(-z)), which is 0 where exp overflows."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1.0 / (1.0 + np.exp(-z)))
 
 
 def sigmoids(z: Array) -> tuple[Array, Array]:
-    """The sigmoids of z and of -z, without the cancellation of 1 - sigmoid(z)."""
-    fade = np.exp(-np.abs(z))
-    whole, below = 1.0 + fade, z < 0.0
-    large, small = 1.0 / whole, fade / whole
-    return np.where(below, small, large), np.where(below, large, small)
+    """The sigmoids of z and of -z, by one exponential and without the cancellation of 1 - sigmoid(z)."""
+    with np.errstate(over="ignore", divide="ignore"):
+        fade = np.exp(-z)
+        return np.asarray(1.0 / (1.0 + fade)), np.asarray(1.0 / (1.0 + 1.0 / fade))
 
 
 def softplus(z: Array) -> Array:
@@ -125,3 +127,10 @@ def derivative(function: Function) -> Function:
         return (function(z + step) - function(z - step)) / (2.0 * step)
 
     return slope
+
+
+def with_slope(function: Function, z: Array) -> tuple[Array, Array]:
+    """A function and its derivative at every point of z."""
+    if isinstance(function, Pointwise) and function.both is not None:
+        return function.both(z)
+    return function(z), derivative(function)(z)

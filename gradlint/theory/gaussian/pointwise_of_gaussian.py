@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.ops import derivative
+from gradlint.ops import with_slope
 from gradlint.theory.gaussian.dispersion import UNCORRELATED, ChanceCorrelation
 
 if TYPE_CHECKING:
@@ -314,14 +314,15 @@ def apply(function: Function, distribution: Distribution) -> Mapped:
     measured at the largest resolved signal: 1 and 0 for a rectifier, 0 and -1/2 for a bounded function.
     """
     with np.errstate(all="ignore"):
-        values = np.asarray(function(distribution.values), dtype=np.float64)
-        slope = np.asarray(derivative(function)(distribution.values), dtype=np.float64)
+        found = with_slope(function, distribution.values)
+        values, slope = (np.asarray(item, dtype=np.float64) for item in found)
         if distribution.shift == 0.0:
             return Mapped(rescaled(replace(distribution, values=values)), *_rescaled_slope(slope, 0.0))
         inside = distribution.values * (0.1 if distribution.shift > 0.0 else 10.0)
         step = -1.0 if distribution.shift > 0.0 else 1.0
-        degree = _limit((_half(function(inside)) - _half(values)) / step)
-        bend = _limit(2.0 * (_half(derivative(function)(inside)) - _half(slope)) / step)
+        near = with_slope(function, inside)
+        degree = _limit((_half(near[0]) - _half(values)) / step)
+        bend = _limit(2.0 * (_half(near[1]) - _half(slope)) / step)
     if not (math.isfinite(degree) and math.isfinite(bend)):
         degree, bend = 1.0, 0.0
     return Mapped(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradlint.ops import derivative
+from gradlint.ops import with_slope
 from gradlint.theory.initialization import looks_drawn
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ def mapped(function: Function, means: Array, variances: Array) -> tuple[Array, A
     z, weights = _grid()
     points = means[:, None] + np.sqrt(np.maximum(variances, 0.0))[:, None] * z[None, :]
     with np.errstate(all="ignore"):
-        values = np.asarray(function(points.reshape(-1))).reshape(points.shape)
-        slopes = np.asarray(derivative(function)(points.reshape(-1))).reshape(points.shape)
+        values, slopes = (np.asarray(item).reshape(points.shape) for item in with_slope(function, points.reshape(-1)))
         found = values @ weights, np.square(values) @ weights, np.square(slopes) @ weights
     return found if all(np.isfinite(item).all() for item in found) else None
