@@ -1,4 +1,4 @@
-"""The result of the rehearsal: what the first optimizer steps did to a copy of the model."""
+"""The result of the rehearsal: what the first optimizer steps, which are undone afterwards, did to the model."""
 
 from __future__ import annotations
 
