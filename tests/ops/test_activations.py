@@ -111,6 +111,14 @@ def test_kinks_are_where_the_derivative_of_torch_jumps_or_breaks_and_nowhere_els
     assert (distance.min(axis=0, initial=math.inf) <= 2.0 * step).all()
 
 
+@pytest.mark.parametrize(("name", "attrs"), [*((name, {}) for name in ROWS), *ATTRIBUTES.items()])
+def test_value_and_slope_at_once_are_value_and_slope(name, attrs):
+    phi = at(ROWS[name], attrs)
+    if phi.both is not None:
+        for found, expected in zip(phi.both(GRID), (phi.value(GRID), phi.slope(GRID)), strict=True):
+            assert found == pytest.approx(expected, rel=1e-12, abs=1e-300)
+
+
 @ACTIVATIONS
 def test_the_slopes_of_two_sides_are_those_of_the_function(row):
     phi, points = at(row), np.array([-7.0, -0.01, 0.01, 7.0])

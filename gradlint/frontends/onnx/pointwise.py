@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _GRID = np.array([-7.3, -4.1, -2.7, -1.9, -1.1, -0.6, -0.2, 0.3, 0.7, 1.3, 2.2, 3.4, 5.6])
-_SPELLED = tuple((row, row.spelling) for row in OPERATORS.values() if row.spelling is not None)
+_SPELLED = sorted(
+    ((row, row.spelling) for row in OPERATORS.values() if row.spelling is not None), key=lambda item: item[1].within
+)
 
 ANCHORS = frozenset(op for _, spelling in _SPELLED for op in spelling.at)
 """Operators that one of which stands in every activation that is spelled out."""
@@ -33,7 +35,7 @@ def known_function(region: Sequence[Node], start: Ref) -> str | None:
                 return None
             values[Ref(node.id)] = result
         found = values[Ref(region[-1].id)]
-        for row, spelling in sorted(_SPELLED, key=lambda item: item[1].within):
+        for row, spelling in _SPELLED:
             function = row.of({})
             if function is not None and np.abs(found - function(_GRID)).max() <= spelling.within:
                 return row.name
