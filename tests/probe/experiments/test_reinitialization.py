@@ -150,7 +150,7 @@ def wide(decades, spread):
     [(3.3, 0.3, True), (-3.6, 0.2, True), (3.55, None, True), (3.0, 0.3, False), (3.9, None, False), (0.0, 1.0, False)],
 )
 def test_a_verdict_is_open_where_the_seeds_lie_on_both_sides_of_the_limit(decades, spread, open_):
-    assert jacobian._is_open(wide(decades, spread)) is open_
+    assert jacobian._is_undecided(wide(decades, spread)) is open_
 
 
 def near_the_limit():
