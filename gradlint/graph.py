@@ -114,19 +114,19 @@ class Weight:
         flat = self.array().reshape(-1)
         total = square = largest = 0.0
         count = 0
-        for index, start in enumerate(range(0, flat.size, _CHUNK)):
-            part = _double(flat[start : start + _CHUNK])
-            with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, and squares beyond the range of float64
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, and squares beyond the range of float64
+            for index, start in enumerate(range(0, flat.size, _CHUNK)):
+                part = _double(flat[start : start + _CHUNK])
                 squares = _sum_of_squares(part)
                 if not math.isfinite(squares):
                     part = part[np.isfinite(part)]
                     squares = float(np.square(np.abs(part)).sum())
                 total += float(part.sum().real)
-            count += part.size
-            square += squares
-            largest = max(largest, float(np.abs(part).max(initial=0.0)))
-            if index % _HELD == _HELD - 1:
-                _release(flat)
+                count += part.size
+                square += squares
+                largest = max(largest, _largest(part))
+                if index % _HELD == _HELD - 1:
+                    _release(flat)
         seen = max(count, 1)
         return Statistics(total / seen, square / seen, largest, count == flat.size)
 
@@ -153,6 +153,13 @@ def _sum_of_squares(values: NDArray[Any]) -> float:
     if np.iscomplexobj(values):
         return _sum_of_squares(values.real) + _sum_of_squares(values.imag)
     return float(np.einsum("i,i->", values, values))
+
+
+def _largest(values: NDArray[Any]) -> float:
+    """Return the largest |v|, 0 if there is none. Unlike abs, the two ends need no array of their own."""
+    if np.iscomplexobj(values):
+        return float(np.abs(values).max(initial=0.0))
+    return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
 
 
 def _double(values: NDArray[Any]) -> NDArray[Any]:

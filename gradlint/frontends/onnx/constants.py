@@ -20,13 +20,15 @@ from gradlint.ops import by_onnx
 
 _SMALL = 4096  # a folded value with at most this many elements is computed at once and kept
 _ROOTS = 4  # the most initializers that the name of a folded value lists
-_NO_LARGER = (  # outputs have at most as many elements as all inputs; so do activations
+_KEEPERS = (  # an activation keeps the size too; the vocabulary knows them
     "ArgMax ArgMin Cast CastLike Ceil Clip Concat Cos CumSum DequantizeLinear Exp Flatten Floor GatherElements "
     "Identity Log Neg Not Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare "
     "Reshape Round ScatterElements ScatterND Shape Sign Sin Size Slice Softmax Split Sqrt Squeeze "
     "Transpose Trilu Unsqueeze"
 )
-_BROADCASTING = "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor"
+_NO_LARGER = frozenset(_KEEPERS.split())  # operators whose outputs have at most as many elements as all inputs together
+_BINARY = "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor"
+_BROADCASTING = frozenset(_BINARY.split())
 _SINCE_19 = [helper.make_opsetid("", 19)]  # the first DequantizeLinear that onnx can compute; older ones mean the same
 
 _NUMPY = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
@@ -205,10 +207,10 @@ def largest_output(node: onnx.NodeProto, inputs: Sequence[Constant | None]) -> f
     """Return an upper bound for the number of elements of an output; infinity for operators that are not folded."""
     given = [constant for constant in inputs if constant is not None]
     sizes = [constant.size for constant in given]
-    if node.op_type in _NO_LARGER.split() or by_onnx(node.op_type).function is not None:
+    if node.op_type in _NO_LARGER or by_onnx(node.op_type).function is not None:
         return sum(sizes)
     try:
-        if node.op_type in _BROADCASTING.split():
+        if node.op_type in _BROADCASTING:
             return math.prod(np.broadcast_shapes(*(constant.shape for constant in given)))
         if node.op_type == "Gather":
             data, indices = given

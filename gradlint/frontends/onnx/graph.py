@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import ChainMap, Counter
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from types import MappingProxyType
@@ -19,13 +19,14 @@ from gradlint.frontends.onnx.names import assign_ids, input_id, subgraph_scope
 from gradlint.frontends.onnx.patterns import recognize
 from gradlint.frontends.onnx.roles import Weights, describe
 from gradlint.frontends.onnx.schema import opsets_of
+from gradlint.frontends.onnx.scope import Scope
 from gradlint.frontends.onnx.shapes import declared_types, free_inputs, infer_shapes, tensor_type
 from gradlint.frontends.onnx.skeleton import Skeleton
 from gradlint.frontends.onnx.walk import subgraphs
 from gradlint.graph import Graph, Node, Ref, Weight
 
-Values = ChainMap[str, Operand]
-Types = ChainMap[str, TensorType]
+Values = Scope[Operand]
+Types = Scope[TensorType]
 
 
 def build_graph(skeleton: Skeleton) -> tuple[Graph, str | None]:
@@ -52,12 +53,12 @@ class _Builder:
         self._calls: Counter[tuple[str, str]] = Counter()
 
     def build(self) -> Graph:
-        values: Values = ChainMap()
+        values: Values = Scope()
         for value in free_inputs(self._graph):
             dtype, shape = tensor_type(value.type) or (None, None)
             self._nodes.append(Node(input_id(value.name), "input", shape=shape, dtype=dtype))
             values[value.name] = Ref(input_id(value.name))
-        outputs = self._walk(self._graph, values, ChainMap())
+        outputs = self._walk(self._graph, values, Scope())
         train = any(node.attrs.get("training_mode") for node in self._nodes)
         try:
             refs = [ref for ref in outputs if ref is not None]
@@ -101,12 +102,13 @@ class _Builder:
     def _find(self, name: str, values: Values, reader: str) -> Operand:
         if not name:
             return None
-        if name not in values:
+        try:
+            return values[name]
+        except KeyError:
             raise TargetError(
                 f"{self._skeleton.label}: {reader} reads {name!r}, which nothing before it makes",
                 hint="check the file with onnx.checker.check_model, and export it again",
-            )
-        return values[name]
+            ) from None
 
     def _unique(self, name: str, scope: str) -> str:
         """Return the name of a constant, prefixed with its scope if a constant of another graph has the same name."""

@@ -7,13 +7,13 @@ operands have rank r has a result of rank 2r - 1, and a ConstantOfShape whose op
 from __future__ import annotations
 
 import math
-from collections import ChainMap
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import onnx
 
 from gradlint.frontends.onnx.limits import Limits
+from gradlint.frontends.onnx.scope import Scope
 from gradlint.frontends.onnx.walk import subgraphs
 
 _UNKNOWN = math.inf
@@ -25,10 +25,11 @@ _FROM_VECTOR = {
     "CenterCropPad": 1,
 }  # shape slot
 _NEW_SHAPE = {"ConstantOfShape", "Reshape", "AffineGrid"}  # the shape operand alone determines the rank
-_SAME_LENGTH = (
+_KEEPERS = (
     "Abs Add Cast CastLike Ceil Div Equal Floor Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg Not Pow "
     "Reshape Round ScatterElements ScatterND Slice Split Sqrt Squeeze Sub Unsqueeze Where"
 )
+_SAME_LENGTH = frozenset(_KEEPERS.split())
 _ONE_MORE = ("OneHot", "ConcatFromSequence", "Loop", "Scan", "SequenceMap", "SplitToSequence", "STFT")
 
 
@@ -43,12 +44,13 @@ class Bound(NamedTuple):
     exact: bool = False
 
 
-Bounds = ChainMap[str, Bound]
+Bounds = Scope[Bound]
+_NOTHING = Bound()
 
 
 def largest_rank(graph: onnx.GraphProto) -> float:
     """Return an upper bound for the rank that onnx would infer for any tensor of a graph and its subgraphs."""
-    return _walk(graph, ChainMap())
+    return _walk(graph, Scope())
 
 
 def declared_rank(graph: onnx.GraphProto) -> int:
@@ -81,11 +83,11 @@ def _walk(graph: onnx.GraphProto, bounds: Bounds) -> float:
     largest = max((bound.rank for bound in bounds.values()), default=0)
     for node in graph.node:
         inner = [_walk(sub, bounds.new_child()) for sub in subgraphs(node)]
-        made = _output_bound(node, [bounds.get(name, Bound()) for name in node.input], max(inner, default=0))
+        made = _output_bound(node, [bounds.get(name, _NOTHING) for name in node.input], max(inner, default=0))
         largest = max(largest, made.rank)
         for name in node.output:
-            stated = bounds.get(name, Bound())
-            bounds[name] = made._replace(rank=max(made.rank, stated.rank), length=min(made.length, stated.length))
+            stated = bounds.get(name, _NOTHING)
+            bounds[name] = Bound(max(made.rank, stated.rank), min(made.length, stated.length), made.exact)
     return largest
 
 
@@ -131,7 +133,7 @@ def _length(node: onnx.NodeProto, given: list[Bound]) -> float:
         return sum(lengths)
     if kind == "Gather":
         return max(lengths[1:2], default=_UNKNOWN)
-    if kind in _SAME_LENGTH.split():
+    if kind in _SAME_LENGTH:
         return max(lengths, default=_UNKNOWN)
     return _UNKNOWN
 

@@ -14,7 +14,7 @@ from onnx import helper
 from gradlint.frontends.onnx import contrib
 from gradlint.frontends.onnx.call import Call
 from gradlint.frontends.onnx.constants import Constant
-from gradlint.frontends.onnx.schema import STANDARD, attribute_fits, schema_of
+from gradlint.frontends.onnx.schema import STANDARD, Signature, attribute_fits, signature_of
 from gradlint.graph import Weight
 from gradlint.ops import OPERATORS, by_onnx
 
@@ -45,8 +45,8 @@ def describe(call: Call) -> None:
     """Fill in `op`, `attrs` and `weights` of a call."""
     kind = call.node.op_type
     call.op = by_onnx(kind).name if call.node.domain in _KNOWN_DOMAINS else "unknown"
-    schema = schema_of(call.node.op_type, call.node.domain, call.version)
-    call.attrs = _attributes(call.node, schema)
+    signature = signature_of(call.node.op_type, call.node.domain, call.version)
+    call.attrs = _attributes(call.node, signature)
     if kind in _POINTWISE:
         _pointwise(call)
     else:
@@ -55,7 +55,7 @@ def describe(call: Call) -> None:
         for slot, role, out_axis in slots or ():
             call.add_weight(role, call.float_constant(slot), out_axis)
         if slots is None and kind not in _FACTORS:
-            _arguments(call, schema)
+            _arguments(call, signature)
     for special in _specials(call):
         special(call)
 
@@ -70,11 +70,10 @@ def _specials(call: Call) -> Sequence[Callable[[Call], None]]:
     return (_SPECIAL[kind],) if kind in _SPECIAL else ()
 
 
-def _attributes(node: onnx.NodeProto, schema: Any) -> dict[str, Any]:
+def _attributes(node: onnx.NodeProto, signature: Signature | None) -> dict[str, Any]:
     """Return the attributes as Python values, with the defaults of the schema, but without tensors and graphs."""
     found: dict[str, Any] = {"name": f"{node.domain}::{node.op_type}" if node.domain not in STANDARD else node.op_type}
-    defaults = {} if schema is None else {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
-    types = {} if schema is None else {name: a.type.value for name, a in schema.attributes.items()}
+    defaults, types = (signature.defaults, signature.types) if signature is not None else ({}, {})
     given = {a.name: a for a in node.attribute if attribute_fits(a, types.get(a.name))}
     for name, attribute in {**defaults, **given}.items():
         if attribute.type in _READABLE:
@@ -94,12 +93,12 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, float) else tuple(map(_plain, value))
 
 
-def _arguments(call: Call, schema: Any) -> None:
+def _arguments(call: Call, signature: Signature | None) -> None:
     """Repeat small constant operands as attributes, except the first operand: axes, shape, min, max, ratio, ..."""
-    for slot, formal in enumerate([] if schema is None else schema.inputs):
+    for slot, name in enumerate(() if signature is None else signature.operands):
         constant = call.constant(slot)
         if slot and constant is not None and constant.size <= _PLAIN and constant.dtype != "string":
-            call.attrs.setdefault(formal.name, constant.plain())
+            call.attrs.setdefault(name, constant.plain())
 
 
 def _pointwise(call: Call) -> None:

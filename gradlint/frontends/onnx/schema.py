@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import onnx
 
@@ -15,14 +15,17 @@ _AXES = 64  # numpy allows no more; for a larger axis, onnx reads memory out of 
 class Signature(NamedTuple):
     """What the schema of an operator requires of a node.
 
-    `inputs` and `outputs` are their least and greatest numbers, `required` the names of required attributes, and `types` the
-    types of all attributes.
+    `inputs` and `outputs` are their least and greatest numbers, `required` the names of required attributes, `types` the types of
+    all attributes, `defaults` the values of those that have one, and `operands` the names of the inputs. A schema makes all of
+    this anew whenever it is asked.
     """
 
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     required: frozenset[str]
     types: Mapping[str, int]
+    defaults: Mapping[str, onnx.AttributeProto]
+    operands: tuple[str, ...]
 
 
 def opsets_of(proto: onnx.ModelProto) -> dict[str, int]:
@@ -33,31 +36,28 @@ def opsets_of(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 @lru_cache(maxsize=4096)
-def schema_of(op_type: str, domain: str, version: int) -> Any:
-    """Return the schema of an operator at an opset version; None if onnx has none."""
+def signature_of(op_type: str, domain: str, version: int) -> Signature | None:
+    """Return what the schema of an operator at an opset version says; None if onnx has no schema."""
     try:
-        return onnx.defs.get_schema(op_type, max_inclusive_version=version, domain="" if domain in STANDARD else domain)
+        schema = onnx.defs.get_schema(op_type, max_inclusive_version=version, domain="" if domain in STANDARD else domain)
     except (onnx.defs.SchemaError, OverflowError, TypeError, ValueError):
         return None
-
-
-@lru_cache(maxsize=4096)
-def _signature(op_type: str, domain: str, version: int) -> Signature | None:
-    schema = schema_of(op_type, domain, version)
-    if schema is None:
-        return None
+    attributes = schema.attributes
+    defaults = {name: attribute.default_value for name, attribute in attributes.items()}
     return Signature(
         (schema.min_input, schema.max_input),
         (schema.min_output, schema.max_output),
-        frozenset(name for name, attribute in schema.attributes.items() if attribute.required),
-        {name: attribute.type.value for name, attribute in schema.attributes.items()},
+        frozenset(name for name, attribute in attributes.items() if attribute.required),
+        {name: attribute.type.value for name, attribute in attributes.items()},
+        {name: default for name, default in defaults.items() if default.name},
+        tuple(formal.name for formal in schema.inputs),
     )
 
 
 def schema_violation(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | None:
     """Return a message that says how a node violates its schema; None if it does not, or if the operator has no schema."""
     domain = "" if node.domain in STANDARD else node.domain
-    signature = _signature(node.op_type, domain, opsets.get(domain, 1))
+    signature = signature_of(node.op_type, domain, opsets.get(domain, 1))
     if signature is None:
         return None
     for given, (low, high), what in ((node.input, signature.inputs, "inputs"), (node.output, signature.outputs, "outputs")):

@@ -68,8 +68,12 @@ def _first_violation(proto: onnx.ModelProto) -> str | None:
 
 
 def _has_long_vector(proto: onnx.ModelProto, longest: int) -> bool:
-    shapes = (shape for graph in graphs_of(proto.graph) for _, shape in declared_types(graph).values() if shape is not None)
-    return any(len(shape) == 1 and (shape[0] or 0) > longest for shape in shapes)
+    for graph in graphs_of(proto.graph):
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            dims = value.type.tensor_type.shape.dim
+            if len(dims) == 1 and dims[0].dim_value > longest:
+                return True
+    return False
 
 
 def _has_large_number(proto: onnx.ModelProto) -> bool:

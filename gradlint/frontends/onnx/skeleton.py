@@ -7,6 +7,7 @@ import mmap
 import re
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from gradlint.frontends.onnx.walk import has_garbled_names, sparse_tensors, tens
 from gradlint.frontends.onnx.wire import BrokenError, without_large_tensors
 
 _SCALAR_NAMES = {"float": "float32", "double": "float64"}
+_MAPPED = 1 << 20  # bytes from which a tensor is mapped: to read a smaller one is faster
 
 
+@lru_cache(maxsize=256)
 def dtype_name(elem_type: int) -> str:
     """Return torch's name of an ONNX element type: "float32", "bfloat16", "int64"; "unknown" if ONNX has no such type."""
     try:
@@ -64,11 +67,15 @@ class Skeleton:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return self._decode(tensor)
         source, offset, length = self._place(tensor)
-        dtype, shape = _numpy_dtype(tensor), tuple(tensor.dims)
+        dtype, shape = _numpy_dtype(tensor.data_type), tuple(tensor.dims)
         if length and dtype is not None:
             if isinstance(source, bytes):
                 return np.frombuffer(source, dtype, math.prod(shape), offset).reshape(shape)
-            return np.memmap(source, dtype, "r", offset, (math.prod(shape),)).reshape(shape)
+            if length >= _MAPPED:
+                return np.memmap(source, dtype, "r", offset, (math.prod(shape),)).reshape(shape)
+            with source.open("rb", buffering=0) as file:
+                file.seek(offset)
+                return np.frombuffer(file.read(length), dtype, math.prod(shape)).reshape(shape)
         with _opened(source) as data:
             raw = data[offset : offset + length]
         return self._decode(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=shape, raw_data=raw))
@@ -100,10 +107,10 @@ class Skeleton:
 
     def _expect(self, tensor: onnx.TensorProto, available: int) -> int:
         """Return the number of bytes that the values of `tensor` need. Raises TargetError if fewer are available."""
-        bits = re.search(r"\d+", dtype_name(tensor.data_type).replace("bool", "8"))
-        if bits is None or any(size < 0 for size in tensor.dims):
+        bits, shape = _bits(tensor.data_type), tuple(tensor.dims)
+        if bits is None or min(shape, default=0) < 0:
             raise TargetError(f"{self.label}: weight {tensor.name!r} has no valid type and shape")
-        needed = int(-(-math.prod(tensor.dims) * int(bits[0]) // 8))
+        needed: int = -(-math.prod(shape) * bits // 8)
         if needed > available:
             raise TargetError(
                 f"{self.label}: weight {tensor.name!r} has {available} bytes where its shape {list(tensor.dims)} needs {needed}",
@@ -155,15 +162,21 @@ class Skeleton:
         return target
 
 
-def _numpy_dtype(tensor: onnx.TensorProto) -> np.dtype[Any] | None:
+@lru_cache(maxsize=256)
+def _bits(elem_type: int) -> int | None:
+    """Return how many bits an element of an ONNX type takes; None if its name does not say."""
+    bits = re.search(r"\d+", dtype_name(elem_type).replace("bool", "8"))
+    return None if bits is None else int(bits[0])
+
+
+@lru_cache(maxsize=256)
+def _numpy_dtype(elem_type: int) -> np.dtype[Any] | None:
     """Return the numpy dtype with the memory layout of the raw bytes; None if there is none (packed, or a big-endian CPU)."""
-    bits = re.search(r"\d+", dtype_name(tensor.data_type).replace("bool", "8"))
     try:
-        dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
     except (KeyError, TypeError, ValueError):
         return None
-    same = bits is not None and int(bits[0]) == 8 * dtype.itemsize and sys.byteorder == "little"
-    return dtype if same else None
+    return dtype if _bits(elem_type) == 8 * dtype.itemsize and sys.byteorder == "little" else None
 
 
 class _opened:  # noqa: N801 - used like a function

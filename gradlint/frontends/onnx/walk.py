@@ -10,7 +10,13 @@ import onnx
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Return the graphs in the attributes of a node."""
-    return [graph for a in node.attribute for graph in ([a.g] if a.HasField("g") else []) + (list(a.graphs) if a.graphs else [])]
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            found.append(attribute.g)
+        if attribute.graphs:
+            found.extend(attribute.graphs)
+    return found
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -29,8 +35,7 @@ def sparse_tensors(proto: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
             yield from graph.sparse_initializer
         for node in graph.node:
             for attribute in node.attribute:
-                yield from ([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])
-                yield from attribute.sparse_tensors
+                yield from _sparse_of(attribute)
 
 
 def graphs_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
@@ -52,27 +57,25 @@ def has_garbled_names(proto: onnx.ModelProto) -> bool:
     """Return whether a name is not UTF-8. protobuf then returns bytes."""
     functions = proto.functions
     names = [(f.domain, f.name, *f.input, *f.output) for f in functions] + [(o.domain,) for o in proto.opset_import]
-    return (
-        any(not isinstance(name, str) for group in names for name in group)
-        or _is_garbled(proto.graph)
-        or any(_is_garbled(function) for function in functions)
-    )
+    return not all(map(_are_text, names)) or _is_garbled(proto.graph) or any(_is_garbled(function) for function in functions)
+
+
+def _are_text(names: Iterable[str]) -> bool:
+    return set(map(type, names)) <= {str}
 
 
 def _is_garbled(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
     if isinstance(graph, onnx.GraphProto):
         values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-        if not all(isinstance(value.name, str) for value in values):
-            return True
         dims = (dim for value in graph.input for dim in value.type.tensor_type.shape.dim)
-        if not all(isinstance(dim.dim_param, str) for dim in dims):
+        if not (_are_text(value.name for value in values) and _are_text(dim.dim_param for dim in dims)):
             return True
     for node in graph.node:
-        if not all(isinstance(name, str) for name in (node.name, node.op_type, node.domain, *node.input, *node.output)):
+        attributes = node.attribute
+        if not _are_text((node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in attributes))):
             return True
-        for attribute in node.attribute:
-            if not isinstance(attribute.name, str) or any(map(_is_garbled, (attribute.g, *attribute.graphs))):
-                return True
+        if any(map(_is_garbled, subgraphs(node))):
+            return True
     return False
 
 
@@ -86,7 +89,15 @@ def _attribute_tensors(attributes: Iterable[onnx.AttributeProto]) -> Iterator[on
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
-        for sparse in ([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []) + list(attribute.sparse_tensors):
+        for sparse in _sparse_of(attribute):
             yield from (sparse.values, sparse.indices)
-        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+        if attribute.HasField("g"):
+            yield from _graph_tensors(attribute.g)
+        for graph in attribute.graphs:
             yield from _graph_tensors(graph)
+
+
+def _sparse_of(attribute: onnx.AttributeProto) -> Iterator[onnx.SparseTensorProto]:
+    if attribute.HasField("sparse_tensor"):
+        yield attribute.sparse_tensor
+    yield from attribute.sparse_tensors
