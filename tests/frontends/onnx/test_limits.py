@@ -121,7 +121,7 @@ def test_a_constant_that_many_operators_make_is_not_computed_again_and_again():
 
 
 def test_values_that_are_not_raw_stay_in_the_file_when_their_bytes_are_the_values(tmp_path):
-    values = np.random.default_rng(0).standard_normal((60, 50))
+    values = np.random.default_rng(0).standard_normal((600, 500))
     for kind, dtype in ((F32, np.float32), (TensorProto.DOUBLE, np.float64)):
         tensor = helper.make_tensor("w", kind, values.shape, values.astype(dtype).ravel())
         path = tmp_path / "m.onnx"
