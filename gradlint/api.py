@@ -166,18 +166,22 @@ def check(
     pairs = tuple(islice(batches, _BATCHES if rehearse is None else max(rehearse, 0)))
     if pairs and inputs is None and target is None:
         inputs, target = pairs[0]
-    specs: tuple[InputSpec, ...] = ()
-    if inputs is not None:
-        args, kwargs = _arguments(inputs)
-        if isinstance(model, Callable) and not isinstance(model, type):  # type: ignore[arg-type]
-            model = Target(model, args, kwargs)
-        else:
-            specs = _specs(args, kwargs)
+    model, specs = _with_inputs(model, inputs)
     task = Task(loss, target, as_recipe(recipe), rehearse, pairs)
     options = Options(
         select=tuple(select), ignore=tuple(ignore), inputs=specs, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task
     )
     return Report(engine.check(model, options, progress=progress))
+
+
+def _with_inputs(model: object, inputs: Any) -> tuple[object, tuple[InputSpec, ...]]:
+    """Return the model with the inputs that it is called with, or else their specifications; neither for inputs of None."""
+    if inputs is None:
+        return model, ()
+    args, kwargs = _arguments(inputs)
+    if isinstance(model, Callable) and not isinstance(model, type):  # type: ignore[arg-type]
+        return Target(model, args, kwargs), ()
+    return model, _specs(args, kwargs)
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
