@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import numpy as np
 import onnx
@@ -15,6 +14,7 @@ from torch import nn
 from gradlint.errors import ForwardError, GradlintError, InputError
 from gradlint.frontends.base import PartialRun
 from gradlint.onnx_torch import OnnxModule
+from tests.models.exports import by_dynamo
 
 
 class Recurrent(nn.Module):
@@ -152,11 +152,7 @@ def exported(module, x, **options):
         for name, buffer in module.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.add_(0.1 * torch.rand_like(buffer))
-    module.eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(module, (x,), dynamo=True, optimize=False, verbose=False, **options)
-    return program.model_proto
+    return by_dynamo(module, (x,), optimize=False, **options)
 
 
 def relative(got, expected):
@@ -165,7 +161,6 @@ def relative(got, expected):
 
 @pytest.fixture(params=[(name, opset) for name in MODULES for opset in (18, 23)], ids=lambda p: f"{p[0]}-{p[1]}")
 def pair(request):
-    pytest.importorskip("onnxscript")
     name, opset = request.param
     build, shape = MODULES[name]
     module, x = build(), example(name, shape)

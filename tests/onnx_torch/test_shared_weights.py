@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from gradlint.onnx_torch import OnnxModule
+from tests.models.exports import by_dynamo
 
 WEIGHT = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
 
@@ -53,16 +52,13 @@ def test_activations_are_not_among_the_uses():
 
 
 def test_fresh_layers_that_an_exporter_merged_keep_their_own_gradients():
-    pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     module = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 6), nn.LayerNorm(6))
     x = torch.randn(5, 6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
-    ours = OnnxModule(program.model_proto)
-    norms = [node.name for node in program.model_proto.graph.node if node.op_type == "LayerNormalization"]
-    shared = {node.input[1] for node in program.model_proto.graph.node if node.op_type == "LayerNormalization"}
+    proto = by_dynamo(module, (x,))
+    ours = OnnxModule(proto)
+    norms = [node.name for node in proto.graph.node if node.op_type == "LayerNormalization"]
+    shared = {node.input[1] for node in proto.graph.node if node.op_type == "LayerNormalization"}
     (y,), uses = ours.uses(x)
     cotangent = torch.randn_like(y)
     want = torch.autograd.grad(module(x), [module[k].weight for k in (0, 3, 5)], cotangent)

@@ -22,6 +22,7 @@ from gradlint.ranges.intervals import Interval, rounded
 from gradlint.ranges.propagation import ranges_of
 from gradlint.ranges.singularities import Singularity
 from gradlint.result import Confidence
+from tests.models.exports import SCRIPT
 from tests.models.singularity_cases import PAIRS, Model
 
 RULES = ("GL602", "GL603")
@@ -133,7 +134,7 @@ def test_the_table_is_true(pair):
 def exported(function):
     file = io.BytesIO()
     torch.manual_seed(0)
-    torch.onnx.export(Model(function).eval(), (torch.randn(6, 8),), file, dynamo=False, opset_version=18)
+    torch.onnx.export(Model(function).eval(), (torch.randn(6, 8),), file, **SCRIPT, opset_version=18)
     return onnx.load_from_string(file.getvalue())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import gradlint
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.onnx.folded import EXPORT_NOTE, FOLDED_NOTE, FROZEN_NOTE, MAYBE_FOLDED
 from gradlint.frontends.onnx.metadata import FOLDED
+from tests.models.exports import by_dynamo
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -60,10 +60,7 @@ class Vision(nn.Module):
 
 
 def vision(**options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        x = torch.randn(2, 3, 8, 8)
-        return torch.onnx.export(Vision().eval(), (x,), dynamo=True, verbose=False, **options).model_proto
+    return by_dynamo(Vision(), (torch.randn(2, 3, 8, 8),), **options)
 
 
 def rules(proto):
@@ -101,7 +98,4 @@ def test_an_export_for_linting_keeps_the_norm_and_says_that_it_is_frozen():
 
 
 def test_a_model_without_norm_and_convolution_has_no_note():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        proto = torch.onnx.export(nn.Linear(4, 4), (torch.randn(2, 4),), dynamo=True, verbose=False).model_proto
-    assert read_onnx(proto).notes == ()
+    assert read_onnx(by_dynamo(nn.Linear(4, 4), (torch.randn(2, 4),))).notes == ()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import warnings
 from collections import Counter
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -21,6 +18,7 @@ from gradlint.frontends.onnx.folded import FOLDED, MAYBE_FOLDED
 from gradlint.graph import Graph, Node, Weight
 from gradlint.rule import GraphBuilder, Subject
 from gradlint.theory.branches import are_unsettled, hides_norm, normalises
+from tests.models.exports import by_dynamo, by_torchscript
 
 DEPTH = 24
 CAUSES = {
@@ -77,16 +75,9 @@ def fed(model, x):
 
 
 def export(model, x, exporter, optimized):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if exporter == "dynamo":
-            return torch.onnx.export(
-                model.eval(), (x,), dynamo=True, optimize=optimized == "optimized", verbose=False
-            ).model_proto
-        data = io.BytesIO()
-        folding = optimized == "optimized"
-        torch.onnx.export(model.eval(), (x,), data, dynamo=False, opset_version=17, do_constant_folding=folding)
-        return onnx.load_from_string(data.getvalue())
+    if exporter == "dynamo":
+        return by_dynamo(model, (x,), optimize=optimized == "optimized")
+    return by_torchscript(model, (x,), opset_version=17, do_constant_folding=optimized == "optimized")
 
 
 def standing(proto, **options):

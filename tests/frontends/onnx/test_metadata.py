@@ -15,6 +15,7 @@ from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.onnx.folded import FOLDED_NOTE, FROZEN_NOTE
 from gradlint.frontends.onnx.metadata import FOLDED, source_line
 from gradlint.graph import Source
+from tests.models.exports import by_dynamo
 
 
 class Inner(nn.Module):
@@ -47,10 +48,7 @@ class Outer(nn.Module):
 
 
 def export(model, args, **options):
-    options = {"dynamo": True, "optimize": False, "verbose": False, **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.onnx.export(model, args, **options).model_proto
+    return by_dynamo(model, args, **{"optimize": False, **options})
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +12,7 @@ from torch import nn
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.onnx_torch.runnable import OnnxRunnable
 from gradlint.signal_path import SignalPath
+from tests.models.exports import by_dynamo, by_torchscript
 
 DYNAMO = [(True, 18, True), (True, 20, False)]
 SCRIPT = [(False, 13, True), (False, 16, True)]
@@ -69,16 +67,10 @@ class Attends(nn.Module):
 
 def export(model, way, shape=(2, 5, 8)):
     dynamo, opset, optimize = way
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        x = torch.randn(shape)
-        if dynamo:
-            return torch.onnx.export(
-                model.eval(), (x,), dynamo=True, opset_version=opset, optimize=optimize, verbose=False
-            ).model_proto
-        data = io.BytesIO()
-        torch.onnx.export(model.eval(), (x,), data, dynamo=False, opset_version=opset)
-        return data.getvalue()
+    x = torch.randn(shape)
+    if dynamo:
+        return by_dynamo(model, (x,), opset_version=opset, optimize=optimize)
+    return by_torchscript(model, (x,), opset_version=opset)
 
 
 def ops(file):

@@ -28,6 +28,7 @@ from gradlint.probe.measure import measure
 from gradlint.probe.process.messages import pack, unpack
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Severity
+from tests.models.exports import SCRIPT
 from tests.models.rehearsal_cases import LABELS, blobs, by_hand, ce, mlp, probed, rehearsed, trained
 
 STEPS = 12
@@ -117,7 +118,7 @@ def test_tied_weights_stay_tied_and_are_updated_once():
 
 def test_onnx_weights_and_file_come_back_bit_for_bit(tmp_path: Path):
     path = tmp_path / "model.onnx"
-    torch.onnx.export(mlp(16, 24, 4), (torch.randn(8, 16),), path, dynamo=False, input_names=["x"])
+    torch.onnx.export(mlp(16, 24, 4), (torch.randn(8, 16),), path, **SCRIPT, input_names=["x"])
     content = path.read_bytes()
     model = OnnxRunnable(read_onnx(path))
     before = {name: tensor.clone() for name, tensor in model.parameters().items()}

@@ -26,6 +26,7 @@ from gradlint.probe.experiments.objective import Objective
 from gradlint.probe.process.messages import pack, unpack
 from gradlint.recipe import Recipe, Task
 from tests.models.curvature_cases import convolutional, objective, perceptron, squared
+from tests.models.exports import SCRIPT
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -156,7 +157,7 @@ def test_onnx_model_has_the_sharpness_of_the_module_that_it_was_exported_from(tm
     y = torch.randn(16, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE)
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", **SCRIPT, training=torch.onnx.TrainingMode.PRESERVE)
     task = Task(loss=lambda output, target: squared(output[0] if isinstance(output, tuple) else output, target), target=y)
     with objective(model, x, task) as found:
         expected = measure_curvature(found, Recipe("adam"))
