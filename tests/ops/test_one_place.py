@@ -113,6 +113,7 @@ def test_rules_ask_the_row_what_an_activation_is_like(trials):
 
 
 NAMED = {  # strings that are names of activations, by file, and why they stand there
+    "cli/skeleton.py": ("threshold", "the threshold of a rule"),
     "frontends/onnx/contrib.py": ("BiasGelu FastGelu QuickGelu silu", "weights of fused operators; QuickGelu is SiLU at alpha 1"),
     "frontends/onnx/roles.py": ("PRelu Sigmoid Tanh", "the slope is a weight; what recurrent operators use by default"),
     "frontends/torch/ops.py": ("relu tanh", "torch has two plain recurrences"),
