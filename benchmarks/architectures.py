@@ -1,33 +1,33 @@
 """False alarms: gradlint over standard architectures at their default initialization, where it should find nothing.
 
-Prints one row per architecture, with the verdict of the probe and that of theory alone. Models of the transformers library are
-built from the shrunken configurations in `transformers_architectures.py` with random weights, so nothing is downloaded; the
-others are in `plain_architectures.py`.
+Prints one row per architecture as soon as it is checked, with the verdict of the probe and that of theory alone. Models of the
+transformers library are built from the shrunken configurations in `transformers_architectures.py` with random weights, so nothing
+is downloaded; the others are in `plain_architectures.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
+from common import Rows, every, parser
 from plain_architectures import PLAIN
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from transformers_architectures import AS_SHIPPED, INPUTS, RESNET, TRANSFORMERS
 
 import gradlint
 from gradlint.errors import GradlintError, InputError
 from gradlint.result import Confidence, Severity, TargetReport, Verdict
+
+STEP = 10  # of a quick run
 
 
 @dataclass
@@ -49,16 +49,16 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """One row of the table."""
         if self.report is None:
-            return self.name, "crashed", "", "", self.error, "", "", "", "", f"{self.seconds:.1f}"
+            return self.name, "crashed", "", "", "", "", "", f"{self.seconds:.1f}", self.error
         report, coverage = self.report, self.report.coverage
         growth = f"{report.growth.decades:+.2f}" if report.growth else "-"
         counted = Counter(f"{f.rule}:{f.severity}:{f.confidence}" for f in _shown(report))
         findings = " ".join(f"{text} x{count}" if count > 1 else text for text, count in counted.items())
-        unknown = " ".join(f"{name} x{count}" for name, count in coverage.unknown_ops.items())
+        unknown = " ".join(f"unknown:{name} x{count}" for name, count in coverage.unknown_ops.items())
         inputs = "inferred" if self.inferred else "given"
         understood = f"{coverage.understood}/{coverage.nodes}"
         alone = _alone(self.alone) if self.alone else ""
-        facts = (findings, inputs, report.capture, understood, unknown, f"{self.seconds:.1f}")
+        facts = (inputs, report.capture, understood, f"{self.seconds:.1f}", f"{findings} {unknown}".strip())
         return (self.name, report.verdict, growth, alone, *facts)
 
 
@@ -144,40 +144,26 @@ def summary(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Print the table and the closing line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these architectures alone")
-    parser.add_argument("--no-probe", action="store_true", help="theory alone")
-    options = parser.parse_args()
+    """Print a row per architecture and the closing lines."""
+    options = parser(__doc__, f"every {STEP}th architecture")
+    options.add_argument("--only", nargs="+", metavar="NAME", help="these architectures alone")
+    options.add_argument("--no-probe", action="store_true", help="theory alone")
+    chosen = options.parse_args()
     names = [*TRANSFORMERS, *PLAIN, *AS_SHIPPED]
-    if unknown := set(options.only or ()) - set(names):
-        parser.error(f"no architecture named {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if unknown := set(chosen.only or ()) - set(names):
+        options.error(f"no architecture named {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    table = Table(title="Standard architectures at default initialization, train mode")
-    for heading in (
-        "family",
-        "verdict",
-        "growth",
-        "theory alone",
-        "findings",
-        "inputs",
-        "capture",
-        "understood",
-        "unknown",
-        "seconds",
-    ):
-        justify: Literal["left", "right"] = "right" if heading in {"growth", "understood", "seconds"} else "left"
-        table.add_column(heading, overflow="fold", justify=justify)
+    table = Rows(
+        "architecture:<30", "verdict:<10", "growth", "theory alone:<30", "inputs:<8", "capture:<8", "understood", "seconds",
+        "findings and unknown operators:<", title="Standard architectures at default initialization, train mode",
+    )  # fmt: skip
     rows = []
-    with Console(stderr=True).status("") as status:
-        for name in options.only or names:
-            status.update(name)
-            rows.append(examine(name, probe=not options.no_probe))
-            rows[-1].alone = rows[-1].report if options.no_probe else examine(name, probe=False).report
-            table.add_row(*rows[-1].cells())
-    Console(width=200).print(table)
+    for name in chosen.only or every(names, STEP if chosen.quick else 1):
+        rows.append(examine(name, probe=not chosen.no_probe))
+        rows[-1].alone = rows[-1].report if chosen.no_probe else examine(name, probe=False).report
+        table.add(*rows[-1].cells())
     print(summary(rows))
     print(without_probe([row for row in rows if row.name not in AS_SHIPPED]))
 

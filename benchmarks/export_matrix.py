@@ -1,19 +1,19 @@
 """What each way to export a model to ONNX hides from a linter, and whether the verdict survives it.
 
 Exports the sample models by both exporters, in eval and train mode, with and without the optimizer, over opsets, and lints every
-file. A row is one way to export, over all sample models: verdicts that are as their table says, nodes with a module path and with
-a source line, parameters that kept their name, BatchNorm nodes that are left, and the mode of the graph.
+file. A row, printed as soon as it is known, is one way to export, over all sample models: verdicts that are as their table says,
+nodes with a module path and with a source line, parameters that kept their name, BatchNorm nodes that are left, and the mode of
+the graph.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,7 @@ from typing import Any
 
 import onnx
 import torch
-from rich.console import Console
-from rich.table import Table
+from common import Rows, every, parser
 
 import gradlint
 from gradlint.frontends.onnx.file import OnnxFile, read_onnx
@@ -33,6 +32,7 @@ import models
 
 DYNAMO_OPSETS = range(18, 24)
 SCRIPT_OPSETS = range(13, 21)
+STEP = 7  # of a quick run
 EXPECTED = {s.broken: s.verdict for s in models.SAMPLES} | {s.healthy: "healthy" for s in models.SAMPLES}
 
 
@@ -98,11 +98,10 @@ class Tally:
         self.training += file.mode == "train"
 
 
-def ways(*, every: bool) -> Iterator[Way]:
-    """All ways; the first and the last opset of each exporter unless `every` is set."""
+def ways(opsets_of: Callable[[range], Iterable[int]]) -> Iterator[Way]:
+    """All ways, for those opsets of an exporter that are chosen of its range."""
     for dynamo, opsets in ((True, DYNAMO_OPSETS), (False, SCRIPT_OPSETS)):
-        chosen = opsets if every else (opsets[0], opsets[-1])
-        for train, optimize, opset in itertools.product((False, True), (True, False), chosen):
+        for train, optimize, opset in itertools.product((False, True), (True, False), opsets_of(opsets)):
             yield Way(dynamo, train, optimize, opset)
 
 
@@ -125,20 +124,21 @@ def _share(part: int, whole: int) -> str:
 
 def main() -> None:
     """Print the table, and below it every verdict that is not as it should be."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="sample models; all when left out")
-    parser.add_argument("--every", action="store_true", help="all opsets")
-    options = parser.parse_args()
+    options = parser(__doc__, f"every {STEP}th sample model, the last opset of each exporter")
+    options.add_argument("names", nargs="*", help="sample models; all when left out")
+    options.add_argument("--every", action="store_true", help="all opsets")
+    chosen = options.parse_args()
     logging.disable(logging.CRITICAL)
     heads = "verdict as expected", "module path", "source line", "parameters named", "BatchNorm left", "train mode"
-    table = Table("exporter", "mode", "optimized", "opset", *heads)
+    rows = Rows("exporter:<12", "mode", "optimized", "opset", *heads)
     wrong = []
-    for way in ways(every=options.every):
-        found = tally(way, options.names or list(EXPECTED))
+    names = chosen.names or every(list(EXPECTED), STEP if chosen.quick else 1)
+    for way in ways(list if chosen.every else (lambda opsets: opsets[-1:] if chosen.quick else (opsets[0], opsets[-1]))):
+        found = tally(way, names)
         label = ("dynamo" if way.dynamo else "TorchScript", "train" if way.train else "eval", "yes" if way.optimize else "no")
-        table.add_row(
+        rows.add(
             *label,
-            str(way.opset),
+            way.opset,
             f"{found.right}/{found.exported}",
             _share(found.paths, found.nodes),
             _share(found.lines, found.nodes),
@@ -147,10 +147,8 @@ def main() -> None:
             _share(found.training, found.exported),
         )
         wrong += [f"{' '.join(label)} opset {way.opset}: {text}" for text in found.wrong]
-    console = Console(width=130)
-    console.print(table)
     for text in wrong:
-        console.print(text)
+        print(text)
 
 
 if __name__ == "__main__":

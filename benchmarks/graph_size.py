@@ -1,16 +1,13 @@
 """Time of a static check of an ONNX file against the number of its nodes: it has to be linear.
 
-Prints the processor seconds of `gradlint.check(path, probe=False)` by the number of nodes for graphs of six shapes, those of the
-theory alone on the largest of them, and the slopes of log(seconds) over log(nodes): 1 is linear, 2 is quadratic.
+Prints a row for each of six shapes: the processor seconds of `gradlint.check(path, probe=False)` by the number of nodes, those of
+the theory alone on the largest graph, and the slopes of log(seconds) over log(nodes): 1 is linear, 2 is quadratic.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
 import math
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,9 +15,8 @@ from statistics import linear_regression
 
 import numpy as np
 import onnx
+from common import Rows, parser, processor_seconds
 from onnx import TensorProto, helper, numpy_helper
-from rich.console import Console
-from rich.table import Table
 
 import gradlint
 from gradlint.load import load
@@ -139,18 +135,10 @@ def measured(path: Path, shape: Callable[[Model, int], str], count: int) -> tupl
     checks, predictions = [], []
     for seed in range(2):
         nodes = write(path, shape, count, seed)
-        checks.append(_seconds(lambda: gradlint.check(str(path), probe=False)))
+        checks.append(processor_seconds(lambda: gradlint.check(str(path), probe=False)))
         structure = Structure(load(str(path), probe=False).graph_of())
-        predictions.append(_seconds(partial(predict, structure)))
+        predictions.append(processor_seconds(partial(predict, structure)))
     return nodes, min(checks), min(predictions)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """Processor seconds of one call."""
-    gc.collect()
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 def slope(nodes: Sequence[int], times: Sequence[float]) -> float:
@@ -160,23 +148,23 @@ def slope(nodes: Sequence[int], times: Sequence[float]) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    options = parser.parse_args()
-    columns = (*(f"{size:,} nodes, s" for size in options.sizes), "us a node", "slope", "theory, s", "us a node", "slope")
-    table = Table("graph", *columns)
+    options = parser(__doc__, "graphs of 500 and 1,500 nodes")
+    options.add_argument("--sizes", type=int, nargs="+", help="numbers of nodes, by default 1,000, 10,000 and 100,000")
+    options.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    chosen = options.parse_args()
+    sizes = chosen.sizes or ([500, 1_500] if chosen.quick else [1_000, 10_000, 100_000])
+    columns = (*(f"{size:,} nodes, s" for size in sizes), "us a node", "slope", "theory, s", "us a node", "slope")
+    rows = Rows("graph:<12", *columns)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         measured(path, chain, 100)  # imports
-        for name in options.shapes:
-            nodes, times, theory = zip(*(measured(path, SHAPES[name], size) for size in options.sizes), strict=True)
+        for name in chosen.shapes:
+            nodes, times, theory = zip(*(measured(path, SHAPES[name], size) for size in sizes), strict=True)
             cells = [f"{t:.2f}" for t in times]
             for column in (times, theory):
                 cells += [f"{column[-1]:.2f}"] if column is theory else []
                 cells += [f"{1e6 * column[-1] / nodes[-1]:.0f}", f"{slope(nodes, column):.2f}"]
-            table.add_row(name, *cells)
-    Console(width=120).print(table)
+            rows.add(name, *cells)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What a static check of a large ONNX file costs, against reading its bytes and against onnx's own checks, in one run.
 
 Writes a language model of the given size into a temporary folder, once with its weights in the file and once with external
-data: a quarter of it is an embedding, the rest are layers of 2048 units. Every measurement is a process of its own. Prints
-seconds without imports, from the disk and from the page cache, their ratio to reading every byte of the weights once, and the
-peak of the resident memory.
+data: a quarter of it is an embedding, the rest are layers of 2048 units. Every measurement is a process of its own. Prints a row
+as soon as it is measured: seconds without imports, from the disk and from the page cache, their ratio to reading every byte of
+the weights once, and the peak of the resident memory.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from statistics import median
 
 import numpy as np
 import onnx
+from common import Rows, parser
 from onnx import TensorProto, checker, helper, numpy_helper, shape_inference
-from rich.console import Console
-from rich.table import Table
 
 import gradlint
 
@@ -148,27 +147,27 @@ def _rows(kind: str, path: Path, repeats: int) -> Iterator[tuple[str, ...]]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="256M", help="bytes of weights, such as 256M or 2G")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--task", nargs=2, metavar=("TASK", "PATH"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.task:
-        _child(options.task[0], Path(options.task[1]))
+    options = parser(__doc__, "64 MB of weights, each measured once")
+    options.add_argument("--size", help="bytes of weights, such as 2G; 256M by default")
+    options.add_argument("--repeats", type=int)
+    options.add_argument("--task", nargs=2, metavar=("TASK", "PATH"), help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    if chosen.task:
+        _child(chosen.task[0], Path(chosen.task[1]))
         return
-    size = int(float(options.size[:-1]) * UNITS[options.size[-1].upper()])
-    table = Table("file", "what", "disk, s", "ratio", "cache, s", "ratio", "peak, MB")
+    text, repeats = chosen.size or ("64M" if chosen.quick else "256M"), chosen.repeats or (1 if chosen.quick else 3)
+    size = int(float(text[:-1]) * UNITS[text[-1].upper()])
+    rows = Rows("file:<10", "what:<36", "disk, s", "ratio", "cache, s", "ratio", "peak, MB")
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("embedded", "external"):
             path = Path(folder) / f"{kind}.onnx"
             external = kind == "external"
             code = f"import onnx_reading as r, pathlib; r.write({size}, pathlib.Path({str(path)!r}), external={external})"
             subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)  # noqa: S603 - this script
-            for row in _rows(kind, path, options.repeats):
-                table.add_row(*row)
+            for row in _rows(kind, path, repeats):
+                rows.add(*row)
             path.unlink()
             path.with_suffix(".data").unlink(missing_ok=True)
-    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

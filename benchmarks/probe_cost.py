@@ -1,8 +1,8 @@
 """What a check costs against one eager forward and backward pass of the same batch, in the same run.
 
-Prints one row per model: seconds of the eager pass, and ratios of a whole check with one seed, with three, with a recipe, and
-with its rehearsal. The passes alternate and medians are taken, so the ratios hold on a noisy machine. A second table has the
-peak of memory.
+Prints a row as soon as it is measured, one per model and check: a whole check with one seed, with three, with a recipe, and with
+its rehearsal. Checks and eager passes take turns and the median of the ratios of neighbors is taken, so that they hold on a noisy
+machine. The peak of memory is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from common import Rows, parser, peak_growth, wall_seconds
 from torch import Tensor, nn
 
 import gradlint
@@ -56,10 +53,10 @@ def resnet50() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, 1000))
 
 
-def transformer() -> nn.Module:
-    """Twelve pre-norm encoder layers of width 256."""
+def transformer(layers: int) -> nn.Module:
+    """Pre-norm encoder layers of width 256."""
     layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
 
 class LastStep(nn.Module):
@@ -75,11 +72,18 @@ class LastStep(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+Model = tuple[Callable[[], nn.Module], tuple[int, ...]]
+
+MODELS: dict[str, Model] = {
     "ResNet-50, 8 x 128 px": (resnet50, (8, 3, 128, 128)),
-    "transformer, 12 layers, 8 x 64 tokens": (transformer, (8, 64, 256)),
+    "transformer, 12 layers, 8 x 64 tokens": (partial(transformer, 12), (8, 64, 256)),
     "LSTM, 8 x 512 steps": (LastStep, (8, 512, 64)),
 }
+QUICK: dict[str, Model] = {
+    "transformer, 2 layers, 8 x 64 tokens": (partial(transformer, 2), (8, 64, 256)),
+    "LSTM, 8 x 64 steps": (LastStep, (8, 64, 64)),
+}
+EAGER = "eager forward + backward"
 
 
 def eager(model: nn.Module, x: Tensor) -> None:
@@ -88,86 +92,72 @@ def eager(model: nn.Module, x: Tensor) -> None:
     model.zero_grad()
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _built(name: str) -> tuple[nn.Module, Tensor]:
-    build, shape = MODELS[name]
-    torch.manual_seed(0)
-    return build(), torch.randn(shape)
-
-
 def checks(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed, by column."""
+    """What is timed, by name; the eager pass is the first."""
     return {
-        "eager": partial(eager, model, x),
-        "1 seed": partial(gradlint.check, model, x, seeds=1),
-        "3 seeds": partial(gradlint.check, model, x),
-        "recipe": partial(gradlint.check, model, x, recipe=RECIPE, rehearse=0),
-        "recipe and rehearsal": partial(gradlint.check, model, x, recipe=RECIPE),
+        EAGER: partial(eager, model, x),
+        "check, 1 seed": partial(gradlint.check, model, x, seeds=1),
+        "check, 3 seeds": partial(gradlint.check, model, x),
+        "check, recipe": partial(gradlint.check, model, x, recipe=RECIPE, rehearse=0),
+        "check, recipe and rehearsal": partial(gradlint.check, model, x, recipe=RECIPE),
     }
 
 
-def time_table(repeats: int) -> Table:
-    """Seconds of an eager pass, and the checks as multiples of it."""
-    table = Table("model", "eager forward + backward, s", "1 seed", "3 seeds", "recipe", "recipe and rehearsal")
-    for name in MODELS:
-        runs = checks(*_built(name))
-        runs["eager"]()
-        runs["1 seed"]()
-        rows = []
-        for index in range(repeats):
-            asked = {key: run for key, run in runs.items() if not index or not key.startswith("recipe")}  # those are long: once
-            rows.append({key: _seconds(run) for key, run in asked.items()})
-        base = [row["eager"] for row in rows]
-        ratios = {key: median(row[key] / row["eager"] for row in rows if key in row) for key in list(runs)[1:]}
-        table.add_row(name, f"{median(base):.3f}", *(f"{value:.2f}x" for value in ratios.values()))
-    return table
+def built(name: str) -> dict[str, Callable[[], object]]:
+    """What is timed of one model, with the same weights and inputs every time."""
+    build, shape = (MODELS | QUICK)[name]
+    torch.manual_seed(0)
+    return checks(build(), torch.randn(shape))
 
 
-def peak_of(name: str, column: str) -> None:
-    """Print the megabytes that one run of a fresh process needs beyond what it held before."""
-    model, x = _built(name)
-    gradlint.check(nn.Linear(2, 2), seeds=1, recipe=RECIPE, rehearse=2)  # imports are not what is measured
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    before = _peak_memory()
-    checks(model, x)[column]()
-    print(_peak_memory() - before)
+def imported() -> None:
+    """Do once what only the first check of a process pays for."""
+    gradlint.check(nn.Linear(2, 2), seeds=1, recipe=RECIPE, rehearse=2)
 
 
-def _peak_memory() -> float:
-    """Megabytes of this process at its peak; ru_maxrss would count its parent's."""
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return float(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+def print_peak(name: str, check: str) -> None:
+    """Print the megabytes that one check needs beyond what the process held before."""
+    run = built(name)[check]
+    imported()
+    print(peak_growth(run))
 
 
-def memory_table() -> Table:
-    """Peak megabytes of an eager pass, and the checks as multiples of it, each in a process of its own (Linux)."""
-    table = Table("model", "eager, MB", "1 seed", "3 seeds", "recipe", "recipe and rehearsal")
-    for name in MODELS:
-        peaks = []
-        for column in checks(nn.Identity(), torch.zeros(1)):
-            asked = [sys.executable, __file__, "--peak", name, column]
-            peaks.append(float(subprocess.run(asked, check=True, capture_output=True, text=True).stdout))  # noqa: S603 - itself
-        table.add_row(name, f"{peaks[0]:.0f}", *(f"{peak / peaks[0]:.2f}x" for peak in peaks[1:]))
-    return table
+def peak(name: str, check: str) -> float:
+    """The megabytes of one check, measured in a fresh process."""
+    command = [sys.executable, __file__, "--peak", name, check]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603 - itself
+
+
+def measure(name: str, repeats: int, *, memory: bool) -> None:
+    """Print the rows of one model. A rehearsal is long, and is timed once."""
+    rows = Rows("", "seconds", "x eager", "MB", "x eager", title=name)
+    runs = built(name)
+    base, base_peak = runs[EAGER], 0.0
+    base()
+    for check, run in runs.items():
+        pairs = [(wall_seconds(base), wall_seconds(run)) for _ in range(1 if "rehearsal" in check else repeats)]
+        cells = [f"{median(own for _, own in pairs):.3f}", f"{median(own / other for other, own in pairs):.2f}"]
+        if memory:
+            needed = peak(name, check)
+            base_peak = base_peak or needed
+            cells += [f"{needed:.0f}", f"{needed / base_peak:.2f}"]
+        rows.add(check, *cells)
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "COLUMN"), help="megabytes of one run, for the table of memory")
-    options = parser.parse_args()
-    if options.peak:
-        peak_of(*options.peak)
+    options = parser(__doc__, "smaller models, one repeat, one thread, no memory")
+    options.add_argument("--repeats", type=int, default=3, help="times that all but the rehearsal is measured")
+    options.add_argument("--peak", nargs=2, metavar=("MODEL", "CHECK"), help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    if chosen.peak:
+        print_peak(*chosen.peak)
         return
-    console = Console(width=110)
-    console.print(time_table(options.repeats))
-    console.print(memory_table())
+    if chosen.quick:
+        torch.set_num_threads(1)  # threads that wait for one another on a busy machine are not what is measured
+    imported()
+    for name in QUICK if chosen.quick else MODELS:
+        measure(name, 1 if chosen.quick else chosen.repeats, memory=not chosen.quick)
 
 
 if __name__ == "__main__":

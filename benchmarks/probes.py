@@ -1,18 +1,17 @@
 """Which probe runs where: every measurement, on architectures of the transformers library and on ONNX models of wheels.
 
 Each model is given a loss (the mean square of what it returns) and a recipe, and every experiment is asked for, also those
-that a check leaves out where nothing calls for them. Prints one row per model, with the reason where a probe did not run, and
-whether the model was handed back as it came: parameters, buffers, mode and the random state.
+that a check leaves out where nothing calls for them. Prints one row per model as soon as it is probed, with the reason where a
+probe did not run, and whether the model was handed back as it came: parameters, buffers, mode and the random state.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from architectures import build
-from rich.console import Console
-from rich.table import Table
+from common import Rows, every, parser
+from shipped import given, shipped
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers_architectures import TRANSFORMERS
 
 from gradlint.errors import GradlintError, InputError
 from gradlint.frontends.base import PartialRun, Runnable
-from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.targets import Target
 from gradlint.load import load
@@ -41,9 +39,11 @@ from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.jacobian import observe
 from gradlint.recipe import Recipe, Task
 
-ROOT = Path(__file__).resolve().parent.parent
 ASKED = ("inputs", "loss", "curvature", "rehearsal")  # experiments that always have something to measure here
 STEPS = 3
+STEP = 16  # of a quick run
+
+Candidate = tuple[str, Callable[[], tuple[Callable[[], Runnable], nn.Module]]]  # its name, and what makes a run and its module
 
 
 def squares(output: Any, _: Any) -> Tensor:
@@ -53,19 +53,23 @@ def squares(output: Any, _: Any) -> Tensor:
     return torch.stack([leaf.float().square().mean() for leaf in found]).sum()
 
 
-def families() -> Iterator[tuple[str, Callable[[], Runnable], nn.Module]]:
-    """Name, runnable and module of each architecture."""
-    for name in TRANSFORMERS:
-        module, inputs = build(name)
+def candidates() -> list[Candidate]:
+    """Every architecture of the transformers library, and every ONNX model in an installed package."""
+    wheels = [(name, partial(_shipped, path)) for name, path in shipped().items()]
+    return [*((name, partial(_architecture, name)) for name in TRANSFORMERS), *wheels]
 
-        def run(module: nn.Module = module, inputs: Any = inputs) -> Runnable:
-            try:
-                return _runnable(module)
-            except InputError:
-                args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
-                return _runnable(Target(module, args, kwargs))
 
-        yield name, run, module
+def _architecture(name: str) -> tuple[Callable[[], Runnable], nn.Module]:
+    module, inputs = build(name)
+
+    def run() -> Runnable:
+        try:
+            return _runnable(module)
+        except InputError:
+            args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+            return _runnable(Target(module, args, kwargs))
+
+    return run, module
 
 
 def _runnable(target: Any) -> Runnable:
@@ -73,17 +77,10 @@ def _runnable(target: Any) -> Runnable:
     return model
 
 
-def wheels() -> Iterator[tuple[str, Callable[[], Runnable], nn.Module]]:
-    """The same for the ONNX models that the tests take from wheels."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from test_onnx_wheels import WHEELS, given, shipped  # noqa: PLC0415
-
-    for package in WHEELS:
-        for path in shipped(package):
-            file = read_onnx(path)
-            asked = tuple(InputSpec(name, str(a.dtype), a.shape, value=a, given=True) for name, a in given(path).items())
-            model = OnnxRunnable(file, file.inputs_with(asked))
-            yield f"{package}/{path.name}", lambda model=model: model, model.module  # type: ignore[misc]
+def _shipped(path: Path) -> tuple[Callable[[], Runnable], nn.Module]:
+    file = read_onnx(path)
+    model = OnnxRunnable(file, file.inputs_with(given(path)))
+    return lambda: model, model.module
 
 
 def probes(model: Runnable) -> Iterator[tuple[str, str]]:
@@ -132,31 +129,30 @@ def is_same(before: list[Any], after: list[Any]) -> bool:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="names, or beginnings of them")
-    only = tuple(parser.parse_args().only or ("",))
+    options = parser(__doc__, f"every {STEP}th model")
+    options.add_argument("--only", nargs="*", help="names, or beginnings of them")
+    chosen = options.parse_args()
+    only = tuple(chosen.only or ("",))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    table, ran, asked = Table("model", "did not run", "handed back"), Counter[str](), Counter[str]()
+    table, ran, asked = Rows("model:<44", "handed back", "did not run:<"), Counter[str](), Counter[str]()
     models = changed = 0
-    for source in (families(), wheels()):
-        for name, run, module in source:
-            if not name.startswith(only):
-                continue
-            models += 1
-            before = state(module)
-            try:
-                rows = list(probes(run()))
-            except (GradlintError, PartialRun) as error:
-                rows = [("gradient", str(error).splitlines()[0])]
-            same = is_same(before, state(module))
-            changed += not same
-            asked.update(probe for probe, _ in rows)
-            ran.update(probe for probe, reason in rows if not reason)
-            table.add_row(name, "; ".join(f"{probe}: {why}" for probe, why in rows if why), "yes" if same else "CHANGED")
-    console = Console(width=180)
-    console.print(table)
-    console.print(f"{models} models, {changed} changed; " + ", ".join(f"{name} {ran[name]}/{asked[name]}" for name in asked))
+    for name, make in every(candidates(), STEP if chosen.quick else 1):
+        if not name.startswith(only):
+            continue
+        models += 1
+        run, module = make()
+        before = state(module)
+        try:
+            rows = list(probes(run()))
+        except (GradlintError, PartialRun) as error:
+            rows = [("gradient", str(error).splitlines()[0])]
+        same = is_same(before, state(module))
+        changed += not same
+        asked.update(probe for probe, _ in rows)
+        ran.update(probe for probe, reason in rows if not reason)
+        table.add(name, "yes" if same else "CHANGED", "; ".join(f"{probe}: {why}" for probe, why in rows if why))
+    print(f"{models} models, {changed} changed; " + ", ".join(f"{name} {ran[name]}/{asked[name]}" for name in asked))
 
 
 if __name__ == "__main__":

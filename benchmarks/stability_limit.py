@@ -1,14 +1,13 @@
 """How far above the stability limit that gradlint reports small networks really fail to train.
 
-Prints one row per network: the limit of SGD, and for multiples of it what 100 steps on one batch lead to, the mean loss of the
-last ten over the first loss ("x" where it is not finite); then the same for momentum 0.9 and for Adam. The last column is how
-far the gradient norm falls within 100 steps at half the limit. Below: at each multiple, the share of networks whose loss does not
-fall by half. The thresholds of rules GL702 and GL703 come from here.
+Prints one row per network as soon as it is trained: the limit of SGD, and for multiples of it what 100 steps on one batch lead
+to, the mean loss of the last ten over the first loss ("x" where it is not finite); then the same for momentum 0.9 and for Adam.
+The last column is how far the gradient norm falls within 100 steps at half the limit. Below: at each multiple, the share of
+networks whose loss does not fall by half. The thresholds of rules GL702 and GL703 come from here.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import Rows, every, parser
 from probe_cost import Bottleneck
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -166,26 +164,25 @@ class Setup:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=NETWORKS, help="these networks alone")
-    parser.add_argument("--recipe", nargs="+", metavar="RECIPE", choices=RECIPES, help="these optimizers alone")
-    options = parser.parse_args()
-    names = options.only or list(NETWORKS)
+    options = parser(__doc__, "every fourth network, every third multiple of the limit")
+    options.add_argument("--only", nargs="+", metavar="NAME", choices=NETWORKS, help="these networks alone")
+    options.add_argument("--recipe", nargs="+", metavar="RECIPE", choices=RECIPES, help="these optimizers alone")
+    chosen = options.parse_args()
+    names = chosen.only or every(list(NETWORKS), 4 if chosen.quick else 1)
+    factors = every(FACTORS, 3 if chosen.quick else 1)
     torch.set_num_threads(1)
-    console = Console(width=140)
-    for title in options.recipe or RECIPES:
+    for title in chosen.recipe or RECIPES:
         recipe = RECIPES[title]
-        table = Table("network", "limit", *(f"{factor:g}" for factor in FACTORS), "norm falls", title=title)
-        failed = np.zeros(len(FACTORS))
+        rows = Rows("network:<24", "limit:>8", *(f"x {factor:g}" for factor in factors), "norm falls", title=title)
+        failed = np.zeros(len(factors))
         for name in names:
             setup = Setup(name)
             limit = setup.limit(recipe)
-            runs = [setup.trained(recipe, factor * limit) for factor in FACTORS]
+            runs = [setup.trained(recipe, factor * limit) for factor in factors]
             failed += [ratio > 0.5 for ratio, _ in runs]
             cells = (f"{ratio:.2f}" if math.isfinite(ratio) else "x" for ratio, _ in runs)
-            table.add_row(name, f"{limit:.3g}", *cells, f"{runs[0][1]:.3g}")
-        table.add_row("share that fails", "", *(f"{share:.0%}" for share in failed / len(names)))
-        console.print(table)
+            rows.add(name, f"{limit:.3g}", *cells, f"{runs[0][1]:.3g}")
+        rows.add("share that fails", "", *(f"{share:.0%}" for share in failed / len(names)))
 
 
 if __name__ == "__main__":

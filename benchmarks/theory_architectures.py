@@ -1,18 +1,18 @@
 """Real architectures at default initialization, train mode: growth from input to output, predicted against measured.
 
 The configurations of the transformers library that `architectures.py` builds, the hand-written networks beside it, and the
-families of torchvision where it can be imported. Prints one row per family and the figures against their limits.
+families of torchvision where it can be imported. Prints one row per family as soon as it is compared, then the figures against
+their limits.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import numpy as np
 import torch
 import transformers
 from architectures import AS_SHIPPED, TRANSFORMERS, build
+from common import Rows, every, parser
 from plain_architectures import PLAIN
 from rich.console import Console
-from rich.table import Table
 from theory_common import (
+    QUALITY,
     QUANTILE,
     Compared,
     Quality,
@@ -47,6 +48,7 @@ HOW_TO = """torchvision cannot be imported here: its families are left out. An e
     .venv-torchvision/bin/pip install torch==2.14.1 torchvision==0.29.1 transformers --editable .
     .venv-torchvision/bin/python benchmarks/theory_architectures.py"""
 
+STEP = 12  # of a quick run
 IMAGES, CLIPS = (8, 3, 64, 64), (4, 3, 8, 64, 64)
 
 # family: its input, and arguments other than the number of classes
@@ -133,19 +135,18 @@ def _middle(values: Values) -> float:
     return float(np.median(error)) if error.size else math.nan
 
 
-def rows(models: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
-    """One row per family, the worst end-to-end error first."""
-    for model in sorted(models, key=lambda model: -np.nan_to_num(abs(model.growth.error[0]), nan=1e9)):
-        growth, quality = model.growth, Quality.of([model.backward])
-        yield (
-            model.name,
-            *(decades(values[0]) for values in (growth.measured, growth.predicted, growth.error)),
-            decades(growth.sd[0], "{:.2f}"),
-            "" if growth.inside[0] else "out",
-            decades(_middle(on_spine(model))),
-            *quality.cells,
-            f"{1000 * model.seconds:.0f}",
-        )
+def cells(model: Compared) -> tuple[str, ...]:
+    """The row of one family."""
+    growth, quality = model.growth, Quality.of([model.backward])
+    return (
+        model.name,
+        *(decades(values[0]) for values in (growth.measured, growth.predicted, growth.error)),
+        decades(growth.sd[0], "{:.2f}"),
+        "" if growth.inside[0] else "out",
+        decades(_middle(on_spine(model))),
+        *quality.cells,
+        f"{1000 * model.seconds:.0f}",
+    )
 
 
 def growth_limits(models: Sequence[Compared]) -> str:
@@ -165,48 +166,42 @@ def growth_limits(models: Sequence[Compared]) -> str:
 
 
 def report(models: Sequence[Compared], console: Console, failed: int) -> None:
-    """Print the tables and the closing figures."""
-    title = f"Growth from input to output, decades; out: beyond {QUANTILE} sd"
+    """Print the closing figures."""
+    console.print(step_table(models))
     for library in dict.fromkeys(model.labels["library"] for model in models):
         mine = [model for model in models if model.labels["library"] == library]
-        table = Table(title=f"{library}: {title}")
-        headings = ("family", "measured", "predicted", "error", "sd", "", "forward", "operators", "none")
-        for heading in (*headings, "median", "95 %", "inside", "width", "ms"):
-            table.add_column(heading, justify="left" if heading == "family" else "right")
-        for row in rows(mine):
-            table.add_row(*row)
-        console.print(table)
         console.print(f"{len(mine)} families of {library}\n{growth_limits(mine)}\n", highlight=False)
-    console.print(step_table(models))
     console.print("All families\n" + growth_limits(models), highlight=False)
     console.print("\nAll operators\n" + quality_limits(models, failed=failed, median=0.15, p95=0.5), highlight=False)
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these families alone (torchvision's are called tv:NAME)")
-    parser.add_argument("--library", choices=("transformers", "torchvision", "plain"), help="families of one library alone")
-    parser.add_argument("--seeds", type=int, default=3, help="inputs and cotangents that each is probed with")
-    parser.add_argument("--save", type=Path, metavar="FILE.jsonl", help="write one JSON line a family")
-    options = parser.parse_args()
+    options = parser(__doc__, f"every {STEP}th family, one seed")
+    options.add_argument("--only", nargs="+", metavar="NAME", help="these families alone (torchvision's are called tv:NAME)")
+    options.add_argument("--library", choices=("transformers", "torchvision", "plain"), help="families of one library alone")
+    options.add_argument("--seeds", type=int, help="inputs and cotangents that each is probed with, 3 by default")
+    options.add_argument("--save", type=Path, metavar="FILE.jsonl", help="write one JSON line a family")
+    asked = options.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     console, known = Console(width=150), targets()
     if importlib.util.find_spec("torchvision") is None:
         console.print(HOW_TO, style="yellow", highlight=False)
-    if unknown := set(options.only or ()) - set(known):
-        parser.error(f"no family named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    chosen = options.only or [name for name in known if name not in AS_SHIPPED]
-    chosen = [name for name in chosen if options.library in {None, known[name][0]}]
+    if unknown := set(asked.only or ()) - set(known):
+        options.error(f"no family named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    chosen = asked.only or every([name for name in known if name not in AS_SHIPPED], STEP if asked.quick else 1)
+    chosen = [name for name in chosen if asked.library in {None, known[name][0]}]
+    seeds = asked.seeds or (1 if asked.quick else 3)
+    title = f"Growth from input to output, decades; out: beyond {QUANTILE} sd"
+    rows = Rows("family:<30", "measured", "predicted", "error", "sd", "", "forward", *QUALITY, "ms", title=title)
     models, start = [], time.perf_counter()
-    with Console(stderr=True).status("") as status:
-        for name in chosen:
-            status.update(name)
-            model = attempted(console, name, partial(examine, name, *known[name], options.seeds))
-            models += [model] if model else []
-    save(options.save, models)
+    for name in chosen:
+        if model := attempted(console, name, partial(examine, name, *known[name], seeds)):
+            models.append(model)
+            rows.add(*cells(model))
+    save(asked.save, models)
     report(models, console, len(chosen) - len(models))
     console.print(f"{len(models)} of {len(chosen)} families compared, {time.perf_counter() - start:.0f} s")
 

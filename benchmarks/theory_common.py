@@ -265,11 +265,14 @@ def _steps(structure: Structure, nodes: Sequence[str], values: Values, *, upstre
 # tables -----------------------------------------------------------------------------------------------------------------
 
 
+QUALITY = ("operators", "none", "median", "95 %", "inside", "width")
+"""Headings of `Quality.cells`."""
+
+
 def quality_table(title: str, rows: Iterable[tuple[str, str, Sequence[Compared]]]) -> Table:
     """One row per family (family, member, models): quality of the backward gain, then of the forward level."""
     table = Table(title=title)
-    headings = ("family", "", "models", "operators", "none", "median", "95 %", "inside", "width")
-    for heading in (*headings, "fwd median", "95 %", "inside", "width"):
+    for heading in ("family", "", "models", *QUALITY, "fwd median", *QUALITY[3:]):
         table.add_column(heading, justify="left" if heading in {"family", ""} else "right")
     last = ""
     for family, member, models in rows:

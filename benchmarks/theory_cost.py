@@ -1,27 +1,24 @@
 """Time of the prediction alone: networks of the size of ResNet-50 and BERT-base, and graphs of a thousand nodes and more.
 
-Prints milliseconds for reading the weights once, for the first prediction behind that, and for the best of several; then
-microseconds a node and the slope of log(seconds) over log(nodes) for graphs of six shapes; with `--profile`, where the time goes.
+Prints a row per network: milliseconds for reading the weights once, for the first prediction behind that, and for the best of
+several; then one per shape of graph, with microseconds a node and the slope of log(seconds) over log(nodes). With `--profile`,
+where the time goes.
 """
 
 from __future__ import annotations
 
-import argparse
 import cProfile
-import gc
 import math
 import pstats
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+from common import Rows, parser, processor_seconds
 from graph_size import SHAPES, Model, slope, write
 from onnx import TensorProto, helper, numpy_helper
-from rich.console import Console
-from rich.table import Table
 
 from gradlint.graph import Graph
 from gradlint.load import load
@@ -125,16 +122,18 @@ def read(path: Path) -> Graph:
 
 def milliseconds(run: Callable[[], object]) -> float:
     """Processor time of one call."""
-    gc.collect()
-    start = time.process_time()
-    run()
-    return 1000.0 * (time.process_time() - start)
+    return 1000.0 * processor_seconds(run)
 
 
-def networks(folder: Path, console: Console, profile: int) -> None:
-    """The table of real sizes."""
-    table = Table("network", "nodes", "weights", "reading them, ms", "first prediction, ms", "best, ms", "us a node")
-    within = ""
+def verdict(name: str, value: float, limit: float) -> None:
+    """Print whether a figure is within its limit."""
+    print(f"{'ok ' if value <= limit else 'NOT'} {name} {value:.2f} (to reach: <= {limit:g})", flush=True)
+
+
+def networks(folder: Path, profile: int) -> None:
+    """Print the table of real sizes."""
+    rows = Rows("network:<12", "nodes", "weights", "reading them, ms", "first prediction, ms", "best, ms", "us a node")
+    first_of: dict[str, float] = {}
     for name, (make, dtype, shape) in NETWORKS.items():
         path = folder / f"{name}.onnx"
         save(path, make, dtype, shape)
@@ -144,18 +143,16 @@ def networks(folder: Path, console: Console, profile: int) -> None:
         first, *more = (milliseconds(lambda structure=structure: predict(structure)) for _ in range(REPEATS))
         size = f"{sum(weight.size for weight in weights) / 1e6:.1f} M"
         times = [f"{value:.1f}" for value in (reading, first, min(more))]
-        table.add_row(name, str(len(graph)), size, *times, f"{1000.0 * min(more) / len(graph):.0f}")
-        if name == "ResNet-50":
-            within = f"{'ok ' if first <= LIMIT else 'NOT'} first prediction of ResNet-50 {first:.1f} ms (to reach: <= {LIMIT:g})"
+        rows.add(name, len(graph), size, *times, f"{1000.0 * min(more) / len(graph):.0f}")
+        first_of[name] = first
         if profile:
             hottest(name, structure, profile)
-    console.print(table)
-    console.print(within, highlight=False)
+    verdict("first prediction of ResNet-50, ms", first_of["ResNet-50"], LIMIT)
 
 
-def graphs(folder: Path, console: Console, sizes: list[int], profile: int) -> None:
-    """The table of graphs by the number of their nodes."""
-    table = Table("graph", *(f"{size:,} nodes, ms" for size in sizes), "us a node", "slope")
+def graphs(folder: Path, sizes: list[int], profile: int) -> None:
+    """Print the table of graphs by the number of their nodes."""
+    rows = Rows("graph:<12", *(f"{size:,} nodes, ms" for size in sizes), "us a node", "slope", title="Graphs of many nodes")
     steepest = 0.0
     for name, shape in SHAPES.items():
         nodes, times = [], []
@@ -165,13 +162,10 @@ def graphs(folder: Path, console: Console, sizes: list[int], profile: int) -> No
             nodes.append(len(structure.graph))
             times.append(min(milliseconds(lambda structure=structure: predict(structure)) for _ in range(2)))
         steepest = max(steepest, slope(nodes, times))
-        table.add_row(name, *(f"{t:.0f}" for t in times), f"{1000.0 * times[-1] / nodes[-1]:.0f}", f"{slope(nodes, times):.2f}")
+        rows.add(name, *(f"{t:.0f}" for t in times), f"{1000.0 * times[-1] / nodes[-1]:.0f}", f"{slope(nodes, times):.2f}")
         if profile and name == "transformer":
             hottest(name, structure, profile)
-    console.print(table)
-    console.print(
-        f"{'ok ' if steepest <= STEEPEST else 'NOT'} steepest slope {steepest:.2f} (to reach: <= {STEEPEST})", highlight=False
-    )
+    verdict("steepest slope", steepest, STEEPEST)
 
 
 def hottest(name: str, structure: Structure, count: int) -> None:
@@ -184,14 +178,14 @@ def hottest(name: str, structure: Structure, count: int) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--profile", type=int, default=0, metavar="COUNT", help="print so many of the hottest functions")
-    options = parser.parse_args()
-    console = Console(width=120)
+    options = parser(__doc__, "graphs of 500 and 1,500 nodes")
+    options.add_argument("--sizes", type=int, nargs="+", help="numbers of nodes, by default 1,000, 10,000 and 100,000")
+    options.add_argument("--profile", type=int, default=0, metavar="COUNT", help="print so many of the hottest functions")
+    chosen = options.parse_args()
+    sizes = chosen.sizes or ([500, 1_500] if chosen.quick else [1_000, 10_000, 100_000])
     with tempfile.TemporaryDirectory() as folder:
-        networks(Path(folder), console, options.profile)
-        graphs(Path(folder), console, options.sizes, options.profile)
+        networks(Path(folder), chosen.profile)
+        graphs(Path(folder), sizes, chosen.profile)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Random networks: the theory's prediction against the probe's measurement at every operator.
 
-MLPs and CNNs of every activation, initialization, normalization and wiring, in train mode on a batch of 8. Prints the error
-by family, the error that each operator adds, and the networks that are predicted worst. `--count 40` is a digest for every
-day; `--only INDEX` does single networks of the same seed again.
+MLPs and CNNs of every activation, initialization, normalization and wiring, in train mode on a batch of 8. Prints a row per
+network as soon as it is compared, then the error by family, the error that each operator adds, and the networks that are
+predicted worst. `--count 40` is a digest for every day; `--only INDEX` does single networks of the same seed again.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import Rows, parser
 from rich.console import Console
 from rich.table import Table
 from theory_common import (
@@ -45,6 +45,7 @@ from gradlint.probe.measure import measure
 from gradlint.result import Measurement
 from gradlint.theory.prediction import Predicted
 
+QUICK = 20  # networks of a quick run
 BATCH = 8
 CLASSES = 10
 MOST_WORK = 1e9  # multiply-adds of one image through a CNN: a second or so for a pass of the batch
@@ -295,6 +296,13 @@ def examine(recipe: Recipe, seeds: int, *, floor: bool = False) -> Compared:
     return compare(str(recipe), runnable.graph, measurement, labels=labels, predicted_by=predicted_by)
 
 
+def cells(model: Compared) -> tuple[str, ...]:
+    """Errors and growth of one network."""
+    growth, error = model.growth, (largest(model.backward, 50), largest(model.backward))
+    coverage = f"{Quality.of([model.backward]).coverage:.0%}"
+    return (*(f"{part:.3f}" for part in error), coverage, decades(growth.measured[0]), decades(growth.predicted[0]))
+
+
 def report(models: list[Compared], console: Console, failed: int) -> None:
     """Print the tables."""
     rows = families(models, ("kind", "init", "activation", "norm", "residual"))
@@ -302,9 +310,7 @@ def report(models: list[Compared], console: Console, failed: int) -> None:
     console.print(step_table(models))
     table = Table("network", "median", "95 %", "inside", "growth", "predicted", title="Predicted worst")
     for model in worst(models, 15):
-        quality, growth = Quality.of([model.backward]), model.growth
-        error = f"{largest(model.backward, 50):.3f}", f"{largest(model.backward):.3f}"
-        table.add_row(model.name, *error, f"{quality.coverage:.0%}", decades(growth.measured[0]), decades(growth.predicted[0]))
+        table.add_row(model.name, *cells(model))
     console.print(table)
     grown = np.array([model.growth.measured[0] for model in models])
     double = sum(model.labels["dtype"] == "float64" for model in models)
@@ -317,25 +323,28 @@ def report(models: list[Compared], console: Console, failed: int) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=300, help="networks")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=3, help="inputs and cotangents that each is probed with")
-    parser.add_argument("--floor", action="store_true", help="compare with the same networks of other weights, not with theory")
-    parser.add_argument("--only", type=int, nargs="+", metavar="INDEX", help="these networks alone")
-    parser.add_argument("--save", type=Path, metavar="FILE.jsonl", help="write one JSON line a network")
-    options = parser.parse_args()
+    options = parser(__doc__, f"{QUICK} networks, one seed")
+    options.add_argument("--count", type=int, help="networks, 300 by default")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--seeds", type=int, help="inputs and cotangents that each is probed with, 3 by default")
+    options.add_argument("--floor", action="store_true", help="compare with the same networks of other weights, not with theory")
+    options.add_argument("--only", type=int, nargs="+", metavar="INDEX", help="these networks alone")
+    options.add_argument("--save", type=Path, metavar="FILE.jsonl", help="write one JSON line a network")
+    asked = options.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     console, models, start = Console(width=150), [], time.perf_counter()
-    chosen = options.only or range(options.count)
-    with Console(stderr=True).status("") as status:
-        for index in chosen:
-            recipe = draw(options.seed, index)
-            status.update(str(recipe))
-            model = attempted(console, str(recipe), partial(examine, recipe, options.seeds, floor=options.floor))
-            models += [model] if model else []
-    save(options.save, models)
+    chosen = asked.only or range(asked.count or (QUICK if asked.quick else 300))
+    seeds = asked.seeds or (1 if asked.quick else 3)
+    rows = Rows(
+        "median:>6", "95 %", "inside", "growth", "predicted", "network:<", title="Backward gains at every operator, decades"
+    )
+    for index in chosen:
+        recipe = draw(asked.seed, index)
+        if model := attempted(console, str(recipe), partial(examine, recipe, seeds, floor=asked.floor)):
+            models.append(model)
+            rows.add(*cells(model), model.name)
+    save(asked.save, models)
     report(models, console, len(chosen) - len(models))
     console.print(f"{time.perf_counter() - start:.0f} s")
 

@@ -1,24 +1,26 @@
 """Predicted growth of recurrences against the measured one: tanh and ReLU RNNs, LSTMs and GRUs, over gain and width.
 
 Recurrent matrices are Gaussian or orthogonal, each gate scaled by the gain; input weights and biases are torch's. Each is
-measured twice: by autograd in double precision, and by gradlint's probe, in single precision as a training would be. Prints the
-errors of the growth per time step, in decades per step, and of the gradient between output and input sequence, in decades, with
-the milliseconds of a prediction. "seeds" is how far single measurements are from their median, "step" the exponent of the loop,
-"step, node" that of the cheaper run that the prediction of a graph pays for.
+measured twice: by autograd in double precision, and by gradlint's probe, in single precision as a training would be. Prints a row
+per model as soon as it is measured, then a summary: the errors of the growth per time step, in decades per step, and of the
+gradient between output and input sequence, in decades, with the milliseconds of a prediction. "seeds" is how far single
+measurements are from their median, "step" the exponent of the loop, "step, node" that of the cheaper run that the prediction of a
+graph pays for.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import torch
+from common import Rows, parser
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -37,6 +39,8 @@ KINDS = {
     "lstm": lambda width: nn.LSTM(width, width),
     "gru": lambda width: nn.GRU(width, width),
 }
+FULL = (32, 64, 128, 256, 512), (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0), 100  # widths, gains, steps
+QUICK = (32, 128), (0.75, 1.5, 3.0), 50
 COLUMNS = ("seeds", "step", "step, probe", "step, node", "steady", "last step", "every step", "level")
 
 
@@ -135,49 +139,53 @@ def errors(node: CellResponse, loop: CellResponse, measured: Measured, probed: f
     yield "level", node.level - measured.level
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256, 512])
-    parser.add_argument("--gains", type=float, nargs="+", default=[0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--list", action="store_true", help="print every model")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    console = Console(width=180)
-    for kind in options.kinds:
-        for width in options.widths:
-            for gain in options.gains:
-                for draw in ("gaussian", "orthogonal"):
-                    model = build(kind, width, gain, draw, seed=width)
-                    measured = by_autograd(model, options.steps, width)
-                    loop, probed = by_probe(model, options.steps, width)
-                    start = time.process_time()
-                    predicted = respond(loop.cell, level=0.0, steps=options.steps)
-                    spent = 1e3 * (time.process_time() - start)
-                    longer = loop.response(options.steps)
-                    assert predicted is not None
-                    assert longer is not None
-                    rows = dict(errors(predicted, longer, measured, probed))
-                    inside = abs(rows["every step"]) <= 1.645 * predicted.sd
-                    for group in (kind, f"width {width}", f"gain {gain:g}", "all"):
-                        for name, error in rows.items():
-                            found[group][name].append(abs(error))
-                        found[group]["ms"].append(spent)
-                        found[group]["inside"].append(inside)
-                    if options.list:
-                        console.print(
-                            f"{kind} {width} {gain:g} {draw}: step {measured.step:+.4f} ",
-                            "  ".join(f"{name} {error:+.4f}" for name, error in rows.items()),
-                        )
+def compared(model: nn.Module, steps: int, width: int) -> tuple[float, dict[str, float]]:
+    """Growth per step, and the errors by column; "ms" is the time of a prediction, "inside" whether its interval holds."""
+    measured = by_autograd(model, steps, width)
+    loop, probed = by_probe(model, steps, width)
+    start = time.process_time()
+    predicted = respond(loop.cell, level=0.0, steps=steps)
+    spent = 1e3 * (time.process_time() - start)
+    longer = loop.response(steps)
+    assert predicted is not None
+    assert longer is not None
+    found = dict(errors(predicted, longer, measured, probed))
+    return measured.step, found | {"ms": spent, "inside": float(abs(found["every step"]) <= 1.645 * predicted.sd)}
+
+
+def summary(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
+    """The errors by group of models: median and largest."""
     table = Table("median, largest", "models", *COLUMNS, "step < 0.01", "in 90 %", "ms")
     for group, rows in found.items():
-        cells = [f"{median(rows[name]):.4f} {max(rows[name]):.3f}" if rows[name] else "-" for name in COLUMNS]
+        cells = [f"{median(rows[name]):.4f} {max(rows[name]):.3f}" if name in rows else "-" for name in COLUMNS]
         near, inside = (f"{100.0 * np.mean(hits):.0f} %" for hits in (np.array(rows["step"]) < 0.01, rows["inside"]))
         table.add_row(group, str(len(rows["ms"])), *cells, near, inside, f"{median(rows['ms']):.0f} {max(rows['ms']):.0f}")
-    console.print(table)
+    return table
+
+
+def main() -> None:
+    """Print the tables."""
+    options = parser(__doc__, "two widths, three gains, 50 steps")
+    options.add_argument("--widths", type=int, nargs="+")
+    options.add_argument("--gains", type=float, nargs="+")
+    options.add_argument("--steps", type=int)
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    chosen = options.parse_args()
+    widths, gains, steps = QUICK if chosen.quick else FULL
+    torch.set_num_threads(1)
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    steps = chosen.steps or steps
+    table = Rows("model:<34", "measured", *COLUMNS, "ms", title="Growth per step, and predicted minus measured")
+    for kind, width, gain, draw in itertools.product(
+        chosen.kinds, chosen.widths or widths, chosen.gains or gains, ("gaussian", "orthogonal")
+    ):
+        growth, rows = compared(build(kind, width, gain, draw, seed=width), steps, width)
+        shown = (f"{rows[name]:+.4f}" if name in rows else "-" for name in COLUMNS)
+        table.add(f"{kind} {width}, gain {gain:g}, {draw}", f"{growth:+.4f}", *shown, f"{rows['ms']:.0f}")
+        for group in (kind, f"width {width}", f"gain {gain:g}", "all"):
+            for name, error in rows.items():
+                found[group][name].append(abs(error))
+    Console(width=180).print(summary(found))
 
 
 if __name__ == "__main__":

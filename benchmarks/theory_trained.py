@@ -1,67 +1,46 @@
 """Trained weights: the theory's prediction against the probe's measurement for every ONNX model in the installed packages.
 
 Beside each stands the same model with its weights drawn anew, as normal noise of the same mean square: what its error would be
-if it were initialised. Where the theory keeps one state per channel, its scalar state is shown for comparison.
+if it were initialised. Where the theory keeps one state per channel, its scalar state is shown for comparison. Prints a row per
+model and kind of weights as soon as it is compared, then all models together.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from common import Rows, every, parser
 from onnx import numpy_helper
 from rich.console import Console
-from rich.table import Table
-from theory_common import Compared, Predict, Quality, attempted, compare, decades, plain_predict, quality_table, save, step_table
+from shipped import given, shipped
+from theory_common import (
+    QUALITY,
+    Compared,
+    Predict,
+    Quality,
+    attempted,
+    compare,
+    decades,
+    plain_predict,
+    quality_table,
+    save,
+    step_table,
+)
 
-from gradlint.frontends.inputs import InputSpec, parse_inputs
 from gradlint.load import load
 from gradlint.structure import Structure
 from gradlint.theory.prediction import Predicted, predict
 
-SMALLEST = 10_000  # bytes: what is smaller is a test file
-NOT_MODELS = {"onnx", "onnxruntime", "onnxscript", "gradlint-nn"}  # packages whose files are test data
-DNSMOS = ("input_1=float32[1,901,161]",)
-
-# what a file does not say enough about: package folder, or file, and what to feed as --input would
-INPUTS: dict[str, tuple[str, ...]] = {
-    "swift_f0": ("audio=float32[1,4096]", "fmin=46.875", "fmax=2093.75"),
-    "aecmos_models": ("input=float32[1,3,16,160]",),
-    "sig.onnx": DNSMOS,
-    "bak_ovr.onnx": DNSMOS,
-    "sig_bak_ovr.onnx": ("input_1=float32[1,144160]",),
-}
-
-
-def shipped() -> dict[str, Path]:
-    """Every .onnx file of an installed package, named by package and file."""
-    found: dict[str, Path] = {}
-    for distribution in metadata.distributions():
-        package = distribution.metadata["Name"]
-        if package.lower().replace("_", "-") in NOT_MODELS:
-            continue
-        for file in distribution.files or ():
-            path = Path(str(file.locate()))
-            # a wheel may lay a second copy outside the package folder
-            inside = file.suffix == ".onnx" and ".." not in file.parts and ".data" not in str(file)
-            if inside and path.is_file() and path.stat().st_size > SMALLEST:
-                found[f"{package}/{path.stem}"] = path
-    return dict(sorted(found.items()))
-
-
-def given(path: Path) -> tuple[InputSpec, ...]:
-    """The inputs of a file that cannot be inferred."""
-    return parse_inputs(INPUTS.get(path.name) or INPUTS.get(path.parent.name) or ())
+STEP = 8  # of a quick run
 
 
 def redrawn(path: Path) -> onnx.ModelProto:
@@ -113,45 +92,38 @@ def examine(name: str, path: Path, seeds: int, *, anew: bool) -> dict[str, Compa
     }
 
 
-def report(found: Mapping[str, Sequence[Compared]], console: Console) -> None:
-    """Print one table a variant, models in the same order, then all variants side by side."""
-    for variant, models in found.items():
-        table = Table(title=f"{variant}: predicted against measured at every operator, decades")
-        headings = ("model", "growth", "predicted", "operators", "none", "median", "95 %", "inside", "width")
-        for heading in (*headings, "fwd median", "95 %", "inside", "width", "ms"):
-            table.add_column(heading, justify="left" if heading == "model" else "right")
-        for model in models:
-            growth = decades(model.growth.measured[0]), decades(model.growth.predicted[0])
-            backward, forward = Quality.of([model.backward]), Quality.of([model.forward])
-            table.add_row(model.name, *growth, *backward.cells, *forward.cells[2:], f"{1000 * model.seconds:.0f}")
-        console.print(table)
-    rows = [("weights", variant, models) for variant, models in found.items()]
-    console.print(quality_table("All models together", rows))
-    console.print(step_table(found["trained"]))
+def cells(model: Compared) -> tuple[str, ...]:
+    """The row of one model."""
+    growth = decades(model.growth.measured[0]), decades(model.growth.predicted[0])
+    backward, forward = Quality.of([model.backward]), Quality.of([model.forward])
+    shown = model.name, model.labels["variant"]
+    return (*shown, *growth, *backward.cells, *forward.cells[2:], f"{1000 * model.seconds:.0f}")
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="models whose name has one of these in it")
-    parser.add_argument("--seeds", type=int, default=3, help="inputs and cotangents that each is probed with")
-    parser.add_argument("--save", type=Path, metavar="FILE.jsonl", help="write one JSON line a model and variant")
-    options = parser.parse_args()
+    options = parser(__doc__, f"every {STEP}th model, one seed")
+    options.add_argument("--only", nargs="+", metavar="TEXT", help="models whose name has one of these in it")
+    options.add_argument("--seeds", type=int, help="inputs and cotangents that each is probed with, 3 by default")
+    options.add_argument("--save", type=Path, metavar="FILE.jsonl", help="write one JSON line a model and variant")
+    chosen = options.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     console, start = Console(width=150), time.perf_counter()
     found: dict[str, list[Compared]] = {variant: [] for variant in variants()}
-    with Console(stderr=True).status("") as status:
-        for name, path in shipped().items():
-            if options.only and not any(text in name for text in options.only):
-                continue
-            for anew in (False, True):
-                status.update(name)
-                run = partial(examine, name, path, options.seeds, anew=anew)
-                for variant, model in (attempted(console, name, run) or {}).items():
-                    found[variant].append(model)
-    save(options.save, [model for models in found.values() for model in models])
-    report(found, console)
+    headings = ("growth", "predicted", *QUALITY, "fwd median", *QUALITY[3:], "ms")
+    rows = Rows("model:<40", "weights:<15", *headings, title="Predicted against measured at every operator, decades")
+    seeds = chosen.seeds or (1 if chosen.quick else 3)
+    for name, path in every(list(shipped().items()), STEP if chosen.quick else 1):
+        if chosen.only and not any(text in name for text in chosen.only):
+            continue
+        for anew in (False, True):
+            for variant, model in (attempted(console, name, partial(examine, name, path, seeds, anew=anew)) or {}).items():
+                found[variant].append(model)
+                rows.add(*cells(model))
+    save(chosen.save, [model for models in found.values() for model in models])
+    console.print(quality_table("All models together", [("weights", variant, models) for variant, models in found.items()]))
+    console.print(step_table(found["trained"]))
     console.print(f"{time.perf_counter() - start:.0f} s")
 
 
