@@ -58,6 +58,50 @@ def _places(depth: int, suffix: str = ".fc/linear") -> tuple[str, ...]:
     return tuple(f"blocks.{index}{suffix}" for index in range(depth))
 
 
+def _explained(nodes: tuple[str, ...]) -> tuple[Finding, ...]:
+    """A cause, its symptom, and a refuted claim."""
+    remedy = Remedy(
+        "scale blocks.*.fc.weight by 0.40, or nn.init.orthogonal_(w, gain=1.0)",
+        ({"scale": "blocks.*.fc.weight", "by": 0.4},),
+        (5.9, 0.03),
+    )
+    layers = {"nodes": nodes, "module": "blocks.0-29.fc", "source": Source("net.py", 14), "confidence": Confidence.MEASURED}
+    return (
+        Finding(
+            "GL101",
+            "weight-gain-above-critical",
+            Severity.ERROR,
+            "weights have gain 2.50; tanh is critical at 1.00.",
+            **layers,
+            evidence={"gain": 2.5, "critical": 1.0, "decades": 5.9, "layers": 30},
+            remedy=remedy,
+            effect=Effect.EXPLODES,
+            span=(nodes[0], nodes[-1]),
+            fingerprint="5f1c",
+        ),
+        Finding(
+            "GL801",
+            "jacobian-growth",
+            Severity.ERROR,
+            "the gradient grows by 5.9 decades.",
+            **layers,
+            evidence={"decades": 5.9},
+            caused_by="GL101",
+            fingerprint="9a77",
+        ),
+        Finding(
+            "GL302",
+            "norm-without-residual",
+            Severity.WARNING,
+            "a chain of norms without skips may explode.",
+            ("blocks.3/tanh",),
+            "blocks.3",
+            confidence=Confidence.REFUTED,
+            fingerprint="77aa",
+        ),
+    )
+
+
 def exploding() -> TargetReport:
     nodes = _places(30)
     return TargetReport(
@@ -70,50 +114,7 @@ def exploding() -> TargetReport:
             5.9, rise=5.9, total=6.0, spread=0.1, relative=0.2, start=Place("x"), end=Place("head/linear", "head"), jumps=()
         ),
         spine=_stack(30, 0.2),
-        findings=(
-            Finding(
-                "GL101",
-                "weight-gain-above-critical",
-                Severity.ERROR,
-                "weights have gain 2.50; tanh is critical at 1.00.",
-                nodes,
-                "blocks.0-29.fc",
-                Source("net.py", 14),
-                Confidence.MEASURED,
-                {"gain": 2.5, "critical": 1.0, "decades": 5.9, "layers": 30},
-                Remedy(
-                    "scale blocks.*.fc.weight by 0.40, or nn.init.orthogonal_(w, gain=1.0)",
-                    ({"scale": "blocks.*.fc.weight", "by": 0.4},),
-                    (5.9, 0.03),
-                ),
-                Effect.EXPLODES,
-                (nodes[0], nodes[-1]),
-                fingerprint="5f1c",
-            ),
-            Finding(
-                "GL801",
-                "jacobian-growth",
-                Severity.ERROR,
-                "the gradient grows by 5.9 decades.",
-                nodes,
-                "blocks.0-29.fc",
-                Source("net.py", 14),
-                Confidence.MEASURED,
-                {"decades": 5.9},
-                caused_by="GL101",
-                fingerprint="9a77",
-            ),
-            Finding(
-                "GL302",
-                "norm-without-residual",
-                Severity.WARNING,
-                "a chain of norms without skips may explode.",
-                ("blocks.3/tanh",),
-                "blocks.3",
-                confidence=Confidence.REFUTED,
-                fingerprint="77aa",
-            ),
-        ),
+        findings=_explained(nodes),
         coverage=Coverage(62, 62, 62),
         skipped=_SKIPPED,
         inputs=_INPUT,

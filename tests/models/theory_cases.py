@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gradlint.frontends.inputs import InputSpec
+from gradlint.frontends.targets import Target
 from gradlint.load import load
 from gradlint.structure import Structure
 from gradlint.theory.prediction import predict
@@ -108,3 +110,40 @@ def worst(case: Case, *, below: int | None = None, mode: str = "train") -> str:
 
 def table(cases: dict[str, Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases.values(), ids=list(cases))
+
+
+def graph_of(module, *args):
+    """The graph of a module that is called with `args`."""
+    return load(Target(module, args, {}), probe=False).graph_of()
+
+
+def measured(module, steps, x=None, batch=64, seed=1):
+    """What autograd says, in double precision."""
+    torch.manual_seed(seed)
+    module = module.double()
+    x = (torch.randn(steps, batch, module.input_size, dtype=torch.double) if x is None else x).requires_grad_()
+    y = module(x)[0]
+    independent, shared = torch.randn_like(y), torch.randn_like(y[:1]).expand(y.shape)
+    last = torch.cat([torch.zeros_like(y[:-1]), torch.randn_like(y[-1:])])
+    factors = []
+    for cotangent in (independent, shared, last):
+        (gradient,) = torch.autograd.grad(y, x, cotangent, retain_graph=True)
+        factors.append(math.log10(gradient.square().sum() / cotangent.square().sum()))
+    squares = np.log10(gradient.square().sum((1, 2)).numpy()[::-1])
+    y, q = y.detach(), y.detach().square().mean()
+
+    def share(axis):
+        n = y.shape[axis]
+        return float((y.sum(axis).square().mean() / n - q) / ((n - 1) * q))
+
+    module.float()
+    return {
+        "level": 0.5 * math.log10(q),
+        "mean": float(y.mean() / q.sqrt()),
+        "over_time": share(0),
+        "over_batch": share(1),
+        "independent": factors[0],
+        "equal": factors[1],
+        "last": factors[2],
+        "step": 0.5 * np.polyfit(np.arange(steps), squares, 1)[0],
+    }
