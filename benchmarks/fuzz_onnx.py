@@ -144,6 +144,7 @@ def main() -> None:
     """Run the cases and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--quick", action="store_true", help="in under two minutes: 2000 cases")
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--stop", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.stop = options.start + options.cases if options.stop is None else options.stop
+    options.stop = options.start + (2000 if options.quick else options.cases) if options.stop is None else options.stop
     if options.worker:
         _worker(options)
         return
