@@ -259,7 +259,7 @@ def test_a_rehearsal_that_may_have_failed_is_no_verdict():
 # checks that fail ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("severity", "limit"), itertools.product(Severity, Severity))
+@pytest.mark.parametrize(("severity", "limit"), list(itertools.product(Severity, Severity)))
 def test_a_finding_fails_a_check_of_its_severity_or_a_milder_one_unless_it_is_refuted(severity, limit):
     order = [Severity.ERROR, Severity.WARNING, Severity.NOTE]
     assert failing(finding(severity), limit) is (order.index(severity) <= order.index(limit))

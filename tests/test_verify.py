@@ -152,7 +152,7 @@ def test_a_symptom_points_at_nothing_that_no_rule_declares():
     )
 
 
-@pytest.mark.parametrize(("by_cause", "by_symptom"), itertools.product([True, False], repeat=2))
+@pytest.mark.parametrize(("by_cause", "by_symptom"), list(itertools.product([True, False], repeat=2)))
 @pytest.mark.parametrize("declares", ["cause", "symptom"])
 def test_both_rules_are_asked_whether_one_finding_made_the_other(by_cause, by_symptom, declares):
     seen = []
@@ -174,7 +174,7 @@ def test_a_finding_does_not_explain_itself_but_another_one_of_its_rule_may():
     assert causes(relate([finding("C", decades=1.0), finding("C", decades=2.0)], known)) == ["C", "C"]
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(4)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_a_symptom_points_at_the_severest_cause_and_of_equal_ones_at_that_of_most_decades(order):
     found = [
         finding("A", decades=9.0, severity=Severity.WARNING),
