@@ -71,6 +71,12 @@ def quantized_cases() -> tuple[Case, ...]:
     return tuple(case for case in all_node_cases() if case.is_single and case.operators & QUANTIZED)
 
 
+@cache
+def failing_node_cases() -> frozenset[str]:
+    """Names of the node tests that do not pass."""
+    return frozenset(case.name for case in all_node_cases() if not passes(case))
+
+
 def model_cases(suite: str) -> Iterator[Case]:
     """The models of a suite whose files the onnx package brings: "simple", "pytorch-operator" or "pytorch-converted"."""
     for test in loader.load_model_tests(kind=suite):

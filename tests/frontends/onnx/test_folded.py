@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 from collections import Counter
 
@@ -80,6 +82,15 @@ def export(model, x, exporter, optimized):
     return by_torchscript(model, (x,), opset_version=17, do_constant_folding=optimized == "optimized")
 
 
+@functools.cache
+def exported(build, state, exporter, optimized, *, bias=None):
+    """A stack in a state, as exported; the same for all tests that ask for it, none of which writes to it."""
+    torch.manual_seed(0)
+    model, x = build() if bias is None else build(bias=bias)
+    state(model, x)
+    return export(model, x, exporter, optimized)
+
+
 def standing(proto, **options):
     findings = gradlint.check(proto, seeds=1, **options).findings
     return {finding.rule: finding for finding in findings if finding.confidence is not Confidence.REFUTED}
@@ -94,9 +105,7 @@ def _seed():
 @pytest.mark.parametrize("state", [untouched, trained, fed], ids=lambda state: state.__name__)
 @pytest.mark.parametrize("build", [convolutions, linears], ids=lambda build: build.__name__)
 def test_a_stack_with_batch_norms_shows_no_error_however_it_is_exported(build, state, exporter, optimized):
-    model, x = build()
-    state(model, x)
-    proto = export(model, x, exporter, optimized)
+    proto = exported(build, state, exporter, optimized)
     left = sum(node.op == "batch_norm" for node in read_onnx(proto).graph)
     hidden = Counter(note for node in read_onnx(proto).graph for note in node.notes)
     for probe in (False, True):
@@ -113,16 +122,16 @@ def test_a_stack_with_batch_norms_shows_no_error_however_it_is_exported(build, s
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("build", [convolutions, linears], ids=lambda build: build.__name__)
 def test_a_layer_hides_its_norm_with_a_bias_of_its_own_and_without_one(build, bias):
-    graph = read_onnx(export(*build(bias=bias), "dynamo", "optimized")).graph
+    own = None if bias is (build is linears) else bias  # what it has anyway
+    graph = read_onnx(exported(build, untouched, "dynamo", "optimized", bias=own)).graph
     assert sum(FOLDED in node.notes for node in graph) == DEPTH
     assert not any(normalises(graph, node) for node in graph if node.op == "linear" and node.shape[-1] == 4)
 
 
 @pytest.mark.parametrize("build", [convolutions, linears], ids=lambda build: build.__name__)
 def test_what_is_measured_on_statistics_without_data_is_a_warning(build):
-    model, x = build()
     for optimized in ("optimized", "plain"):
-        finding = standing(export(model, x, "dynamo", optimized))["GL802"]
+        finding = standing(exported(build, untouched, "dynamo", optimized))["GL802"]
         assert finding.severity is Severity.WARNING
         assert "statistics" in finding.message
 
@@ -169,7 +178,7 @@ def test_the_torchscript_exporter_leaves_the_names_of_what_it_did_not_fold():
 
 
 def test_a_file_whose_nodes_say_nothing_may_hide_a_norm_in_every_layer_with_a_bias():
-    proto = export(*linears(), "dynamo", "optimized")
+    proto = copy.deepcopy(exported(linears, untouched, "dynamo", "optimized"))
     for node in proto.graph.node:
         del node.metadata_props[:]
     assert sum(MAYBE_FOLDED in node.notes for node in read_onnx(proto).graph) == DEPTH + 1
