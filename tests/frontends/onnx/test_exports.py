@@ -41,7 +41,7 @@ def test_the_verdict_does_not_depend_on_the_export(name, way):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", list(matrix.ways(every=True)), ids=str)
+@pytest.mark.parametrize("way", list(matrix.ways(list)), ids=str)
 def test_the_verdict_of_every_sample_does_not_depend_on_the_export(way):
     found = matrix.tally(way, list(matrix.EXPECTED))
     assert found.wrong == []
