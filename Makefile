@@ -30,7 +30,8 @@ demo: $(READY)  ## Lint sample models: a broken and a healthy one, as torch and 
 	$(BIN)/gradlint sample_models/default_init_healthy.onnx
 
 test: $(READY)  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	$(BIN)/pip freeze | grep -iE '^(torch|onnx|numpy|onnxruntime|onnxscript|transformers)=='
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-oldest:  ## Run the tests with the oldest torch, onnx and numpy that are supported, in an environment of their own
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
