@@ -30,7 +30,8 @@ demo: $(READY)  ## Lint sample models: a broken and a healthy one, as torch and 
 	$(BIN)/gradlint sample_models/default_init_healthy.onnx
 
 test: $(READY)  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	$(BIN)/pip freeze | grep -iE '^(torch|onnx|numpy|onnxruntime|onnxscript|transformers)=='
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-oldest:  ## Run the tests with the oldest torch, onnx and numpy that are supported, in an environment of their own
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
@@ -59,8 +60,9 @@ accuracy: $(READY)  ## Compare what theory predicts with what the probe measures
 	$(BIN)/python benchmarks/theory_trained.py
 	$(BIN)/python benchmarks/theory_recurrent.py
 
-sweep: $(READY)  ## Run the slow tests, and look for false alarms and for models that a probe cannot run on
+sweep: $(READY)  ## Run the slow tests and random examples, and look for false alarms and for models that a probe cannot run on
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --hypothesis-profile=explore
 	$(BIN)/python benchmarks/architectures.py
 	$(BIN)/python benchmarks/probes.py
 
