@@ -30,7 +30,7 @@ demo: $(READY)  ## Lint sample models: a broken and a healthy one, as torch and 
 	$(BIN)/gradlint sample_models/default_init_healthy.onnx
 
 test: $(READY)  ## Run the tests
-	$(BIN)/pip freeze | grep -iE '^(torch|onnx|numpy|onnxruntime|onnxscript|transformers)=='
+	$(BIN)/pip list --format freeze --disable-pip-version-check | grep -iE '^(torch|onnx|numpy|onnxruntime|onnxscript|transformers)=='
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-oldest:  ## Run the tests with the oldest torch, onnx and numpy that are supported, in an environment of their own
