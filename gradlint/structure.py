@@ -49,19 +49,19 @@ class Structure:
 
     def __init__(self, graph: Graph, *, live: Collection[str] | None = None) -> None:
         self.graph = graph
-        self._flow = SignalPath(graph, live=live)
+        self._signal_path = SignalPath(graph, live=live)
 
     # signal ---------------------------------------------------------------------------------------------------------
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Where the differentiable signal starts; see `SignalPath.sources`."""
-        return self._flow.sources
+        return self._signal_path.sources
 
     @property
     def trunk(self) -> tuple[Ref, ...]:
         """The tensors that gradients start from; see `SignalPath.trunk`."""
-        return self._flow.trunk
+        return self._signal_path.trunk
 
     @cached_property
     def signal(self) -> tuple[str, ...]:
@@ -69,12 +69,14 @@ class Structure:
         down: set[str] = set()
         sources = set(self.sources)
         for node in self.graph:
-            if node.id in sources or (self._flow.carries(node) and any(p.id in down for p in self._flow.float_parents(node))):
+            if node.id in sources or (
+                self._signal_path.carries(node) and any(p.id in down for p in self._signal_path.float_parents(node))
+            ):
                 down.add(node.id)
         up = {ref.node for ref in self.trunk if ref.node in down}
         for node in reversed(list(self.graph)):
             if node.id in up and not operator(node.op).cuts:
-                up.update(parent.id for parent in self._flow.float_parents(node) if parent.id in down)
+                up.update(parent.id for parent in self._signal_path.float_parents(node) if parent.id in down)
         return tuple(node.id for node in self.graph if node.id in up)
 
     @cached_property

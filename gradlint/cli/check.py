@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import click
 
 from gradlint.cli.console import WIDTH, columns, is_colored, print_error, put, supports_unicode
-from gradlint.cli.process import import_numpy
 from gradlint.errors import ForwardError, GradlintError
 from gradlint.report import render
 
@@ -72,7 +71,7 @@ def run(request: Request) -> int:
     targets, troubles = _expanded(request)
     reports: list[TargetReport] = []
     if targets:
-        lint = _linter(request, targets)
+        lint = _linter(request)
         with _progress(request) as say:
             for target in targets:
                 outcome = lint(target, say)
@@ -98,13 +97,11 @@ def _expanded(request: Request) -> tuple[list[str], list[str]]:
     return list(found), troubles
 
 
-def _linter(request: Request, targets: Sequence[str]) -> Callable[[str, Callable[[str], None]], TargetReport | str]:
+def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetReport | str]:
     """Return a function that checks a target and returns its report or an error message.
 
     Raises GradlintError if the options are not valid.
     """
-    if not any(":" in target for target in targets):  # as in pkg.mod:attr, which may want threads
-        import_numpy()
     from gradlint.catalog import load_rules, select
     from gradlint.engine import check as check_target
     from gradlint.frontends.inputs import parse_inputs
