@@ -48,7 +48,7 @@ def summary(levels, *, relative=None, seeds=()):
 
 
 def test_the_limits_lie_where_standard_architectures_and_failing_models_were_measured():
-    """DESIGN, section 5: 90 % of 134 healthy architectures under 2.2 decades, all under 3.4; models that fail above 3.7."""
+    """90 % of 134 healthy architectures under 2.2 decades, all under 3.4; models that fail above 3.7."""
     assert pytest.approx(2.2) == HEALTHY
     assert 3.4 < LIMIT < 3.7
     assert 0.0 < JUMP < HEALTHY

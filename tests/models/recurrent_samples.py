@@ -20,3 +20,14 @@ class Scan(nn.Module):
             h = self.decay * h + x[:, t]
             ys.append(h)
         return self.out(torch.stack(ys, 1))
+
+
+class Outputs(nn.Module):
+    """The output sequence of a recurrent layer, so that a cotangent on all of it would not do."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x, *state):
+        return self.rnn(x, *state)[0]

@@ -130,7 +130,9 @@ def low_temperature(fixed: bool) -> Setup:
     return Setup(model, views, torch.arange(16), contrast, {"optimizer": "adam", "lr": 1e-3})
 
 
-class _Autoencoder(nn.Module):
+class Autoencoder(nn.Module):
+    """A variational autoencoder that exponentiates whatever its encoder gives."""
+
     def __init__(self, bound: float) -> None:
         super().__init__()
         self.encode, self.decode, self.bound = nn.Linear(6, 4), nn.Linear(2, 6), bound
@@ -159,7 +161,7 @@ def log_variance(fixed: bool) -> Setup:
         divergence = 0.5 * (log_variance.exp() + mean.square() - 1.0 - log_variance).sum(-1)
         return (rebuilt - target).square().sum(-1).mean() + divergence.mean()
 
-    return Setup(_Autoencoder(5.0 if fixed else math.inf), x, x, bound, ADAM)
+    return Setup(Autoencoder(5.0 if fixed else math.inf), x, x, bound, ADAM)
 
 
 class _MixtureDensity(nn.Module):

@@ -18,6 +18,7 @@ from gradlint.probe.experiments import rehearsal as stage
 from gradlint.recipe import Recipe
 from gradlint.result import Severity
 from tests.models.rehearsal_cases import LABELS, blobs, by_hand, ce, mlp, mse, rehearsed, trained
+from tests.published.handwritten_losses import Autoencoder
 
 
 @pytest.fixture(autouse=True)
@@ -124,20 +125,6 @@ def test_a_log_in_the_model_is_named_by_its_node():
     assert found.breach is not None
     assert found.breach.op == "log"
     assert found.breach.node == "log"
-
-
-class Autoencoder(nn.Module):
-    """A variational autoencoder that exponentiates whatever its encoder gives."""
-
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.encode, self.decode, self.bound = nn.Linear(6, 4), nn.Linear(2, 6), bound
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean, log_variance = self.encode(x).chunk(2, -1)
-        log_variance = log_variance.clamp(-self.bound, self.bound)
-        noise = torch.linspace(-1.5, 1.5, mean.numel()).view_as(mean)
-        return self.decode(mean + (0.5 * log_variance).exp() * noise), mean, log_variance
 
 
 def evidence_bound(output: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.probe.measure import measure
 from gradlint.probe.time.growth import horizon_of, slope_of
+from tests.models.recurrent_samples import Outputs
 
 
 def over_time(module, *args, seeds=1, seed=0):
@@ -23,17 +24,6 @@ def over_time(module, *args, seeds=1, seed=0):
 def only(module, *args, **options):
     (found,) = over_time(module, *args, **options)
     return found
-
-
-class Outputs(nn.Module):
-    """The output sequence of a recurrent layer, so that a cotangent on all of it would not do."""
-
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-
-    def forward(self, x, *state):
-        return self.rnn(x, *state)[0]
 
 
 class Loop(nn.Module):

@@ -9,18 +9,7 @@ import torch
 from torch import nn
 
 import gradlint
-from tests.models.recurrent_samples import Scan
-
-
-class Outputs(nn.Module):
-    """The output sequence of a recurrent layer, so that a cotangent on all of it would not do."""
-
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-
-    def forward(self, x, *state):
-        return self.rnn(x, *state)[0]
+from tests.models.recurrent_samples import Outputs, Scan
 
 
 class LastStep(Outputs):
