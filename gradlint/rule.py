@@ -93,8 +93,8 @@ class Rule(ABC):
     or effects that rules claim, which may be the cause of its own findings. Of two rules the younger says it. A finding with a
     cause points at it and stands behind it in the report.
 
-    `verdict` is NON_FINITE, UNTRAINABLE or UNSTABLE where an error of this rule makes that verdict by itself; then the headline of
-    a report names its place. `states_growth` says that its finding is the measured growth of the whole model itself, to which
+    `verdict` is NON_FINITE, UNTRAINABLE or UNSTABLE where an error of this rule makes that verdict by itself; then the headline
+    of a report names its place. `states_growth` says that its finding is the measured growth of the whole model itself, to which
     the engine adds the operators that this growth is made of.
     """
 
