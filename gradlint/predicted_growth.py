@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gradlint.chains import chain_of, elements
 from gradlint.growth import LIMIT, summarize
+from gradlint.growth.chains import chain_of, elements
 from gradlint.result import Gains, Growth
 from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure

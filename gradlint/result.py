@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradlint.graph import Source
 from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.learning import Learning
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.measurements.numbers import Headroom, Range, Suspect
 from gradlint.measurements.rehearsal import Rehearsal
@@ -152,6 +153,14 @@ class Gains:
 
 
 @dataclass(frozen=True, slots=True)
+class Track:
+    """A chain of nodes from the input to the output, and the growth along it: the spine, or a part that some paths go round."""
+
+    nodes: tuple[str, ...]
+    growth: Growth
+
+
+@dataclass(frozen=True, slots=True)
 class NonFinite:
     """The first operator that returns a NaN or an infinity for finite operands."""
 
@@ -220,7 +229,8 @@ class Measurement:
     """Everything that the probe and its experiments measured.
 
     `gains` and `ranges` are by node id. `spine` holds the nodes of the chain along which `growth` is read, from the input to the
-    output, and `trunk` the nodes that the cotangents were put on. `time` has one entry for each direction of each recurrence.
+    output: the track that decides the verdict, which is the spine of the model unless another one is worse. `tracks` are all
+    others. `trunk` are the nodes that the cotangents were put on. `time` has one entry for each direction of each recurrence.
     """
 
     gains: Mapping[str, Gains]
@@ -228,6 +238,8 @@ class Measurement:
     trunk: tuple[str, ...]
     growth: Growth
     seeds: int
+    learning: Learning = field(default_factory=Learning)
+    tracks: tuple[Track, ...] = ()
     time: tuple[TimeGrowth, ...] = ()
     nonfinite_forward: NonFinite | None = None
     nonfinite_backward: NonFinite | None = None

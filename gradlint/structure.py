@@ -84,6 +84,20 @@ class Structure:
         """`signal` as a set."""
         return frozenset(self.signal)
 
+    @cached_property
+    def learning(self) -> tuple[str, ...]:
+        """Nodes of the signal that depend on a trainable weight, in execution order. A gradient anywhere else trains nothing.
+
+        In a model that is frozen as a whole, every weight counts as trainable.
+        """
+        frozen = not any(weight.trainable for weight in self.graph.weights.values())
+        found: dict[str, None] = {}
+        for node_id in self.signal:
+            weights = self.graph[node_id].weights.values()
+            if any(weight.trainable or frozen for weight in weights) or any(p in found for p in self.signal_parents(node_id)):
+                found[node_id] = None
+        return tuple(found)
+
     def signal_parents(self, node_id: str) -> list[str]:
         """Parents on the signal, in slot order, each once."""
         return list(dict.fromkeys(p.id for p in self.graph.parents(node_id) if p.id in self.signal_set))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gradlint.chains import elements
+from gradlint.growth.chains import elements
 from gradlint.graph_builder import GraphBuilder
 from gradlint.predicted_growth import INTERVAL, predict_growth
 from gradlint.result import Gains

@@ -1,0 +1,136 @@
+"""Tracks: the chains of weight layers beside the spine, in a tower, the inner path of a U-Net, or from a second input.
+
+A spine says nothing of the parts that some paths go round. A track is a chain that every path from its first to its last node
+passes, within a part of the graph that no other track has.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from gradlint.growth.summary import LIMIT, place, summarize
+from gradlint.measurements.learning import SPREAD, Learning
+from gradlint.result import Gains, Growth, Track
+from gradlint.signal_path import is_weight_layer
+from gradlint.structure import Structure
+
+LEAST = 3
+"""Weight layers, one after another, that make a track."""
+
+_NESTED = 12  # parts within parts that are searched: a U-Net has one for each level
+
+
+def read_tracks(structure: Structure, gains: Mapping[str, Gains], each: Sequence[Mapping[str, Gains]] = ()) -> tuple[Track, ...]:
+    """Return the growth along every track, from gains by node in decades; `each` are those of single seeds."""
+    seeds = [{node: one.backward for node, one in seed.items()} for seed in each]
+    return tuple(Track(chain, summarize(structure.graph, chain, gains, seeds)) for chain in tracks(structure))
+
+
+def decisive(structure: Structure, main: Track, others: Sequence[Track], learning: Learning) -> Track:
+    """Return the track that decides: of those whose growth the gradients of weights bear out, the one with the most of it.
+
+    Where only the weights drift apart, it is the track that passes most of their layers, with their drift as its growth.
+    """
+    grown = [
+        track for track in (main, *others) if abs(track.growth.decades) >= LIMIT and learning.bears_out(track.growth.decades)
+    ]
+    if grown:
+        return max(grown, key=lambda track: abs(track.growth.decades))
+    if not learning.drifts or learning.spread is None:
+        return main
+    drifting = set(learning.run)
+    track = max((main, *others), key=lambda track: len(drifting.intersection(track.nodes)))
+    graph, decades = structure.graph, learning.spread * LIMIT / SPREAD
+    ends = place(graph, learning.run[0]), place(graph, learning.run[-1])
+    return Track(track.nodes, Growth(decades, max(decades, 0.0), max(-decades, 0.0), decades, start=ends[0], end=ends[1]))
+
+
+def tracks(structure: Structure) -> tuple[tuple[str, ...], ...]:
+    """Return the tracks of a model, each as node ids in execution order. Tracks share no node.
+
+    The spine comes first if it is representative. What it leaves is searched part by part: the deepest chain of a part is a
+    track, and what that leaves is searched likewise. The cost is linear in the graph.
+    """
+    spine = structure.spine if structure.spine_is_representative else ()
+    on_spine = set(spine)
+    waiting = [(part, 0) for part in _parts(structure, [node for node in structure.learning if node not in on_spine])]
+    found: list[tuple[str, ...]] = []
+    while waiting:
+        part, level = waiting.pop()
+        chain, depth = _deepest(structure, part)
+        if depth < LEAST:
+            continue
+        found.append(chain)
+        if level < _NESTED:
+            taken = set(chain)
+            waiting += [(rest, level + 1) for rest in _parts(structure, [node for node in part if node not in taken])]
+    found.sort(key=lambda chain: structure.graph.position[chain[0]])
+    return (spine, *found) if spine else tuple(found)
+
+
+def _parts(structure: Structure, nodes: Sequence[str]) -> list[list[str]]:
+    """Return the connected parts of some nodes of the signal, each in execution order."""
+    root = {node: node for node in nodes}
+
+    def find(node: str) -> str:
+        while root[node] != node:
+            root[node] = root[root[node]]
+            node = root[node]
+        return node
+
+    for node in nodes:
+        for parent in structure.signal_parents(node):
+            if parent in root:
+                root[find(node)] = find(parent)
+    parts: dict[str, list[str]] = defaultdict(list)
+    for node in nodes:
+        parts[find(node)].append(node)
+    return list(parts.values())
+
+
+def _deepest(structure: Structure, part: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """Return the nodes that every path passes from the start to the end of the deepest chain, and its number of weight layers.
+
+    A weight that is used again counts once.
+    """
+    within, graph = set(part), structure.graph
+    parents = {node: [parent for parent in structure.signal_parents(node) if parent in within] for node in part}
+    depth: dict[str, int] = {}
+    start: dict[str, str] = {}
+    seen: set[str] = set()
+    for node in part:
+        above = max(parents[node], key=depth.__getitem__, default=None)
+        names = {weight.name for weight in graph[node].weights.values()} if is_weight_layer(graph[node]) else set()
+        depth[node] = (depth[above] if above is not None else 0) + bool(names - seen)
+        start[node] = start[above] if above is not None else node
+        seen |= names
+    end = max(reversed(part), key=depth.__getitem__)
+    return tuple(_passed(_between(part, parents, start[end], end), parents)), depth[end]
+
+
+def _between(part: Sequence[str], parents: Mapping[str, Sequence[str]], start: str, end: str) -> list[str]:
+    """Return the nodes on the paths from `start` to `end`, in execution order."""
+    below, above = {start}, {end}
+    for node in part:
+        if any(parent in below for parent in parents[node]):
+            below.add(node)
+    for node in reversed(part):
+        if node in above:
+            above.update(parents[node])
+    return [node for node in part if node in below and node in above]
+
+
+def _passed(between: Sequence[str], parents: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the nodes that every path passes, given the nodes on all paths from the first node to the last one."""
+    readers: dict[str, int] = dict.fromkeys(between, 0)
+    for node in between:
+        for parent in parents[node]:
+            if parent in readers:
+                readers[parent] += 1
+    waiting = 0
+    for node in between:
+        waiting -= sum(parent in readers for parent in parents[node])
+        if waiting == 0:
+            yield node
+        waiting += readers[node]
