@@ -108,11 +108,11 @@ class GraphBuilder:
         )
 
     def norm(self, x: str, op: str = "layer_norm", *, module: str = "") -> str:
-        """Add a normalisation with unit scale."""
+        """Add a normalization with unit scale."""
         return self.op(op, x, module=module, eps=1e-5)
 
     def stack(self, depth: int, act: str = "tanh", *, gain: float = 1.0, norm: str | None = None, uniform: bool = False) -> str:
-        """A plain stack under an input: `depth` times weight layer, normalisation if any, activation. Returns its last node."""
+        """A plain stack under an input: `depth` times weight layer, normalization if any, activation. Returns its last node."""
         x = self.input(self.batch, self.width)
         for index in range(depth):
             x = self.linear(x, gain=gain, uniform=uniform, module=f"layers.{index}")

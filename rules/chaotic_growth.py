@@ -11,7 +11,7 @@ Why it explodes:
     loss or learning rate mends that, and clipping does not either: the function itself is too rough to follow its gradient.
 
 How to fix it:
-    Add skip connections round the layers, with branches that are scaled down or start at zero; or initialise at the edge of
+    Add skip connections round the layers, with branches that are scaled down or start at zero; or initialize at the edge of
     chaos, with a smaller weight gain where the activation is bounded (tanh: 1), where each layer keeps distances.
     BatchNorm and LayerNorm do not help where there is no skip: they keep the signal and let the chaos grow.
 

@@ -83,7 +83,7 @@ _ROWS = (
         "MultiHeadAttention GroupQueryAttention QAttention PackedAttention PackedMultiHeadAttention PagedAttention SparseAttention "
         "LongformerAttention DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention",
     ),
-    # normalisation
+    # normalization
     _row(
         "batch_norm",
         _K.NORM,

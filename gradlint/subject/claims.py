@@ -14,7 +14,7 @@ from gradlint.predicted_growth import INTERVAL
 from gradlint.result import Measurement
 from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
-from gradlint.theory.initialization import is_torch_default, looks_initialised
+from gradlint.theory.initialization import is_torch_default, looks_initialized
 from gradlint.theory.prediction import Prediction
 from gradlint.theory.reading.steps import Step, main_weight
 from gradlint.theory.reading.trends import Layer, Trend, fall, layers, rise
@@ -104,7 +104,7 @@ class Claims:
 
         Predictions are about random weights; about trained ones nothing is claimed that is not measured.
         """
-        return self.measurement is not None or is_initialised(self.structure, nodes)
+        return self.measurement is not None or is_initialized(self.structure, nodes)
 
     def explains(self, trend: Trend, laid: Mapping[str, float], through: Iterable[Step]) -> bool:
         """Whether the decades that are laid to some steps, by node, explain half of a trend or more, its largest step aside.
@@ -138,10 +138,10 @@ class Claims:
         return rectified and weight is not None and is_torch_default(weight)
 
 
-def is_initialised(structure: Structure, nodes: Iterable[str]) -> bool:
+def is_initialized(structure: Structure, nodes: Iterable[str]) -> bool:
     """Whether the weight matrices of these nodes look as if nobody had trained them; masks of attention do not count."""
     graph = structure.graph
-    return looks_initialised(
+    return looks_initialized(
         weight
         for node in nodes
         if is_weight_layer(graph[node]) and graph[node].op != "attention"

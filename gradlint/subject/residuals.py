@@ -17,7 +17,7 @@ class Residuals:
     structure: Structure
 
     def has_norm(self, step: Step) -> bool:
-        """Whether anything between the fork and the sum is normalised, or was before its BatchNorm was folded away."""
+        """Whether anything between the fork and the sum is normalized, or was before its BatchNorm was folded away."""
         return step.residual is not None and has_norm(self.structure, step.residual)
 
     def starts_at_zero(self, step: Step) -> bool:

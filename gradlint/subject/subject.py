@@ -12,14 +12,14 @@ from gradlint.predicted_growth import PredictedGrowth, predict_growth
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Measurement
 from gradlint.structure import Structure
-from gradlint.subject.claims import Claims, is_initialised
+from gradlint.subject.claims import Claims, is_initialized
 from gradlint.subject.hazards import Hazards
 from gradlint.subject.measured_growth import MeasuredGrowth
 from gradlint.subject.over_time import OverTime
 from gradlint.subject.residuals import Residuals
 from gradlint.subject.training import Training
-from gradlint.theory.branches import hides_norm, normalises
-from gradlint.theory.initialization import is_constant, looks_initialised
+from gradlint.theory.branches import hides_norm, normalizes
+from gradlint.theory.initialization import is_constant, looks_initialized
 from gradlint.theory.prediction import Prediction, predict
 from gradlint.theory.reading.logits import Logits, logits_of
 from gradlint.theory.reading.steps import Step, propagate
@@ -73,7 +73,7 @@ class Subject:
     def predicted_growth(self) -> PredictedGrowth:
         """What theory expects of the whole model."""
         measured = self.measurement.gains if self.measurement is not None else None
-        return predict_growth(self.structure, self.prediction, measured, drawn=self.is_initialised(self.structure.signal))
+        return predict_growth(self.structure, self.prediction, measured, drawn=self.is_initialized(self.structure.signal))
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -98,7 +98,7 @@ class Subject:
         """Runs of plain steps that theory can follow: no skip goes round any operator. Norms break a run unless asked for."""
         return self.runs(
             lambda step: (
-                step.decades is not None and self.is_plain(step) and (norms or not self.normalises(self.graph[step.node]))
+                step.decades is not None and self.is_plain(step) and (norms or not self.normalizes(self.graph[step.node]))
             )
         )
 
@@ -110,21 +110,21 @@ class Subject:
         """The weight layers among plain steps, each with the activation behind it, or before it where it is the last."""
         return layers(self.structure, tuple(steps))
 
-    def normalises(self, node: Node) -> bool:
+    def normalizes(self, node: Node) -> bool:
         """Whether a node divides a signal by its own size: a norm, a layer that hides one, or a quotient that spells one out."""
-        return normalises(self.graph, node)
+        return normalizes(self.graph, node)
 
     def hides_norm(self, node: Node) -> bool:
         """Whether a layer holds, or may hold, a BatchNorm that was folded into it: its weights are not those that were drawn."""
         return hides_norm(node)
 
-    def is_initialised(self, nodes: Iterable[str]) -> bool:
+    def is_initialized(self, nodes: Iterable[str]) -> bool:
         """Whether the weight matrices of these nodes look as if nobody had trained them; masks of attention do not count."""
-        return is_initialised(self.structure, nodes)
+        return is_initialized(self.structure, nodes)
 
     def look_drawn(self, weights: Iterable[Weight]) -> bool:
-        """Whether at least nine in ten of these weights look as an initialiser draws them."""
-        return looks_initialised(weights)
+        """Whether at least nine in ten of these weights look as an initializer draws them."""
+        return looks_initialized(weights)
 
     def is_constant(self, weight: Weight) -> bool:
         """Whether all elements of a weight are equal, up to rounding."""
