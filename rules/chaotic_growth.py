@@ -8,7 +8,7 @@ What it finds:
 
 Why it explodes:
     Nearby inputs are driven apart by a factor at every layer until the output is a hash of the input. No factor on weights,
-    loss or learning rate mends that, and clipping does not either: the function itself is too rough to follow its gradient.
+    loss or learning rate fixes that, and clipping does not either: the function itself is too rough to follow its gradient.
 
 How to fix it:
     Add skip connections round the layers, with branches that are scaled down or start at zero; or initialize at the edge of

@@ -11,7 +11,7 @@ Why it explodes:
 
 How to fix it:
     Look at the finding that names the cause. Where there is none: lower the weight gain, add normalization or skip connections
-    between start and end; clipping the gradient norm keeps a run alive and does not mend the ratio between layers.
+    between start and end; clipping the gradient norm keeps a run alive and does not fix the ratio between layers.
 
 References:
     Philipp, Song, Carbonell 2018, The exploding gradient problem demystified, arXiv 1712.05577.
