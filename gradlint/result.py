@@ -34,12 +34,18 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What the gradients of a model do."""
+    """What training will do with a model.
+
+    EXPLODES and VANISHES are about the size of gradients. A part of an UNTRAINABLE model that should learn gets no gradient at
+    all. An UNSTABLE model is sound, but its recipe fails in the rehearsal.
+    """
 
     HEALTHY = "healthy"
     EXPLODES = "explodes"
     VANISHES = "vanishes"
     NON_FINITE = "non-finite"
+    UNTRAINABLE = "untrainable"
+    UNSTABLE = "unstable"
     UNKNOWN = "unknown"
 
 

@@ -100,8 +100,8 @@ class Rule(ABC):
         explains: Codes of rules whose findings a finding of this rule may cause.
         explained_by: Codes of rules, or effects that rules claim, that may cause findings of this rule. Of two rules, the newer
             one declares the relation. A finding with a cause names it and follows it in the report.
-        verdict: NON_FINITE or VANISHES if an error of this rule decides that verdict regardless of the growth. The headline of
-            the report then names the place of the error. None otherwise.
+        verdict: NON_FINITE, UNTRAINABLE or UNSTABLE if an error of this rule decides that verdict by itself. The headline of the
+            report then names the place of the error. None otherwise.
         states_growth: Whether the finding states the measured growth of the whole model. The engine then adds the operators that
             make up this growth to its evidence.
     """

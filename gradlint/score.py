@@ -52,15 +52,15 @@ def judge(
     made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
     if broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
-    if Verdict.VANISHES in made or (measurement is not None and _stops(measurement)):
-        return Verdict.VANISHES, 0
-    rehearsed = measurement.rehearsal if measurement is not None else None
+    if Verdict.UNTRAINABLE in made or (measurement is not None and _stops(measurement)):
+        return Verdict.UNTRAINABLE, 0
     decades = growth.decades if growth is not None else 0.0
-    if rehearsed is not None and rehearsed.is_certain and abs(decades) < LIMIT:
-        return (Verdict.VANISHES if rehearsed.dead and rehearsed.diverged_at is None else Verdict.EXPLODES), 0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
     if abs(decades) >= LIMIT and (conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
+    rehearsed = measurement.rehearsal if measurement is not None else None
+    if Verdict.UNSTABLE in made or (rehearsed is not None and rehearsed.is_certain):
+        return Verdict.UNSTABLE, 0
     known = conclusive and growth is not None
     error = any(failing(finding, Severity.ERROR) for finding in findings)
     return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score

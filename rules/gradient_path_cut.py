@@ -51,7 +51,7 @@ class GradientPathCut(Rule):
     severity = Severity.ERROR
     needs = Needs.PROBE
     explains = ("GL802",)
-    verdict = Verdict.VANISHES
+    verdict = Verdict.UNTRAINABLE
     examples = (
         Example(lambda: _rounded(probed.Cut("round0", "round", ("fc.weight",), on_spine=True)), fires_on=("round0",)),
         Example(lambda: _rounded(probed.Cut("round0", "round", ("fc.weight",))), fires_on=("round0",)),

@@ -24,11 +24,11 @@ class Cutting(nn.Module):
         return self.second(self.cut(self.first(x)))
 
 
-@pytest.mark.parametrize(("cut", "verdict"), [(torch.round, "vanishes"), (torch.tanh, "healthy")])
+@pytest.mark.parametrize(("cut", "verdict"), [(torch.round, "untrainable"), (torch.tanh, "healthy")])
 def test_a_cut_that_nothing_gets_past_is_no_healthy_model(cut, verdict):
     report = gradlint.check(Cutting(cut), torch.randn(8, 8))
     assert report.verdict == verdict
-    assert ("nothing before it can learn" in report.to("full")) is (verdict == "vanishes")
+    assert ("nothing before it can learn" in report.to("full")) is (verdict == "untrainable")
 
 
 @pytest.mark.parametrize(("batch", "said"), [(4, True), (8, False)])
@@ -60,7 +60,7 @@ def test_a_batch_norm_on_a_single_value_is_a_warning_and_lets_no_gradient_throug
     model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], held), opset_imports=[helper.make_opsetid("", 18)])
     report = gradlint.check(model, mode="train").result
     assert [f.severity for f in report.findings if f.rule == "GL304"] == ["warning"]
-    assert report.verdict == "vanishes"
+    assert report.verdict == "untrainable"
     assert not [f for f in gradlint.check(model, mode="eval").findings if f.rule == "GL304"]
 
 

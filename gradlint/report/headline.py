@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from gradlint.growth import LIMIT
 from gradlint.report import printable
 from gradlint.report.chart import Row
 from gradlint.report.wording import count, decimal, growths, merged, place
@@ -29,16 +28,14 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     if growth is None:
         return "the gradient was not measured" if report.seeds == 0 else "the gradient could not be measured"
     starved = [row.label for row in rows if row.value == -math.inf]
-    if report.verdict is Verdict.VANISHES and starved:
-        return f"no gradient reaches {starved[-1]} or anything before it"
-    cut = next(_made_by(report, Verdict.VANISHES), None)
-    if report.verdict is Verdict.VANISHES and cut is not None and abs(growth.decades) < LIMIT:
-        return f"no gradient passes {place(cut)}, and nothing before it can learn"
+    if report.verdict is Verdict.UNTRAINABLE:
+        cut = next(_made_by(report, Verdict.UNTRAINABLE), None)
+        if starved:
+            return f"no gradient reaches {starved[-1]} or anything before it"
+        return f"no gradient passes {place(cut)}, and nothing before it can learn" if cut else "no weight gets a gradient"
     rehearsed = report.observed.get("rehearsal")
-    if rehearsed is not None and rehearsed.is_certain and abs(growth.decades) < LIMIT:
+    if report.verdict is Verdict.UNSTABLE and rehearsed is not None:
         return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
-    if report.verdict is Verdict.VANISHES and abs(growth.decades) < LIMIT:
-        return "no weight gets a gradient"
     if not math.isfinite(growth.decades):
         return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
     return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}"
@@ -56,7 +53,7 @@ def is_growing(growth: Growth) -> bool:
 
 
 def _made_by(report: TargetReport, verdict: Verdict) -> Iterator[Finding]:
-    """Return the errors whose rule declares a verdict, in the order of the report."""
+    """Return the errors whose rule declares `verdict`, in the order of the report."""
     return (finding for finding in report.findings if finding.verdict is verdict and failing(finding, Severity.ERROR))
 
 

@@ -138,6 +138,8 @@ _AS_STATE = {
     Verdict.EXPLODES: "exploding",
     Verdict.VANISHES: "vanishing",
     Verdict.NON_FINITE: "non-finite",
+    Verdict.UNTRAINABLE: "untrainable",
+    Verdict.UNSTABLE: "unstable",
     Verdict.UNKNOWN: "unknown",
 }
 

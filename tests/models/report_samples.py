@@ -371,7 +371,7 @@ def cut() -> TargetReport:
         target="net.py:Detached",
         frontend="torch",
         mode="train",
-        verdict=Verdict.VANISHES,
+        verdict=Verdict.UNTRAINABLE,
         score=0,
         growth=Growth(-math.inf, fall=math.inf, total=-math.inf, start=Place("0", "0"), end=Place("2", "2")),
         spine=points,

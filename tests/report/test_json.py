@@ -46,7 +46,7 @@ def test_every_report_satisfies_the_schema(name, refuted):
 
 def test_all_targets_are_one_document_that_names_schema_and_version():
     loaded = document(exploding(), healthy())
-    assert [loaded["schema"], loaded["version"]] == ["gradlint-report/1", tool_version()]
+    assert [loaded["schema"], loaded["version"]] == ["gradlint-report/2", tool_version()]
     assert [item["verdict"] for item in loaded["targets"]] == ["explodes", "healthy"]
 
 

@@ -22,6 +22,8 @@ _VERDICT_STYLE = {
     Verdict.EXPLODES: "bold red",
     Verdict.VANISHES: "bold red",
     Verdict.NON_FINITE: "bold red",
+    Verdict.UNTRAINABLE: "bold red",
+    Verdict.UNSTABLE: "bold red",
     Verdict.UNKNOWN: "bold magenta",
 }
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold dark_orange3", Severity.NOTE: "bold cyan"}

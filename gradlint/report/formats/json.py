@@ -1,4 +1,4 @@
-"""The JSON format, "gradlint-report/1". `schema()` returns its JSON Schema."""
+"""The JSON format, "gradlint-report/2". `schema()` returns its JSON Schema."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from gradlint.report.wording import growths, short_path, shown
 from gradlint.result import Finding, Place, SpinePoint, TargetReport, TimeGrowth
 
-SCHEMA = "gradlint-report/1"
+SCHEMA = "gradlint-report/2"
 
 
 def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool = False, timings: bool = True, **_: Any) -> str:

@@ -43,7 +43,7 @@ class SignalLost(Rule):
     severity = Severity.ERROR
     needs = Needs.PROBE
     explained_by = (Effect.VANISHES,)
-    verdict = Verdict.VANISHES
+    verdict = Verdict.UNTRAINABLE
     examples = (
         Example(lambda: _fading(-9.5), fires_on=("tanh2",)),
         Example(lambda: _fading(-39.0), fires_on=("tanh2",)),
