@@ -1,4 +1,4 @@
-"""Finding, loading and selecting rules. Rule files are loaded by path; nothing imports them statically."""
+"""Find, load and select rules. Rule files are loaded by path, and no module imports them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from gradlint.errors import ConfigError, RuleFileError
 from gradlint.rule import Rule
 
 CODE = re.compile(r"[A-Z]{2,4}\d{3}")
-"""The form of a rule's code."""
+"""Pattern of a rule's code."""
 
 CODE_FORM = "two to four capitals and three digits"
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def is_checkout() -> bool:
-    """Whether gradlint runs from a checkout, where the built-in pack lies beside the package."""
+    """Return whether gradlint runs from a checkout, in which the built-in rules are next to the package."""
     return (_PACKAGE.parent / "pyproject.toml").is_file() and (_PACKAGE.parent / "rules").is_dir()
 
 
 def builtin_dir() -> Path:
-    """The folder of the built-in pack: beside the package in a checkout, inside it once installed."""
+    """Return the folder of the built-in rules: next to the package in a checkout, and inside an installed package."""
     return _PACKAGE.parent / "rules" if is_checkout() else _PACKAGE / "rules"
 
 
 def load_rules(dirs: Sequence[Path] = ()) -> tuple[type[Rule], ...]:
-    """The built-in rules and those of further folders, by code. Raises RuleFileError for a file that is not one rule."""
+    """Return the built-in rules and the rules of further folders, sorted by code.
+
+    Raises:
+        RuleFileError: A folder does not exist, a file does not define exactly one valid rule, or two rules share a code.
+    """
     rules = _load_folder(builtin_dir(), "gradlint.rules")
     for index, folder in enumerate(dirs):
         if not folder.is_dir():
@@ -63,7 +67,7 @@ def _load_file(path: Path, name: str) -> type[Rule]:
             spec.loader.exec_module(loaded)
         except Exception as error:
             del sys.modules[name]
-            raise RuleFileError(f"{path}: {type(error).__name__}: {error}", hint="mend the rule file") from error
+            raise RuleFileError(f"{path}: {type(error).__name__}: {error}", hint="fix the rule file") from error
     found = [
         value
         for value in vars(loaded).values()
@@ -80,9 +84,17 @@ def _load_file(path: Path, name: str) -> type[Rule]:
 
 
 def select(rules: Iterable[type[Rule]], chosen: Sequence[str] = (), ignored: Sequence[str] = ()) -> tuple[type[Rule], ...]:
-    """Rules that a selection keeps. Entries are codes, prefixes of codes, names, or ALL; the longest match decides.
+    """Return the rules that a selection keeps, in order.
 
-    Without a selection all rules are kept. Raises ConfigError for an entry that matches no rule.
+    An entry is a code, a prefix of codes, a name, or ALL. The most specific entry that matches a rule decides.
+
+    Args:
+        rules: The rules to select from.
+        chosen: Entries to keep. All rules are kept if it is empty.
+        ignored: Entries to leave out.
+
+    Raises:
+        ConfigError: An entry matches no rule.
     """
     known = tuple(rules)
     for entry in (*chosen, *ignored):
@@ -99,7 +111,7 @@ def _best(entries: Sequence[str], rule: type[Rule]) -> int:
 
 
 def _strength(entry: str, rule: type[Rule]) -> int:
-    """How specific a selection entry is for a rule, 0 where it does not match."""
+    """Return how specific a selection entry is for a rule, or 0 if it does not match."""
     if entry == "ALL":
         return 1
     if entry in {rule.code, rule.name}:

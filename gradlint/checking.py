@@ -1,4 +1,4 @@
-"""The rules applied to one model: which of them, what they find, and how their findings are verified, related and ordered."""
+"""Apply rules to one model, and verify, relate and sort their findings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from gradlint.verify import relate, verify
 def apply_rules(rules: Iterable[type[Rule]], subject: Subject) -> tuple[tuple[Finding, ...], tuple[Skipped, ...]]:
     """Apply rules to a model.
 
-    Returns their findings, verified against the probe and the gravest first, and the rules that were skipped, each with the
-    reason.
+    Returns:
+        The findings, verified against the probe, with the most severe first and refuted ones last; and the skipped rules, each
+        with the reason.
     """
     findings: list[Finding] = []
     skipped: list[Skipped] = []
@@ -40,6 +41,6 @@ def _order(finding: Finding) -> tuple[bool, int, bool, float, str]:
 
 
 def _fingerprint(finding: Finding) -> str:
-    """Stable across runs and changes of numbers: rule and graph path."""
+    """Return a hash of the rule and the place, which is the same in every run and does not depend on numbers."""
     where = finding.module or finding.node or ""
     return hashlib.sha256(f"{finding.rule}|{where}".encode()).hexdigest()[:16]

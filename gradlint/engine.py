@@ -1,4 +1,4 @@
-"""One target from name to report: load, probe, apply the rules, verify them against the probe, judge."""
+"""Check one target: load it, probe it, apply and verify the rules, and compute the verdict."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Progress = Callable[[str], None]
 
 @dataclass
 class _Clock:
-    """Seconds by stage."""
+    """A context manager that adds up the seconds of each stage."""
 
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -40,7 +40,10 @@ class _Clock:
 def check(target: object, options: Options | None = None, *, progress: Progress | None = None) -> TargetReport:
     """Check one target: a path, `pkg.mod:attr`, `file.py:attr`, a torch module or an ONNX model.
 
-    Raises GradlintError when it cannot be read, imported or run.
+    `progress` is called with the name of each stage.
+
+    Raises:
+        GradlintError: The target cannot be read, imported or run.
     """
     options = options or Options()
     say = progress or (lambda _: None)
@@ -56,7 +59,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     with clock("rules"):
         findings, skipped = apply_rules(rules, subject)
     growth = growth_with_claims(expected.growth, findings) if measurement is None else worst_growth(measurement)
-    conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims it
+    conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims this growth
     growth = growth if measurement is None or measured else None
     made_of = attribution(subject, growth)
     broken = _has_broken_weight(graph)
@@ -95,7 +98,11 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
 def examine(
     target: object, options: Options, progress: Progress | None = None, clock: _Clock | None = None
 ) -> tuple[Loaded, Subject]:
-    """Read a target, and probe it where the options say so. Raises GradlintError when it cannot be read, imported or run."""
+    """Load a target, probe it if the options ask for it, and return it with the subject that rules check.
+
+    Raises:
+        GradlintError: The target cannot be read, imported or run.
+    """
     say, clock = progress or (lambda _: None), clock or _Clock()
     say("reading")
     with clock("load"):
@@ -114,7 +121,7 @@ def _has_broken_weight(graph: Graph) -> bool:
 
 
 def _attributed(finding: Finding, attribution: Attribution | None) -> Finding:
-    """A finding about growth itself, with what that is made of."""
+    """Add the attribution of the growth to the evidence of a finding that states this growth."""
     if attribution is None or not finding.states_growth:
         return finding
     return replace(finding, evidence={**finding.evidence, "attribution": attribution.document()})

@@ -1,4 +1,4 @@
-"""Claims of rules against what the probe measured, and symptoms against their causes."""
+"""Check the claims of rules against what the probe measured, and relate findings to their causes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from gradlint.rule import Rule
 
 
 def verify(finding: Finding, measurement: Measurement | None, places: Mapping[str, int]) -> Finding:
-    """What the probe says of a claim: measured with its decades and severity, or refuted. `places` indexes the measured spine.
+    """Return a finding as the probe confirms or refutes it.
 
-    A claim about growth stands when the gradient really changes by HEALTHY decades or more over the claimed span, in the claimed
-    direction; below LIMIT it is a warning at most. A rule that looked at the measurement itself has the last word.
+    A claim about growth is confirmed if sustained growth over the claimed span is at least `HEALTHY` decades in the claimed
+    direction. Below `LIMIT` decades, a confirmed finding is a warning at most. A finding is returned unchanged if it claims no
+    growth, if its rule used the measurement itself, or if no growth was measured over its span.
+
+    Args:
+        finding: The finding.
+        measurement: What the probe measured, or None without a probe.
+        places: Index of each node on the measured spine.
     """
     if finding.effect is None or measurement is None or finding.confidence is not Confidence.PREDICTED:
         return finding
@@ -34,7 +40,7 @@ def verify(finding: Finding, measurement: Measurement | None, places: Mapping[st
 
 
 def _measured_over(finding: Finding, measurement: Measurement, places: Mapping[str, int]) -> float | None:
-    """Sustained growth over the part of the measured spine that a finding speaks of; None where nothing was measured there."""
+    """Return the sustained growth over the span of a finding, or over the spine without a span; None if it is unknown."""
     if measurement.dead:
         return None
     spine = measurement.spine
@@ -46,16 +52,22 @@ def _measured_over(finding: Finding, measurement: Measurement, places: Mapping[s
 
 
 def relate(findings: Sequence[Finding], rules: Mapping[str, Rule]) -> list[Finding]:
-    """Point symptoms at the strongest finding that explains them, and let a named cause stand for mere depth.
+    """Set the cause of each symptom, and drop findings about depth alone if another finding names a cause.
 
-    `rules` holds the rule of every finding by its code.
+    The cause of a symptom is the most severe finding that explains it, and the one with the largest growth among these. A
+    finding is about depth alone if its effect is `EITHER`. It is dropped if another one claims at least as many decades with a
+    definite effect.
+
+    Args:
+        findings: Findings that `verify` returned.
+        rules: The rule of every finding, by code.
     """
     standing = [finding for finding in findings if finding.confidence is not Confidence.REFUTED]
     named = max((cause.decades for cause in standing if cause.effect in {Effect.EXPLODES, Effect.VANISHES}), default=0.0)
     related = []
     for finding in findings:
         if finding.effect is Effect.EITHER and finding.confidence is not Confidence.REFUTED and finding.decades <= named:
-            continue  # depth makes any cause worse; a finding that names the cause says enough
+            continue  # depth amplifies every cause, so the finding that names the cause is enough
         fitting = [cause for cause in standing if cause is not finding and _explains(cause, finding, rules)]
         cause = min(fitting, key=lambda cause: (cause.severity.rank, -cause.decades), default=None)
         related.append(replace(finding, caused_by=cause.rule) if cause else finding)
@@ -63,7 +75,7 @@ def relate(findings: Sequence[Finding], rules: Mapping[str, Rule]) -> list[Findi
 
 
 def _explains(cause: Finding, symptom: Finding, rules: Mapping[str, Rule]) -> bool:
-    """Whether one rule declares that `cause` may explain `symptom`, and both hold that it does."""
+    """Return whether one of the two rules declares that `cause` may explain `symptom`, and both confirm it."""
     maker, made = rules[cause.rule], rules[symptom.rule]
     declared = symptom.rule in maker.explains or cause.rule in made.explained_by or cause.effect in made.explained_by
     return declared and maker.relates(cause, symptom) and made.relates(cause, symptom)

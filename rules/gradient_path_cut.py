@@ -30,8 +30,8 @@ BY_NATURE = "take it out of the path or use a straight-through estimator; freeze
 SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
 FIRST_STEP = "get no gradient in the first step and learn from the second on", None
 BY_CONSTRUCTION = {
-    "zero-initialised branch": FIRST_STEP,
-    "zero-initialised head": FIRST_STEP,
+    "zero-initialized branch": FIRST_STEP,
+    "zero-initialized head": FIRST_STEP,
     "bias before a norm": ("have no effect and no gradient, for the norm subtracts the mean", "bias=False saves them"),
 }
 
@@ -63,7 +63,7 @@ class GradientPathCut(Rule):
         Example(_rounded),
         Example(lambda: _rounded().measured(loss=probed.LossFacts(0.8, 0.0, {"fc.weight": 0.0})), fires_on=("linear1",)),
         Example(
-            lambda: _rounded().measured(idle=(probed.ZeroGradient("linear1", "zero-initialised branch", ("a",)),)),
+            lambda: _rounded().measured(idle=(probed.ZeroGradient("linear1", "zero-initialized branch", ("a",)),)),
             fires_on=("linear1",),
         ),
     )

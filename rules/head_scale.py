@@ -56,7 +56,7 @@ class HeadScale(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, at the output."""
         loss = subject.training.loss
-        if loss is None or not _is_high(loss) or not subject.is_initialised(subject.structure.signal):
+        if loss is None or not _is_high(loss) or not subject.is_initialized(subject.structure.signal):
             return
         assert loss.chance is not None
         against = "predicting zero" if loss.target is not None else "chance"

@@ -11,7 +11,7 @@ Why it matters:
     makes a row of nothing but masked positions NaN.
 
 How to fix it:
-    Normalise the data before the model instead of scaling in it; take torch.finfo(x.dtype).min or -inf for masks, with rows
+    Normalize the data before the model instead of scaling in it; take torch.finfo(x.dtype).min or -inf for masks, with rows
     that are masked wholly left out; drop offsets that are subtracted again later.
 
 References:
@@ -117,19 +117,19 @@ def _level(subject: Subject, node: Node) -> float | None:
 
 def _is_masked(subject: Subject, node: Node) -> bool:
     """Whether a softmax follows, before which a large constant is a mask, or a constant that it cancels."""
-    return any(near.op in {"softmax", "log_softmax"} for near in _neighbours(subject, node, back=False))
+    return any(near.op in {"softmax", "log_softmax"} for near in _neighbors(subject, node, back=False))
 
 
 def _is_undone(subject: Subject, node: Node) -> bool:
     """Whether a norm follows, or another factor near by takes most of this one back."""
-    behind = _neighbours(subject, node, back=False)
-    if any(map(subject.normalises, behind)):
+    behind = _neighbors(subject, node, back=False)
+    if any(map(subject.normalizes, behind)):
         return True
-    factors = [_factor(near) for near in (*behind, *_neighbours(subject, node, back=True))]
+    factors = [_factor(near) for near in (*behind, *_neighbors(subject, node, back=True))]
     return any(factor and abs(factor + _factor(node)) < FACTOR / 2 for factor in factors)
 
 
-def _neighbours(subject: Subject, node: Node, *, back: bool) -> list[Node]:
+def _neighbors(subject: Subject, node: Node, *, back: bool) -> list[Node]:
     """The next operators in one direction along a chain without forks."""
     step = subject.graph.parents if back else subject.graph.children
     found: list[Node] = []

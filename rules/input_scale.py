@@ -2,7 +2,7 @@
 
 What it finds:
     A float input that was given and reaches a weight layer with a root mean square of 10 or more, or 0.01 or less; with a mean
-    ten times its deviation; or with a column a hundred times the median one. Layers whose input or output is normalised are
+    ten times its deviation; or with a column a hundred times the median one. Layers whose input or output is normalized are
     left out. Also a regression target that is a hundred times what the model puts out.
 
 Why it matters:
@@ -12,7 +12,7 @@ Why it matters:
 
 How to fix it:
     Subtract the mean and divide by the deviation of the training set, column by column; divide 8-bit images by 255; take the
-    logarithm of what spans decades; or let BatchNorm or LayerNorm be the first layer. Standardise the target as well, and undo
+    logarithm of what spans decades; or let BatchNorm or LayerNorm be the first layer. Standardize the target as well, and undo
     that on what the model predicts.
 
 References:
@@ -103,7 +103,7 @@ class InputScale(Rule):
             yield self.on_loss(
                 subject,
                 f"the target has a root mean square of {loss.target:.3g}, the model's output {loss.output:.3g}{norm}",
-                remedy="standardise the target, and undo that on what the model predicts",
+                remedy="standardize the target, and undo that on what the model predicts",
                 target=loss.target,
                 output=loss.output,
             )
@@ -132,24 +132,24 @@ def _readers(subject: Subject, start: str) -> list[tuple[Node, bool]]:
     while stack:
         at, same = stack.pop()
         for child in graph.children(at):
-            if child.id in seen or child.id not in subject.structure.signal_set or subject.normalises(child):
+            if child.id in seen or child.id not in subject.structure.signal_set or subject.normalizes(child):
                 continue
             seen.add(child.id)
             if is_weight_layer(child):
-                if not _normalised_behind(subject, child):
+                if not _normalized_behind(subject, child):
                     found.append((child, same))
             else:
                 stack.append((child.id, same and kind_of(child) in SAME))
     return sorted(found, key=lambda item: graph.position[item[0].id])
 
 
-def _normalised_behind(subject: Subject, layer: Node) -> bool:
+def _normalized_behind(subject: Subject, layer: Node) -> bool:
     """Whether a norm takes a layer's scale away again before anything else acts on it."""
     node = layer
     while len(behind := subject.graph.children(node.id)) == 1:
         node = behind[0]
-        if subject.normalises(node):
+        if subject.normalizes(node):
             return True
         if kind_of(node) is not Kind.SHAPE and not (node.op == "add" and "bias" in node.weights):
             return False
-    return bool(behind) and all(map(subject.normalises, behind))
+    return bool(behind) and all(map(subject.normalizes, behind))

@@ -12,7 +12,7 @@ Why it vanishes:
 
 How to fix it:
     Look at the finding that names the cause. Where there is none: raise the weight gain to the critical value of the
-    activation, or add normalisation or skip connections between start and end.
+    activation, or add normalization or skip connections between start and end.
 
 References:
     Hochreiter 1991; Bengio, Simard, Frasconi 1994, Learning long-term dependencies with gradient descent is difficult.
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 from gradlint.rule import LIMIT, Effect, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, is_weight_layer
 
-REMEDY = "raise the weight gain, add normalisation or skip connections here"
+REMEDY = "raise the weight gain, add normalization or skip connections here"
 SETTLE = "lint the torch module in train mode, or feed its BatchNorms before the export"
 
 

@@ -10,8 +10,8 @@ Why it explodes:
     the number of layers or steps. An update that suits the last layers then throws the first ones out of range.
 
 How to fix it:
-    Look at the finding that names the cause. Where there is none: lower the weight gain, add normalisation or skip connections
-    between start and end; clipping the gradient norm keeps a run alive and does not mend the ratio between layers.
+    Look at the finding that names the cause. Where there is none: lower the weight gain, add normalization or skip connections
+    between start and end; clipping the gradient norm keeps a run alive and does not fix the ratio between layers.
 
 References:
     Philipp, Song, Carbonell 2018, The exploding gradient problem demystified, arXiv 1712.05577.
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 
 from gradlint.rule import LIMIT, Effect, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject
 
-REMEDY = "lower the weight gain, add normalisation or skip connections here; clip the gradient norm meanwhile"
-RESCALE = "only the scale is wrong, for the relative gain stays flat: lower the weight gain or add normalisation here"
+REMEDY = "lower the weight gain, add normalization or skip connections here; clip the gradient norm meanwhile"
+RESCALE = "only the scale is wrong, for the relative gain stays flat: lower the weight gain or add normalization here"
 FLAT = 0.5  # share of growth that the relative gain has, below which a network is mis-scaled and not chaotic (GL803)
 SETTLE = "lint the torch module in train mode, or feed its BatchNorms before the export"
 

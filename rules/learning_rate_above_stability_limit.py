@@ -32,7 +32,7 @@ from typing import Any
 from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
 
 # Times the limit. benchmarks/stability_limit.py trains eleven small networks: nine fail to halve their loss in 100 steps at 32
-# times the limit of plain SGD, ten at 12 times that of momentum 0.9; He-initialised ReLU survives 16 times the former. Lewkowycz
+# times the limit of plain SGD, ten at 12 times that of momentum 0.9; He-initialized ReLU survives 16 times the former. Lewkowycz
 # 2020 finds 2 to 6 for the squared error. With Adam none fails up to its limit and eight at 32 times it, but a ResNet with
 # BatchNorm survives 64 times: without a rehearsal nothing is said.
 PLAIN = 32.0

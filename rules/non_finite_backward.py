@@ -11,7 +11,7 @@ Why it matters:
 
 How to fix it:
     Keep the operand away from the singular point, sqrt(x + eps); put the safe value in before the operator and not behind it.
-    Where the gradient has grown out of the range of the type, mend that growth.
+    Where the gradient has grown out of the range of the type, reduce that growth.
 
 References:
     IEEE 754-2019, section 7 (exceptions: invalid operation, division by zero, overflow).

@@ -10,7 +10,7 @@ Why it matters:
 
 How to fix it:
     Bound the operand: clamp, add an epsilon inside the log, the division or the root, or use the fused form (log_softmax,
-    logsigmoid, cross_entropy on logits). Where the signal itself has grown out of range, mend that growth.
+    logsigmoid, cross_entropy on logits). Where the signal itself has grown out of range, reduce that growth.
 
 References:
     IEEE 754-2019, section 7 (exceptions: invalid operation, division by zero, overflow).
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from gradlint.rule import Effect, Example, Finding, GraphBuilder, Kind, Needs, Rule, Severity, Subject, Verdict, kind_of, probed
 
-REMEDY = "bound the operand (clamp, an epsilon inside) or use the fused form; where the signal has grown, mend the growth"
+REMEDY = "bound the operand (clamp, an epsilon inside) or use the fused form; where the signal has grown, reduce the growth"
 
 
 def _log(found: probed.NonFinite | None) -> GraphBuilder:

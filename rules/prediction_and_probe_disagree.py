@@ -4,7 +4,7 @@ What it finds:
     A measured gradient that differs from the predicted one by more than a decade, and by more than the 90 % interval of the
     prediction, somewhere between input and output. It names the operator at which the two part most. Models whose weights look
     trained, hide a norm that was folded away, or are used again at every step of a loop, are left out: theory speaks of weights
-    as an initialiser draws them, each on its own.
+    as an initializer draws them, each on its own.
 
 Why it matters:
     One of the two knows something that the other does not. A weight with a structure (equal rows, low rank, an identity) or an
@@ -88,7 +88,7 @@ class PredictionAndProbeDisagree(Rule):
             return "a weight is used again on its own result, and theory speaks of independent ones"
         if any(subject.hides_norm(subject.graph[node]) for node in signal):
             return "a norm may be folded into the weights"
-        return None if subject.is_initialised(signal) else "the weights look trained, and theory speaks of random ones"
+        return None if subject.is_initialized(signal) else "the weights look trained, and theory speaks of random ones"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""

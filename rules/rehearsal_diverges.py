@@ -37,7 +37,7 @@ REMEDIES = {
     Cause.PRECISION: "use bf16, or keep this part in fp32",
     Cause.UNITS: "lower the learning rate, or use a rectifier with a slope below zero",
     Cause.WARMUP: "let the learning rate rise from zero, or put the norms into the residual branches",
-    Cause.GROWTH: "initialise or normalise so that the gradient does not grow",
+    Cause.GROWTH: "initialize or normalize so that the gradient does not grow",
     Cause.RATE: "lower the learning rate",
     Cause.UNKNOWN: "check the scale of inputs, targets and loss",
 }

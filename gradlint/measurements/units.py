@@ -30,7 +30,7 @@ class Units:
 class ZeroGradient:
     """Weights whose gradient is zero by construction, and the operator that is the reason.
 
-    `cause` is "zero-initialised branch" or "zero-initialised head", whose weights learn from the second update on, or "bias
+    `cause` is "zero-initialized branch" or "zero-initialized head", whose weights learn from the second update on, or "bias
     before a norm", which has no effect on the output.
     """
 

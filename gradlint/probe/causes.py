@@ -154,10 +154,10 @@ def find_zero_gradients(structure: Structure, seen: Mapping[str, Seen]) -> tuple
         gate = gates.get(node.id)
         if gate and node.id in seen and not seen[node.id].gradient:
             idle[gate].update((weight.name, None) for weight in node.weights.values() if weight.trainable)
-    found = [ZeroGradient(gate, "zero-initialised branch", tuple(names)) for gate, names in idle.items() if names]
+    found = [ZeroGradient(gate, "zero-initialized branch", tuple(names)) for gate, names in idle.items() if names]
     heads = [node for node in graph if node.id in seen and node.id not in useful and is_weight_layer(node) and _zero_start(node)]
     before = [weight.name for node in graph if node.id in useful for weight in node.weights.values() if weight.trainable]
-    found += [ZeroGradient(head.id, "zero-initialised head", tuple(dict.fromkeys(before))) for head in heads if before]
+    found += [ZeroGradient(head.id, "zero-initialized head", tuple(dict.fromkeys(before))) for head in heads if before]
     for node in graph:
         bias, children = node.weights.get("bias"), graph.children(node.id)
         if bias is not None and bias.trainable and node.id in useful and len(children) == 1 and _takes_mean(graph, children[0]):

@@ -1,4 +1,4 @@
-"""The measured growth of the whole model, in the words and numbers that findings about it share."""
+"""The measured growth of the whole model, with the text and the evidence that findings about it share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ _UNSETTLED = ", with BatchNorm on statistics that are not those of this signal"
 
 @dataclass(frozen=True)
 class MeasuredGrowth:
-    """The measured growth of one model, as `Subject.growth`; `start` and `end` are the nodes that it lies between."""
+    """The measured growth of one model; see `Subject.growth`.
+
+    Attributes:
+        structure: The structure of the graph.
+        measurement: What the probe measured.
+        growth: The growth, in decades.
+        start: Place at which the growth starts, nearer to the input.
+        end: Place at which the growth ends, nearer to the output.
+    """
 
     structure: Structure
     measurement: Measurement
@@ -26,30 +34,30 @@ class MeasuredGrowth:
 
     @property
     def decades(self) -> float:
-        """Sustained growth towards the input, negative for a decay."""
+        """Sustained growth in decades, positive if the gradient grows towards the input."""
         return self.growth.decades
 
     @property
     def nodes(self) -> list[str]:
-        """The weight layers of the measured chain from start to end; these two nodes where it has none."""
+        """Ids of the weight layers on the measured spine from start to end, or of these two nodes if there are none."""
         return self._weighted or list(dict.fromkeys((self.start.node, self.end.node)))
 
     @property
     def layers(self) -> int:
-        """How many weight layers lie between start and end, one after another."""
+        """Number of weight layers on the longest path from start to end."""
         depths = self.structure.depths
         depth = depths.get(self.end.node, 0) - depths.get(self.start.node, 0)
         return depth or len(self._weighted)
 
     def factor(self, decades: float) -> float:
-        """The factor a layer that makes so many decades over all of them."""
+        """Return the factor per layer that corresponds to `decades` over all layers."""
         return float(10 ** (decades / max(self.layers, 1)))
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether the BatchNorms from start to end are in eval mode on statistics that are not those of the signal.
+        """Whether most BatchNorms from start to end run in eval mode with statistics that do not match their input.
 
-        What is measured there is not what training does, which divides by the statistics of the batch.
+        Growth in training differs then, because training divides by the statistics of the batch. See `are_unsettled`.
         """
         (first, last), graph = self._ends, self.structure.graph
         levels = {node: gains.forward for node, gains in self.measurement.gains.items()}
@@ -57,12 +65,12 @@ class MeasuredGrowth:
 
     @property
     def remarks(self) -> str:
-        """What a message on this growth ends with: how near the limit it is, and whether its BatchNorms are unsettled."""
+        """End of a message about this growth: whether it is near the limit, and whether its BatchNorms are unsettled."""
         return nearness(self.growth, self.measurement) + _UNSETTLED * self.is_unsettled
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """Its spread, the Jacobian between its ends, and other draws of the weights, as far as they were measured."""
+        """Evidence about this growth: its spread, the Jacobian between its ends, and its size for other draws of the weights."""
         return about(self.growth, self.measurement)
 
     @property

@@ -1,4 +1,4 @@
-"""Everything that the probe may have seen of a model, as plain data under one name: for the examples of rules."""
+"""All data types that a measurement may hold, in one namespace for the examples of rules."""
 
 from gradlint.measurements.curvature import Curvature
 from gradlint.measurements.loss import InputFacts, LossFacts

@@ -12,7 +12,7 @@ _TAIL = 1e-3  # probability of so large a maximum of n normal draws below which 
 _SHARE = 0.9  # share of the layers that must look randomly initialized
 
 
-def looks_initialised(weights: Iterable[Weight]) -> bool:
+def looks_initialized(weights: Iterable[Weight]) -> bool:
     """Return whether at least nine in ten of the weights look randomly initialized; True for no weights."""
     looks = [looks_drawn(weight) for weight in weights]
     return sum(looks) >= _SHARE * len(looks)

@@ -80,7 +80,7 @@ def test_a_page_is_filled_to_a_width_and_otherwise_keeps_its_lines():
     assert "    One two three four five. End here." in page(documentation, 80).splitlines()
 
 
-def test_headings_stand_out_in_colour(run, pack):
+def test_headings_stand_out_in_color(run, pack):
     _, out, _ = run("rule", "ZZ101", "--color", "always")
     assert "\x1b[1mWhat it finds\x1b[0m\n    A place." in out
 

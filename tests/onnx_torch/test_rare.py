@@ -50,8 +50,8 @@ def test_batch_norm_before_opset_9_may_have_statistics_for_every_position(is_tes
     attributes = {"spatial": 0, "is_test": is_test}
     y = computed(model("BatchNormalization", [x, scale, bias, mean, var], attributes, opset=6, outputs=outputs),
                  [x, scale, bias, mean, var])[0]  # fmt: skip
-    centre, spread = (mean, var) if is_test else (x.mean(0), x.var(0))
-    np.testing.assert_allclose(y, (x - centre) / np.sqrt(spread + 1e-5) * scale + bias, rtol=1e-4, atol=1e-5)
+    center, spread = (mean, var) if is_test else (x.mean(0), x.var(0))
+    np.testing.assert_allclose(y, (x - center) / np.sqrt(spread + 1e-5) * scale + bias, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_of_batch_norm_that_are_computed_get_gradients():

@@ -167,7 +167,7 @@ def test_zero_head_does_not_hide_the_layers_before_it():
     assert not found.cuts
 
 
-def test_zero_initialised_residual_branch_is_no_cut():
+def test_zero_initialized_residual_branch_is_no_cut():
     last = nn.Linear(8, 8)
     nn.init.zeros_(last.weight)
     block = Residual(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), last))
