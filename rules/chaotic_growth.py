@@ -77,7 +77,7 @@ class ChaoticGrowth(Rule):
         if found is None or relative is None or found.decades < LIMIT:
             return
         share, factor = relative / found.decades, found.factor(relative)
-        if share < CHAOTIC or found.is_unsettled:
+        if share < CHAOTIC or found.is_doubtful:
             return
         yield self.finding(
             subject,

@@ -66,7 +66,7 @@ class JacobianDecay(Rule):
                 found.nodes,
                 f"the gradient shrinks to 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer"
                 f"{found.remarks}",
-                severity=Severity.WARNING if found.is_unsettled else None,
+                severity=Severity.WARNING if found.is_doubtful else None,
                 remedy=SETTLE if found.is_unsettled else REMEDY,
                 decades=found.decades,
                 layers=found.layers,

@@ -61,7 +61,7 @@ class JacobianGrowth(Rule):
                 subject,
                 found.nodes,
                 f"the gradient grows 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer{found.remarks}",
-                severity=Severity.WARNING if found.is_unsettled else None,
+                severity=Severity.WARNING if found.is_doubtful else None,
                 remedy=SETTLE if found.is_unsettled else RESCALE if flat else REMEDY,
                 decades=found.decades,
                 layers=found.layers,

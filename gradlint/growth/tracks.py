@@ -32,11 +32,10 @@ def decisive(structure: Structure, main: Track, others: Sequence[Track], learnin
 
     Where only the weights drift apart, it is the track that passes most of their layers, with their drift as its growth.
     """
-    grown = [
-        track for track in (main, *others) if abs(track.growth.decades) >= LIMIT and learning.bears_out(track.growth.decades)
-    ]
-    if grown:
-        return max(grown, key=lambda track: abs(track.growth.decades))
+    large = [track for track in (main, *others) if abs(track.growth.decades) >= LIMIT]
+    borne_out = [track for track in large if learning.bears_out(track.growth.decades)]
+    if borne_out:
+        return max(borne_out, key=lambda track: abs(track.growth.decades))
     if not learning.drifts or learning.spread is None:
         return main
     drifting = set(learning.run)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SPREAD = 2.2
-"""Decades by which the gradients of like weights may drift apart: 1.7 in a ResNet-152 that trains, 3.3 where BatchNorm explodes."""
+"""Decades by which gradients of like weights may drift apart: 1.7 in a ResNet-152 that trains, 3.3 where BatchNorm explodes."""
 
 LOUD = 1.0
 """Decades of the output that bear out an explosion: healthy models stay under 0.7, mis-scaled ones start at 3."""

@@ -328,7 +328,7 @@ def _learning(passes: Sequence[Pass], structure: Structure) -> Learning:
 
 
 def _tangent(passes: Sequence[Pass], names: Collection[str]) -> float | None:
-    """Return 1/2 log10(sum |J_W^T v|^2 / |v|^2) over some weights, the median over passes; None if none of them has a gradient."""
+    """Return 1/2 log10(sum |J_W^T v|^2 / |v|^2) over some weights, the median over passes; None if none has a gradient."""
     found = [[one.weights[name][0] for name in names if name in one.weights] for one in passes]
     totals = [_decades(sum(squares), one.cotangent) for one, squares in zip(passes, found, strict=True) if squares]
     return median(totals) if totals else None

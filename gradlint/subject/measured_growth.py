@@ -11,6 +11,7 @@ from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
 from gradlint.theory.branches import are_unsettled
 
+_NOT_BORNE_OUT = ", which the gradients of the weights do not follow"
 _UNSETTLED = ", with BatchNorm on statistics that are not those of this signal"
 
 
@@ -54,6 +55,16 @@ class MeasuredGrowth:
         return float(10 ** (decades / max(self.layers, 1)))
 
     @property
+    def is_doubtful(self) -> bool:
+        """Whether the growth is no fault by itself: its BatchNorms are unsettled, or gradients of weights do not bear it out."""
+        return self.is_unsettled or not self.is_borne_out
+
+    @property
+    def is_borne_out(self) -> bool:
+        """Whether the gradients of weights, which are what moves a model, bear this growth out."""
+        return self.measurement.learning.bears_out(self.decades)
+
+    @property
     def is_unsettled(self) -> bool:
         """Whether most BatchNorms from start to end run in eval mode with statistics that do not match their input.
 
@@ -66,7 +77,7 @@ class MeasuredGrowth:
     @property
     def remarks(self) -> str:
         """End of a message about this growth: whether it is near the limit, and whether its BatchNorms are unsettled."""
-        return nearness(self.growth, self.measurement) + _UNSETTLED * self.is_unsettled
+        return nearness(self.growth, self.measurement) + _UNSETTLED * self.is_unsettled + _NOT_BORNE_OUT * (not self.is_borne_out)
 
     @property
     def evidence(self) -> dict[str, Any]:
