@@ -37,7 +37,8 @@ def _agrees(subject: Subject, start: str, end: str) -> bool:
     measurement = subject.measurement
     if measurement is None:
         return True
-    before, behind = measurement.backward(start), measurement.backward(end)
+    gains = measurement.spine_gains
+    before, behind = (gains[node].backward if node in gains else None for node in (start, end))
     if before is None or behind is None:
         return False
     spread = measurement.growth.spread or 0.0

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
+from gradlint.growth.tracks import Places
 from gradlint.result import Confidence, Finding, Skipped
 from gradlint.rule import Rule, Subject
 from gradlint.verify import relate, verify
@@ -21,8 +22,8 @@ def apply_rules(rules: Iterable[type[Rule]], subject: Subject) -> tuple[tuple[Fi
     findings: list[Finding] = []
     skipped: list[Skipped] = []
     applied: dict[str, Rule] = {}
-    spine = subject.measurement.spine if subject.measurement is not None else ()
-    places = {node: index for index, node in enumerate(spine)}
+    measured = subject.measurement
+    places = Places((measured.spine, *subject.tracks) if measured is not None else ())
     for rule_class in rules:
         rule = rule_class()
         reason = rule.lacks(subject)

@@ -63,7 +63,8 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     growth = growth if measurement is None or measured else None
     made_of = attribution(subject, growth)
     broken = _has_broken_weight(graph)
-    verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken)
+    learning = measurement.learning if measurement is not None else expected.learning
+    verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken, learning=learning)
     return TargetReport(
         target=loaded.name,
         frontend=loaded.frontend,
@@ -74,7 +75,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         spine=spine_points(
             graph,
             measurement.spine if measurement else expected.chain,
-            measurement.gains if measurement else {},
+            measurement.spine_gains if measurement else {},
             expected.gains,
         ),
         findings=tuple(_attributed(finding, made_of) for finding in findings),

@@ -248,7 +248,7 @@ class Measurement:
     stopped_at: str | None = None  # the operator that the evaluator could not run
     ran: frozenset[str] = frozenset()  # nodes that ran
     live: frozenset[str] | None = None  # nodes whose output requires grad; None if all do
-    by_cuts: bool = False  # growth was read along cuts by depth, because the model has no spine that represents it
+    cut_gains: Mapping[str, Gains] = field(default_factory=dict)  # of cuts by depth, along which a model without a spine is read
     notes: tuple[str, ...] = ()
     units: tuple[Units, ...] = ()
     idle: tuple[ZeroGradient, ...] = ()  # weights whose gradient is zero by construction
@@ -266,6 +266,11 @@ class Measurement:
     def observed(self) -> Mapping[str, Any]:
         """The non-empty results of observers and experiments, by field name."""
         return {name: value for name in _OBSERVED if (value := getattr(self, name))}
+
+    @property
+    def spine_gains(self) -> Mapping[str, Gains]:
+        """The gains along `spine`: those of nodes, or of all tensors of a cut together."""
+        return {**self.gains, **self.cut_gains}
 
     def backward(self, node: str) -> float | None:
         """Return the backward gain at a node in decades, or None if it was not measured."""

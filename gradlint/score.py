@@ -36,7 +36,13 @@ def growth_with_claims(followed: Growth | None, findings: Sequence[Finding]) -> 
 
 
 def judge(
-    measurement: Measurement | None, growth: Growth | None, findings: Sequence[Finding], *, conclusive: bool, broken_weight: bool
+    measurement: Measurement | None,
+    growth: Growth | None,
+    findings: Sequence[Finding],
+    *,
+    conclusive: bool,
+    broken_weight: bool,
+    learning: Learning | None = None,
 ) -> tuple[Verdict, int]:
     """Return the verdict and the score, an integer from 0 to 100 that falls as the absolute growth rises.
 
@@ -49,13 +55,14 @@ def judge(
             predicted interval does not contain the limit. A score that is not conclusive is capped below 50. A measured
             growth beyond the limit decides the verdict in any case.
         broken_weight: Whether a weight of the model is not finite.
+        learning: The gradients of weights, which bear the growth out or not. None if they are not known.
     """
     made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
     if broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
     if Verdict.UNTRAINABLE in made or (measurement is not None and _stops(measurement)):
         return Verdict.UNTRAINABLE, 0
-    decades = _borne_out(growth.decades, measurement) if growth is not None else 0.0
+    decades = _borne_out(growth.decades, learning or Learning()) if growth is not None else 0.0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
     if abs(decades) >= LIMIT and (conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
@@ -67,9 +74,8 @@ def judge(
     return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score
 
 
-def _borne_out(decades: float, measurement: Measurement | None) -> float:
+def _borne_out(decades: float, learning: Learning) -> float:
     """Return the growth that counts: gradients of activations move nothing, and are an error only if those of weights agree."""
-    learning = measurement.learning if measurement is not None else Learning()
     if abs(decades) < LIMIT or learning.bears_out(decades):
         return decades
     drift = abs(learning.spread or 0.0) * LIMIT / SPREAD

@@ -6,21 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gradlint.growth import HEALTHY, LIMIT, along, signed
+from gradlint.growth.tracks import Places
 from gradlint.result import Confidence, Effect, Finding, Measurement, Severity
 from gradlint.rule import Rule
 
 
-def verify(finding: Finding, measurement: Measurement | None, places: Mapping[str, int]) -> Finding:
+def verify(finding: Finding, measurement: Measurement | None, places: Places) -> Finding:
     """Return a finding as the probe confirms or refutes it.
 
     A claim about growth is confirmed if sustained growth over the claimed span is at least `HEALTHY` decades in the claimed
-    direction. Below `LIMIT` decades, a confirmed finding is a warning at most. A finding is returned unchanged if it claims no
-    growth, if its rule used the measurement itself, or if no growth was measured over its span.
+    direction. Below `LIMIT` decades, or where the gradients of weights do not bear it out, a confirmed finding is a warning at
+    most. A finding is returned unchanged if it claims no growth, if its rule used the measurement itself, or if no growth was
+    measured over its span.
 
     Args:
         finding: The finding.
         measurement: What the probe measured, or None without a probe.
-        places: Index of each node on the measured spine.
+        places: Where nodes stand on the measured chains.
     """
     if finding.effect is None or measurement is None or finding.confidence is not Confidence.PREDICTED:
         return finding
@@ -34,20 +36,20 @@ def verify(finding: Finding, measurement: Measurement | None, places: Mapping[st
     }[finding.effect]
     if not holds:
         return replace(finding, confidence=Confidence.REFUTED, evidence={**finding.evidence, "measured_decades": measured})
-    severity = finding.severity if abs(measured) >= LIMIT else max(finding.severity, Severity.WARNING, key=lambda s: s.rank)
+    is_fault = abs(measured) >= LIMIT and measurement.learning.bears_out(measured)
+    severity = finding.severity if is_fault else max(finding.severity, Severity.WARNING, key=lambda s: s.rank)
     evidence = {**finding.evidence, "decades": measured}
     return replace(finding, confidence=Confidence.MEASURED, severity=severity, evidence=evidence)
 
 
-def _measured_over(finding: Finding, measurement: Measurement, places: Mapping[str, int]) -> float | None:
+def _measured_over(finding: Finding, measurement: Measurement, places: Places) -> float | None:
     """Return the sustained growth over the span of a finding, or over the spine without a span; None if it is unknown."""
     if measurement.dead:
         return None
-    spine = measurement.spine
-    if finding.span is not None and all(node in places for node in finding.span):
-        first, last = (places[node] for node in finding.span)
-        spine = spine[max(first - 1, 0) : last + 1]
-    levels = along(spine, {node: measurement.backward(node) for node in spine})[1]
+    chain, gains = (places.between(finding.span) if finding.span is not None else ()), measurement.gains
+    if not chain:
+        chain, gains = measurement.spine, measurement.spine_gains
+    levels = along(chain, {node: gains[node].backward for node in chain if node in gains})[1]
     return signed(levels)[0] if len(levels) > 1 else None
 
 

@@ -115,10 +115,10 @@ class PredictionAndProbeDisagree(Rule):
 
 def _points(subject: Subject) -> list[_Point]:
     """The chain from input to output, where both gradients are known and neither is zero."""
-    expected, found = subject.predicted_growth, []
+    expected, gains, found = subject.predicted_growth, subject.probe.spine_gains, []
     for node in expected.chain:
         predicted = expected.gains[node].backward if node in expected.gains else None
-        measured = subject.probe.backward(node)
+        measured = gains[node].backward if node in gains else None
         if predicted is not None and measured is not None and math.isfinite(predicted) and math.isfinite(measured):
             found.append(_Point(node, predicted, measured, expected.margin(node)))
     return found
@@ -138,7 +138,7 @@ def _parting(subject: Subject, points: Sequence[_Point], sign: float) -> tuple[s
 def _inside(subject: Subject, before: str, after: str) -> Iterator[tuple[str, float]]:
     """Operators between two nodes of the chain, with the error that each adds on its way to an operand read by nothing else."""
     structure, predictions, measured = subject.structure, subject.prediction.nodes, subject.probe
-    if not structure.spine_is_representative:
+    if subject.probe.cut_gains:
         return
     for node in (*structure.between(before, after), after):
         for parent in structure.signal_parents(node):

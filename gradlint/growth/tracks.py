@@ -7,7 +7,7 @@ passes, within a part of the graph that no other track has.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gradlint.growth.summary import LIMIT, place, summarize
 from gradlint.measurements.learning import SPREAD, Learning
@@ -19,6 +19,22 @@ LEAST = 3
 """Weight layers, one after another, that make a track."""
 
 _NESTED = 12  # parts within parts that are searched: a U-Net has one for each level
+
+
+class Places:
+    """Where nodes stand on a set of chains. A node on more than one of them stands on the last."""
+
+    def __init__(self, chains: Iterable[Sequence[str]]) -> None:
+        self._places = {node: (chain, index) for chain in chains for index, node in enumerate(chain)}
+
+    def chain(self, node: str) -> Sequence[str]:
+        """Return the chain that a node stands on, or no nodes."""
+        return self._places[node][0] if node in self._places else ()
+
+    def between(self, span: tuple[str, str]) -> Sequence[str]:
+        """Return the nodes of a chain from the one before the start of a span to its end, or none if no chain has both ends."""
+        (chain, first), (other, last) = (self._places.get(node, ((), 0)) for node in span)
+        return chain[max(first - 1, 0) : last + 1] if chain is other else ()
 
 
 def read_tracks(structure: Structure, gains: Mapping[str, Gains], each: Sequence[Mapping[str, Gains]] = ()) -> tuple[Track, ...]:

@@ -283,7 +283,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
     worst = decisive(structure, main, tracks, learning)
     dead = forward is None and is_dead(structure, last.seen)
     return Measurement(
-        gains={**gains, **shown},
+        gains=gains,
         spine=worst.nodes,
         trunk=tuple(ref.node for ref in structure.trunk),
         growth=worst.growth if forward is None else Growth(0.0),
@@ -297,7 +297,7 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
         idle=() if forward else find_zero_gradients(structure, last.seen),
         dead=dead,
         stopped_at=str(last.stopped) if last.stopped else None,
-        by_cuts=by_cuts and worst is main,
+        cut_gains=shown if by_cuts and worst is main else {},
         notes=notes,
         ran=frozenset(last.seen),
         live=frozenset(node for node, seen in last.seen.items() if seen.differentiable),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from gradlint.growth import HEALTHY, LIMIT
+from gradlint.growth.tracks import Places
 from gradlint.ops import operator
 from gradlint.predicted_growth import INTERVAL
 from gradlint.result import Measurement
@@ -64,22 +65,23 @@ class Claims:
         structure: The structure of the graph.
         prediction: What theory predicts at every node.
         measurement: What the probe measured, or None without a probe.
+        places: Where nodes stand on the tracks of the model.
     """
 
     structure: Structure
     prediction: Prediction
     measurement: Measurement | None
+    places: Places
 
     def margin(self, span: tuple[str, str]) -> float:
         """Return half the width of the 90 % interval of predicted growth over a span, in decades.
 
-        A span is the spine nodes in which its first and its last step end. The result is 0 if they are not on the spine.
+        A span is the nodes in which its first and its last step end. The result is 0 if they are not on one track.
         """
-        structure, nodes = self.structure, self.prediction.nodes
-        if not structure.spine_index.keys() >= set(span):
+        nodes, within = self.prediction.nodes, self.places.between(span)
+        if not within:
             return 0.0
-        ends = structure.spine[max(structure.spine_index[span[0]] - 1, 0)], span[1]
-        variances = [nodes[node].backward_sd ** 2 if node in nodes else 0.0 for node in ends]
+        variances = [nodes[node].backward_sd ** 2 if node in nodes else 0.0 for node in (within[0], within[-1])]
         return INTERVAL * math.sqrt(max(variances[0] - variances[1], 0.0))
 
     def is_sure(self, trend: Trend) -> bool:
@@ -133,7 +135,8 @@ class Claims:
 
     def imbalance(self, trend: Trend, is_off: Callable[[Layer], bool]) -> Imbalance | None:
         """Return the weight layers of a plain trend that `is_off` selects, or None if they explain less than half of it."""
-        found = [layer for layer in layers(self.structure, trend.steps) if is_off(layer)]
+        chain = self.places.chain(trend.steps[0].node)
+        found = [layer for layer in layers(self.structure, trend.steps, chain) if is_off(layer)]
         decades = sum(math.log10(layer.gain / layer.critical) for layer in found)
         if not found or decades / trend.decades < _EXPLAINED:
             return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 
 from gradlint.graph import Graph, Node, Weight
+from gradlint.growth.tracks import Places, tracks
 from gradlint.predicted_growth import PredictedGrowth, predict_growth
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Measurement
@@ -86,30 +88,40 @@ class Subject:
     @cached_property
     def predicted_growth(self) -> PredictedGrowth:
         """Predicted growth of the whole model."""
-        measured = self.measurement.gains if self.measurement is not None else None
-        return predict_growth(self.structure, self.prediction, measured, drawn=self.is_initialized(self.structure.signal))
+        drawn = self.is_initialized(self.structure.signal)
+        return predict_growth(self.structure, self.prediction, self.measurement, drawn=drawn)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """Steps of the spine with their predicted decades.
+        """Steps of the spine with their predicted decades; see `steps_along`."""
+        return self.steps_along(self.structure.spine)
+
+    def steps_along(self, chain: Sequence[str]) -> tuple[Step, ...]:
+        """Return the steps of a chain with their predicted decades.
 
         The decades are None if a layer of the step hides a norm, because its weights differ from the initial ones.
         """
         hidden = {node.id for node in self.graph if hides_norm(node)}
-        steps = propagate(self.structure, self.prediction)
+        steps = propagate(self.structure, self.prediction, chain)
         return tuple(step if hidden.isdisjoint(step.via) else replace(step, decades=None) for step in steps)
 
+    @cached_property
+    def tracks(self) -> tuple[tuple[str, ...], ...]:
+        """Every chain of weight layers, the spine first; see `gradlint.growth.tracks.tracks`."""
+        found = tracks(self.structure)
+        return found if self.structure.spine in found else (self.structure.spine, *found)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where nodes stand on the tracks."""
+        return Places(self.tracks)
+
     def runs(self, follows: Callable[[Step], bool] = lambda step: step.decades is not None) -> Iterator[tuple[Step, ...]]:
-        """Yield the runs of consecutive spine steps that `follows` accepts, by default the steps that theory can follow."""
-        run: list[Step] = []
-        for step in self.steps:
-            if follows(step):
-                run.append(step)
-            elif run:
-                yield tuple(run)
-                run = []
-        if run:
-            yield tuple(run)
+        """Yield the runs of consecutive steps of a track that `follows` accepts, by default those that theory can follow."""
+        for chain in self.tracks:
+            for followed, run in groupby(self.steps_along(chain), follows):
+                if followed:
+                    yield tuple(run)
 
     def chains(self, *, norms: bool = False) -> Iterator[tuple[Step, ...]]:
         """Return the runs of plain steps that theory can follow. A norm ends a run unless `norms` is true."""
@@ -125,7 +137,8 @@ class Subject:
 
     def layers(self, steps: Iterable[Step]) -> list[Layer]:
         """Return the weight layers of plain steps, each with the activation after it, or before it for the last layer."""
-        return layers(self.structure, tuple(steps))
+        found = tuple(steps)
+        return layers(self.structure, found, self.places.chain(found[0].node)) if found else []
 
     def normalizes(self, node: Node) -> bool:
         """Return whether a node divides a signal by its own size: a norm, a layer that hides one, or a hand-written norm."""
@@ -168,7 +181,7 @@ class Subject:
     @cached_property
     def claims(self) -> Claims:
         """Claims about predicted growth."""
-        return Claims(self.structure, self.prediction, self.measurement)
+        return Claims(self.structure, self.prediction, self.measurement, self.places)
 
     @cached_property
     def residuals(self) -> Residuals:

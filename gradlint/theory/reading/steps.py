@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradlint.graph import Node, Weight
@@ -45,13 +46,14 @@ def squared_gain(weight: Weight) -> float:
     return weight.fan_in * weight.statistics.mean_square
 
 
-def propagate(structure: Structure, prediction: Prediction | None = None) -> tuple[Step, ...]:
-    """Return the predicted steps of the spine, one for each pair of neighboring nodes, from the input to the output.
+def propagate(structure: Structure, prediction: Prediction | None = None, chain: Sequence[str] | None = None) -> tuple[Step, ...]:
+    """Return the predicted steps of a chain of nodes, one for each pair of neighbors, from the input to the output.
 
-    Without a `prediction` the graph is propagated first.
+    Without a `prediction` the graph is propagated first. Without a `chain` the steps are those of the spine.
     """
     found = prediction or predict(structure)
-    return tuple(_step(structure, found, before, after) for before, after in itertools.pairwise(structure.spine))
+    nodes = structure.spine if chain is None else chain
+    return tuple(_step(structure, found, before, after) for before, after in itertools.pairwise(nodes))
 
 
 def _step(structure: Structure, prediction: Prediction, before: str, after: str) -> Step:
