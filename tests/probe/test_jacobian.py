@@ -319,7 +319,7 @@ def test_a_network_with_two_towers_is_read_by_cuts():
             return (self.left(a) * self.right(b)).sum(-1)
 
     found = probe(Towers(), torch.randn(8, 8), torch.randn(8, 8))
-    assert found.by_cuts
+    assert found.cut_gains
     assert found.growth.decades < -1.5
 
 
