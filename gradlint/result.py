@@ -26,6 +26,7 @@ from gradlint.measurements.numbers import Headroom, Range, Suspect
 from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
+from gradlint.measurements.trainability import Trainability
 from gradlint.measurements.units import Units, ZeroGradient
 from gradlint.recipe import Recipe
 
@@ -186,8 +187,8 @@ class Cut:
 
     @property
     def stops_all(self) -> bool:
-        """Whether no weight before the cut can learn; False for a no-grad region, which freezes a part of a model on purpose."""
-        return self.on_spine and bool(self.starved) and self.cause != "no-grad region"
+        """Whether no weight before the cut can learn."""
+        return self.on_spine and bool(self.starved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,7 @@ class Measurement:
     growth: Growth
     seeds: int
     learning: Learning = field(default_factory=Learning)
+    trainability: Trainability = field(default_factory=Trainability)
     tracks: tuple[Track, ...] = ()
     time: tuple[TimeGrowth, ...] = ()
     nonfinite_forward: NonFinite | None = None

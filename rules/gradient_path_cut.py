@@ -32,6 +32,7 @@ FIRST_STEP = "get no gradient in the first step and learn from the second on", N
 BY_CONSTRUCTION = {
     "zero-initialized branch": FIRST_STEP,
     "zero-initialized head": FIRST_STEP,
+    "zero start": ("get no gradient in the first step and, as virtual steps show, learn after them", None),
     "bias before a norm": ("have no effect and no gradient, for the norm subtracts the mean", "bias=False saves them"),
 }
 
@@ -118,13 +119,10 @@ class GradientPathCut(Rule):
 
 
 def _severity(cut: probed.Cut) -> Severity:
-    """An error where nothing before the cut can learn; a note where these inputs alone may have silenced a side path.
-
-    A no-grad region is a note: it is written on purpose, around a part that is meant to be frozen.
-    """
-    if cut.stops_all:
-        return Severity.ERROR
-    return Severity.NOTE if cut.cause == "no-grad region" or _depends_on_values(cut.cause) else Severity.WARNING
+    """An error where weights cannot learn; a note where these inputs alone may have silenced a side path."""
+    if not cut.stops_all and _depends_on_values(cut.cause):
+        return Severity.NOTE
+    return Severity.ERROR if cut.starved else Severity.WARNING
 
 
 def _depends_on_values(cause: str) -> bool:
