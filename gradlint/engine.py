@@ -92,6 +92,9 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         attribution=made_of,
         recipe=loaded.task.recipe,
         observed=measurement.observed if measurement else {},
+        weights=learning,
+        trainability=measurement.trainability if measurement else None,
+        tracks=measurement.tracks if measurement else (),
         stack=repeated_stack(subject),
     )
 

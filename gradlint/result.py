@@ -415,4 +415,7 @@ class TargetReport:
     attribution: Attribution | None = None  # growth by operator, if theory agrees with the measurement
     recipe: Recipe | None = None
     observed: Mapping[str, Any] = field(default_factory=dict)  # see `Measurement.observed`
+    weights: Learning = field(default_factory=Learning)  # gradients of weights, measured or predicted
+    trainability: Trainability | None = None  # None without a probe
+    tracks: tuple[Track, ...] = ()  # chains of weight layers beside the one of `spine`
     stack: Stack | None = None  # the longest stack of one repeated layer, with its phase

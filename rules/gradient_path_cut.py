@@ -73,6 +73,7 @@ class GradientPathCut(Rule):
         """One finding per cause."""
         yield from self._idle(subject)
         yield from self._flat(subject)
+        yield from self._frozen(subject)
         alike: dict[tuple[str, Severity], list[probed.Cut]] = {}
         for cut in subject.probe.cuts:
             alike.setdefault((cut.cause, _severity(cut)), []).append(cut)
@@ -98,6 +99,18 @@ class GradientPathCut(Rule):
                 f"the loss is {loss.value:.4g} and its gradient is exactly zero at every weight: nothing can learn",
                 remedy="leave comparisons, rounding and argmax out of the loss, or put something smooth in their place",
                 cause="flat loss",
+            )
+
+    def _frozen(self, subject: Subject) -> Iterator[Finding]:
+        learn = subject.probe.trainability
+        if learn.frozen and not learn.sizes:
+            yield self.finding(
+                subject,
+                subject.outputs,
+                f"all {learn.frozen:,} parameters are frozen: nothing can learn",
+                severity=Severity.NOTE,
+                remedy="call requires_grad_(True) on what should learn",
+                cause="frozen",
             )
 
     def _idle(self, subject: Subject) -> Iterator[Finding]:

@@ -23,16 +23,18 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     """
     if report.verdict is Verdict.NON_FINITE:
         return _non_finite(report, rows)
+    learn = report.trainability
+    if report.verdict is Verdict.UNTRAINABLE and learn is not None and learn.learns_nothing and not learn.sizes:
+        return f"all {learn.frozen:,} parameters are frozen, and nothing can learn"
+    if report.verdict is Verdict.UNTRAINABLE and (cut := next(_made_by(report, Verdict.UNTRAINABLE), None)) is not None:
+        return f"no gradient passes {place(cut)}, and nothing before it can learn"
     measured, predicted = growths(report)
     growth, origin = (measured, "") if measured is not None else (predicted, "predicted: ")
     if growth is None:
         return "the gradient was not measured" if report.seeds == 0 else "the gradient could not be measured"
     starved = [row.label for row in rows if row.value == -math.inf]
     if report.verdict is Verdict.UNTRAINABLE:
-        cut = next(_made_by(report, Verdict.UNTRAINABLE), None)
-        if starved:
-            return f"no gradient reaches {starved[-1]} or anything before it"
-        return f"no gradient passes {place(cut)}, and nothing before it can learn" if cut else "no weight gets a gradient"
+        return f"no gradient reaches {starved[-1]} or anything before it" if starved else "no weight gets a gradient"
     rehearsed = report.observed.get("rehearsal")
     if report.verdict is Verdict.UNSTABLE and rehearsed is not None:
         return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
