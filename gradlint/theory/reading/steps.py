@@ -25,12 +25,14 @@ class Step:
         via: Ids of the nodes of the step in order, including `node` and excluding the one before.
         decades: 1/2 log10 of the factor on the squared gradient, from `node` back to the node before. None if it is unknown.
         residual: The residual sum that the step consists of, or None.
+        before: Id of the node at which the step starts.
     """
 
     node: str
     via: tuple[str, ...]
     decades: float | None
     residual: ResidualSum | None = None
+    before: str = ""
 
 
 def main_weight(node: Node) -> Weight | None:
@@ -60,8 +62,8 @@ def _step(structure: Structure, prediction: Prediction, before: str, after: str)
     decades = difference(prediction.nodes.get(before), prediction.nodes.get(after))
     residual = structure.residual_sum(after) if structure.signal_parents(after) != [before] else None
     if residual is None or residual.fork != before:
-        return Step(after, (after,), decades)
-    return Step(after, (*residual.skip, *residual.branch, after), decades, residual)
+        return Step(after, (after,), decades, before=before)
+    return Step(after, (*residual.skip, *residual.branch, after), decades, residual, before)
 
 
 def difference(before: Predicted | None, after: Predicted | None) -> float | None:

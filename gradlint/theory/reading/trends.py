@@ -80,8 +80,11 @@ def _trend(steps: Sequence[Step], sign: float) -> Trend:
 
 
 def is_plain(structure: Structure, step: Step) -> bool:
-    """Return whether a step is a single operator with one input on the signal, without a skip connection."""
-    return len(structure.signal_parents(step.node)) == 1
+    """Return whether a step is a single operator that no path goes round. Other inputs, such as a condition, may enter it."""
+    if len(structure.signal_parents(step.node)) == 1:
+        return True
+    readers = [child.id for child in structure.graph.children(step.before)] if step.before in structure.graph else []
+    return readers == [step.node]
 
 
 def layers(structure: Structure, steps: Sequence[Step], chain: Sequence[str] | None = None) -> list[Layer]:
