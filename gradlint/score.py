@@ -60,12 +60,14 @@ def judge(
     made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
     if broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
-    if Verdict.UNTRAINABLE in made or (measurement is not None and _stops(measurement)):
+    if measurement is not None and _stops(measurement):
         return Verdict.UNTRAINABLE, 0
     decades = _borne_out(growth.decades, learning or Learning()) if growth is not None else 0.0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
     if abs(decades) >= LIMIT and (conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
+    if Verdict.UNTRAINABLE in made:
+        return Verdict.UNTRAINABLE, 0
     rehearsed = measurement.rehearsal if measurement is not None else None
     if Verdict.UNSTABLE in made or (rehearsed is not None and rehearsed.is_certain):
         return Verdict.UNSTABLE, 0

@@ -46,9 +46,11 @@ def read_tracks(structure: Structure, gains: Mapping[str, Gains], each: Sequence
 def decisive(structure: Structure, main: Track, others: Sequence[Track], learning: Learning) -> Track:
     """Return the track that decides: of those whose growth the gradients of weights bear out, the one with the most of it.
 
-    Where only the weights drift apart, it is the track that passes most of their layers, with their drift as its growth.
+    Beside the main track, growth counts only where gradients of weights could be compared. Where only the weights drift apart,
+    it is the track that passes most of their layers, with their drift as its growth.
     """
-    large = [track for track in (main, *others) if abs(track.growth.decades) >= LIMIT]
+    compared = others if learning.spread is not None else ()
+    large = [track for track in (main, *compared) if abs(track.growth.decades) >= LIMIT]
     borne_out = [track for track in large if learning.bears_out(track.growth.decades)]
     if borne_out:
         return max(borne_out, key=lambda track: abs(track.growth.decades))

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gradlint.growth.summary import FLOOR, UNDERFLOW, signed
+from gradlint.growth.tracks import tracks
 from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
 
@@ -30,31 +31,50 @@ class Spread:
     Attributes:
         decades: Sustained growth of the level towards the input, negative if it falls; see `largest_run`.
         nodes: The layers of the run that makes it, in order.
-        first: Level of the first weight of that run.
-        last: Level of the last one.
     """
 
     decades: float
     nodes: tuple[str, ...]
-    first: float
-    last: float
 
 
 def spread(structure: Structure, levels: Mapping[str, float]) -> Spread | None:
-    """Return the largest drift over all kinds of weights, or None if no kind has `LIKE` weights in a row.
+    """Return the largest drift over all kinds of weights. Where no kind has `LIKE` weights in a row, tracks are compared.
+
+    On a track, weights of all shapes are: by |d out / d W| / sqrt(fan_in), which is the product of the signal that enters a
+    layer and the gradient that leaves it, whatever its width.
 
     Args:
         structure: The structure of the graph.
         levels: The level of each weight by name, in decades; -inf for a gradient of exactly zero.
+
+    Returns:
+        None if there are no `LIKE` weights, one behind another, at all.
     """
-    found: list[Spread] = []
-    for members in like_weights(structure):
-        nodes, values = _known(members, levels)
-        if len(values) >= LIKE:
-            decades, _, _, run = signed(values)
-            ends = slice(run.start, run.end + 1)
-            found.append(Spread(decades, tuple(nodes[ends]), values[run.start], values[run.end]))
-    return max(found, key=lambda item: abs(item.decades), default=None)
+    found = [_drift(members, levels) for members in like_weights(structure)]
+    if not any(found):
+        fan = {weight.name: 0.5 * math.log10(max(weight.fan_out, 1)) for weight in structure.graph.weights.values()}
+        scaled = {name: level + fan.get(name, 0.0) for name, level in levels.items()}
+        found = [_drift(_matrices(structure, chain), scaled) for chain in tracks(structure)]
+    return max((item for item in found if item is not None), key=lambda item: abs(item.decades), default=None)
+
+
+def _drift(members: Iterable[tuple[str, str]], levels: Mapping[str, float]) -> Spread | None:
+    nodes, values = _known(members, levels)
+    if len(values) < LIKE:
+        return None
+    decades, _, _, run = signed(values)
+    return Spread(decades, tuple(nodes[run.start : run.end + 1]))
+
+
+def _matrices(structure: Structure, chain: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the main weights of the layers of a chain, as pairs of node and weight name, each weight once."""
+    found: dict[str, str] = {}
+    for node_id in chain:
+        node = structure.graph[node_id]
+        weight = node.weights.get("weight") if is_weight_layer(node) else None
+        if weight is not None and len(weight.shape) > 1 and weight.trainable:
+            found.setdefault(weight.name, node_id)
+    return [(node, name) for name, node in found.items()]
 
 
 def _known(members: Iterable[tuple[str, str]], levels: Mapping[str, float]) -> tuple[list[str], list[float]]:

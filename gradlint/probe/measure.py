@@ -13,7 +13,7 @@ from gradlint.frontends.torch.state import untouched
 from gradlint.probe.captured_warnings import captured_warnings
 from gradlint.probe.experiments.catalog import run_experiments
 from gradlint.probe.jacobian import Progress, observe
-from gradlint.probe.starved import explain_starved
+from gradlint.probe.starved import explain_starved, opens_layers
 from gradlint.probe.trainability import examine_trainability, virtual_steps
 from gradlint.recipe import Task
 from gradlint.result import Measurement
@@ -57,7 +57,7 @@ def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, prog
     if found.nonfinite_forward is not None or found.stopped_at is not None:
         return found
     learn, graph = examine_trainability(model, model.graph, found.learning, seed), model.graph
-    if found.dead and learn.opened:
+    if found.dead and opens_layers(graph, learn):
         steps = max(learn.opened.values())
         with virtual_steps(model, seed, steps):
             opened = observe(model, seeds=seeds, seed=seed, progress=progress)

@@ -12,6 +12,7 @@ from gradlint.measurements.units import ZeroGradient
 from gradlint.ops import operator
 from gradlint.probe.trainability import carries
 from gradlint.result import Cut, Measurement
+from gradlint.signal_path import is_weight_layer
 
 REENTRANT = "re-entrant checkpoint of an input that needs no gradient"
 LEFT = "Python numbers or arrays"
@@ -36,9 +37,15 @@ def explain_starved(found: Measurement, graph: Graph, learn: Trainability) -> Me
         found,
         cuts=tuple(cuts),
         idle=tuple(sorted((*found.idle, *_designed(graph, designed)), key=lambda item: graph.position[item.node])),
-        dead=found.dead and learn.learns_nothing,
+        dead=found.dead and not opens_layers(graph, learn),
         trainability=learn,
     )
+
+
+def opens_layers(graph: Graph, learn: Trainability) -> bool:
+    """Return whether a weight matrix of a layer gets a gradient after virtual steps; a bias alone trains nothing."""
+    layers = (node for node in graph if is_weight_layer(node))
+    return any(weight.name in learn.opened and len(weight.shape) > 1 for node in layers for weight in node.weights.values())
 
 
 def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str]) -> Iterator[Cut]:

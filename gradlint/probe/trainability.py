@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from gradlint.frontends.base import PartialRun, Runnable
+from gradlint.frontends.torch.record import returned_tensors
 from gradlint.graph import Graph, Ref
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.trainability import Trainability
@@ -52,13 +52,15 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
     if all(map(probed.learns, parameters)) and not checkpointed and not is_silent:
         return Trainability(sizes, model.frozen)
     gradients = _gradients(model, seed)
+    if gradients is None:
+        return Trainability()
     learning = {name for name, gradient in gradients.items() if bool(gradient.any())}
     opened: dict[str, int] = {}
     if gradients.keys() > learning:
         with _moved(parameters) as move:
             for step in range(1, STEPS + 1):
                 move(gradients)
-                gradients = _gradients(model, seed)
+                gradients = _gradients(model, seed) or {}
                 fresh = {name for name, gradient in gradients.items() if bool(gradient.any())} - learning
                 opened |= dict.fromkeys(sorted(fresh), step)
                 learning |= fresh
@@ -85,12 +87,14 @@ def virtual_steps(model: Runnable, seed: int, steps: int) -> Iterator[None]:
     """Run the body of the context on the model after virtual steps; on exit, its parameters have their values back."""
     with _moved(model.parameters()) as move:
         for _ in range(steps):
-            move(_gradients(model, seed))
+            move(_gradients(model, seed) or {})
         yield
 
 
-def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor]:
+def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor] | None:
     """Return the gradients of parameters that one reaches from the outputs of a plain run, for a random cotangent.
+
+    Returns None for a run without outputs, of which nothing can be said.
 
     `autograd.grad` cannot pass a re-entrant checkpoint, so that the gradients are accumulated, and the old ones put back.
     """
@@ -100,8 +104,11 @@ def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor]:
     try:
         returned = model.call([spec.draw(rng) for spec in model.inputs])
     except PartialRun:
-        return {}
-    outputs = [leaf for leaf in pytree.tree_leaves(_plain(returned)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+        return None
+    made = list(returned_tensors(returned))
+    if not any(tensor.numel() for tensor in made):
+        return None
+    outputs = [tensor for tensor in made if tensor.requires_grad]
     if not outputs:
         return {}
     generator = torch.Generator().manual_seed(seed)
@@ -116,12 +123,6 @@ def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor]:
         for name, parameter in parameters.items():
             parameter.grad = kept[name]
     return {name: gradient.to_dense() if gradient.layout is not torch.strided else gradient for name, gradient in found.items()}
-
-
-def _plain(returned: object) -> object:
-    """Return an output as containers that pytree knows: an object with attributes as a dict of them."""
-    known = isinstance(returned, (torch.Tensor, tuple, list, dict)) or not hasattr(returned, "__dict__")
-    return returned if known else vars(returned)
 
 
 @contextmanager
