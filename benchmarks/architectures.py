@@ -29,6 +29,9 @@ from gradlint.result import Confidence, Severity, TargetReport, Verdict
 
 STEP = 10  # of a quick run
 
+FROZEN = {"clipseg": ("clip",), "encodec": ("encoder",)}
+"""Parts that the library runs without a gradient: training freezes them, or does not go through this forward."""
+
 
 @dataclass
 class Row:
@@ -91,6 +94,9 @@ def build(name: str) -> tuple[nn.Module, Any]:
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.ones_(layer.weight)
+    frozen = FROZEN.get(name, ())
+    for part in frozen:
+        model.get_submodule(part).requires_grad_(False)
     return model.train(), INPUTS.get(name)
 
 
