@@ -14,9 +14,10 @@ from gradlint import engine, report, score
 from gradlint.errors import ConfigError, GradlintError
 from gradlint.frontends.inputs import InputSpec, from_array
 from gradlint.frontends.targets import Target, as_recipe
+from gradlint.measurements.coverage import Coverage, Skipped
 from gradlint.options import Options
 from gradlint.recipe import Task
-from gradlint.result import Coverage, Finding, Growth, Severity, Skipped, SpinePoint, TargetReport, Verdict
+from gradlint.result import Finding, Growth, Severity, SpinePoint, TargetReport, Verdict
 
 _BATCHES = 40  # the default number of rehearsal steps: no more batches are read than that
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from gradlint.growth.tracks import Places
-from gradlint.result import Confidence, Finding, Skipped
+from gradlint.measurements.coverage import Skipped
+from gradlint.result import Confidence, Finding
 from gradlint.rule import Rule, Subject
 from gradlint.verify import relate, verify
 

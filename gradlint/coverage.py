@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from gradlint.graph import Graph
+from gradlint.measurements.coverage import Coverage
 from gradlint.ops import Kind
-from gradlint.result import Coverage, Measurement
+from gradlint.result import Measurement
 from gradlint.signal_path import is_weight_layer, kind_of
 
 

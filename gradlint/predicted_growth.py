@@ -134,6 +134,7 @@ def predict_learning(structure: Structure, prediction: Prediction) -> Learning:
         output=max(known, default=None),
         spread=drift.decades if drift is not None else None,
         run=drift.nodes if drift is not None else (),
+        drawn=True,
     )
 
 

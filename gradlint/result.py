@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from gradlint.graph import Source
+from gradlint.measurements.coverage import Coverage, InputInfo, Skipped
 from gradlint.measurements.curvature import Curvature
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.loss import InputFacts, LossFacts
@@ -356,33 +357,6 @@ class SpinePoint:
     predicted_backward: float | None = None
     predicted_forward: float | None = None
     source: Source | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How many nodes were understood and probed. `unknown_ops` counts nodes by the name of an unknown operator."""
-
-    nodes: int
-    understood: int
-    probed: int
-    unknown_ops: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A rule that was not applied, and the reason."""
-
-    rule: str
-    because: str
-
-
-@dataclass(frozen=True, slots=True)
-class InputInfo:
-    """An input as it was fed. `spec` has the form of the --input option; `given` is False for an inferred input."""
-
-    name: str
-    spec: str
-    given: bool
 
 
 @dataclass(frozen=True, slots=True)

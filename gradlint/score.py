@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from gradlint.growth import HEALTHY, LIMIT
-from gradlint.measurements.learning import SPREAD, Learning
+from gradlint.growth.tracks import counted
+from gradlint.measurements.learning import Learning
 from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
 
 # P(trouble) is a logistic function of sustained growth: 1/2 at LIMIT, 2 % at HEALTHY.
@@ -62,7 +63,7 @@ def judge(
         return Verdict.NON_FINITE, 0
     if measurement is not None and _stops(measurement):
         return Verdict.UNTRAINABLE, 0
-    decades = _borne_out(growth.decades, learning or Learning()) if growth is not None else 0.0
+    decades = counted(growth.decades, learning or Learning()) if growth is not None else 0.0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
     if abs(decades) >= LIMIT and (conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
@@ -74,14 +75,6 @@ def judge(
     known = conclusive and growth is not None
     error = any(failing(finding, Severity.ERROR) for finding in findings)
     return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score
-
-
-def _borne_out(decades: float, learning: Learning) -> float:
-    """Return the growth that counts: gradients of activations move nothing, and are an error only if those of weights agree."""
-    if abs(decades) < LIMIT or learning.bears_out(decades):
-        return decades
-    drift = abs(learning.spread or 0.0) * LIMIT / SPREAD
-    return math.copysign(max(drift, HEALTHY), decades)
 
 
 def _is_not_finite(measurement: Measurement) -> bool:

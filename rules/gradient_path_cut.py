@@ -23,6 +23,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, Verdict, listed, probed
 
@@ -80,7 +81,7 @@ class GradientPathCut(Rule):
         for (cause, severity), cuts in alike.items():
             starved = list(dict.fromkeys(name for cut in cuts for name in cut.starved))
             places = f"{cause}, in {len(cuts)} places" if len(cuts) > 1 else cause
-            yield self.finding(
+            found = self.finding(
                 subject,
                 [cut.node for cut in cuts],
                 f"no gradient passes {places}" + (f": {listed(starved)} cannot learn" if starved else ""),
@@ -89,6 +90,8 @@ class GradientPathCut(Rule):
                 cause=cause,
                 starved=starved,
             )
+            layers = [node.id for node in subject.graph if any(weight.name in starved for weight in node.weights.values())]
+            yield replace(found, module=self.where(subject, layers) if layers else found.module)
 
     def _flat(self, subject: Subject) -> Iterator[Finding]:
         loss = subject.training.loss

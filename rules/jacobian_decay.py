@@ -59,12 +59,13 @@ class JacobianDecay(Rule):
             message = "no weight of the model gets a gradient that is not zero"
             remedy = "draw the weights at random; look for a layer of zeros, a dead activation or a detach"
             yield self.finding(subject, nodes, message, remedy=remedy, layers=len(nodes))
-        elif found is not None and found.decades <= -LIMIT:
+        elif found is not None and min(found.decades, found.counted) <= -LIMIT:
             factor = found.factor(found.decades)
             yield self.finding(
                 subject,
                 found.nodes,
-                f"the gradient shrinks to 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer"
+                found.reason
+                or f"the gradient shrinks to 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer"
                 f"{found.remarks}",
                 severity=Severity.WARNING if found.is_doubtful else None,
                 remedy=SETTLE if found.is_unsettled else REMEDY,

@@ -54,13 +54,14 @@ class JacobianGrowth(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding: growth along time is that of GL505."""
         found, relative = subject.growth, subject.probe.growth.relative
-        if found is not None and found.decades >= LIMIT:
+        if found is not None and max(found.decades, found.counted) >= LIMIT:
             flat = relative is not None and relative < FLAT * found.decades
             factor = found.factor(found.decades)
             yield self.finding(
                 subject,
                 found.nodes,
-                f"the gradient grows 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer{found.remarks}",
+                found.reason
+                or f"the gradient grows 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer{found.remarks}",
                 severity=Severity.WARNING if found.is_doubtful else None,
                 remedy=SETTLE if found.is_unsettled else RESCALE if flat else REMEDY,
                 decades=found.decades,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.measurements import SURROGATE
+from gradlint.measurements.coverage import Coverage
 from gradlint.measurements.loss import LossFacts
 from gradlint.measurements.rehearsal import DeadUnits, Rehearsal
 from gradlint.result import (
     Confidence,
-    Coverage,
     Cut,
     Effect,
     Finding,

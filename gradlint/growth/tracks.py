@@ -6,11 +6,12 @@ passes, within a part of the graph that no other track has.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from gradlint.growth.summary import LIMIT, place, summarize
-from gradlint.measurements.learning import SPREAD, Learning
+from gradlint.growth.summary import HEALTHY, JUMP, LIMIT, place, summarize
+from gradlint.measurements.learning import BLOWN, SPREAD, Learning
 from gradlint.result import Gains, Growth, Track
 from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
@@ -44,23 +45,46 @@ def read_tracks(structure: Structure, gains: Mapping[str, Gains], each: Sequence
 
 
 def decisive(structure: Structure, main: Track, others: Sequence[Track], learning: Learning) -> Track:
-    """Return the track that decides: of those whose growth the gradients of weights bear out, the one with the most of it.
+    """Return the track that decides: the one with the most growth that gradients of weights bear out, or else the main one.
 
     Beside the main track, growth counts only where gradients of weights could be compared. Where only the weights drift apart,
-    it is the track that passes most of their layers, with their drift as its growth.
+    it is the track that passes most of their layers, with their drift as its growth. Where the output of a drawn model is too
+    large, it is the track that rises most.
     """
     compared = others if learning.spread is not None else ()
     large = [track for track in (main, *compared) if abs(track.growth.decades) >= LIMIT]
     borne_out = [track for track in large if learning.bears_out(track.growth.decades)]
     if borne_out:
         return max(borne_out, key=lambda track: abs(track.growth.decades))
-    if not learning.drifts or learning.spread is None:
-        return main
-    drifting = set(learning.run)
-    track = max((main, *others), key=lambda track: len(drifting.intersection(track.nodes)))
-    graph, decades = structure.graph, learning.spread * LIMIT / SPREAD
-    ends = place(graph, learning.run[0]), place(graph, learning.run[-1])
-    return Track(track.nodes, Growth(decades, max(decades, 0.0), max(-decades, 0.0), decades, start=ends[0], end=ends[1]))
+    if learning.drifts and learning.spread is not None:
+        drifting = set(learning.run)
+        track = max((main, *others), key=lambda track: len(drifting.intersection(track.nodes)))
+        ends = place(structure.graph, learning.run[0]), place(structure.graph, learning.run[-1])
+        rise, fall = max(learning.spread, 0.0), max(-learning.spread, 0.0)
+        return Track(track.nodes, Growth(learning.spread, rise, fall, learning.spread, start=ends[0], end=ends[1]))
+    if learning.drawn and (learning.output or 0.0) >= BLOWN:
+        parts = (main, *others) if structure.spine_is_representative or not others else others
+        return max(parts, key=lambda track: track.growth.decades)
+    return main
+
+
+def counted(decades: float, learning: Learning) -> float:
+    """Return the growth that counts, on a scale on which LIMIT is as likely to fail as not.
+
+    Gradients of activations move nothing: growth over LIMIT counts if gradients of weights bear it out. These count by
+    themselves where they drift apart, and so does the output of a drawn model along whose layers the gradient rises.
+
+    Args:
+        decades: Growth of the gradient along the track that decides.
+        learning: The gradients of weights, and the level of the output.
+    """
+    drift = (learning.spread or 0.0) * LIMIT / SPREAD
+    activations = decades
+    if abs(decades) >= LIMIT and not learning.bears_out(decades):
+        activations = math.copysign(HEALTHY, decades)
+    rises = learning.drawn and decades >= JUMP and learning.output is not None
+    level = (learning.output or 0.0) * LIMIT / BLOWN if rises else 0.0
+    return max((activations, drift, level), key=abs)
 
 
 def tracks(structure: Structure) -> tuple[tuple[str, ...], ...]:

@@ -28,7 +28,7 @@ from gradlint.growth import LIMIT, summarize
 from gradlint.growth.chains import chain_of
 from gradlint.growth.tracks import decisive, read_tracks
 from gradlint.growth.weights import spread
-from gradlint.measurements.learning import Learning
+from gradlint.measurements.learning import LOUD, Learning
 from gradlint.ops import Kind, Operator, operator
 from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
 from gradlint.probe.observers import NeedsOperators, Observer, summaries
@@ -36,6 +36,7 @@ from gradlint.probe.recorder import Recorder, Seen, ranges_seen, square_sum
 from gradlint.probe.time.growth import OverTime
 from gradlint.result import Gains, Growth, Measurement, Track
 from gradlint.structure import Structure
+from gradlint.theory.initialization import is_initialized
 
 Progress = Callable[[str], None]
 
@@ -317,11 +318,13 @@ def _learning(passes: Sequence[Pass], structure: Structure) -> Learning:
     }
     matrices = {weight.name for weight in structure.graph.weights.values() if len(weight.shape) > 1}
     drift = spread(structure, levels)
+    output = median(_decades(one.output, max(one.outputs, 1)) for one in ran)
     return Learning(
         levels=levels,
         tangent=_tangent(ran, levels),
         matrices=_tangent(ran, matrices),
-        output=median(_decades(one.output, max(one.outputs, 1)) for one in ran),
+        output=output,
+        drawn=output >= LOUD and is_initialized(structure, structure.signal),
         spread=drift.decades if drift is not None else None,
         run=drift.nodes if drift is not None else (),
     )

@@ -13,9 +13,8 @@ from gradlint.growth.tracks import Places
 from gradlint.ops import operator
 from gradlint.predicted_growth import INTERVAL
 from gradlint.result import Measurement
-from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
-from gradlint.theory.initialization import is_torch_default, looks_initialized
+from gradlint.theory.initialization import is_initialized, is_torch_default
 from gradlint.theory.prediction import Prediction
 from gradlint.theory.reading.steps import Step, main_weight
 from gradlint.theory.reading.trends import Layer, Trend, fall, layers, rise
@@ -157,15 +156,3 @@ class Claims:
         weight = main_weight(self.structure.graph[layer.node])
         rectified = layer.activation is not None and operator(layer.activation.op).rectifier
         return rectified and weight is not None and is_torch_default(weight)
-
-
-def is_initialized(structure: Structure, nodes: Iterable[str]) -> bool:
-    """Return whether the weight matrices of these nodes look untrained. Those of attention do not count: they may be masks."""
-    graph = structure.graph
-    return looks_initialized(
-        weight
-        for node in nodes
-        if is_weight_layer(graph[node]) and graph[node].op != "attention"
-        for role, weight in graph[node].weights.items()
-        if len(weight.shape) > 1 and "bias" not in role
-    )

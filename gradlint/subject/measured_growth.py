@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gradlint.growth import about, nearness
+from gradlint.growth import LIMIT, about, nearness
+from gradlint.growth.tracks import counted
 from gradlint.result import Growth, Measurement, Place
 from gradlint.signal_path import is_weight_layer
 from gradlint.structure import Structure
@@ -55,9 +56,25 @@ class MeasuredGrowth:
         return float(10 ** (decades / max(self.layers, 1)))
 
     @property
+    def counted(self) -> float:
+        """The growth that counts, with gradients of weights and the output in it; see `gradlint.growth.tracks.counted`."""
+        return counted(self.decades, self.measurement.learning)
+
+    @property
+    def reason(self) -> str:
+        """What decides if the gradient of activations does not: the drift of gradients of weights, or the output; or ""."""
+        learning = self.measurement.learning
+        if abs(self.decades) >= LIMIT or abs(self.counted) < LIMIT:
+            return ""
+        if learning.drifts and learning.spread is not None:
+            verb = "grows" if learning.spread > 0.0 else "shrinks to"
+            return f"the gradient of weights {verb} 10^{learning.spread:.1f} from {self.end.module} back to {self.start.module}"
+        return f"the signal grows to 10^{learning.output or 0.0:.1f} at the output"
+
+    @property
     def is_doubtful(self) -> bool:
         """Whether the growth is no fault by itself: its BatchNorms are unsettled, or gradients of weights do not bear it out."""
-        return self.is_unsettled or not self.is_borne_out
+        return self.is_unsettled or abs(self.counted) < LIMIT
 
     @property
     def is_borne_out(self) -> bool:

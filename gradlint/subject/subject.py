@@ -14,14 +14,14 @@ from gradlint.predicted_growth import PredictedGrowth, predict_growth
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Measurement
 from gradlint.structure import Structure
-from gradlint.subject.claims import Claims, is_initialized
+from gradlint.subject.claims import Claims
 from gradlint.subject.hazards import Hazards
 from gradlint.subject.measured_growth import MeasuredGrowth
 from gradlint.subject.over_time import OverTime
 from gradlint.subject.residuals import Residuals
 from gradlint.subject.training import Training
 from gradlint.theory.branches import hides_norm, normalizes
-from gradlint.theory.initialization import is_constant, looks_initialized
+from gradlint.theory.initialization import is_constant, is_initialized, looks_initialized
 from gradlint.theory.prediction import Prediction, predict
 from gradlint.theory.reading.logits import Logits, logits_of
 from gradlint.theory.reading.steps import Step, propagate
