@@ -119,17 +119,24 @@ class _Member:
 
 
 def _chains(members: Sequence[_Member]) -> Iterator[list[_Member]]:
-    """Split weights of one kind into those that follow one another: parts whose depths overlap are parallel."""
-    for place in range(len(members[0].numbers)):
-        parts: dict[int, list[_Member]] = defaultdict(list)
-        for member in members:
-            parts[member.numbers[place]].append(member)
-        if len(parts) > 1 and _overlap(parts.values()):
-            for part in parts.values():
-                yield from _chains(part)
-            return
-    chain = sorted(members, key=lambda member: member.depth)
-    yield [member for before, member in zip([None, *chain], chain, strict=False) if before is None or member.depth > before.depth]
+    """Split weights of one kind into those that follow one another.
+
+    A number in the path tells parallel parts apart if, with the numbers before it fixed, depths overlap.
+    """
+    parallel = [place for place in range(len(members[0].numbers)) if _is_parallel(members, place)]
+    groups: dict[tuple[int, ...], list[_Member]] = defaultdict(list)
+    for member in sorted(members, key=lambda member: member.depth):
+        chain = groups[tuple(member.numbers[place] for place in parallel)]
+        if not chain or member.depth > chain[-1].depth:
+            chain.append(member)
+    yield from groups.values()
+
+
+def _is_parallel(members: Sequence[_Member], place: int) -> bool:
+    groups: dict[tuple[int, ...], dict[int, list[_Member]]] = defaultdict(lambda: defaultdict(list))
+    for member in members:
+        groups[member.numbers[:place]][member.numbers[place]].append(member)
+    return any(_overlap(parts.values()) for parts in groups.values())
 
 
 def _overlap(parts: Iterable[Sequence[_Member]]) -> bool:
