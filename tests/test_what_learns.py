@@ -253,3 +253,16 @@ def test_zeros_that_stay_shut_are_dead():
     report = gradlint.check(module, torch.randn(16, 8))
     assert report.verdict == "untrainable"
     assert "GL104" in errors(report)
+
+
+# reports ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_findings_leave_out_what_the_probe_refuted():
+    """Plain layers with skips round them: theory alone would expect less."""
+    torch.manual_seed(0)
+    report = gradlint.check(nn.Sequential(*(nn.Linear(8, 8) for _ in range(12))), torch.randn(16, 8))
+    everything = report.result.findings
+    assert {*report.findings, *report.refuted} == {*everything}
+    assert all(finding.confidence is not Confidence.REFUTED for finding in report.findings)
+    assert all(finding.confidence is Confidence.REFUTED for finding in report.refuted)
