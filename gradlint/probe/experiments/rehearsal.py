@@ -17,28 +17,43 @@ from torch import Tensor
 from gradlint.errors import GradlintError
 from gradlint.graph import Node
 from gradlint.growth import LIMIT
-from gradlint.measurements.rehearsal import FLAT, RISEN, Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial, rise_of
+from gradlint.measurements.rehearsal import (
+    FLAT,
+    LEARNED,
+    RISEN,
+    Cause,
+    DeadUnits,
+    NonFiniteUpdate,
+    Outlook,
+    Rehearsal,
+    Trial,
+    rise_of,
+)
 from gradlint.measurements.units import Units
 from gradlint.ops import activation, operator
 from gradlint.probe.dead_units import UnitObserver
 from gradlint.probe.experiments.non_finite import non_finite_update
 from gradlint.probe.experiments.objective import preserved
+from gradlint.probe.experiments.outlook import outlook
 from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.experiments.training import Run, Trainer, batch_of, copies_of
 from gradlint.recipe import Recipe
 from gradlint.signal_path import is_weight_layer
 
 STEPS = 40  # the default number of steps
+LONGER = 5  # times as many, where the loss has not fallen below that of the best constant
 ENOUGH = 20  # steps in which a loss should change
 SECONDS = 60.0  # for all steps together, if the user did not give their number
+SECONDS_LONGER = 20.0  # for the longer run
 DIVERGED = 10.0  # times the first loss; 110 healthy runs of 40 steps end at most at 1.2, and reach at most 3.5 in between
 NOISE = 0.5  # of the first loss: replaces RISEN if every step has another batch
 LEAST = 0.02  # of the first loss: a loss that falls by less on one and the same batch may be stuck
 CURED = 0.1  # of the first loss: a change is a cure only if the loss falls by more
-LEARNED = 0.03  # of the loss by chance: a cure ends more than this below it
 MUCH = 0.25  # of the first loss: smaller steps are much better if they end lower by more, although the loss fell before too
 LONG = 10.0  # times the stability limit: the learning rate is far above it
 LOWEST = 1e-6, 1e-8  # the lowest learning rates to try: relative to that of the recipe, and absolute
+HIGHER = 1e1, 1e2, 1e3, 1e4, 1e5, 1e6  # times the learning rate, where it is too small
+HIGHEST = 0.03, 1.0  # the highest learning rates to try: of adaptive optimizers, and of SGD
 FAR = 1e-2  # change of a weight tensor in one update, relative to its norm
 ORDINARY = 1e6  # larger operands overflow because the signal grew, whatever the operator
 DEAD = 0.99  # share of units
@@ -80,7 +95,7 @@ class _Rehearser:
         self.recipe = recipe
         self.objective = setting.objective
         self.restore = restore
-        self.steps = setting.task.rehearse or STEPS
+        self.steps = self.asked = setting.task.rehearse or STEPS
         self.until = time.monotonic() + (SECONDS if setting.task.rehearse is None else math.inf)
         specs = self.objective.model.inputs
         self.varies = len(setting.task.batches) != 1 and (bool(setting.task.batches) or any(spec.value is None for spec in specs))
@@ -91,6 +106,11 @@ class _Rehearser:
         self.setting.progress(f"rehearsing {self.steps} steps of {self.recipe.text}")
         before = self._dead_units()
         trainer, run = self._run(self.recipe)
+        if self._is_too_short(run):
+            self.setting.progress(f"rehearsing {LONGER * self.steps} steps, as the loss is that of a constant")
+            longer = self._run(self.recipe, LONGER * self.steps, min(self.until, time.monotonic() + SECONDS_LONGER))
+            self.steps = max(len(longer[1].losses) - 1, 1)
+            trainer, run = longer
         breach = non_finite_update(trainer) if run.ended else None
         if run.raised:
             self.restore()
@@ -104,7 +124,7 @@ class _Rehearser:
         elif last > first + (DIVERGED - 1.0) * size:
             diverged = _updates_until(run.losses, first + (DIVERGED - 1.0) * size)
         found = Rehearsal(
-            asked=self.steps,
+            asked=max(self.steps, self.asked),
             losses=tuple(run.losses),
             gradient_norms=tuple(run.norms),
             layers=_steepest_layers(run.layers),
@@ -121,13 +141,35 @@ class _Rehearser:
             stopped=run.stopped,
             raised=run.raised,
             chance=self.chance,
+            outlook=self._outlook(run, last) if diverged is None and dead is None else None,
         )
         return self._with_cause(found) if found.fails or self._may_lag(found) or self._is_long(found) else found
 
     @property
     def chance(self) -> float | None:
-        """The loss of an uninformative prediction; None if it is not known."""
-        return self.setting.found.loss.chance if self.setting.found.loss is not None else None
+        """The loss of the best constant, or else of an uninformative prediction; None if it is not known."""
+        loss = self.setting.found.loss
+        if loss is None:
+            return None
+        return loss.chance if loss.chance is not None else loss.neutral
+
+    @property
+    def _constant(self) -> float | None:
+        """The loss of the best constant, if the loss is that of the user; None if it is not known."""
+        own = self.setting.task.loss is not None and self.setting.found.loss is not None
+        return self.setting.found.loss.chance if own and self.setting.found.loss is not None else None
+
+    def _is_too_short(self, run: Run) -> bool:
+        """Return whether a run of default length ended without fault and no better than the best constant."""
+        if self.setting.task.rehearse is not None or self._constant is None or run.ended or run.stopped:
+            return False
+        return self._ends(run)[1] >= self._constant - LEARNED * abs(self._constant)
+
+    def _outlook(self, run: Run, last: float) -> Outlook | None:
+        loss = self.setting.found.loss
+        if self._constant is None or loss is None:
+            return None
+        return outlook(run, self.recipe, last, self._constant, varies=self.varies, ratio=loss.from_zero)
 
     def _should_move(self, run: Run, last: float) -> bool:
         """Return whether the loss should change: it is at chance, has a gradient, and the warm-up takes at most half the run."""
@@ -149,11 +191,11 @@ class _Rehearser:
         long = curvature is not None and self.recipe.lr / max(self.recipe.warmup, 1) >= LONG * curvature.limit
         return long and not self.varies and found.steps >= ENOUGH and found.last > found.floor - 0.5 * abs(found.floor)
 
-    def _run(self, recipe: Recipe) -> tuple[Trainer, Run]:
+    def _run(self, recipe: Recipe, steps: int | None = None, until: float = math.inf) -> tuple[Trainer, Run]:
         self.restore()
         self.objective.restart()
         trainer = Trainer(self.objective, recipe)
-        run = trainer.run(self.steps, self.until)
+        run = trainer.run(steps or self.steps, min(until, self.until))
         self._first_losses.setdefault(0, run.losses[0])
         return trainer, run
 
@@ -188,7 +230,7 @@ class _Rehearser:
         if found.diverged_at == 0:
             return replace(found, cause=Cause.OPERATOR if found.breach else Cause.UNKNOWN)
         failed = found.fails or self._may_lag(found)
-        for change, recipe in self._changes():
+        for change, recipe in self._changes(slow=found.outlook is Outlook.SLOW):
             trial = self._trial(change, recipe, found)
             found = replace(found, trials=(*found.trials, trial))
             cure = found.cure
@@ -205,9 +247,14 @@ class _Rehearser:
     def _is_much_lower(trial: Trial, found: Rehearsal) -> bool:
         return trial.last < found.last - MUCH * abs(found.floor)
 
-    def _changes(self) -> Iterator[tuple[str, Recipe]]:
+    def _changes(self, *, slow: bool) -> Iterator[tuple[str, Recipe]]:
         """Yield the changes to try, the most likely cure first. Lower learning rates, such as the stability limit, come last."""
         recipe = self.recipe
+        if slow:
+            for factor in HIGHER:
+                if factor * recipe.lr <= HIGHEST[0 if recipe.adaptive else 1]:
+                    yield f"lr {factor * recipe.lr:.2g}", replace(recipe, lr=float(f"{factor * recipe.lr:.2g}"))
+            return
         if recipe.precision != "fp32":
             yield "precision fp32", replace(recipe, precision="fp32")
         if recipe.adaptive and not recipe.warmup and is_post_norm(self.setting):
@@ -233,6 +280,8 @@ class _Rehearser:
         measured = self.setting.found
         if found.breach is not None and self._is_the_cause(found.breach):
             return Cause.OPERATOR
+        if found.outlook is Outlook.SLOW:
+            return Cause.SLOW if cure is not None else Cause.UNKNOWN
         if cure is not None and cure.change.startswith("precision"):
             return Cause.PRECISION
         if found.dead is not None and found.diverged_at is None:
@@ -241,6 +290,8 @@ class _Rehearser:
             return Cause.WARMUP
         if max(measured.growth.decades, *(item.growth.decades for item in measured.time), 0.0) >= LIMIT:
             return Cause.GROWTH
+        if found.outlook is Outlook.SCALE:
+            return Cause.SCALE
         if cure is not None:
             return Cause.RATE
         half = any(weight.dtype is torch.float16 for weight in self.objective.parameters.values())

@@ -1,0 +1,87 @@
+"""The outlook of a run that ended no better than the best constant: whether more steps would have brought it below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradlint.measurements.rehearsal import LEARNED, Outlook
+from gradlint.probe.experiments.training import Run
+from gradlint.recipe import Recipe
+
+PLANNED = 1e5  # steps of a long run: published ones of small models take 1e3 to 1e5 (ResNet on CIFAR-10: 6.4e4)
+FEWEST = 20  # steps from which a trend is read
+ERRORS = 2.0  # standard errors of a slope that count as chance
+GROWING = 1.1  # a fall that is so many times as fast in the last quarter as in the one before is leaving a plateau
+REWRITTEN = 1.0  # sum of the relative changes of a matrix: the steps were long enough to replace what was drawn
+FAR = 1000.0  # times the best constant: a first loss over it is not that of a model at a usual scale
+DOWN = 10.0  # times the best constant: such a loss has come down if it ends lower
+
+
+@dataclass(frozen=True)
+class _Trend:
+    """A line through losses: how much they fall in one step, and the standard error of that."""
+
+    fall: float
+    error: float
+
+    @classmethod
+    def of(cls, losses: Sequence[float]) -> _Trend:
+        """Fit a line by least squares. The error includes the resolution of float32, in which losses are computed."""
+        values = np.asarray(losses, np.float64)
+        steps = np.arange(len(values)) - (len(values) - 1) / 2.0
+        spread = float(steps @ steps)
+        slope = float(steps @ values) / spread
+        rest = values - values.mean() - slope * steps
+        noise = math.sqrt(float(rest @ rest) / max(len(values) - 2, 1))
+        rounding = float(np.finfo(np.float32).eps) * float(np.abs(values).max())
+        return cls(-slope, math.hypot(noise, rounding) / math.sqrt(spread))
+
+
+def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: bool, ratio: bool) -> Outlook | None:
+    """Return what more steps would have done, or None if the loss fell below the best constant or falls steadily towards it.
+
+    The loss is extrapolated along a straight line through the second half of the run, at the learning rate after the warm-up. A
+    line is fair to slow recipes: gradient descent at a small rate follows it, and a model that leaves a plateau is faster. What
+    the line brings down within PLANNED steps is never stuck if the line is certain. If it is not:
+
+    - SLOW: even the steepest line that the noise allows needs more than PLANNED steps.
+    - STUCK: the updates together were as long as the weights, so that the recipe had its chance, and the loss shows no trend.
+    - OPEN: neither, so that the run was too short to tell.
+
+    Args:
+        run: The record of a run that did not end early.
+        recipe: The recipe of the run.
+        last: The loss at its end.
+        chance: The loss of the best constant.
+        varies: Whether the steps have different batches, whose losses are noisy and are fitted later than that of one batch.
+        ratio: Whether the loss is zero for a perfect prediction, so that its ratios have a meaning.
+    """
+    bar = chance - LEARNED * abs(chance)
+    steps = len(run.losses) - 1
+    if last < bar or steps < FEWEST:
+        return None
+    if ratio and chance > 0.0 and run.losses[0] > FAR * chance and last > DOWN * chance:
+        return Outlook.SCALE
+    trend = _Trend.of(run.losses[steps // 2 :])
+    share = _rate_share(recipe, steps)
+    before, after = _Trend.of(run.losses[steps // 2 : 3 * steps // 4 + 1]), _Trend.of(run.losses[3 * steps // 4 :])
+    if after.fall > max(GROWING * before.fall, ERRORS * after.error):
+        return None
+    if _needed(last - bar, (trend.fall + ERRORS * trend.error) / share) > PLANNED:
+        return Outlook.SLOW
+    if trend.fall > ERRORS * trend.error and _needed(last - bar, trend.fall / share) <= PLANNED:
+        return None
+    return Outlook.STUCK if sum(run.changes) >= REWRITTEN and not varies else Outlook.OPEN
+
+
+def _needed(way: float, fall: float) -> float:
+    return way / fall if fall > 0.0 else math.inf
+
+
+def _rate_share(recipe: Recipe, steps: int) -> float:
+    """Return the mean learning rate of the second half of a run, as a share of that after the warm-up."""
+    return float(np.mean([min(1.0, (step + 1) / max(recipe.warmup, 1)) for step in range(steps // 2, steps)]))
