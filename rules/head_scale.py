@@ -44,7 +44,7 @@ class HeadScale(Rule):
 
     code = "GL107"
     name = "head-scale"
-    severity = Severity.WARNING
+    severity = Severity.ERROR
     needs = Needs.PROBE
     explains = ("GL807",)
     explained_by = ("GL601",)

@@ -71,7 +71,7 @@ class InputScale(Rule):
 
     code = "GL601"
     name = "input-scale"
-    severity = Severity.WARNING
+    severity = Severity.ERROR
     explains = ("GL807",)
     needs = Needs.PROBE
     examples = (

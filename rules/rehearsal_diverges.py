@@ -10,7 +10,9 @@ What it finds:
     steps, and then extrapolated along the line of its second half. It is an error if a run of 100000 steps would not come below
     the constant, if it shows no trend although the updates together were as long as the weights, or if it began at more than a
     thousand times the constant and stays over ten times; it is a warning if the steps are too few to tell; and nothing is said
-    of a loss that falls steadily. The cause is found by trying: the operator that breaks is looked for in the step that
+    of a loss that falls steadily. A weight that stands bare under a log, a root or a fraction bar is extrapolated too: it is
+    reported, with the update, if it comes to zero within 100000 of them and the gradient points there all the way; that is an
+    error within 10000. The cause is found by trying: the operator that breaks is looked for in the step that
     broke, the other ones are told by the change that makes the model train. Where no loss was given, a surrogate stands in, and
     what is found is a warning.
 
@@ -48,6 +50,7 @@ REMEDIES = {
     Cause.SCALE: "standardize inputs and targets, and draw weights so that the first output is as large as the target",
     Cause.UNKNOWN: "check the scale of inputs, targets and loss",
 }
+SOON = 10000  # updates, fewer than most published runs take: a weight that leaves its domain later is a warning
 SCALES = frozenset({"GL107", "GL601"})
 """Rules about the scale of outputs, inputs and targets."""
 EPS_INSIDE = "add eps inside the root, where its derivative is not finite at zero"
@@ -107,6 +110,9 @@ class RehearsalDiverges(Rule):
         Example(lambda: _builder(loss=(2.3, 2.3), stalled=True, chance=2.3), fires_on=("fc",)),
         Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3, outlook=probed.Outlook.SLOW), fires_on=("fc",)),
         Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3, outlook=probed.Outlook.OPEN), fires_on=("fc",)),
+        Example(
+            lambda: _builder(loss=(2.3, 1.1), leaving=(probed.Leaving("fc.weight", "log", 0.9, -1e-3, 940),)), fires_on=("fc",)
+        ),
         Example(lambda: _builder(loss=(2.3, 22.0))),
         Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3)),
         Example(lambda: _builder(loss=(2.3, 1.1))),
@@ -124,7 +130,10 @@ class RehearsalDiverges(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, with the cause and what was tried."""
         found = subject.training.rehearsal
-        if found is None or not (found.fails or found.outlook):
+        if found is None:
+            return
+        yield from self._leaving(subject, found)
+        if not (found.fails or found.outlook):
             return
         if found.diverged_at == 0 and found.breach and found.breach.node and subject.probe.nonfinite_backward:
             return  # the probe saw it without any loss: GL805
@@ -149,6 +158,25 @@ class RehearsalDiverges(Rule):
             operands=found.breach.operands if found.breach else (),
             tried=[{"change": trial.change, "first": trial.first, "last": trial.last} for trial in found.trials],
         )
+
+    def _leaving(self, subject: Subject, found: probed.Rehearsal) -> Iterator[Finding]:
+        """One finding for each weight that goes out of the domain of a function."""
+        for item in found.leaving:
+            soon = item.step <= SOON and not found.is_surrogate
+            yield self.finding(
+                subject,
+                [node.id for node in subject.graph if any(w.name == item.weight for w in node.weights.values())][:1],
+                f"{item.weight}, which stands bare in {item.function}, is {item.value:.3g} after {_updates(found.steps)} and changes "
+                f"by {item.drift:.2g} in each: it comes to 0, where {item.function} breaks, after about {item.step}",
+                severity=Severity.ERROR if soon else Severity.WARNING,
+                remedy="make it positive by construction: softplus or exp of a free weight, or clamp it away from zero",
+                confidence=Confidence.MEASURED,
+                weight=item.weight,
+                function=item.function,
+                value=item.value,
+                drift=item.drift,
+                step=item.step,
+            )
 
 
 def _happened(found: probed.Rehearsal) -> str:

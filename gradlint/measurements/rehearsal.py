@@ -12,6 +12,7 @@ from gradlint.measurements import is_surrogate
 FLAT = 1e-3  # relative change of the first loss below which a loss did not move
 RISEN = 0.1  # relative rise over the first loss above which a run did not train
 ABOVE = 1.5  # a run that ends above this multiple of chance did not train
+SOON = 10000  # updates: a weight that leaves the domain of a function within so many makes training fail
 LEARNED = 0.03  # of the loss by chance: a run that learned something ends more than this below it
 CLEARLY = 1.25  # the factor by which the progress of one run must exceed that of another to be clearly better
 
@@ -37,6 +38,25 @@ class Outlook(StrEnum):
     SLOW = "slow"  # at this pace a long run does not come below the constant either
     SCALE = "scale"  # it began at more than a thousand times the constant, and did not come down
     OPEN = "open"  # the run is too short to tell
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A weight that stands bare under a log, a root or a fraction bar, and that updates move to zero.
+
+    Attributes:
+        weight: Name of the weight.
+        function: Name of the function that breaks at zero.
+        value: The element that arrives first, at the end of the rehearsal.
+        drift: How much it changes in one update.
+        step: The update with which it arrives, if it goes on like that.
+    """
+
+    weight: str
+    function: str
+    value: float
+    drift: float
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +138,7 @@ class Rehearsal:
         raised: The error that the model or the loss raised, else "".
         chance: Loss of the best constant, or of an uninformative prediction. None if it is unknown.
         outlook: What becomes of a run that ended no better than the best constant; None if the loss fell below it, or falls.
+        leaving: Weights that go out of the domain of the function they stand in, the first to arrive first.
     """
 
     asked: int
@@ -140,6 +161,7 @@ class Rehearsal:
     raised: str = ""
     chance: float | None = None
     outlook: Outlook | None = None
+    leaving: tuple[Leaving, ...] = field(default=())
 
     @property
     def steps(self) -> int:
@@ -162,8 +184,13 @@ class Rehearsal:
 
         With the real loss, it diverged, a layer died, the loss clearly rose, or it stays no better than the best constant.
         """
-        failed = self.diverged_at is not None or self.dead is not None or self.is_lost or (self.behind and self._is_high)
-        return failed and not self.is_surrogate
+        broke = self.diverged_at is not None or self.dead is not None or self.breaks_soon
+        return (broke or self.is_lost or (self.behind and self._is_high)) and not self.is_surrogate
+
+    @property
+    def breaks_soon(self) -> bool:
+        """Whether a weight leaves the domain of the function it stands in within SOON updates."""
+        return any(item.step <= SOON for item in self.leaving)
 
     @property
     def is_lost(self) -> bool:

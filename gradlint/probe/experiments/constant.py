@@ -27,10 +27,10 @@ SETTLED = 0.01  # relative decrease in the last descent: a loss that falls by mo
 ALIKE = 1e-6  # of the first gradient: with less at each sample, the constant is right for all of them, and says nothing
 QUANTILES = 0.5, 0.1, 0.25, 0.75, 0.9  # of the target: the best constants of absolute and of quantile losses
 SECONDS = 10.0  # no further descent begins after this time
-LINKS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda logits: logits.softmax(-1),
-    "log_softmax": lambda logits: logits.log_softmax(-1),
-    "sigmoid": torch.sigmoid,
+LINKS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
+    "softmax": torch.softmax,
+    "log_softmax": torch.log_softmax,
+    "sigmoid": lambda logits, _: logits.sigmoid(),
 }
 """Last operators of models, with which a free constant becomes an output that they can give."""
 
@@ -45,12 +45,19 @@ class _Problem:
     target: Any
     output: Any
     leaves: tuple[Tensor, ...]
-    link: Callable[[Tensor], Tensor] | None
+    link: Callable[[Tensor, int], Tensor] | None
 
     def outputs(self, constants: Sequence[Tensor]) -> list[Tensor]:
         """Return the leaves with every sample replaced by the constant."""
-        linked = [self.link(constant) if self.link else constant for constant in constants]
-        return [one.to(leaf.dtype).expand(leaf.shape) for one, leaf in zip(linked, self.leaves, strict=True)]
+        pairs = zip(constants, self.leaves, strict=True)
+        return [self._linked(constant, leaf).to(leaf.dtype).expand(leaf.shape) for constant, leaf in pairs]
+
+    def _linked(self, constant: Tensor, leaf: Tensor) -> Tensor:
+        if self.link is None:
+            return constant
+        axis = max(range(leaf.ndim), key=lambda one: (constant.shape[one], one == min(1, leaf.ndim - 1)))
+        classes = [leaf.shape[one] if one == axis else constant.shape[one] for one in range(leaf.ndim)]
+        return self.link(constant.expand(classes), axis)
 
     def of(self, leaves: Sequence[Tensor]) -> Tensor:
         """Return the loss of an output with these leaves."""

@@ -16,7 +16,8 @@ PLANNED = 1e5  # steps of a long run: published ones of small models take 1e3 to
 FEWEST = 20  # steps from which a trend is read
 ERRORS = 2.0  # standard errors of a slope that count as chance
 GROWING = 1.1  # a fall that is so many times as fast in the last quarter as in the one before is leaving a plateau
-REWRITTEN = 1.0  # sum of the relative changes of a matrix: the steps were long enough to replace what was drawn
+REWRITTEN = 1.0  # sum of the relative changes of a matrix in half a run: long enough to replace what was drawn
+NEAR = 0.2  # of the best constant: a loss that levels off does so there, and one that is higher still falls towards it
 FAR = 1000.0  # times the best constant: a first loss over it is not that of a model at a usual scale
 DOWN = 10.0  # times the best constant: such a loss has come down if it ends lower
 
@@ -73,9 +74,19 @@ def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: boo
         return None
     if _needed(last - bar, (trend.fall + ERRORS * trend.error) / share) > PLANNED:
         return Outlook.SLOW
-    if trend.fall > ERRORS * trend.error and _needed(last - bar, trend.fall / share) <= PLANNED:
+    steady = trend.fall > ERRORS * trend.error and _needed(last - bar, trend.fall / share) <= PLANNED
+    if steady and (last - bar > NEAR * abs(chance) or not _levels_off(before, after, steps // 4, last - bar)):
         return None
-    return Outlook.STUCK if sum(run.changes) >= REWRITTEN and not varies else Outlook.OPEN
+    return Outlook.STUCK if sum(run.changes[steps // 2 :]) >= REWRITTEN and not varies else Outlook.OPEN
+
+
+def _levels_off(before: _Trend, after: _Trend, quarter: int, way: float) -> bool:
+    """Return whether a fall that slows down like a geometric series ends before it has gone a way, noise put in its favor."""
+    fall = after.fall + ERRORS * after.error
+    if fall >= before.fall:
+        return False
+    ratio = fall / before.fall
+    return ratio <= 0.0 or quarter * fall * ratio / (1.0 - ratio) < way
 
 
 def _needed(way: float, fall: float) -> float:

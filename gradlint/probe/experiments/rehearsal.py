@@ -32,6 +32,7 @@ from gradlint.measurements.rehearsal import (
 from gradlint.measurements.units import Units
 from gradlint.ops import activation, operator
 from gradlint.probe.dead_units import UnitObserver
+from gradlint.probe.experiments.domains import bare_weights, leaving
 from gradlint.probe.experiments.non_finite import non_finite_update
 from gradlint.probe.experiments.objective import preserved
 from gradlint.probe.experiments.outlook import outlook
@@ -99,12 +100,14 @@ class _Rehearser:
         self.until = time.monotonic() + (SECONDS if setting.task.rehearse is None else math.inf)
         specs = self.objective.model.inputs
         self.varies = len(setting.task.batches) != 1 and (bool(setting.task.batches) or any(spec.value is None for spec in specs))
+        self.bare: dict[str, str] = {}
         self._first_losses: dict[int, float] = {}
 
     def rehearse(self) -> Rehearsal:
         """Take the steps, judge whether they fail, and if so find the cause."""
         self.setting.progress(f"rehearsing {self.steps} steps of {self.recipe.text}")
         before = self._dead_units()
+        self.bare = bare_weights(self.objective) if self.setting.task.loss is not None else {}
         trainer, run = self._run(self.recipe)
         if self._is_too_short(run):
             self.setting.progress(f"rehearsing {LONGER * self.steps} steps, as the loss is that of a constant")
@@ -116,6 +119,7 @@ class _Rehearser:
             self.restore()
             self._first_loss(trainer.index)  # raises if the loss of that batch fails even with the initial weights
         dead = _dead_layer(before, self._dead_units()) if not run.ended and _gradient_vanished(run) else None
+        gone = leaving(self.objective, self.bare, run.paths) if not run.ended and not self.recipe.warmup else ()
         first, last = self._ends(run)
         size = max(abs(first), 1e-12)
         diverged = None
@@ -142,6 +146,7 @@ class _Rehearser:
             raised=run.raised,
             chance=self.chance,
             outlook=self._outlook(run, last) if diverged is None and dead is None else None,
+            leaving=gone,
         )
         return self._with_cause(found) if found.fails or self._may_lag(found) or self._is_long(found) else found
 
@@ -163,7 +168,8 @@ class _Rehearser:
         """Return whether a run of default length ended without fault and no better than the best constant."""
         if self.setting.task.rehearse is not None or self._constant is None or run.ended or run.stopped:
             return False
-        return self._ends(run)[1] >= self._constant - LEARNED * abs(self._constant)
+        first, last = self._ends(run)
+        return last >= self._constant - LEARNED * abs(self._constant) and last <= first + (DIVERGED - 1.0) * abs(first)
 
     def _outlook(self, run: Run, last: float) -> Outlook | None:
         loss = self.setting.found.loss
@@ -194,7 +200,7 @@ class _Rehearser:
     def _run(self, recipe: Recipe, steps: int | None = None, until: float = math.inf) -> tuple[Trainer, Run]:
         self.restore()
         self.objective.restart()
-        trainer = Trainer(self.objective, recipe)
+        trainer = Trainer(self.objective, recipe, self.bare)
         run = trainer.run(steps or self.steps, min(until, self.until))
         self._first_losses.setdefault(0, run.losses[0])
         return trainer, run

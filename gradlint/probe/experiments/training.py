@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +47,7 @@ class Run:
     `losses`, `norms`, `layers` and `changes` are the fields of `gradlint.measurements.rehearsal.Rehearsal`.
 
     Attributes:
+        paths: Values of the watched weights after each update.
         skipped: The number of updates that were skipped because scaled gradients overflowed.
         ended: What was not finite, if the run ended for that: "loss", "gradient", or "scale" (the gradient at any loss scale).
         raised: The error of the loss or of the model, if one raised after an update; the last loss is then NaN.
@@ -57,6 +58,7 @@ class Run:
     norms: list[float] = field(default_factory=list)
     layers: dict[str, list[float]] = field(default_factory=dict)
     changes: list[float] = field(default_factory=list)
+    paths: dict[str, list[Tensor]] = field(default_factory=dict)
     skipped: int = 0
     ended: str = ""
     raised: str = ""
@@ -66,12 +68,13 @@ class Run:
 class Trainer:
     """Takes steps of a recipe on the weights of an objective. The weights are not restored afterward.
 
-    `index` is the batch of the last step, and `state` the random state of torch before it.
+    `watched` names weights whose values are recorded. `index` is the batch of the last step, and `state` the random state of torch before it.
     """
 
-    def __init__(self, objective: Objective, recipe: Recipe) -> None:
+    def __init__(self, objective: Objective, recipe: Recipe, watched: Collection[str] = ()) -> None:
         self.objective = objective
         self.recipe = recipe
+        self.watched = watched
         self.names = list(objective.parameters)
         self.weights = list(objective.parameters.values())
         self.sizes = _norms([weight.detach() for weight in self.weights])
@@ -142,6 +145,8 @@ class Trainer:
         for old, weight in zip(moved, self.weights, strict=True):
             old.sub_(weight.detach())
         pairs = zip(_norms(moved), self.sizes, self.weights, strict=True)
+        for name in self.watched:
+            run.paths.setdefault(name, []).append(self.objective.parameters[name].detach().clone())
         run.changes.append(max((change / size for change, size, weight in pairs if size and weight.dim() > 1), default=0.0))
 
     def _handle_overflow(self, run: Run) -> None:
