@@ -35,7 +35,9 @@ FAR = 1000.0  # times the best constant: an output 30 times as large as the targ
 def _first(value: float, neutral: float, *, output: float = 5.0, target: float | None = None, gain: float = 1.0) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64), 10, gain=gain)
-    facts = probed.LossFacts(value, 1.0, chance=neutral, neutral=neutral, from_zero=True, repeated=1.0, batch=8, terms=8, output=output, target=target)
+    facts = probed.LossFacts(
+        value, 1.0, chance=neutral, neutral=neutral, from_zero=True, repeated=1.0, batch=8, terms=8, output=output, target=target
+    )
     return builder.measured(loss=facts)
 
 

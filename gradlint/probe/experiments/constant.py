@@ -24,6 +24,8 @@ LEAST = 3  # values of the target for each number of a constant: with fewer, the
 ROUNDS = 3  # descents in a row
 STEPS = 20  # of L-BFGS in each of them, with at most 25 evaluations
 SETTLED = 0.01  # relative decrease in the last descent: a loss that falls by more has no lowest constant
+FARTHER = 10.0  # times the constant: a loss that is lower there falls without end
+ENDLESS = 1e-3  # relative decrease on the way there, over the accuracy with which constants are found
 ALIKE = 1e-6  # of the first gradient: with less at each sample, the constant is right for all of them, and says nothing
 QUANTILES = 0.5, 0.1, 0.25, 0.75, 0.9  # of the target: the best constants of absolute and of quantile losses
 SECONDS = 10.0  # no further descent begins after this time
@@ -62,7 +64,7 @@ class _Problem:
     def of(self, leaves: Sequence[Tensor]) -> Tensor:
         """Return the loss of an output with these leaves."""
         given = iter(leaves)
-        output = pytree.tree_map(lambda leaf: next(given) if is_float(leaf) else leaf, self.output)
+        output = pytree.tree_map(lambda leaf: next(given) if _is_free(leaf) else leaf, self.output)
         value = self.loss(output, copy_target(self.target))
         if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
             raise GradlintError("the loss of a constant is not one number")
@@ -85,8 +87,8 @@ def best_constant(loss: Loss, output: Any, target: Any, *, last: str = "") -> fl
         The loss; None if the loss does not accept a constant, falls without end, or is lowest for one and the same output at
         every sample, so that the constant is no baseline.
     """
-    leaves = tuple(leaf for leaf in pytree.tree_leaves(output) if is_float(leaf))
-    if not leaves or not leaves[0].ndim:
+    leaves = tuple(leaf for leaf in pytree.tree_leaves(output) if _is_free(leaf))
+    if not leaves:
         return None
     problem = _Problem(loss, target, output, leaves, LINKS.get(last))
     until = time.monotonic() + SECONDS
@@ -144,7 +146,15 @@ def _lowest(problem: _Problem, shapes: Sequence[tuple[int, ...]], until: float) 
             break
     if fell > SETTLED * max(abs(value), 1e-12):
         return math.nan
-    return value if _tells_samples_apart(problem, best) else math.nan
+    return value if not _is_endless(problem, best, value) and _tells_samples_apart(problem, best) else math.nan
+
+
+def _is_endless(problem: _Problem, constants: Sequence[Tensor], value: float) -> bool:
+    """Return whether the loss is still lower far behind a constant, where it is defined there."""
+    with suppress(Exception):  # a probability over one, for example
+        farther = _value(problem, [FARTHER * one for one in constants])
+        return farther < value - ENDLESS * abs(value)
+    return False
 
 
 def _value(problem: _Problem, constants: Sequence[Tensor]) -> float:
@@ -213,6 +223,11 @@ def _of_floats(values: Tensor, shape: tuple[int, ...]) -> Iterator[Tensor]:
         ranked = rows.sort(-1).values
         yield ranked[:, round(share * (ranked.shape[1] - 1))].reshape(shape)
     yield mean.clamp(1e-4, 1.0 - 1e-4).logit()
+
+
+def _is_free(leaf: Any) -> bool:
+    """Return whether a leaf becomes a constant: a scalar, such as an auxiliary loss, has no samples and stays as it is."""
+    return is_float(leaf) and leaf.ndim > 0
 
 
 def is_float(leaf: Any) -> bool:

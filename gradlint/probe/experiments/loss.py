@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from gradlint.errors import GradlintError
@@ -23,6 +24,7 @@ from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.experiments.training import norm_of
 
 _LABEL_INPUTS = frozenset({"labels", "label", "targets", "target"})  # inputs from which a model computes its own loss
+SURE = 50.0  # a logit with which a prediction is certain: float32 rounds 1 - sigmoid(17) to zero
 
 
 def inputs(setting: Setting) -> Mapping[str, Any]:
@@ -103,7 +105,7 @@ def _loss_facts(objective: Objective, output: Any, value: float) -> dict[str, An
     facts["neutral"] = neutral if neutral is not None and _is_neutral(neutral, leaves[0], same, terms) else None
     assert objective.task.loss is not None
     facts["chance"] = best_constant(objective.task.loss, fixed, target, last=_last_operator(objective))
-    facts["from_zero"] = facts["neutral"] is not None or _is_distance(objective, fixed, same, value)
+    facts["from_zero"] = facts["neutral"] is not None or _is_distance(objective, fixed, goals, value)
     batch = leaves[0].shape[0] if leaves[0].ndim else 0
     if batch and all(goal.ndim and goal.shape[0] == batch for goal in goals):
         facts["batch"] = batch
@@ -134,7 +136,11 @@ def _own_loss_facts(setting: Setting, output: Any) -> dict[str, Any]:
         return {}
     classes = logits.shape[-1]
     fits = classes > 1 and int(np.max(labels[0].value, initial=0)) < classes
-    return {"chance": math.log(classes), "neutral": math.log(classes), "output": _rms(logits.detach()), "batch": logits.shape[0]} if fits else {}
+    return (
+        {"chance": math.log(classes), "neutral": math.log(classes), "output": _rms(logits.detach()), "batch": logits.shape[0]}
+        if fits
+        else {}
+    )
 
 
 def _uninformative(objective: Objective) -> Callable[[Any], Any]:
@@ -157,14 +163,32 @@ def _last_operator(objective: Objective) -> str:
     return next(iter(last)) if len(last) == 1 else ""
 
 
-def _is_distance(objective: Objective, output: Any, same: Sequence[Tensor], value: float) -> bool:
-    """Return whether the loss is zero where the output is the target."""
-    if len(same) != 1:
-        return False
-    goal = same[0]
-    perfect = pytree.tree_map(lambda leaf: goal.reshape(leaf.shape) if _fits(leaf, goal) else leaf, output)
-    least = _try_loss(objective, perfect, objective.task.target)
-    return least is not None and abs(least) <= 1e-6 * abs(value)
+def _is_distance(objective: Objective, output: Any, goals: Sequence[Tensor], value: float) -> bool:
+    """Return whether the loss is zero where the output is the target, or gives it great logits."""
+    for perfect in _perfect(output, goals):
+        least = _try_loss(objective, perfect, objective.task.target)
+        if least is not None and abs(least) <= 1e-6 * abs(value):
+            return True
+    return False
+
+
+def _perfect(output: Any, goals: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield outputs that predict the one target: itself, its sign as a logit, and logits of its classes."""
+    if len(goals) != 1:
+        return
+    goal = goals[0]
+    for level in (goal, SURE * (2.0 * goal.double() - 1.0)):
+        yield pytree.tree_map(lambda leaf, given=level: given.to(leaf).reshape(leaf.shape) if _fits(leaf, goal) else leaf, output)
+    if not goal.is_floating_point() and int(goal.min()) >= 0:
+        classes = int(goal.max()) + 1
+
+        def logits(leaf: Any) -> Any:
+            if not is_float(leaf) or leaf.ndim < 2 or leaf.shape[-1] < classes or leaf[..., 0].numel() != goal.numel():
+                return leaf
+            chosen = functional.one_hot(goal.long(), leaf.shape[-1]).to(leaf).reshape(leaf.shape)
+            return SURE * (2.0 * chosen - 1.0)
+
+        yield pytree.tree_map(logits, output)
 
 
 def _fits(leaf: Any, goal: Tensor) -> bool:

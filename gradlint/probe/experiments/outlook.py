@@ -42,7 +42,7 @@ class _Trend:
         return cls(-slope, math.hypot(noise, rounding) / math.sqrt(spread))
 
 
-def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: bool, ratio: bool) -> Outlook | None:
+def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: bool) -> Outlook | None:
     """Return what more steps would have done, or None if the loss fell below the best constant or falls steadily towards it.
 
     The loss is extrapolated along a straight line through the second half of the run, at the learning rate after the warm-up. A
@@ -59,13 +59,12 @@ def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: boo
         last: The loss at its end.
         chance: The loss of the best constant.
         varies: Whether the steps have different batches, whose losses are noisy and are fitted later than that of one batch.
-        ratio: Whether the loss is zero for a perfect prediction, so that its ratios have a meaning.
     """
     bar = chance - LEARNED * abs(chance)
     steps = len(run.losses) - 1
     if last < bar or steps < FEWEST:
         return None
-    if ratio and chance > 0.0 and run.losses[0] > FAR * chance and last > DOWN * chance:
+    if chance > 0.0 and run.losses[0] > FAR * chance and last > DOWN * chance:
         return Outlook.SCALE
     trend = _Trend.of(run.losses[steps // 2 :])
     share = _rate_share(recipe, steps)

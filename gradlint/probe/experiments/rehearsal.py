@@ -175,7 +175,10 @@ class _Rehearser:
         loss = self.setting.found.loss
         if self._constant is None or loss is None:
             return None
-        return outlook(run, self.recipe, last, self._constant, varies=self.varies, ratio=loss.from_zero)
+        found = outlook(run, self.recipe, last, self._constant, varies=self.varies)
+        # the best constant of an unknown loss may be one that the model cannot put out
+        still = found is Outlook.SLOW and abs(last - run.losses[0]) <= FLAT * abs(run.losses[0])
+        return found if loss.from_zero or still else None
 
     def _should_move(self, run: Run, last: float) -> bool:
         """Return whether the loss should change: it is at chance, has a gradient, and the warm-up takes at most half the run."""
