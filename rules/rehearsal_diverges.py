@@ -163,11 +163,12 @@ class RehearsalDiverges(Rule):
         """One finding for each weight that goes out of the domain of a function."""
         for item in found.leaving:
             soon = item.step <= SOON and not found.is_surrogate
+            readers = [node.id for node in subject.graph if any(w.name == item.weight for w in node.weights.values())]
             yield self.finding(
                 subject,
-                [node.id for node in subject.graph if any(w.name == item.weight for w in node.weights.values())][:1],
-                f"{item.weight}, which stands bare in {item.function}, is {item.value:.3g} after {_updates(found.steps)} and changes "
-                f"by {item.drift:.2g} in each: it comes to 0, where {item.function} breaks, after about {item.step}",
+                readers[:1],
+                f"{item.weight}, which stands bare in {item.function}, is {item.value:.3g} after {_updates(found.steps)} and "
+                f"changes by {item.drift:.2g} in each: it comes to 0, where {item.function} breaks, after about {item.step}",
                 severity=Severity.ERROR if soon else Severity.WARNING,
                 remedy="make it positive by construction: softplus or exp of a free weight, or clamp it away from zero",
                 confidence=Confidence.MEASURED,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gradlint.errors import GradlintError
-from gradlint.probe.experiments.objective import copy_target
+from gradlint.probe.experiments.objective import copy_target, raw_gradients
 
 LEAST = 3  # values of the target for each number of a constant: with fewer, the constant learns the batch by heart
 ROUNDS = 3  # descents in a row
@@ -169,7 +169,7 @@ def _descended(problem: _Problem, start: Sequence[Tensor]) -> list[Tensor]:
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = problem.of(problem.outputs(constants))
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
@@ -181,8 +181,7 @@ def _tells_samples_apart(problem: _Problem, constants: Sequence[Tensor]) -> bool
 
     def pulls(leaves: Sequence[Tensor], *, apart: bool) -> float:
         free = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        found = torch.autograd.grad(problem.of(free), free, allow_unused=True)
-        known = [one.double() for one in found if one is not None]
+        known = [one.double() for one in raw_gradients(problem.of(free), free) if one is not None]
         return math.hypot(*(float((one - one.mean(0) if apart and one.ndim else one).norm()) for one in known))
 
     return pulls(problem.outputs(constants), apart=True) > ALIKE * pulls(problem.leaves, apart=False)

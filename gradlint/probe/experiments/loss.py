@@ -136,11 +136,10 @@ def _own_loss_facts(setting: Setting, output: Any) -> dict[str, Any]:
         return {}
     classes = logits.shape[-1]
     fits = classes > 1 and int(np.max(labels[0].value, initial=0)) < classes
-    return (
-        {"chance": math.log(classes), "neutral": math.log(classes), "output": _rms(logits.detach()), "batch": logits.shape[0]}
-        if fits
-        else {}
-    )
+    if not fits:
+        return {}
+    equal = math.log(classes)
+    return {"chance": equal, "neutral": equal, "output": _rms(logits.detach()), "batch": logits.shape[0]}
 
 
 def _uninformative(objective: Objective) -> Callable[[Any], Any]:

@@ -16,6 +16,7 @@ PLANNED = 1e5  # steps of a long run: published ones of small models take 1e3 to
 FEWEST = 20  # steps from which a trend is read
 ERRORS = 2.0  # standard errors of a slope that count as chance
 GROWING = 1.1  # a fall that is so many times as fast in the last quarter as in the one before is leaving a plateau
+SEEN = 1e-5  # of the loss in a quarter: a hundred times the resolution of float32
 REWRITTEN = 1.0  # sum of the relative changes of a matrix in half a run: long enough to replace what was drawn
 NEAR = 0.2  # of the best constant: a loss that levels off does so there, and one that is higher still falls towards it
 FAR = 1000.0  # times the best constant: a first loss over it is not that of a model at a usual scale
@@ -69,7 +70,7 @@ def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: boo
     trend = _Trend.of(run.losses[steps // 2 :])
     share = _rate_share(recipe, steps)
     before, after = _Trend.of(run.losses[steps // 2 : 3 * steps // 4 + 1]), _Trend.of(run.losses[3 * steps // 4 :])
-    if after.fall > max(GROWING * before.fall, ERRORS * after.error):
+    if _accelerates(before, after, SEEN * abs(last) / (steps // 4)):
         return None
     if _needed(last - bar, (trend.fall + ERRORS * trend.error) / share) > PLANNED:
         return Outlook.SLOW
@@ -77,6 +78,12 @@ def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: boo
     if steady and (last - bar > NEAR * abs(chance) or not _levels_off(before, after, steps // 4, last - bar)):
         return None
     return Outlook.STUCK if sum(run.changes[steps // 2 :]) >= REWRITTEN and not varies else Outlook.OPEN
+
+
+def _accelerates(before: _Trend, after: _Trend, least: float) -> bool:
+    """Return whether a loss falls clearly faster than before, and by more than `least` in a step."""
+    gain = after.fall - before.fall
+    return after.fall > max(GROWING * before.fall, least) and gain > ERRORS * math.hypot(before.error, after.error)
 
 
 def _levels_off(before: _Trend, after: _Trend, quarter: int, way: float) -> bool:

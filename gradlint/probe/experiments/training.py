@@ -68,7 +68,8 @@ class Run:
 class Trainer:
     """Takes steps of a recipe on the weights of an objective. The weights are not restored afterward.
 
-    `watched` names weights whose values are recorded. `index` is the batch of the last step, and `state` the random state of torch before it.
+    `watched` names weights whose values are recorded. `index` is the batch of the last step, and `state` the random state of
+    torch before it.
     """
 
     def __init__(self, objective: Objective, recipe: Recipe, watched: Collection[str] = ()) -> None:
