@@ -4,17 +4,17 @@ What it finds:
     With a recipe, gradlint takes its first optimizer steps (40, or as many as asked for) on the given batches, or on drawn ones.
     It reports a loss or a gradient that is not finite, and a loss that raises on what the model has become; a loss that stays
     over ten times what it was on the same batches; a layer of rectifiers whose units are all zero afterwards; a loss at chance
-    that does not move; and one that does not come down, or not below chance, although the same steps bring it down with a
-    warm-up or a lower learning rate. With the loss and the target of the user, chance is the best constant: the lowest loss of
-    a prediction that is the same for every sample. A loss that has not fallen 3 % below it is rehearsed for five times as many
+    that does not move; and one that does not come down, or not below chance, although the same steps bring it down with a warm-up
+    or a lower learning rate. With the loss and the target of the user, chance is the best constant: the lowest loss of a
+    prediction that is the same for every sample. A loss that has not fallen 3 % below it is rehearsed for five times as many
     steps, and then extrapolated along the line of its second half. It is an error if a run of 100000 steps would not come below
     the constant, if it shows no trend although the updates together were as long as the weights, or if it began at more than a
-    thousand times the constant and stays over ten times; it is a warning if the steps are too few to tell; and nothing is said
-    of a loss that falls steadily. A weight that stands bare under a log, a root or a fraction bar is extrapolated too: it is
+    thousand times the constant and stays over ten times; it is a warning if the steps are too few to tell; and nothing is said of
+    a loss that falls steadily. A weight that stands bare under a log, a root or a fraction bar is extrapolated too: it is
     reported, with the update, if it comes to zero within 100000 of them and the gradient points there all the way; that is an
-    error within 10000. The cause is found by trying: the operator that breaks is looked for in the step that
-    broke, the other ones are told by the change that makes the model train. Where no loss was given, a surrogate stands in, and
-    what is found is a warning.
+    error if as many updates are taken and break the loss, and nothing is said if they do not. The cause is found by trying: the
+    operator that breaks is looked for in the step that broke, the other ones are told by the change that makes the model train.
+    Where no loss was given, a surrogate stands in, and what is found is a warning.
 
 Why it explodes:
     A step longer than 2 / sharpness overshoots, and the loss grows from step to step. One long step can push all units of a
@@ -50,7 +50,6 @@ REMEDIES = {
     Cause.SCALE: "standardize inputs and targets, and draw weights so that the first output is as large as the target",
     Cause.UNKNOWN: "check the scale of inputs, targets and loss",
 }
-SOON = 10000  # updates, fewer than most published runs take: a weight that leaves its domain later is a warning
 SCALES = frozenset({"GL107", "GL601"})
 """Rules about the scale of outputs, inputs and targets."""
 EPS_INSIDE = "add eps inside the root, where its derivative is not finite at zero"
@@ -111,7 +110,8 @@ class RehearsalDiverges(Rule):
         Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3, outlook=probed.Outlook.SLOW), fires_on=("fc",)),
         Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3, outlook=probed.Outlook.OPEN), fires_on=("fc",)),
         Example(
-            lambda: _builder(loss=(2.3, 1.1), leaving=(probed.Leaving("fc.weight", "log", 0.9, -1e-3, 940),)), fires_on=("fc",)
+            lambda: _builder(loss=(2.3, 1.1), leaving=(probed.Leaving("fc.weight", "log", 0.9, -1e-3, 940, confirmed=True),)),
+            fires_on=("fc",),
         ),
         Example(lambda: _builder(loss=(2.3, 22.0))),
         Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3)),
@@ -162,14 +162,14 @@ class RehearsalDiverges(Rule):
     def _leaving(self, subject: Subject, found: probed.Rehearsal) -> Iterator[Finding]:
         """One finding for each weight that goes out of the domain of a function."""
         for item in found.leaving:
-            soon = item.step <= SOON and not found.is_surrogate
             readers = [node.id for node in subject.graph if any(w.name == item.weight for w in node.weights.values())]
             yield self.finding(
                 subject,
                 readers[:1],
                 f"{item.weight}, which stands bare in {item.function}, is {item.value:.3g} after {_updates(found.steps)} and "
-                f"changes by {item.drift:.2g} in each: it comes to 0, where {item.function} breaks, after about {item.step}",
-                severity=Severity.ERROR if soon else Severity.WARNING,
+                f"changes by {item.drift:.2g} in each: it comes to 0, where {item.function} breaks, after about {item.step}"
+                f"{', as a longer rehearsal confirms' * item.confirmed}",
+                severity=Severity.ERROR if item.confirmed else Severity.WARNING,
                 remedy="make it positive by construction: softplus or exp of a free weight, or clamp it away from zero",
                 confidence=Confidence.MEASURED,
                 weight=item.weight,

@@ -12,7 +12,6 @@ from gradlint.measurements import is_surrogate
 FLAT = 1e-3  # relative change of the first loss below which a loss did not move
 RISEN = 0.1  # relative rise over the first loss above which a run did not train
 ABOVE = 1.5  # a run that ends above this multiple of chance did not train
-SOON = 10000  # updates: a weight that leaves the domain of a function within so many makes training fail
 LEARNED = 0.03  # of the loss by chance: a run that learned something ends more than this below it
 CLEARLY = 1.25  # the factor by which the progress of one run must exceed that of another to be clearly better
 
@@ -50,6 +49,7 @@ class Leaving:
         value: The element that arrives first, at the end of the rehearsal.
         drift: How much it changes in one update.
         step: The update with which it arrives, if it goes on like that.
+        confirmed: Whether as many updates were taken, and the loss was no longer finite.
     """
 
     weight: str
@@ -57,6 +57,7 @@ class Leaving:
     value: float
     drift: float
     step: int
+    confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +185,13 @@ class Rehearsal:
 
         With the real loss, it diverged, a layer died, the loss clearly rose, or it stays no better than the best constant.
         """
-        broke = self.diverged_at is not None or self.dead is not None or self.breaks_soon
+        broke = self.diverged_at is not None or self.dead is not None or self.breaks
         return (broke or self.is_lost or (self.behind and self._is_high)) and not self.is_surrogate
 
     @property
-    def breaks_soon(self) -> bool:
-        """Whether a weight leaves the domain of the function it stands in within SOON updates."""
-        return any(item.step <= SOON for item in self.leaving)
+    def breaks(self) -> bool:
+        """Whether a weight was seen to leave the domain of the function it stands in."""
+        return any(item.confirmed for item in self.leaving)
 
     @property
     def is_lost(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from gradlint.measurements.rehearsal import (
     RISEN,
     Cause,
     DeadUnits,
+    Leaving,
     NonFiniteUpdate,
     Outlook,
     Rehearsal,
@@ -37,7 +37,7 @@ from gradlint.probe.experiments.non_finite import non_finite_update
 from gradlint.probe.experiments.objective import preserved
 from gradlint.probe.experiments.outlook import outlook
 from gradlint.probe.experiments.setting import Setting
-from gradlint.probe.experiments.training import Run, Trainer, batch_of, copies_of
+from gradlint.probe.experiments.training import Run, Trainer, batch_of, check_memory
 from gradlint.recipe import Recipe
 from gradlint.signal_path import is_weight_layer
 
@@ -46,6 +46,8 @@ LONGER = 5  # times as many, where the loss has not fallen below that of the bes
 ENOUGH = 20  # steps in which a loss should change
 SECONDS = 60.0  # for all steps together, if the user did not give their number
 SECONDS_LONGER = 20.0  # for the longer run
+BEYOND = 2.0  # times the step with which a weight is expected to leave its domain: momentum goes on, gradients fade
+MOST = 4000  # steps that are taken to see it
 DIVERGED = 10.0  # times the first loss; 110 healthy runs of 40 steps end at most at 1.2, and reach at most 3.5 in between
 NOISE = 0.5  # of the first loss: replaces RISEN if every step has another batch
 LEAST = 0.02  # of the first loss: a loss that falls by less on one and the same batch may be stuck
@@ -59,7 +61,6 @@ FAR = 1e-2  # change of a weight tensor in one update, relative to its norm
 ORDINARY = 1e6  # larger operands overflow because the signal grew, whatever the operator
 DEAD = 0.99  # share of units
 SHOWN = 16  # the most layers whose gradient norms are kept
-MEMORY = 0.6  # of the memory of the machine
 
 
 def rehearsal(setting: Setting) -> Mapping[str, Any]:
@@ -77,7 +78,7 @@ def rehearsal(setting: Setting) -> Mapping[str, Any]:
         raise GradlintError("the model has no weights to train")
     if not all(np.size(array) for array in batch_of(setting.objective, 0)[0]):
         raise GradlintError("the batch is empty")
-    _check_memory(task.recipe, [*setting.objective.parameters.values()])
+    check_memory(task.recipe, [*setting.objective.parameters.values()])
     with preserved(setting.objective.parameters) as restore:
         rehearser = _Rehearser(setting, task.recipe, restore)
         try:
@@ -119,7 +120,7 @@ class _Rehearser:
             self.restore()
             self._first_loss(trainer.index)  # raises if the loss of that batch fails even with the initial weights
         dead = _dead_layer(before, self._dead_units()) if not run.ended and _gradient_vanished(run) else None
-        gone = leaving(self.objective, self.bare, run.paths) if not run.ended and not self.recipe.warmup else ()
+        gone = self._confirmed(leaving(self.objective, self.bare, run.paths)) if not run.ended and not self.recipe.warmup else ()
         first, last = self._ends(run)
         size = max(abs(first), 1e-12)
         diverged = None
@@ -207,6 +208,20 @@ class _Rehearser:
         run = trainer.run(steps or self.steps, min(until, self.until))
         self._first_losses.setdefault(0, run.losses[0])
         return trainer, run
+
+    def _confirmed(self, items: tuple[Leaving, ...]) -> tuple[Leaving, ...]:
+        """Take as many steps as the first weight needs to leave its domain, and return the weights if the run breaks.
+
+        They are returned unconfirmed if the steps are too many, or take too long.
+        """
+        steps = round(BEYOND * items[0].step) if items else 0
+        if not items or steps > MOST or self.setting.task.rehearse is not None:
+            return items
+        self.setting.progress(f"rehearsing {steps} steps, as {items[0].weight} comes close to zero")
+        _, run = self._run(self.recipe, steps, min(self.until, time.monotonic() + SECONDS_LONGER))
+        if run.ended in {"loss", "gradient"}:
+            return (replace(items[0], step=len(run.losses) - 1, confirmed=True), *items[1:])
+        return items if run.stopped else ()
 
     def _ends(self, run: Run) -> tuple[float, float]:
         """Return the median losses on the batches of the last quarter of a run, with the initial and with the final weights.
@@ -344,17 +359,6 @@ def is_post_norm(setting: Setting) -> bool:
     readers = [list(graph.children(total.node)) for total in sums]
     norms = sum(len(nodes) == 1 and nodes[0].op in {"layer_norm", "rms_norm"} for nodes in readers)
     return norms > len(sums) / 2
-
-
-def _check_memory(recipe: Recipe, weights: Sequence[Tensor]) -> None:
-    """Raise GradlintError if the copies of the weights that training needs do not fit in memory."""
-    needed = copies_of(recipe) * sum(weight.numel() * weight.element_size() for weight in weights)
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return
-    if needed > MEMORY * there:
-        raise GradlintError(f"training takes {needed / 2**30:.0f} GB beside the model, which this machine has not")
 
 
 def _returns(losses: Sequence[float]) -> bool:

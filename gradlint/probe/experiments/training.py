@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,6 +38,7 @@ _STATES = {"sgd": 1, "rmsprop": 3, "adagrad": 1}  # tensors of state per weight;
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LOSS_SCALE = 65536.0  # the initial scale of torch.amp.GradScaler
 HOPELESS = 1e4  # times the first loss: a run with five such losses in a row does not recover
+MEMORY = 0.6  # of the memory of the machine
 FEWEST = 8  # the fewest steps from which something can be concluded
 
 
@@ -189,6 +191,17 @@ def optimizer_of(recipe: Recipe, weights: Sequence[Tensor]) -> torch.optim.Optim
 def copies_of(recipe: Recipe) -> int:
     """Return how many copies of the weights a step needs: initial values, gradients, changes, and the optimizer's state."""
     return 3 + _STATES.get(recipe.optimizer, 2)
+
+
+def check_memory(recipe: Recipe, weights: Sequence[Tensor]) -> None:
+    """Raise GradlintError if the copies of the weights that training needs do not fit in memory."""
+    needed = copies_of(recipe) * sum(weight.numel() * weight.element_size() for weight in weights)
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return
+    if needed > MEMORY * there:
+        raise GradlintError(f"training takes {needed / 2**30:.0f} GB beside the model, which this machine has not")
 
 
 def batch_of(objective: Objective, index: int) -> tuple[list[Any], Any]:

@@ -24,6 +24,7 @@ from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.onnx_torch.runnable import OnnxRunnable
 from gradlint.probe.experiments import catalog
 from gradlint.probe.experiments import rehearsal as stage
+from gradlint.probe.experiments import training
 from gradlint.probe.measure import measure
 from gradlint.probe.process.messages import pack, unpack
 from gradlint.recipe import Recipe, Task
@@ -253,7 +254,7 @@ def test_time_bounds_the_default_and_is_said(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_memory_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stage, "MEMORY", 1e-12)
+    monkeypatch.setattr(training, "MEMORY", 1e-12)
     found = probed(mlp(16, 8, 4), blobs(), "adam lr=1e-3")
     assert found.rehearsal is None
     assert any(note.startswith("rehearsal: not measured, training takes") for note in found.notes)
