@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gradlint.errors import GradlintError
 from gradlint.graph import Node

@@ -22,9 +22,8 @@ from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.onnx_torch.runnable import OnnxRunnable
-from gradlint.probe.experiments import catalog
+from gradlint.probe.experiments import catalog, training
 from gradlint.probe.experiments import rehearsal as stage
-from gradlint.probe.experiments import training
 from gradlint.probe.measure import measure
 from gradlint.probe.process.messages import pack, unpack
 from gradlint.recipe import Recipe, Task
