@@ -8,13 +8,13 @@ What it finds:
     or a lower learning rate. With the loss and the target of the user, chance is the best constant: the lowest loss of a
     prediction that is the same for every sample. A loss that has not fallen 3 % below it is rehearsed for five times as many
     steps, and then extrapolated along the line of its second half. It is an error if a run of 100000 steps would not come below
-    the constant, if it shows no trend although the updates together were as long as the weights, or if it began at more than a
-    thousand times the constant and stays over ten times; it is a warning if the steps are too few to tell; and nothing is said of
-    a loss that falls steadily. A weight that stands bare under a log, a root or a fraction bar is extrapolated too: it is
-    reported, with the update, if it comes to zero within 100000 of them and the gradient points there all the way; that is an
-    error if as many updates are taken and break the loss, and nothing is said if they do not. The cause is found by trying: the
-    operator that breaks is looked for in the step that broke, the other ones are told by the change that makes the model train.
-    Where no loss was given, a surrogate stands in, and what is found is a warning.
+    the constant, if it shows no trend although the updates together were as long as the weights or smaller steps learn in the
+    same time, or if it began at more than a thousand times the constant and stays over ten times; it is a warning if the steps
+    are too few to tell; and nothing is said of a loss that falls steadily. A weight that stands bare under a log, a root or a
+    fraction bar is extrapolated too: it is reported, with the update, if it comes to zero within 100000 of them and the gradient
+    points there all the way; that is an error if as many updates are taken and break the loss, and nothing is said if they do
+    not. The cause is found by trying: the operator that breaks is looked for in the step that broke, the other ones are told by
+    the change that makes the model train. Where no loss was given, a surrogate stands in, and what is found is a warning.
 
 Why it explodes:
     A step longer than 2 / sharpness overshoots, and the loss grows from step to step. One long step can push all units of a

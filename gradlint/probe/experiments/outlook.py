@@ -18,6 +18,7 @@ ERRORS = 2.0  # standard errors of a slope that count as chance
 GROWING = 1.1  # a fall that is so many times as fast in the last quarter as in the one before is leaving a plateau
 SEEN = 1e-5  # of the loss in a quarter: a hundred times the resolution of float32
 REWRITTEN = 1.0  # sum of the relative changes of a matrix in half a run: long enough to replace what was drawn
+OVERWRITTEN = 10.0  # the same over the whole run, for long steps after which units are dead and nothing changes any more
 NEAR = 0.2  # of the best constant: a loss that levels off does so there, and one that is higher still falls towards it
 FAR = 1000.0  # times the best constant: a first loss over it is not that of a model at a usual scale
 DOWN = 10.0  # times the best constant: such a loss has come down if it ends lower
@@ -77,7 +78,8 @@ def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: boo
     steady = trend.fall > ERRORS * trend.error and _needed(last - bar, trend.fall / share) <= PLANNED
     if steady and (last - bar > NEAR * abs(chance) or not _levels_off(before, after, steps // 4, last - bar)):
         return None
-    return Outlook.STUCK if sum(run.changes[steps // 2 :]) >= REWRITTEN and not varies else Outlook.OPEN
+    rewritten = sum(run.changes[steps // 2 :]) >= REWRITTEN or sum(run.changes) >= OVERWRITTEN
+    return Outlook.STUCK if rewritten and not varies else Outlook.OPEN
 
 
 def _accelerates(before: _Trend, after: _Trend, least: float) -> bool:

@@ -264,6 +264,8 @@ class _Rehearser:
         if found.diverged_at is None and found.dead is None:
             cure = found.cure
             found = replace(found, behind=cure is not None and (failed or self._is_much_lower(cure, found)))
+            if found.outlook is Outlook.OPEN and cure is not None and cure.lr < self.recipe.lr:
+                found = replace(found, outlook=Outlook.STUCK)  # smaller steps learned in the same time
         return replace(found, cause=self._cause(found)) if found.fails else found
 
     @staticmethod
