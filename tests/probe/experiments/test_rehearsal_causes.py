@@ -252,7 +252,7 @@ def test_a_pre_norm_transformer_with_adamw_is_silent():
 def test_a_loss_that_spikes_and_comes_back_is_no_divergence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(catalog, "EXPERIMENTS", (("rehearsal", stage.rehearsal),))
     rate = torch.ones(())  # the loss is that of a fixed course, whatever the weights
-    course = iter([1.0, *([30.0] * 4), *torch.linspace(5.0, 0.5, 200).tolist()])
+    course = iter([1.0, 1.0, *([30.0] * 4), *torch.linspace(5.0, 0.5, 200).tolist()])
 
     def loss(output: Tensor, _: Tensor) -> Tensor:
         return next(course) * rate + 0.0 * output.sum()
