@@ -3,7 +3,9 @@
 What it finds:
     A float input that was given and reaches a weight layer with a root mean square of 10 or more, or 0.01 or less; with a mean
     ten times its deviation; or with a column a hundred times the median one. Layers whose input or output is normalized are
-    left out. Also a regression target that is a hundred times what the model puts out.
+    left out. Also a regression target that is a hundred times what the model puts out, and one that makes the first loss more
+    than a thousand times that of the best constant, because its mean is thirty times its deviation or more: that is an error,
+    also of an input, unless a rehearsal brings the loss below the constant.
 
 Why it matters:
     The curvature along the first layer's weights is proportional to the square of its input: at 10 times the scale, the learning
@@ -43,6 +45,8 @@ LARGE, SMALL = 10.0, 0.01  # root mean square: the stable learning rate is off b
 OFFSET = 10.0  # mean over deviation
 COLUMN = 2.0  # decades between the largest column and the median one
 TARGET = 100.0  # of the output, which may start at zero: of 1 at least
+FAR = 1000.0  # times the loss of the best constant: for squared errors a mean of 32 deviations
+LARGER = 3.0  # times the target: with such an output the head is to blame
 SAME = frozenset({Kind.SHAPE, Kind.DROPOUT, Kind.CONCAT})
 
 
@@ -55,10 +59,11 @@ def _fed(rms: float, *, mean: float = 0.0, columns: float = 0.0, norm: str = "")
     return builder.measured(inputs=(probed.InputFacts("x", mean, deviation, rms, -rms, rms, columns, 3),))
 
 
-def _aimed(target: float) -> GraphBuilder:
+def _aimed(target: float, *, chance: float | None = None) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64))
-    return builder.measured(loss=probed.LossFacts(target**2, 2.0 * target, output=0.5, target=target))
+    facts = probed.LossFacts(target**2, 2.0 * target, output=0.5, target=target, chance=chance, from_zero=True)
+    return builder.measured(loss=facts)
 
 
 class InputScale(Rule):
@@ -66,7 +71,8 @@ class InputScale(Rule):
 
     code = "GL601"
     name = "input-scale"
-    severity = Severity.WARNING
+    severity = Severity.ERROR
+    explains = ("GL807",)
     needs = Needs.PROBE
     examples = (
         Example(lambda: _fed(147.0, mean=130.0), fires_on=("x",)),
@@ -74,14 +80,18 @@ class InputScale(Rule):
         Example(lambda: _fed(5.0, mean=4.99), fires_on=("x",)),
         Example(lambda: _fed(5.0, columns=2.5), fires_on=("x",)),
         Example(lambda: _aimed(2000.0), fires_on=("linear0",)),
+        Example(lambda: _aimed(40.0, chance=1.0), fires_on=("linear0",)),
         Example(lambda: _fed(9.0, mean=7.0)),
         Example(lambda: _fed(147.0, mean=130.0, norm="batch_norm")),
         Example(lambda: _fed(1.0)),
         Example(lambda: _aimed(20.0)),
+        Example(lambda: _aimed(20.0, chance=1.0)),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per input, one for the target."""
+        loss = subject.training.loss
+        far = loss is not None and (loss.over_chance or 0.0) > FAR and not subject.training.learns
         for facts in subject.probe.inputs:
             readers = _readers(subject, facts.node) if facts.node in subject.graph else []
             said = ((_wrong(subject, facts, layer, same=same), layer) for layer, same in readers)
@@ -92,20 +102,26 @@ class InputScale(Rule):
                     [facts.node],
                     f"{text}; {layer.label} reads it without a norm",
                     remedy="subtract its mean and divide by its deviation, column by column (images: divide by 255)",
+                    severity=Severity.ERROR if far else Severity.WARNING,
                     mean=facts.mean,
                     deviation=facts.deviation,
                     rms=facts.rms,
                     columns=facts.columns,
                 )
-        loss = subject.training.loss
-        if loss is not None and loss.target and loss.output is not None and loss.target > TARGET * max(loss.output, 1.0):
+        if loss is None or not loss.target or loss.output is None:
+            return
+        offset = (loss.over_chance or 0.0) > FAR and loss.output < LARGER * loss.target
+        if offset or loss.target > TARGET * max(loss.output, 1.0):
             norm = f", and the first gradient has norm {loss.gradient_norm:.3g}" if loss.gradient_norm else ""
+            constant = f"; the loss is {loss.value:.3g}, that of the best constant {loss.chance:.3g}" if offset else ""
             yield self.on_loss(
                 subject,
-                f"the target has a root mean square of {loss.target:.3g}, the model's output {loss.output:.3g}{norm}",
+                f"the target has a root mean square of {loss.target:.3g}, the model's output {loss.output:.3g}{norm}{constant}",
+                severity=Severity.ERROR if offset and far else Severity.WARNING,
                 remedy="standardize the target, and undo that on what the model predicts",
                 target=loss.target,
                 output=loss.output,
+                chance=loss.chance,
             )
 
 

@@ -4,10 +4,17 @@ What it finds:
     With a recipe, gradlint takes its first optimizer steps (40, or as many as asked for) on the given batches, or on drawn ones.
     It reports a loss or a gradient that is not finite, and a loss that raises on what the model has become; a loss that stays
     over ten times what it was on the same batches; a layer of rectifiers whose units are all zero afterwards; a loss at chance
-    that does not move; and one that does not come down, or not below chance, although the same steps bring it down with a
-    warm-up or a lower learning rate. The cause is found by trying: the operator that breaks is looked for in the step that
-    broke, the other ones are told by the change that makes the model train. Where no loss was given, a surrogate stands in, and
-    what is found is a warning.
+    that does not move; and one that does not come down, or not below chance, although the same steps bring it down with a warm-up
+    or a lower learning rate. With the loss and the target of the user, chance is the best constant: the lowest loss of a
+    prediction that is the same for every sample. A loss that has not fallen 3 % below it is rehearsed for five times as many
+    steps, and then extrapolated along the line of its second half. It is an error if a run of 100000 steps would not come below
+    the constant, if it shows no trend although the updates together were as long as the weights or smaller steps learn in the
+    same time, or if it began at more than a thousand times the constant and stays over ten times; it is a warning if the steps
+    are too few to tell; and nothing is said of a loss that falls steadily. A weight that stands bare under a log, a root or a
+    fraction bar is extrapolated too: it is reported, with the update, if it comes to zero within 100000 of them and the gradient
+    points there all the way; that is an error if as many updates are taken and break the loss, and nothing is said if they do
+    not. The cause is found by trying: the operator that breaks is looked for in the step that broke, the other ones are told by
+    the change that makes the model train. Where no loss was given, a surrogate stands in, and what is found is a warning.
 
 Why it explodes:
     A step longer than 2 / sharpness overshoots, and the loss grows from step to step. One long step can push all units of a
@@ -39,8 +46,12 @@ REMEDIES = {
     Cause.WARMUP: "let the learning rate rise from zero, or put the norms into the residual branches",
     Cause.GROWTH: "initialize or normalize so that the gradient does not grow",
     Cause.RATE: "lower the learning rate",
+    Cause.SLOW: "raise the learning rate",
+    Cause.SCALE: "standardize inputs and targets, and draw weights so that the first output is as large as the target",
     Cause.UNKNOWN: "check the scale of inputs, targets and loss",
 }
+SCALES = frozenset({"GL107", "GL601"})
+"""Rules about the scale of outputs, inputs and targets."""
 EPS_INSIDE = "add eps inside the root, where its derivative is not finite at zero"
 GUARDS = {
     **dict.fromkeys(("sqrt", "rsqrt", "norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "cdist"), EPS_INSIDE),
@@ -96,7 +107,14 @@ class RehearsalDiverges(Rule):
             fires_on=("relu0",),
         ),
         Example(lambda: _builder(loss=(2.3, 2.3), stalled=True, chance=2.3), fires_on=("fc",)),
+        Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3, outlook=probed.Outlook.SLOW), fires_on=("fc",)),
+        Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3, outlook=probed.Outlook.OPEN), fires_on=("fc",)),
+        Example(
+            lambda: _builder(loss=(2.3, 1.1), leaving=(probed.Leaving("fc.weight", "log", 0.9, -1e-3, 940, confirmed=True),)),
+            fires_on=("fc",),
+        ),
         Example(lambda: _builder(loss=(2.3, 22.0))),
+        Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3)),
         Example(lambda: _builder(loss=(2.3, 1.1))),
     )
 
@@ -105,14 +123,17 @@ class RehearsalDiverges(Rule):
         return None if subject.training.rehearsal is not None else "nothing was rehearsed"
 
     def relates(self, cause: Finding, symptom: Finding) -> bool:
-        """Findings about operators and number formats explain failures that these made."""
-        del cause
-        return symptom.evidence.get("cause") in {Cause.OPERATOR, Cause.PRECISION}
+        """Findings about operators, number formats and scales explain failures that these made."""
+        made = {Cause.SCALE} if cause.rule in SCALES else {Cause.OPERATOR, Cause.PRECISION}
+        return symptom.evidence.get("cause") in made
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, with the cause and what was tried."""
         found = subject.training.rehearsal
-        if found is None or not found.fails:
+        if found is None:
+            return
+        yield from self._leaving(subject, found)
+        if not (found.fails or found.outlook):
             return
         if found.diverged_at == 0 and found.breach and found.breach.node and subject.probe.nonfinite_backward:
             return  # the probe saw it without any loss: GL805
@@ -130,11 +151,33 @@ class RehearsalDiverges(Rule):
             first=found.first,
             last=found.last,
             cause=found.cause,
+            outlook=found.outlook,
+            chance=found.chance,
             steepest=found.steepest,
             loss=found.stands_in or "given",
             operands=found.breach.operands if found.breach else (),
             tried=[{"change": trial.change, "first": trial.first, "last": trial.last} for trial in found.trials],
         )
+
+    def _leaving(self, subject: Subject, found: probed.Rehearsal) -> Iterator[Finding]:
+        """One finding for each weight that goes out of the domain of a function."""
+        for item in found.leaving:
+            readers = [node.id for node in subject.graph if any(w.name == item.weight for w in node.weights.values())]
+            yield self.finding(
+                subject,
+                readers[:1],
+                f"{item.weight}, which stands bare in {item.function}, is {item.value:.3g} after {_updates(found.steps)} and "
+                f"changes by {item.drift:.2g} in each: it comes to 0, where {item.function} breaks, after about {item.step}"
+                f"{', as a longer rehearsal confirms' * item.confirmed}",
+                severity=Severity.ERROR if item.confirmed else Severity.WARNING,
+                remedy="make it positive by construction: softplus or exp of a free weight, or clamp it away from zero",
+                confidence=Confidence.MEASURED,
+                weight=item.weight,
+                function=item.function,
+                value=item.value,
+                drift=item.drift,
+                step=item.step,
+            )
 
 
 def _happened(found: probed.Rehearsal) -> str:
@@ -152,11 +195,26 @@ def _happened(found: probed.Rehearsal) -> str:
             f"the loss{whose} rises from {found.first:.3g} to {found.last:.3g}, and stays over its tenfold from update "
             f"{found.diverged_at} on"
         )
+    if found.outlook is not None and not found.behind:
+        return _constant(found)
     if found.stalled and not found.behind:
         return f"the loss{whose} does not move: it goes from {found.first:.4g} to {found.last:.4g} in {_updates(found.steps)}"
     known = found.chance is not None and found.last > found.chance
     chance = f", that of chance is {found.chance:.3g}" if known else ""
     return f"the loss{whose} goes from {found.first:.3g} to {found.last:.3g} in {_updates(found.steps)}{chance}"
+
+
+def _constant(found: probed.Rehearsal) -> str:
+    """What a loss does that stays no better than the best constant."""
+    went = f"the loss goes from {found.first:.4g} to {found.last:.4g} in {_updates(found.steps)}"
+    said = {
+        probed.Outlook.SLOW: "at this pace 100000 updates do not bring it below",
+        probed.Outlook.STUCK: "the updates were as long as the weights, and it shows no trend",
+        probed.Outlook.SCALE: "it begins at more than a thousand times that, and does not come down",
+        probed.Outlook.OPEN: "too short to tell whether it learns",
+    }
+    what = f", {found.chance:.4g}: {said[found.outlook]}" if found.outlook and found.chance is not None else ""
+    return f"{went}, no better than the best constant{what}"
 
 
 def _updates(number: int) -> str:
@@ -177,12 +235,14 @@ def _reason(subject: Subject, found: probed.Rehearsal) -> str:
     if found.dead is not None and found.cause is Cause.UNITS:
         where = subject.graph[found.dead.node].label if found.dead.node in subject.graph else found.dead.node
         return f": {found.dead.after:.0%} of the {found.dead.count} units of {where} have become zero for the whole batch"
-    steepest = f"; the gradient of {found.steepest} rises most" if found.steepest and not found.stalled else ""
+    still = found.stalled or found.outlook is not None
+    steepest = f"; the gradient of {found.steepest} rises most" if found.steepest and not still else ""
     return {
         Cause.PRECISION: ": half precision cannot hold its numbers",
         Cause.WARMUP: ": norms behind the residual sums, and no warm-up",
         Cause.GROWTH: f": the gradient grows by {_growth(subject)} at initialization already",
         Cause.RATE: ": the learning rate is too high",
+        Cause.SLOW: "; the learning rate is too low",
     }.get(found.cause or Cause.UNKNOWN, "") + steepest
 
 

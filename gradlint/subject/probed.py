@@ -3,7 +3,7 @@
 from gradlint.measurements.curvature import Curvature
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.measurements.numbers import Headroom, Levels, Range, Suspect
-from gradlint.measurements.rehearsal import Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial
+from gradlint.measurements.rehearsal import Cause, DeadUnits, Leaving, NonFiniteUpdate, Outlook, Rehearsal, Trial
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
 from gradlint.measurements.units import Units, ZeroGradient
@@ -18,11 +18,13 @@ __all__ = [
     "Growth",
     "Headroom",
     "InputFacts",
+    "Leaving",
     "Levels",
     "LossFacts",
     "Measurement",
     "NonFinite",
     "NonFiniteUpdate",
+    "Outlook",
     "Range",
     "Redraws",
     "Rehearsal",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gradlint.measurements.curvature import Curvature
 from gradlint.measurements.loss import LossFacts
-from gradlint.measurements.rehearsal import Rehearsal
+from gradlint.measurements.rehearsal import LEARNED, Rehearsal
 from gradlint.recipe import Task
 from gradlint.result import Measurement, Severity
 
@@ -55,6 +55,13 @@ class Training:
         """Whether the rehearsal did not fail and reduced the loss by more than a tenth."""
         found = self.rehearsal
         return found is not None and not found.fails and found.last < _FALLEN * found.first
+
+    @property
+    def learns(self) -> bool:
+        """Whether a rehearsal with the loss that the model will have ended below the best constant."""
+        found = self.own_rehearsal
+        known = found is not None and found.chance is not None
+        return known and found is not None and not found.fails and found.last < (1.0 - LEARNED) * (found.chance or 0.0)
 
     @property
     def severity(self) -> Severity:
