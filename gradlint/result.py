@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradlint.graph import Source
 from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.measurements.numbers import Headroom, Range, Suspect
@@ -159,21 +160,6 @@ class Track:
 
     nodes: tuple[str, ...]
     growth: Growth
-
-
-@dataclass(frozen=True, slots=True)
-class NonFinite:
-    """The first operator that returns a NaN or an infinity for finite operands."""
-
-    node: str
-    kind: str  # "NaN" or "infinity"
-    operands: tuple[tuple[float, float], ...] = ()  # smallest and largest value of each float operand
-
-    @property
-    def given(self) -> str:
-        """The operands for a message, " (operands in [-3, 5], [0, 0])", or nothing where there is none."""
-        operands = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in self.operands)
-        return f" (operands in {operands})" if operands else ""
 
 
 @dataclass(frozen=True, slots=True)

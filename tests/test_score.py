@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.measurements import SURROGATE
+from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.loss import LossFacts
 from gradlint.measurements.rehearsal import DeadUnits, Rehearsal
 from gradlint.result import (
@@ -22,7 +23,6 @@ from gradlint.result import (
     Finding,
     Growth,
     Measurement,
-    NonFinite,
     Severity,
     TargetReport,
     TimeGrowth,
