@@ -83,7 +83,8 @@ class InputScale(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per input, one for the target."""
         for facts in subject.probe.inputs:
-            readers = _readers(subject, facts.node) if facts.node in subject.graph else []
+            is_data = facts.node in subject.graph and facts.node not in subject.masks.made
+            readers = _readers(subject, facts.node) if is_data else []
             said = ((_wrong(subject, facts, layer, same=same), layer) for layer, same in readers)
             text, layer = next((item for item in said if item[0]), (None, None))
             if text is not None and layer is not None:

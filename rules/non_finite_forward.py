@@ -73,14 +73,17 @@ class NonFiniteForward(Rule):
 
     def _in_model(self, subject: Subject, found: probed.NonFinite) -> Finding:
         node = subject.graph[found.node]
-        given = kind_of(node) is Kind.INPUT
+        given, kind = kind_of(node) is Kind.INPUT, kind_of(node)
+        name = (
+            node.op if kind in {Kind.SOFTMAX, Kind.ATTENTION} else node.called
+        )  # a softmax that is spelled out ends in a division
         return self.finding(
             subject,
             [found.node],
             f"the input {node.label!r} holds {found.kind}"
             if given
-            else f"{node.called} makes {found.kind} in the forward pass{found.given}{found.because}",
-            remedy=guard(node.called, found.fault, product=found.becomes.startswith("mul")),
+            else f"{name} makes {found.kind} in the forward pass{found.given}{found.because}",
+            remedy=guard(name, found.fault, product=found.becomes.startswith("mul")),
             kind=found.kind,
             operands=found.operands,
         )

@@ -103,7 +103,8 @@ class RehearsalDiverges(Rule):
         if found is None or not found.fails:
             return
         loss = subject.training.loss
-        if found.diverged_at == 0 and found.breach and (subject.probe.nonfinite_backward or (loss and loss.breach)):
+        seen = (loss and loss.breach) or (found.breach and subject.probe.nonfinite_backward)
+        if found.diverged_at == 0 and seen:
             return  # the first pass shows it without any update: GL804, GL805
         yield self.finding(
             subject,

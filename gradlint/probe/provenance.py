@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import TypeVar
 
 from gradlint.graph import Graph, Node
+from gradlint.masks import Masks
 from gradlint.measurements.faults import Fault, NonFinite, bare, fault_of
 from gradlint.ops import Kind
 from gradlint.probe.recorder import Seen
@@ -124,11 +125,17 @@ def chain_of(
     return culprit, becomes, mask
 
 
+def spoken(node: Node) -> str:
+    """Return what people call an operator: what the code calls it, or what a spelled-out softmax or attention is."""
+    return node.op if kind_of(node) in {Kind.SOFTMAX, Kind.ATTENTION} else node.called
+
+
 class Provenance:
     """The ranks of all values of one recorded run."""
 
     def __init__(self, graph: Graph, seen: Mapping[str, Seen]) -> None:
         self.graph, self.seen = graph, seen
+        self._masks = Masks(graph)
         self.ranks: dict[str, Rank] = {}
         for node in graph:
             if node.id in seen:
@@ -141,7 +148,7 @@ class Provenance:
         if kind_of(node) is Kind.INPUT:
             return given_rank(seen.low, seen.high)
         before = [self.ranks[parent] for parent in self._parents(node.id)]
-        deliberate = _fills_infinity(node, before) or _meets_constant(node, seen, before)
+        deliberate = _fills_infinity(node, before) or _meets_constant(node, seen, before) or node.id in self._masks.made
         return rank_of(seen.low, seen.high, before, carried=carries(node.called, kind_of(node)), deliberate=deliberate)
 
     def _parents(self, node: str) -> list[str]:
@@ -192,14 +199,14 @@ class Provenance:
         it = self.graph[node]
         masked = any(kind_in(*ends) is not None for ends in operands)
         fault = Fault.INPUT if kind_of(it) is Kind.INPUT else _labels(it, self.seen[node])
-        fault = fault or fault_of(it.called, kind, operands, backward=backward, masked=masked)
+        fault = fault or fault_of(spoken(it), kind, operands, backward=backward, masked=masked)
         return NonFinite(node, kind, operands, fault, *(self.place(key) if key else "" for key in (becomes, mask)))
 
     def place(self, node: str) -> str:
         """Return what a node is called and where it stands, "masked_fill (model.py:12)"."""
         it = self.graph[node]
         line = it.source or it.definition
-        called = f"the input {it.label!r}" if kind_of(it) is Kind.INPUT else it.called
+        called = f"the input {it.label!r}" if kind_of(it) is Kind.INPUT else spoken(it)
         return f"{called} ({line})" if line else called
 
 

@@ -51,6 +51,7 @@ _BY_OPERATOR = {
     **dict.fromkeys(("exp", "expm1", "exp2", "sinh", "cosh", "logsumexp"), _EXPONENT),
     **dict.fromkeys(("div", "true_divide", "truediv", "divide", "reciprocal"), _DIVISOR),
     **dict.fromkeys(("acos", "asin", "atanh", "arccos", "arcsin", "arctanh", "erfinv", "logit"), _INSIDE),
+    "softmax": "subtract the largest logit before the exponential, as torch.softmax does",
     "acosh": "clamp the argument above 1",
     "log1p": "clamp the operand above -1; for log(1 - p) take logsigmoid of minus what enters the sigmoid",
     "ctc_loss": "use zero_infinity=True, and check that no target is longer than its input, repeated labels counted twice",

@@ -18,7 +18,7 @@ from gradlint.probe.causes import first_nonfinite_backward, first_nonfinite_forw
 from gradlint.probe.experiments.loss_observer import HOPS, SQUASHING, LossObserver, Returned
 from gradlint.probe.experiments.objective import Objective, as_tree, output_cotangents, raw_gradients
 from gradlint.probe.experiments.training import Trainer, batch_of
-from gradlint.probe.provenance import Provenance
+from gradlint.probe.provenance import Provenance, spoken
 from gradlint.probe.recorder import Recorder
 from gradlint.structure import Structure
 
@@ -98,7 +98,7 @@ def _in_model(graph: Graph, found: NonFinite, *, backward: bool = False) -> NonF
     line = node.source or node.definition
     return NonFiniteUpdate(
         found.node,
-        node.called,
+        spoken(node),
         found.kind,
         found.operands,
         str(line) if line else "",
