@@ -66,7 +66,7 @@ class Masks:
         """The nodes that do nothing but make masks, with the inputs that are masks themselves."""
         found = {node for made, _ in self._found for node in made}
         for node in reversed(list(self.graph)):
-            readers = {child.id for child in self.graph.children(node.id)}
+            readers = {child.id for child in self.graph.children(node.id) if child.is_float}
             if not readers <= found | self.masked:  # more than a mask
                 found.discard(node.id)
         return frozenset(found)

@@ -73,10 +73,9 @@ class NonFiniteForward(Rule):
 
     def _in_model(self, subject: Subject, found: probed.NonFinite) -> Finding:
         node = subject.graph[found.node]
-        given, kind = kind_of(node) is Kind.INPUT, kind_of(node)
-        name = (
-            node.op if kind in {Kind.SOFTMAX, Kind.ATTENTION} else node.called
-        )  # a softmax that is spelled out ends in a division
+        given = kind_of(node) is Kind.INPUT
+        spelled = kind_of(node) in {Kind.SOFTMAX, Kind.ATTENTION}  # its last operator may be a division
+        name = node.op if spelled else node.called
         return self.finding(
             subject,
             [found.node],

@@ -197,7 +197,7 @@ class Provenance:
         backward: bool = False,
     ) -> NonFinite:
         it = self.graph[node]
-        masked = any(kind_in(*ends) is not None for ends in operands)
+        masked = _is_infinite(it.attrs.get("constant")) or any(kind_in(*ends) is not None for ends in operands)
         fault = Fault.INPUT if kind_of(it) is Kind.INPUT else _labels(it, self.seen[node])
         fault = fault or fault_of(spoken(it), kind, operands, backward=backward, masked=masked)
         return NonFinite(node, kind, operands, fault, *(self.place(key) if key else "" for key in (becomes, mask)))
@@ -212,8 +212,12 @@ class Provenance:
 
 def _fills_infinity(node: Node, before: Collection[Rank]) -> bool:
     """Return whether a node writes infinities: it says so, or its operands have none."""
-    said = any(isinstance(value, float) and math.isinf(value) for value in node.attrs.values())
+    said = any(map(_is_infinite, node.attrs.values()))
     return fills(node.called) and (said or max(before, default=Rank.FINITE) < Rank.INFINITY)
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _meets_constant(node: Node, seen: Seen, before: Collection[Rank]) -> bool:
@@ -221,7 +225,7 @@ def _meets_constant(node: Node, seen: Seen, before: Collection[Rank]) -> bool:
     if node.op not in _SIDES or any(before) or not seen.operands:
         return False
     constant = node.attrs.get("constant")
-    if isinstance(constant, float) and math.isinf(constant):
+    if _is_infinite(constant):
         return True
     largest = _LARGEST.get(node.dtype or "", 3e38)
     ordinary = max(abs(end) for ends in seen.operands for end in ends) <= _ORDINARY * largest

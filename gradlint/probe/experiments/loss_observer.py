@@ -136,7 +136,7 @@ class LossObserver(TorchFunctionMode):
         name = name.strip("_")
         for out in {id(out): out for out in fresh}.values():
             self._record(out, name, before, [*args, *kwargs.values()], fault=_labels(name, args, kwargs))
-            if kind_in(*_range(out)) is None and out.grad_fn is not None:
+            if out.grad_fn is not None:
                 self._check_backward(out.grad_fn, self._latest[id(out)], operands)
 
     def _record(self, out: Tensor, name: str, before: tuple[int, ...], args: Sequence[Any], *, fault: Fault | None) -> None:
@@ -149,7 +149,7 @@ class LossObserver(TorchFunctionMode):
         worst = max((call.rank for call in operands), default=Rank.FINITE)
         deliberate = (fills(name) or not before) and (given or worst < Rank.INFINITY)
         rank = rank_of(low, high, [worst], carried=carries(name, by_torch(name).kind), deliberate=deliberate)
-        kind, masked = kind_in(low, high), any(kind_in(*ends) is not None for ends in ranges)
+        kind, masked = kind_in(low, high), given or any(kind_in(*ends) is not None for ends in ranges)
         if kind != "NaN" or masked:
             fault = None
         if kind is not None:
