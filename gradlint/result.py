@@ -28,7 +28,7 @@ from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
 from gradlint.measurements.trainability import Trainability
-from gradlint.measurements.units import Units, ZeroGradient
+from gradlint.measurements.units import Cut, Units, ZeroGradient
 from gradlint.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -160,21 +160,6 @@ class Track:
 
     nodes: tuple[str, ...]
     growth: Growth
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A node at which the gradient stops although there are trainable weights before it."""
-
-    node: str
-    cause: str  # "detach", "argmax", "round", "no-grad region", "zero weight", "zero gradient", ...
-    starved: tuple[str, ...] = ()  # names of the weights that get no gradient because of the cut
-    on_spine: bool = False
-
-    @property
-    def stops_all(self) -> bool:
-        """Whether no weight before the cut can learn."""
-        return self.on_spine and bool(self.starved)
 
 
 @dataclass(frozen=True, slots=True)

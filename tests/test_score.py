@@ -15,10 +15,10 @@ from gradlint.measurements import SURROGATE
 from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.loss import LossFacts
 from gradlint.measurements.rehearsal import DeadUnits, Rehearsal
+from gradlint.measurements.units import Cut
 from gradlint.result import (
     Confidence,
     Coverage,
-    Cut,
     Effect,
     Finding,
     Growth,

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from gradlint.graph import Graph, Node
 from gradlint.growth import UNDERFLOW
 from gradlint.measurements.faults import NonFinite
-from gradlint.measurements.units import ZeroGradient
+from gradlint.measurements.units import Cut, ZeroGradient
 from gradlint.ops import Kind, operator
 from gradlint.probe.provenance import Provenance
 from gradlint.probe.recorder import Seen
-from gradlint.result import Cut
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 

@@ -7,8 +7,8 @@ from gradlint.measurements.numbers import Headroom, Levels, Range, Suspect
 from gradlint.measurements.rehearsal import Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
-from gradlint.measurements.units import Units, ZeroGradient
-from gradlint.result import Cut, Gains, Growth, Measurement, TimeGrowth
+from gradlint.measurements.units import Cut, Units, ZeroGradient
+from gradlint.result import Gains, Growth, Measurement, TimeGrowth
 
 __all__ = [
     "Cause",
