@@ -15,6 +15,7 @@ from gradlint.frontends.inputs import refuse_guessed_numbers
 from gradlint.graph import Graph
 from gradlint.growth import spine_points
 from gradlint.load import Loaded, load
+from gradlint.masks import broken_weights
 from gradlint.options import Options
 from gradlint.result import Finding, TargetReport
 from gradlint.rule import Subject
@@ -121,7 +122,7 @@ def examine(
 
 
 def _has_broken_weight(graph: Graph) -> bool:
-    return any(not weight.statistics.finite for weight in graph.weights.values())
+    return any(map(broken_weights, graph))
 
 
 def _attributed(finding: Finding, attribution: Attribution | None) -> Finding:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gradlint.graph import Source
 from gradlint.measurements.coverage import Coverage, InputInfo, Skipped
 from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.measurements.numbers import Headroom, Range, Suspect
@@ -28,7 +29,7 @@ from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
 from gradlint.measurements.trainability import Trainability
-from gradlint.measurements.units import Units, ZeroGradient
+from gradlint.measurements.units import Cut, Units, ZeroGradient
 from gradlint.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -160,36 +161,6 @@ class Track:
 
     nodes: tuple[str, ...]
     growth: Growth
-
-
-@dataclass(frozen=True, slots=True)
-class NonFinite:
-    """The first operator that returns a NaN or an infinity for finite operands."""
-
-    node: str
-    kind: str  # "NaN" or "infinity"
-    operands: tuple[tuple[float, float], ...] = ()  # smallest and largest value of each float operand
-
-    @property
-    def given(self) -> str:
-        """The operands for a message, " (operands in [-3, 5], [0, 0])", or nothing where there is none."""
-        operands = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in self.operands)
-        return f" (operands in {operands})" if operands else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A node at which the gradient stops although there are trainable weights before it."""
-
-    node: str
-    cause: str  # "detach", "argmax", "round", "no-grad region", "zero weight", "zero gradient", ...
-    starved: tuple[str, ...] = ()  # names of the weights that get no gradient because of the cut
-    on_spine: bool = False
-
-    @property
-    def stops_all(self) -> bool:
-        """Whether no weight before the cut can learn."""
-        return self.on_spine and bool(self.starved)
 
 
 @dataclass(frozen=True, slots=True)

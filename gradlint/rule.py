@@ -25,6 +25,7 @@ from gradlint.result import Confidence, Effect, Finding, Remedy, Severity, Verdi
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.subject import Subject, probed
 from gradlint.subject.claims import Imbalance
+from gradlint.subject.guards import guard
 from gradlint.subject.hazards import Hazard
 from gradlint.theory.reading.steps import Step
 from gradlint.theory.reading.trends import Layer, Trend
@@ -52,6 +53,7 @@ __all__ = [
     "Trend",
     "Verdict",
     "Weight",
+    "guard",
     "is_weight_layer",
     "kind_of",
     "listed",

@@ -51,6 +51,8 @@ class HugeWeight(Rule):
         """One finding per weight."""
         told: set[str] = set()
         for node in subject.graph:
+            if node.id in subject.masks.masked and subject.masks.is_masked_by(node):
+                continue
             for weight in node.weights.values():
                 if weight.name in told or not weight.trainable or not _is_huge(weight):
                     continue

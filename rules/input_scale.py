@@ -93,7 +93,8 @@ class InputScale(Rule):
         loss = subject.training.loss
         far = loss is not None and (loss.over_chance or 0.0) > FAR and not subject.training.learns
         for facts in subject.probe.inputs:
-            readers = _readers(subject, facts.node) if facts.node in subject.graph else []
+            is_data = facts.node in subject.graph and facts.node not in subject.masks.made
+            readers = _readers(subject, facts.node) if is_data else []
             said = ((_wrong(subject, facts, layer, same=same), layer) for layer, same in readers)
             text, layer = next((item for item in said if item[0]), (None, None))
             if text is not None and layer is not None:

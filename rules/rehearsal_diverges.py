@@ -36,11 +36,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, guard, probed
 
 Cause = probed.Cause
 REMEDIES = {
-    Cause.OPERATOR: "guard it: clamp its operand, or add eps to it",
+    Cause.OPERATOR: "keep its operands away from where its value or its derivative is not finite",
     Cause.PRECISION: "use bf16, or keep this part in fp32",
     Cause.UNITS: "lower the learning rate, or use a rectifier with a slope below zero",
     Cause.WARMUP: "let the learning rate rise from zero, or put the norms into the residual branches",
@@ -52,18 +52,6 @@ REMEDIES = {
 }
 SCALES = frozenset({"GL107", "GL601"})
 """Rules about the scale of outputs, inputs and targets."""
-EPS_INSIDE = "add eps inside the root, where its derivative is not finite at zero"
-GUARDS = {
-    **dict.fromkeys(("sqrt", "rsqrt", "norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "cdist"), EPS_INSIDE),
-    **dict.fromkeys(("exp", "expm1", "exp2", "pow"), "clamp the exponent, or what is raised to a power"),
-    **dict.fromkeys(("div", "true_divide", "truediv", "reciprocal"), "add eps to the divisor, or clamp it away from zero"),
-    "ctc_loss": "use zero_infinity=True, and check that no target is longer than its input, repeated labels counted twice",
-}
-LOGS = {
-    "softmax": "use log_softmax, which takes softmax and log in one step",
-    "sigmoid": "use logsigmoid, or binary_cross_entropy_with_logits on what enters the sigmoid",
-    "": "clamp the operand of the log away from zero, or use log_softmax or binary_cross_entropy_with_logits on logits",
-}
 
 
 def _builder(**fields: Any) -> GraphBuilder:
@@ -135,8 +123,10 @@ class RehearsalDiverges(Rule):
         yield from self._leaving(subject, found)
         if not (found.fails or found.outlook):
             return
-        if found.diverged_at == 0 and found.breach and found.breach.node and subject.probe.nonfinite_backward:
-            return  # the probe saw it without any loss: GL805
+        loss = subject.training.loss
+        seen = (loss and loss.breach) or (found.breach and subject.probe.nonfinite_backward)
+        if found.diverged_at == 0 and seen:
+            return  # the first pass shows it without any update: GL804, GL805
         yield self.finding(
             subject,
             _places(subject, found),
@@ -229,9 +219,10 @@ def _reason(subject: Subject, found: probed.Rehearsal) -> str:
     """What is to blame, as the end of a sentence."""
     if found.cause is Cause.OPERATOR and found.breach is not None:
         at = f", {found.breach.source}" if found.breach.source else ""
-        ranges = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in found.breach.operands)
+        of = f" of {found.breach.given}" if found.breach.operands else ""
         what = "has no finite derivative" if found.breach.backward else f"gives {found.breach.kind}"
-        return f": {found.breach.op} of {ranges} {what}{' in the loss' if not found.breach.node else ''}{at}"
+        where = " in the loss" if not found.breach.node else ""
+        return f": {found.breach.op}{of} {what}{where}{at}{found.breach.because}"
     if found.dead is not None and found.cause is Cause.UNITS:
         where = subject.graph[found.dead.node].label if found.dead.node in subject.graph else found.dead.node
         return f": {found.dead.after:.0%} of the {found.dead.count} units of {where} have become zero for the whole batch"
@@ -256,15 +247,16 @@ def _growth(subject: Subject) -> str:
 
 
 def _guard(breach: probed.NonFiniteUpdate) -> str:
-    if breach.op in {"log", "log2", "log10", "xlogy"}:
-        return LOGS[breach.squashed]
-    return GUARDS.get(breach.op, REMEDIES[Cause.OPERATOR])
+    product = breach.becomes.startswith("mul")
+    return guard(breach.op, breach.fault, squashed=breach.squashed, backward=breach.backward, product=product)
 
 
 def _remedy(found: probed.Rehearsal) -> str:
     text = REMEDIES[found.cause or Cause.UNKNOWN]
     if found.cause is Cause.OPERATOR and found.breach is not None:
         text = _guard(found.breach)
+    elif "linalg." in found.raised:
+        text = guard("cholesky")
     cure = found.cure
     return f"{text}; with {cure.change} the loss comes down from {cure.first:.3g} to {cure.last:.3g}" if cure else text
 

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.measurements import SURROGATE
 from gradlint.measurements.coverage import Coverage
+from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.loss import LossFacts
 from gradlint.measurements.rehearsal import DeadUnits, Rehearsal
+from gradlint.measurements.units import Cut
 from gradlint.result import (
     Confidence,
-    Cut,
     Effect,
     Finding,
     Growth,
     Measurement,
-    NonFinite,
     Severity,
     TargetReport,
     TimeGrowth,

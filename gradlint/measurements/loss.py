@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from gradlint.measurements.rehearsal import NonFiniteUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class LossFacts:
         terms: Number of values in the target.
         output: Root mean square of the output.
         target: Root mean square of a float target with as many elements as the output.
+        breach: The first operator that is not finite, of the model or of the loss, if the loss or its gradient is not.
     """
 
     value: float
@@ -61,11 +65,12 @@ class LossFacts:
     terms: int | None = None
     output: float | None = None
     target: float | None = None
+    breach: NonFiniteUpdate | None = None
 
     @property
     def is_flat(self) -> bool:
-        """Whether the loss is not zero but its gradient is exactly zero at every weight."""
-        return bool(self.gradients) and self.gradient_norm == 0.0 and self.value != 0.0
+        """Whether the loss is finite and not zero but its gradient is exactly zero at every weight."""
+        return bool(self.gradients) and self.gradient_norm == 0.0 and self.value != 0.0 and math.isfinite(self.value)
 
     @property
     def over_chance(self) -> float | None:

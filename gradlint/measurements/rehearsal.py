@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gradlint.measurements import is_surrogate
+from gradlint.measurements.faults import Fault, because
 
 FLAT = 1e-3  # relative change of the first loss below which a loss did not move
 RISEN = 0.1  # relative rise over the first loss above which a run did not train
@@ -62,16 +63,19 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class NonFiniteUpdate:
-    """The first operator whose result is not finite during an update.
+    """The first operator of an update whose result ranks above all its operands, where finite < infinity < NaN.
 
     Attributes:
         node: Id of the node; "" for an operator of the loss function.
-        op: Name of the operator.
+        op: Name of the operator, as the code calls it.
         kind: "NaN" or "infinity".
         operands: Smallest and largest value of each float operand.
         source: The line of code that calls it.
         backward: Whether its value is finite and only its derivative is not.
         squashed: "softmax" or "sigmoid" if the operator takes the result of one, else "".
+        fault: Why, where the name of the operator does not say it.
+        becomes: The operator that makes NaN of the infinity, with its line; "" if there is none.
+        mask: What put in the infinity that the operator meets, with its line; "" if there is none.
     """
 
     node: str
@@ -81,6 +85,19 @@ class NonFiniteUpdate:
     source: str = ""
     backward: bool = False
     squashed: str = ""
+    fault: Fault | None = None
+    becomes: str = ""
+    mask: str = ""
+
+    @property
+    def given(self) -> str:
+        """The operands for a message, "[-3, 5], [0, 0]"."""
+        return ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in self.operands)
+
+    @property
+    def because(self) -> str:
+        """Why, as the end of a message."""
+        return because(self.fault, self.becomes, self.mask)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from gradlint.graph import Graph, Node, Ref
 from gradlint.measurements.trainability import Trainability
-from gradlint.measurements.units import ZeroGradient
+from gradlint.measurements.units import Cut, ZeroGradient
 from gradlint.ops import operator
 from gradlint.probe.trainability import carries
-from gradlint.result import Cut, Measurement
+from gradlint.result import Measurement
 from gradlint.signal_path import is_weight_layer
 
 REENTRANT = "re-entrant checkpoint of an input that needs no gradient"

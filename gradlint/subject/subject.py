@@ -10,6 +10,7 @@ from itertools import groupby
 
 from gradlint.graph import Graph, Node, Weight
 from gradlint.growth.tracks import Places, tracks
+from gradlint.masks import Masks
 from gradlint.predicted_growth import PredictedGrowth, predict_growth
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Measurement
@@ -163,9 +164,14 @@ class Subject:
     def logits(self) -> Iterator[Logits]:
         """Yield the attention logits on the signal, scaled to the measured size of queries and keys if it is known."""
         for node in self.structure.signal:
-            found = logits_of(self.graph, self.prediction, self.graph[node])
+            found = logits_of(self.masks, self.prediction, self.graph[node])
             if found is not None:
                 yield self._as_measured(found)
+
+    @cached_property
+    def masks(self) -> Masks:
+        """The masks that are added to logits, or put in their place."""
+        return Masks(self.graph)
 
     def _as_measured(self, logits: Logits) -> Logits:
         measured, decades = self.measurement, 0.0

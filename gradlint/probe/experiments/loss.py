@@ -19,6 +19,7 @@ from gradlint.measurements import is_surrogate
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.ops import activation, operator
 from gradlint.probe.experiments.constant import best_constant, is_float
+from gradlint.probe.experiments.non_finite import non_finite_step
 from gradlint.probe.experiments.objective import Objective, copy_target, raw_gradients
 from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.experiments.training import norm_of
@@ -60,13 +61,13 @@ def _columns(values: NDArray[Any]) -> tuple[float | None, int | None]:
 def loss(setting: Setting) -> Mapping[str, Any]:
     """Return the field `loss` of `Measurement`, if a loss was given, or labels from which the model computes its own loss.
 
-    The cost is that of one forward and one backward pass.
+    The cost is that of one forward and one backward pass, and of one more of each if these are not finite.
     """
     names = {spec.name for spec in setting.model.inputs if spec.given}
     if not setting.objective.parameters or (setting.task.loss is None and names.isdisjoint(_LABEL_INPUTS)):
         return {}
     setting.progress("taking the gradient of the loss")
-    objective = setting.objective
+    objective, state = setting.objective, torch.get_rng_state()
     output = objective.model.call(objective.batch())
     value = objective.of(output)
     if setting.task.loss is None and is_surrogate(objective.stands_in):
@@ -81,7 +82,10 @@ def loss(setting: Setting) -> Mapping[str, Any]:
         else _own_loss_facts(setting, output)
     )
     total = math.sqrt(sum(norm * norm for norm in norms.values()))
-    return {"loss": LossFacts(float(value.detach()), total, norms, **facts)}
+    first = float(value.detach())
+    broken = setting.found.nonfinite_forward is None and not math.isfinite(first + total)
+    breach = non_finite_step(objective, objective.batch(), None, state) if broken else None
+    return {"loss": LossFacts(first, total, norms, breach=breach, **facts)}
 
 
 def _loss_facts(objective: Objective, output: Any, value: float) -> dict[str, Any]:
