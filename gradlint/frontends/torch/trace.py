@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -127,11 +127,20 @@ def eager(recorder: Recorder | None = None) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(_uncompiled())
         stack.enter_context(_jit.optimized_execution(False))
         stack.enter_context(_checkpoints(recorder))
         yield
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run what torch.compile wraps as plain Python."""
+    if hasattr(torch.compiler, "set_stance"):  # since torch 2.6
+        return torch.compiler.set_stance("force_eager")
+    frames: Any = sys.modules["torch._dynamo.eval_frame"]
+    unset: Any = frames.set_eval_frame
+    return _replaced(frames, "set_eval_frame", lambda _: unset(None))
 
 
 @contextmanager
