@@ -14,7 +14,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from tests.models.versions import older
+from tests.models.versions import older, skip_before
 
 
 @functools.cache
@@ -41,6 +41,7 @@ def has_dynamo() -> bool:
     return not older("torch", "2.6")
 
 
+EXPORTER = skip_before("torch", "2.6", "it lacks the exporter with options")
 SCRIPT = {"dynamo": False} if has_dynamo() else {}  # options of torch.onnx.export that make it trace with TorchScript
 
 
