@@ -143,7 +143,7 @@ def _is_masked(case: Case, operand: str) -> bool:
     for _ in range(_FAR):
         function = activation(node.op, node.attrs)
         if function is not None and function.has_floor and operator(node.op).monotone:
-            return name_of(node) != "Clip"  # which is clamp, and lets the gradient through at its ends
+            return name_of(node) != "Clip"  # which is clamp; before torch 2.14 it passes gradient at its ends
         refs = [ref for ref in node.inputs if ref is not None and case.graph[ref.node].is_float]
         keeps = node.op in _KEEPERS and "constant" not in node.attrs
         if not refs or not (keeps or node.op in {"mul", "div", "pow"}) or (not keeps and case.found[node.id].low != 0.0):
