@@ -1,11 +1,12 @@
 """GL806 gradient-path-cut: trainable weights get no gradient, because an operator behind them passes none.
 
 What it finds:
-    An operator on the way to the output that passes no gradient (detach, argmax, round, a no-grad region, a dead activation)
-    and behind which trainable weights get none on any other way. It is an error where every path passes it: then nothing before
-    it can learn; a note where an operator off that path has lost its slope, which may be so for these inputs alone. What
-    is zero by construction is a note as well: behind it stands a branch or head that starts at zero, or a norm that takes a bias
-    away again.
+    Trainable weights of layers that ran and get no gradient, on inputs as they were given, and the operator that is to blame:
+    detach, argmax, round, a no-grad region, a re-entrant checkpoint whose input needs no gradient, a way through Python numbers
+    or arrays, or a module that returns nothing with a gradient. That is an error; parameters that were frozen are counted in the
+    report. An activation or softmax that has lost its slope is an error where every path passes it, and a note elsewhere: it may
+    be so for these inputs alone. What is zero at first and gets a gradient after one to three virtual steps is a note (a branch,
+    gain, gate, head or state that starts at zero), and so is a bias that a norm takes away again.
 
 Why it matters:
     The weights before the cut stay at their start. Training goes on, and may even look good, on what lies behind it.

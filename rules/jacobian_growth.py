@@ -1,9 +1,12 @@
 """GL801 jacobian-growth: the measured gradient explodes on its way from the output to the first layers.
 
 What it finds:
-    A sustained growth of the measured gradient by 3.5 decades or more over the layers that every path passes; step-growth tells
-    of the steps of a recurrence. The largest single step is left out: a head or a stem is not an explosion. It is a warning
-    where BatchNorm stands in eval mode on statistics that are not those of the signal: training uses those of the batch.
+    A sustained growth of the measured gradient by 3.5 decades or more along a track: the layers that every path passes, a tower,
+    the inner path of a U-Net, a deep head; step-growth tells of the steps of a recurrence. The largest single step is left out: a
+    head or a stem is not an explosion. Gradients of weights decide: it is a warning where they do not follow, and an error
+    without that growth where those of like layers drift apart by 2.2 decades, or where the output of a drawn model reaches
+    10^2.5. It is also a warning where BatchNorm stands in eval mode on statistics that are not those of the signal: training uses
+    those of the batch.
 
 Why it explodes:
     Each layer multiplies the gradient by its Jacobian. Where the factors are over one on average, the product is exponential in
