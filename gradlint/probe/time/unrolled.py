@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from gradlint.graph import Graph, Node, Ref
@@ -18,6 +19,8 @@ _FEWEST = 4  # the fewest steps of a loop without weights
 _REACH = 400  # the most nodes that are visited in one step of a loop
 _SHORT = 60  # the same for a loop without weights
 _BEFOREHAND = 4  # the most operators between a piece of a sequence and the loop
+_TURNS = 4  # the most nodes of one operator in one step of a loop, where no line of code tells them apart
+_CALL = re.compile(r"_\d+(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class _Feed:
 def unrolled(structure: Structure) -> list[Unrolled]:
     """Return the unrolled loops of a graph.
 
-    First come those that apply a weight layer to its own result again, then those that consist of elementwise operators, as in
+    First come those that apply a weight to its own result again, then those that consist of elementwise operators, as in
     state-space models.
     """
     found = [_with_sequence(structure, item.nodes) for item in structure.recurrences]
@@ -137,11 +140,14 @@ def _axis_of_size(source: Node, steps: int) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _step(structure: Structure, node: str, before: str, reach: int) -> tuple[list[_Feed], bool]:
+def _step(
+    structure: Structure, node: str, before: str, reach: int, shared: Collection[str] = ()
+) -> tuple[list[_Feed], bool]:
     """Return the pieces of sequences that `node` reads, and whether it depends on the step before, `before`.
 
     Nodes before the loop are followed for a few operators, because pieces are often sliced, squeezed and projected in advance.
-    With a short `reach`, weight layers are not followed; otherwise a chain of layers would look like a loop.
+    With a short `reach`, only weight layers that are `shared` by the steps are followed; otherwise a chain of layers would look
+    like a loop.
     """
     graph, start = structure.graph, structure.graph.position[before]
     feeds: list[_Feed] = []
@@ -156,10 +162,20 @@ def _step(structure: Structure, node: str, before: str, reach: int) -> tuple[lis
                 feeds.append(feed)
             elif ref.node in seen or ref.node == before or left < 0 or len(seen) >= reach:
                 continue
-            elif reach > _SHORT or not is_weight_layer(graph[ref.node]):
+            elif reach > _SHORT or not is_weight_layer(graph[ref.node]) or ref.node in shared:
                 seen.add(ref.node)
                 queue.append((ref.node, left))
     return feeds, linked
+
+
+def _projections(structure: Structure) -> frozenset[str]:
+    """Return the weight layers that share a weight with others, but apply it to no result of their own: to pieces of a sequence."""
+    layers = [node for node in map(structure.graph.__getitem__, structure.signal) if is_weight_layer(node)]
+    uses = Counter(weight.name for node in layers for weight in node.weights.values())
+    recurrent = {node for item in structure.recurrences for node in item.nodes}
+    return frozenset(
+        node.id for node in layers if node.id not in recurrent and all(uses[weight.name] > 1 for weight in node.weights.values())
+    )
 
 
 def _piece(graph: Graph, piece: Ref) -> _Feed | None:
@@ -168,6 +184,10 @@ def _piece(graph: Graph, piece: Ref) -> _Feed | None:
     source = next((ref.node for ref in node.inputs if ref is not None), None)
     if source is None:
         return None
+    if kind_of(node) is Kind.EMBEDDING:  # of one token of a sequence
+        token = next(ref for ref in node.inputs if ref is not None)
+        feed = _piece(graph, token)
+        return None if feed is None else replace(feed, piece=piece)
     if name in _SPLITS:
         axis = node.attrs.get("dim", node.attrs.get("axis", 0))
         return _Feed(source, _nonnegative_axis(graph[source], axis), piece.port, piece)
@@ -211,23 +231,39 @@ def _update_chains(structure: Structure) -> list[tuple[str, ...]]:
     for node_id in structure.signal:
         node = structure.graph[node_id]
         if node.op in _UPDATES and kind_of(node) is not Kind.SHAPE:
-            groups[node.module, node.op, node.source].append(node_id)
-    chains = []
+            groups[_unnumbered(node), node.op, node.source].append(node_id)
+    chains, shared = [], _projections(structure)
     for (_, op, _), nodes in groups.items():
-        if len(nodes) >= _FEWEST and (chain := _longest_chain(structure, nodes)):
+        if len(nodes) >= _FEWEST and (chain := _longest_chain(structure, nodes, shared)):
             chains.append((_UPDATES.index(str(op)), structure.graph.position[chain[0]], chain))
     return [chain for _, _, chain in sorted(chains)]
 
 
-def _longest_chain(structure: Structure, nodes: Sequence[str]) -> tuple[str, ...]:
-    """Return the longest run in which every node reads the one before it and a piece of a sequence; () if it is too short."""
+def _unnumbered(node: Node) -> str:
+    """Return the module of a node; of a file, which tells no line, without the number that some exporters give each call."""
+    return node.module if node.source is not None else _CALL.sub("", node.module)
+
+
+def _longest_chain(structure: Structure, nodes: Sequence[str], shared: Collection[str]) -> tuple[str, ...]:
+    """Return the longest run in which every node reads the one before it and a piece of a sequence; () if it is too short.
+
+    A step may hold the operator several times: then it is every second node, or every third.
+    """
     best: list[str] = []
-    here = [nodes[0]]
-    for before, node in itertools.pairwise(nodes):
-        feeds, linked = _step(structure, node, before, _SHORT)
-        if linked and feeds:
-            here.append(node)
-        else:
-            best, here = max(best, here, key=len), [node]
-    best = max(best, here, key=len)
+    for turns in range(1, _TURNS + 1):
+        for first in range(turns):
+            best = max(best, *_runs(structure, nodes[first::turns], shared), key=len)
+        if len(best) >= _FEWEST:
+            break
     return tuple(best) if len(best) >= _FEWEST else ()
+
+
+def _runs(structure: Structure, nodes: Sequence[str], shared: Collection[str]) -> list[list[str]]:
+    runs: list[list[str]] = [[*nodes[:1]]]
+    for before, node in itertools.pairwise(nodes):
+        feeds, linked = _step(structure, node, before, _SHORT, shared)
+        if linked and feeds:
+            runs[-1].append(node)
+        else:
+            runs.append([node])
+    return runs
