@@ -159,12 +159,20 @@ class GraphBuilder:
         return self
 
     def over_time(
-        self, node: str, decades: float, steps: int = 40, *, axis: int | None = 0, lyapunov: tuple[float, ...] = ()
+        self,
+        node: str,
+        decades: float,
+        steps: int = 40,
+        *,
+        axis: int | None = 0,
+        lyapunov: tuple[float, ...] = (),
+        reads: str = "every",
     ) -> GraphBuilder:
         """Pretend that the gradient of a recurrence was measured to gain so many decades over its steps, the same in each."""
         growth = Growth(decades, rise=max(decades, 0.0), fall=max(-decades, 0.0))
         horizon = 3.0 * steps / abs(decades) if decades else math.inf
-        found = TimeGrowth(node, (), growth, decades / steps, horizon=horizon, lyapunov=lyapunov, axis=axis, steps=steps)
+        slope = decades / steps
+        found = TimeGrowth(node, (), growth, slope, None, horizon, lyapunov, axis, steps, reads=reads)
         return self.measured(time=(found,))
 
     def trained(self, recipe: Recipe) -> GraphBuilder:

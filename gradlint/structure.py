@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from gradlint.graph import Graph, Node, Ref, Weight
 from gradlint.ops import operator
 from gradlint.signal_path import SignalPath, is_weight_layer
@@ -312,15 +314,16 @@ class Structure:
 
     def _is_bare(self, chain: tuple[str, ...]) -> bool:
         """Whether no weight layer stands between the factors of a chain, as it does between the blocks of a deep model."""
-        return not any(
-            is_weight_layer(self.graph[inner]) for pair in itertools.pairwise(chain) for inner in self.between(*pair)
-        )
+        return not any(is_weight_layer(self.graph[inner]) for pair in itertools.pairwise(chain) for inner in self.between(*pair))
 
 
 def elementwise_factor(node: Node) -> Weight | None:
-    """The weight that a product multiplies its other operand by, None where it has none."""
+    """The weight, or the number, that a product multiplies its other operand by; None where it has neither."""
     if node.op == "mul":
-        return node.weights.get("scale")
+        constant = node.attrs.get("constant")
+        number = isinstance(constant, int | float) and not isinstance(constant, bool)
+        alone = Weight(f"{constant}", (1,), "float64", lambda: np.array([constant])) if number else None
+        return node.weights.get("scale") or alone
     return node.weights.get("bias") if node.attrs.get("name") == "addcmul" else None
 
 

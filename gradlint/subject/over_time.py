@@ -24,7 +24,7 @@ class OverTime:
 
     @cached_property
     def loops(self) -> list[Loop]:
-        """Every recurrence that applies square matrices to its own state."""
+        """Every recurrence that applies square or diagonal matrices to its own state."""
         return loops(self.structure)
 
     def predicted(self, loop: Loop, steps: int) -> float:
@@ -49,8 +49,8 @@ class OverTime:
         return max((item.growth.rise for item in self.measured if item.node == loop.node), default=None)
 
     def steps(self, loop: Loop) -> int | None:
-        """How many steps a recurrence makes, as the graph says or else the probe saw; None where neither knows."""
-        return loop.steps or next((item.steps for item in self.measured if item.node == loop.node and item.steps), None)
+        """How many steps a recurrence makes, as the probe saw or else the graph says; None where neither knows."""
+        return next((item.steps for item in self.measured if item.node == loop.node and item.steps), loop.steps)
 
     def alike(self, found: Iterable[TimeGrowth]) -> list[list[TimeGrowth]]:
         """Recurrences by place: those of one operator, of modules that differ by a number alone, and of one state go together."""

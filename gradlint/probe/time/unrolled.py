@@ -65,7 +65,12 @@ def unrolled(structure: Structure) -> list[Unrolled]:
     First come those that apply a weight to its own result again, then those that consist of elementwise operators, as in
     state-space models.
     """
-    found = [_with_sequence(structure, item.nodes) for item in structure.recurrences]
+    found: list[Unrolled] = []
+    for item in sorted(structure.recurrences, key=lambda item: item.elementwise):
+        loop = _with_sequence(structure, item.nodes)
+        known = {(other.end, other.source, other.axis) for other in found}  # a leak beside the matrix is part of its cell
+        if not item.elementwise or (loop.end, loop.source, loop.axis) not in known:
+            found.append(loop)
     position = structure.graph.position
     taken = [(position[loop.nodes[0]], position[loop.nodes[-1]]) for loop in found]
     for nodes in _update_chains(structure):
@@ -140,9 +145,7 @@ def _axis_of_size(source: Node, steps: int) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _step(
-    structure: Structure, node: str, before: str, reach: int, shared: Collection[str] = ()
-) -> tuple[list[_Feed], bool]:
+def _step(structure: Structure, node: str, before: str, reach: int, shared: Collection[str] = ()) -> tuple[list[_Feed], bool]:
     """Return the pieces of sequences that `node` reads, and whether it depends on the step before, `before`.
 
     Nodes before the loop are followed for a few operators, because pieces are often sliced, squeezed and projected in advance.
@@ -255,7 +258,10 @@ def _longest_chain(structure: Structure, nodes: Sequence[str], shared: Collectio
             best = max(best, *_runs(structure, nodes[first::turns], shared), key=len)
         if len(best) >= _FEWEST:
             break
-    return tuple(best) if len(best) >= _FEWEST else ()
+    layered = any(
+        is_weight_layer(structure.graph[node]) for pair in itertools.pairwise(best) for node in structure.between(*pair)
+    )
+    return tuple(best) if len(best) >= _FEWEST and not layered else ()  # blocks of a deep model may read slices too
 
 
 def _runs(structure: Structure, nodes: Sequence[str], shared: Collection[str]) -> list[list[str]]:

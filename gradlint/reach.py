@@ -1,0 +1,66 @@
+"""How many steps back the gradient of a recurrence reaches, and what a short reach costs.
+
+`benchmarks/recurrent_memory.py` trains small recurrences. Where the last state alone is read, a task of near steps is learned
+whatever the reach; one that only far steps tell is learned over less than one reach, sometimes up to `MEMORY` reaches, and never
+over more. The score is the share of tasks that are learned, if half of them are near and the others ask for something at any
+distance in the sequence. Where there is a result for every step, a task that is asked at every step is learned in spite of the
+decay, and one that is asked late is not: the cost is half of that. Pooled states cost nothing: every step has a gradient of its
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gradlint.result import Confidence, Finding, TimeGrowth
+
+MEMORY = 2.0
+"""Reaches over which a recurrence that is read at its last state may learn to remember."""
+
+_SAID = 90  # a lower score is explained in the headline
+_COSTS = {"last": 0.5, "every": 0.25}  # share of the tasks that only far steps tell
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The steps (`horizon`) over which the gradient loses three decades, of all `steps`; `reads` is as in `TimeGrowth`."""
+
+    horizon: float
+    steps: int
+    reads: str
+
+    @property
+    def share(self) -> float:
+        """The share of tasks that are learned, from 0 to 1."""
+        cost = _COSTS.get(self.reads, 0.0)
+        return 1.0 - cost * (1.0 - min(1.0, MEMORY * self.horizon / max(self.steps, 1)))
+
+    @property
+    def score(self) -> int:
+        """The highest score of a model with this recurrence."""
+        return round(100.0 * self.share)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the decay belongs in the verdict."""
+        return self.score < _SAID
+
+    def __str__(self) -> str:
+        return f"shrinks 1000-fold within {max(round(self.horizon), 1)} of {self.steps} steps"
+
+
+def reach_of(time: TimeGrowth) -> Reach | None:
+    """Return the measured reach; None where the gradient does not decay, and for a loop that reads no sequence."""
+    fades = time.axis is not None and time.slope is not None and time.slope < 0.0 and bool(time.horizon)
+    return Reach(time.horizon or 0.0, time.steps, time.reads) if fades else None
+
+
+def shortest_reach(measured: Iterable[TimeGrowth], findings: Iterable[Finding] = ()) -> Reach | None:
+    """Return the reach that costs most: of the measured recurrences, or, without any, of those that findings predict."""
+    found = [reach for reach in map(reach_of, measured) if reach is not None]
+    for finding in () if found else findings:
+        told = finding.evidence
+        if {"horizon", "steps", "reads"} <= told.keys() and finding.confidence is Confidence.PREDICTED:
+            found.append(Reach(float(told["horizon"]), int(told["steps"]), str(told["reads"])))
+    return min(found, key=lambda reach: reach.share, default=None)
