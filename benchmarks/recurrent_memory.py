@@ -14,7 +14,7 @@ predicted to be learned. Each network is trained by Adam on new data at every up
 - local: the token of two steps before, read from the last state or asked for at every step.
 
 Prints a row per network as soon as it is trained, then how many learned by task, readout and sequence length in reaches. The
-numbers of gradlint/reach.py come from here.
+numbers of gradlint/measurements/reach.py come from here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradlint
-from gradlint.reach import MEMORY, shortest_reach
+from gradlint.measurements.reach import MEMORY, shortest_reach
 
 WIDTH, CUES, NOISE, BATCH = 32, 4, 4, 32
 UPDATES, CHECKED = 800, 25

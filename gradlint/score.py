@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from gradlint.growth import HEALTHY, LIMIT
-from gradlint.reach import shortest_reach
+from gradlint.measurements.reach import shortest_reach
 from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
 
 # P(trouble) is a logistic function of sustained growth: 1/2 at LIMIT, 2 % at HEALTHY.
@@ -18,7 +18,7 @@ def worst_growth(measurement: Measurement) -> Growth:
     """Return the growth over the spine, or the growth along time if that exceeds `LIMIT` and is larger.
 
     Decay along time does not count here. Recurrences decay at initialization, which limits their memory but does not make
-    training fail; it costs score, see `gradlint.reach`, and rules report it.
+    training fail; it costs score, see `gradlint.measurements.reach`, and rules report it.
     """
     recurrent = max((item.growth for item in measurement.time), key=lambda growth: growth.decades, default=None)
     if recurrent is not None and recurrent.decades >= LIMIT and recurrent.decades > abs(measurement.growth.decades):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from gradlint.reach import shortest_reach
+from gradlint.measurements.reach import shortest_reach
 from gradlint.report import printable
 from gradlint.report.chart import Row
 from gradlint.report.wording import count, decimal, growths, merged, place

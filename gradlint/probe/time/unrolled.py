@@ -172,7 +172,7 @@ def _step(structure: Structure, node: str, before: str, reach: int, shared: Coll
 
 
 def _projections(structure: Structure) -> frozenset[str]:
-    """Return the weight layers that share a weight with others, but apply it to no result of their own: to pieces of a sequence."""
+    """Return the weight layers that share a weight with others and never apply it to their own result: those of the inputs."""
     layers = [node for node in map(structure.graph.__getitem__, structure.signal) if is_weight_layer(node)]
     uses = Counter(weight.name for node in layers for weight in node.weights.values())
     recurrent = {node for item in structure.recurrences for node in item.nodes}
@@ -258,9 +258,8 @@ def _longest_chain(structure: Structure, nodes: Sequence[str], shared: Collectio
             best = max(best, *_runs(structure, nodes[first::turns], shared), key=len)
         if len(best) >= _FEWEST:
             break
-    layered = any(
-        is_weight_layer(structure.graph[node]) for pair in itertools.pairwise(best) for node in structure.between(*pair)
-    )
+    inside = (structure.graph[node] for pair in itertools.pairwise(best) for node in structure.between(*pair))
+    layered = any(map(is_weight_layer, inside))
     return tuple(best) if len(best) >= _FEWEST and not layered else ()  # blocks of a deep model may read slices too
 
 

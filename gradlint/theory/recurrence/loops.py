@@ -203,7 +203,7 @@ def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
     gated = _GATED.get(weight.fan_out // weight.fan_in) if {"sigmoid", "tanh"} <= {act.op for act in acts} else None
     if gated is not None and weight.fan_out % weight.fan_in == 0:
         return Loop(nodes[0], nodes, gated, (weight,), len(nodes), _spelled(first, weight, gated, {}))
-    if weight.fan_in != weight.fan_out or _skips(structure, first, between):
+    if weight.fan_in != weight.fan_out or _skips(structure, first, between) or _is_bypassed(structure, nodes):
         return None
     attrs = {**acts[0].attrs, "nonlinearity": acts[0].op} if acts else {"nonlinearity": "linear"}
     cell = _spelled(first, weight, "rnn", attrs)
@@ -218,7 +218,7 @@ def _diagonal(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
         return None
     between = [graph[node] for node in structure.between(nodes[0], nodes[1])]
     acts = [node for node in between if kind_of(node) is Kind.ACTIVATION]
-    if len(acts) > 1 or any(kind_of(node) not in _HARMLESS for node in between) or _skips(structure, first, between):
+    if len(acts) > 1 or any(kind_of(node) not in _HARMLESS for node in between) or _is_bypassed(structure, nodes):
         return None
     name = acts[0].op if acts else None
     diagonal = Weight(
@@ -234,6 +234,24 @@ def _skips(structure: Structure, first: Node, between: Sequence[Node]) -> bool:
     inside = {node.id for node in between} | set(structure.signal_parents(first.id))
     sums = (structure.residual_sum(node.id) for node in between)
     return any(found.fork in inside for found in sums if found is not None)
+
+
+def _is_bypassed(structure: Structure, nodes: tuple[str, ...]) -> bool:
+    """Return whether a state reaches the next one past the weight too, as through the leak of h' = a h + (1 - a) tanh(W h)."""
+    if len(nodes) < 3:
+        return False
+    before, after = (structure.signal_parents(node) for node in nodes[1:3])
+    position = structure.graph.position
+    first = min(position[node] for node in before)
+    seen, stack = {nodes[1]}, after
+    while stack:
+        here = stack.pop()
+        if here in before:
+            return True
+        if here not in seen and position[here] > first:
+            seen.add(here)
+            stack.extend(structure.signal_parents(here))
+    return False
 
 
 def _spelled(node: Node, weight: Weight, kind: str, attrs: Mapping[str, Any]) -> Node:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from gradlint.result import Confidence, Finding, TimeGrowth
+if TYPE_CHECKING:
+    from gradlint.result import Finding, TimeGrowth
 
 MEMORY = 2.0
 """Reaches over which a recurrence that is read at its last state may learn to remember."""
@@ -61,6 +63,6 @@ def shortest_reach(measured: Iterable[TimeGrowth], findings: Iterable[Finding] =
     found = [reach for reach in map(reach_of, measured) if reach is not None]
     for finding in () if found else findings:
         told = finding.evidence
-        if {"horizon", "steps", "reads"} <= told.keys() and finding.confidence is Confidence.PREDICTED:
+        if {"horizon", "steps", "reads"} <= told.keys():
             found.append(Reach(float(told["horizon"]), int(told["steps"]), str(told["reads"])))
     return min(found, key=lambda reach: reach.share, default=None)
