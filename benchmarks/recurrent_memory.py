@@ -8,9 +8,10 @@ predicted to be learned. Each network is trained by Adam on new data at every up
 
 - recall: the first of all tokens is asked for after noise. "last" reads the last state, "every" asks at every step, "pooled"
   reads the mean of all states.
-- late: at every step the token of two steps before is asked for, and the first of all tokens at the last step alone.
+- late: at every step the token of two steps before is asked for, and the first of all tokens at the last step alone, with half
+  of the loss.
 - adding: the sum of the two numbers that are marked (Hochreiter and Schmidhuber 1997). Marks are at every distance, so that near
-  ones can teach what far ones need; no prediction is made over more than one reach.
+  ones teach what far ones need: no prediction is made.
 - local: the token of two steps before, read from the last state or asked for at every step.
 
 Prints a row per network as soon as it is trained, then how many learned by task, readout and sequence length in reaches. The
@@ -177,10 +178,12 @@ class Model:
 
     def predicted(self, reaches: float) -> str:
         """Whether it will learn over so many reaches: yes, no, or ? where no prediction is made."""
-        far = (self.task in {"recall", "adding"} and self.read == "last") or self.task == "late"
+        far = (self.task == "recall" and self.read == "last") or self.task == "late"
+        if self.task == "adding":
+            return "?"
         if not far or reaches <= 1.0:
             return "yes"
-        return "no" if reaches > MEMORY and self.task != "adding" else "?"
+        return "no" if reaches > MEMORY else "?"
 
     def trained(self) -> tuple[bool, int, float]:
         """Whether it learns, after how many updates, and the last mean of its accuracy (of its error, for adding)."""
@@ -195,6 +198,8 @@ class Model:
                 recent.append(float(loss.detach()))
             else:
                 loss = functional.cross_entropy(output.flatten(0, -2), target.flatten())
+                if self.task == "late":  # what is asked once counts as much as the rest
+                    loss = loss + functional.cross_entropy(output[:, -1], target[:, -1])
                 last = (output[:, -1], target[:, -1]) if self.read == "every" else (output, target)
                 recent.append(float((last[0].argmax(-1) == last[1]).float().mean()))
             optimizer.zero_grad()
@@ -214,7 +219,7 @@ def models() -> Iterator[Model]:
         for steps in (20, 40, 80, 120):
             yield Model(cell, "recall", "last", steps)
     for cell in CELLS:
-        yield Model(cell, "adding", "last", 60)
+        yield Model(cell, "adding", "last", 30)
         yield Model(cell, "late", "every", 90)
         yield Model(cell, "local", "last", 90)
         yield Model(cell, "local", "every", 90)

@@ -334,8 +334,8 @@ def _unrolled_loops(structure: Structure, points: Points, generator: torch.Gener
             continue
         key = (loop.end, loop.source, loop.axis)
         if key not in known:
-            tokens = _point(points, Ref(loop.source)) is None  # integers have no gradient
-            known[key] = (_at_states if loop.weightless or tokens else _at_source)(loop, end, points, generator)
+            unordered = not loop.indices or _point(points, Ref(loop.source)) is None  # integers have no gradient
+            known[key] = (_at_states if loop.weightless or unordered else _at_source)(loop, end, points, generator)
         yield TimeProfile(loop.nodes[0], known[key], loop.axis, "reverse" if loop.backwards else "forward", loop.nodes)
 
 

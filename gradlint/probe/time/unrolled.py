@@ -92,8 +92,10 @@ def _with_sequence(structure: Structure, nodes: Sequence[str]) -> Unrolled:
             break
         taken = [next((f for f in step if (f.source, f.axis) == (source, axis)), None) for step in feeds]
         pieces = [feed for feed in taken if feed is not None]
-        indices = [feed.index for feed in pieces if feed.index is not None]
         own = axis if axis is not None else _axis_of_size(structure.graph[source], len(nodes))
+        shape = structure.graph[source].shape or ()
+        size = (shape[own] if own is not None and own < len(shape) else None) or 0
+        indices = [feed.index + size * (feed.index < 0) for feed in pieces if feed.index is not None]
         if own is None or len({feed.piece for feed in pieces}) < len(pieces) or (indices and len(set(indices)) < len(pieces)):
             continue
         unprojected = _before_projection(structure, source, own, structure.graph[nodes[0]])
@@ -210,9 +212,19 @@ def _piece(graph: Graph, piece: Ref) -> _Feed | None:
         return _Feed(source, axis, item if isinstance(item, int) else item[0], piece)
     if name in {"select", "narrow", "Gather", "index_select"}:
         axis = node.attrs.get("dim", node.attrs.get("axis", 0))
-        index = node.attrs.get("index", node.attrs.get("start"))
-        return _Feed(source, _nonnegative_axis(graph[source], axis), index if isinstance(index, int) else None, piece)
-    return _Feed(source, None, None, piece) if name == "Slice" else None
+        index = next((node.attrs[key] for key in ("index", "start", "indices") if key in node.attrs), None)
+        return _Feed(source, _nonnegative_axis(graph[source], axis), _single(index), piece)
+    if name == "Slice":
+        axis, start, end = (_single(node.attrs.get(key)) for key in ("axes", "starts", "ends"))
+        single = start is not None and end == start + 1
+        return _Feed(source, _nonnegative_axis(graph[source], axis) if single else None, start if single else None, piece)
+    return None
+
+
+def _single(values: object) -> int | None:
+    """Return an integer, or the only one of a sequence."""
+    value = values[0] if isinstance(values, tuple | list) and len(values) == 1 else values
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_single_index(item: object) -> bool:
