@@ -212,8 +212,8 @@ def _piece(graph: Graph, piece: Ref) -> _Feed | None:
         return _Feed(source, axis, item if isinstance(item, int) else item[0], piece)
     if name in {"select", "narrow", "Gather", "index_select"}:
         axis = node.attrs.get("dim", node.attrs.get("axis", 0))
-        index = next((node.attrs[key] for key in ("index", "start", "indices") if key in node.attrs), None)
-        return _Feed(source, _nonnegative_axis(graph[source], axis), _single(index), piece)
+        chosen = next((node.attrs[key] for key in ("index", "start", "indices") if key in node.attrs), None)
+        return _Feed(source, _nonnegative_axis(graph[source], axis), _single(chosen), piece)
     if name == "Slice":
         axis, start, end = (_single(node.attrs.get(key)) for key in ("axes", "starts", "ends"))
         single = start is not None and end == start + 1
