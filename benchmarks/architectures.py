@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 from common import Rows, every, parser
+from deep_architectures import PLAIN_DEEP, transformers_at_depth
 from plain_architectures import PLAIN
 from torch import nn
 from transformers_architectures import AS_SHIPPED, INPUTS, RESNET, TRANSFORMERS
@@ -28,6 +29,10 @@ from gradlint.errors import GradlintError, InputError
 from gradlint.result import Confidence, Severity, TargetReport, Verdict
 
 STEP = 10  # of a quick run
+
+DEEP = transformers_at_depth()
+FROZEN = {"clipseg": ("clip",), "encodec": ("encoder",)}
+"""Parts that the library runs without a gradient: training freezes them, or does not go through this forward."""
 
 
 @dataclass
@@ -81,7 +86,11 @@ def build(name: str) -> tuple[nn.Module, Any]:
     if name in PLAIN:
         make, inputs = PLAIN[name]
         return make().train(), inputs
-    class_name, settings = (TRANSFORMERS | AS_SHIPPED)[name]
+    if name in PLAIN_DEEP:
+        make, inputs = PLAIN_DEEP[name]
+        return make().train(), inputs and inputs()
+    class_name, settings = (TRANSFORMERS | DEEP | AS_SHIPPED)[name]
+    name = name.partition(",")[0]
     model_class = getattr(transformers, class_name)
     settings = dict(settings)
     if name == "detr":
@@ -91,6 +100,9 @@ def build(name: str) -> tuple[nn.Module, Any]:
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.ones_(layer.weight)
+    frozen = FROZEN.get(name, ())
+    for part in frozen:
+        model.get_submodule(part).requires_grad_(False)
     return model.train(), INPUTS.get(name)
 
 
@@ -149,7 +161,7 @@ def main() -> None:
     options.add_argument("--only", nargs="+", metavar="NAME", help="these architectures alone")
     options.add_argument("--no-probe", action="store_true", help="theory alone")
     chosen = options.parse_args()
-    names = [*TRANSFORMERS, *PLAIN, *AS_SHIPPED]
+    names = [*TRANSFORMERS, *PLAIN, *DEEP, *PLAIN_DEEP, *AS_SHIPPED]
     if unknown := set(chosen.only or ()) - set(names):
         options.error(f"no architecture named {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     torch.set_num_threads(1)

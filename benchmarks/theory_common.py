@@ -174,7 +174,7 @@ def compare(
     start = time.perf_counter()
     predicted = predicted_by(structure)
     seconds = time.perf_counter() - start
-    joint = set(measurement.spine) if measurement.by_cuts else set()  # whose gains are those of a whole cut
+    joint = set(measurement.spine) if measurement.cut_gains else set()  # whose gains are those of a whole cut
     nodes = tuple(n for n in structure.signal if n not in measurement.trunk and n not in joint and n in measurement.gains)
     if not nodes:
         raise ValueError("nothing was measured between an input and the output")
@@ -212,9 +212,10 @@ def _array(values: Iterable[float | None]) -> Floats:
 def _growth(structure: Structure, measurement: Measurement, predicted: Mapping[str, Predicted]) -> Values:
     """B at the first node of the measured chain minus B at the last, as one place; the chain may be one of cuts."""
     places: Sequence[tuple[str, ...]] = [(node,) for node in measurement.spine]
-    if measurement.by_cuts:
+    if measurement.cut_gains:
         places = structure.levels if len(structure.levels) == len(measurement.spine) else []
-    levels = [measurement.backward(node) for node in measurement.spine] if places else []
+    gains = measurement.spine_gains
+    levels = [gains[node].backward if node in gains else None for node in measurement.spine] if places else []
     known = [index for index, level in enumerate(levels) if level is not None and math.isfinite(level)]
     if len(known) < 2:
         return Values(*(np.full(1, np.nan) for _ in range(3)))

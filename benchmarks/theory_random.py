@@ -183,10 +183,10 @@ class _Builder:
     def weights(self, inside: int, stride: int = 1) -> nn.Module:
         r = self.recipe
         if r.kind == "mlp":
-            return self.initialised(nn.Linear(inside, r.width))
-        return self.initialised(nn.Conv2d(inside, r.width, r.kernel, stride, r.kernel // 2))
+            return self.initialized(nn.Linear(inside, r.width))
+        return self.initialized(nn.Conv2d(inside, r.width, r.kernel, stride, r.kernel // 2))
 
-    def initialised(self, layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    def initialized(self, layer: nn.Linear | nn.Conv2d) -> nn.Module:
         r = self.recipe
         fan_in = layer.weight[0].numel()
         if r.base == "he":
@@ -252,7 +252,7 @@ class _Builder:
             head = [nn.AdaptiveAvgPool2d(1) if r.pooled else nn.Identity(), nn.Flatten()]
             size *= 1 if r.pooled else side * side
         last = self.norm() if r.residual == "pre-norm" else []
-        return nn.Sequential(self.weights(r.features), *blocks, *last, *head, self.initialised(nn.Linear(size, CLASSES)))
+        return nn.Sequential(self.weights(r.features), *blocks, *last, *head, self.initialized(nn.Linear(size, CLASSES)))
 
 
 def build(recipe: Recipe, draw_of_weights: int = 0) -> nn.Module:

@@ -1,7 +1,7 @@
 """Trained weights: the theory's prediction against the probe's measurement for every ONNX model in the installed packages.
 
 Beside each stands the same model with its weights drawn anew, as normal noise of the same mean square: what its error would be
-if it were initialised. Where the theory keeps one state per channel, its scalar state is shown for comparison. Prints a row per
+if it were initialized. Where the theory keeps one state per channel, its scalar state is shown for comparison. Prints a row per
 model and kind of weights as soon as it is compared, then all models together.
 """
 

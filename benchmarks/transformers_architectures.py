@@ -227,7 +227,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-# What these do as the library initialises them is no false alarm: the scales of BatchNorm drawn from N(0, 0.02) (EfficientNet,
+# What these do as the library initializes them is no false alarm: the scales of BatchNorm drawn from N(0, 0.02) (EfficientNet,
 # MobileViT), the weights of the vision tower from N(0, 1e-10) (BLIP). The rows without the suffix have that mended.
 AS_SHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
     "efficientnet-as-shipped": TRANSFORMERS["efficientnet"],

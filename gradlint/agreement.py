@@ -1,4 +1,4 @@
-"""What theory says of a measured growth: its attribution and its phase, where prediction and measurement agree."""
+"""Explain measured growth by theory, with its attribution and its phase, if prediction and measurement agree."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ def attribution(subject: Subject, growth: Growth | None) -> Attribution | None:
 
 
 def repeated_stack(subject: Subject) -> Stack | None:
-    """Return the model's stack of one repeated layer with its phase, or None where the probe measured another growth."""
+    """Return the model's stack of one repeated layer with its phase, or None if the probe measured another growth."""
     found = stack(subject.structure, subject.steps)
     return found if found is not None and _agrees(subject, found.start, found.end) else None
 
 
 def _agrees(subject: Subject, start: str, end: str) -> bool:
-    """Whether the growth between two nodes is the predicted one, within the spread of the seeds. True if nothing was measured."""
+    """Return whether growth between two nodes is as predicted, within the spread over seeds. True without a measurement."""
     measurement = subject.measurement
     if measurement is None:
         return True
-    before, behind = measurement.backward(start), measurement.backward(end)
+    gains = measurement.spine_gains
+    before, behind = (gains[node].backward if node in gains else None for node in (start, end))
     if before is None or behind is None:
         return False
     spread = measurement.growth.spread or 0.0

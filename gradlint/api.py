@@ -14,9 +14,11 @@ from gradlint import engine, report, score
 from gradlint.errors import ConfigError, GradlintError
 from gradlint.frontends.inputs import InputSpec, from_array
 from gradlint.frontends.targets import Target, as_recipe
+from gradlint.measurements.coverage import Coverage, Skipped
+from gradlint.measurements.trainability import Trainability
 from gradlint.options import Options
 from gradlint.recipe import Task
-from gradlint.result import Coverage, Finding, Growth, Severity, Skipped, SpinePoint, TargetReport, Verdict
+from gradlint.result import Confidence, Finding, Growth, Severity, SpinePoint, TargetReport, Track, Verdict
 
 _BATCHES = 40  # the default number of rehearsal steps: no more batches are read than that
 
@@ -47,7 +49,10 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """What the model's gradients do, as a string enum: "healthy", "explodes", "vanishes", "non-finite" or "unknown"."""
+        """What training will do with the model, as a string enum.
+
+        One of "healthy", "explodes", "vanishes", "non-finite", "untrainable", "unstable" and "unknown".
+        """
         return self.result.verdict
 
     @property
@@ -57,8 +62,23 @@ class Report:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The findings of all rules, the most severe first and those that the probe refuted last."""
-        return self.result.findings
+        """The findings of all rules, the most severe first. Those that the probe refuted are in `refuted`."""
+        return tuple(finding for finding in self.result.findings if finding.confidence is not Confidence.REFUTED)
+
+    @property
+    def refuted(self) -> tuple[Finding, ...]:
+        """The findings that the probe refuted."""
+        return tuple(finding for finding in self.result.findings if finding.confidence is Confidence.REFUTED)
+
+    @property
+    def trainability(self) -> Trainability | None:
+        """Which parameters learn, and which wait for the first updates or get no gradient. None without a probe."""
+        return self.result.trainability
+
+    @property
+    def tracks(self) -> tuple[Track, ...]:
+        """The chains of weight layers beside the one of `spine`, with the growth along each."""
+        return self.result.tracks
 
     @property
     def growth(self) -> Growth | None:

@@ -1,4 +1,4 @@
-"""The rules applied to one model: which of them, what they find, and how their findings are verified, related and ordered."""
+"""Apply rules to one model, and verify, relate and sort their findings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from gradlint.result import Confidence, Finding, Skipped
+from gradlint.growth.tracks import Places
+from gradlint.measurements.coverage import Skipped
+from gradlint.result import Confidence, Finding
 from gradlint.rule import Rule, Subject
 from gradlint.verify import relate, verify
 
@@ -14,14 +16,15 @@ from gradlint.verify import relate, verify
 def apply_rules(rules: Iterable[type[Rule]], subject: Subject) -> tuple[tuple[Finding, ...], tuple[Skipped, ...]]:
     """Apply rules to a model.
 
-    Returns their findings, verified against the probe and the gravest first, and the rules that were skipped, each with the
-    reason.
+    Returns:
+        The findings, verified against the probe, with the most severe first and refuted ones last; and the skipped rules, each
+        with the reason.
     """
     findings: list[Finding] = []
     skipped: list[Skipped] = []
     applied: dict[str, Rule] = {}
-    spine = subject.measurement.spine if subject.measurement is not None else ()
-    places = {node: index for index, node in enumerate(spine)}
+    measured = subject.measurement
+    places = Places((measured.spine, *subject.tracks) if measured is not None else ())
     for rule_class in rules:
         rule = rule_class()
         reason = rule.lacks(subject)
@@ -40,6 +43,6 @@ def _order(finding: Finding) -> tuple[bool, int, bool, float, str]:
 
 
 def _fingerprint(finding: Finding) -> str:
-    """Stable across runs and changes of numbers: rule and graph path."""
+    """Return a hash of the rule and the place, which is the same in every run and does not depend on numbers."""
     where = finding.module or finding.node or ""
     return hashlib.sha256(f"{finding.rule}|{where}".encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One target from name to report: load, probe, apply the rules, verify them against the probe, judge."""
+"""Check one target: load it, probe it, apply and verify the rules, and compute the verdict."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gradlint.frontends.inputs import refuse_guessed_numbers
 from gradlint.graph import Graph
 from gradlint.growth import spine_points
 from gradlint.load import Loaded, load
+from gradlint.masks import broken_weights
 from gradlint.options import Options
 from gradlint.result import Finding, TargetReport
 from gradlint.rule import Subject
@@ -26,7 +27,7 @@ Progress = Callable[[str], None]
 
 @dataclass
 class _Clock:
-    """Seconds by stage."""
+    """A context manager that adds up the seconds of each stage."""
 
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -40,7 +41,10 @@ class _Clock:
 def check(target: object, options: Options | None = None, *, progress: Progress | None = None) -> TargetReport:
     """Check one target: a path, `pkg.mod:attr`, `file.py:attr`, a torch module or an ONNX model.
 
-    Raises GradlintError when it cannot be read, imported or run.
+    `progress` is called with the name of each stage.
+
+    Raises:
+        GradlintError: The target cannot be read, imported or run.
     """
     options = options or Options()
     say = progress or (lambda _: None)
@@ -56,11 +60,12 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     with clock("rules"):
         findings, skipped = apply_rules(rules, subject)
     growth = growth_with_claims(expected.growth, findings) if measurement is None else worst_growth(measurement)
-    conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims it
+    conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims this growth
     growth = growth if measurement is None or measured else None
     made_of = attribution(subject, growth)
     broken = _has_broken_weight(graph)
-    verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken)
+    learning = measurement.learning if measurement is not None else expected.learning
+    verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken, learning=learning)
     return TargetReport(
         target=loaded.name,
         frontend=loaded.frontend,
@@ -71,7 +76,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         spine=spine_points(
             graph,
             measurement.spine if measurement else expected.chain,
-            measurement.gains if measurement else {},
+            measurement.spine_gains if measurement else {},
             expected.gains,
         ),
         findings=tuple(_attributed(finding, made_of) for finding in findings),
@@ -88,6 +93,9 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         attribution=made_of,
         recipe=loaded.task.recipe,
         observed=measurement.observed if measurement else {},
+        weights=learning,
+        trainability=measurement.trainability if measurement else None,
+        tracks=measurement.tracks if measurement else (),
         stack=repeated_stack(subject),
     )
 
@@ -95,7 +103,11 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
 def examine(
     target: object, options: Options, progress: Progress | None = None, clock: _Clock | None = None
 ) -> tuple[Loaded, Subject]:
-    """Read a target, and probe it where the options say so. Raises GradlintError when it cannot be read, imported or run."""
+    """Load a target, probe it if the options ask for it, and return it with the subject that rules check.
+
+    Raises:
+        GradlintError: The target cannot be read, imported or run.
+    """
     say, clock = progress or (lambda _: None), clock or _Clock()
     say("reading")
     with clock("load"):
@@ -110,11 +122,11 @@ def examine(
 
 
 def _has_broken_weight(graph: Graph) -> bool:
-    return any(not weight.statistics.finite for weight in graph.weights.values())
+    return any(map(broken_weights, graph))
 
 
 def _attributed(finding: Finding, attribution: Attribution | None) -> Finding:
-    """A finding about growth itself, with what that is made of."""
+    """Add the attribution of the growth to the evidence of a finding that states this growth."""
     if attribution is None or not finding.states_growth:
         return finding
     return replace(finding, evidence={**finding.evidence, "attribution": attribution.document()})

@@ -1,4 +1,4 @@
-"""The model as gradlint sees it: a directed multigraph of operator calls, and the weights that they use."""
+"""The graph of a model: a directed multigraph of operator calls, and the weights that they use."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from networkx import MultiDiGraph
     from numpy.typing import NDArray
 
-_CHUNK = 1 << 15  # elements looked at together: in double precision they stay in the cache of one core
-_HELD = 512  # chunks after which a memory map lets its pages go, so that a weight of any size costs a few MB
+_CHUNK = 1 << 15  # elements processed at a time: as float64 they fit in the cache of one core
+_HELD = 512  # chunks after which the pages of a memory map are released, so that memory does not grow with the weight
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class Ref(NamedTuple):
-    """One tensor: an output (`port`) of the node `node`."""
+    """A tensor: output number `port` of the node with id `node`."""
 
     node: str
     port: int = 0
@@ -40,7 +40,14 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What gradlint knows of the values of one weight, over its finite elements: of a complex one E |w|^2 and the real mean."""
+    """Statistics of the finite elements of a weight.
+
+    Attributes:
+        mean: Mean of the elements, or of their real parts.
+        mean_square: Mean of |w|^2.
+        max_abs: Largest |w|, or 0 if no element is finite.
+        finite: Whether all elements are finite.
+    """
 
     mean: float
     mean_square: float
@@ -49,16 +56,22 @@ class Statistics:
 
     @property
     def std(self) -> float:
-        """Standard deviation, without Bessel's correction."""
+        """Standard deviation without Bessel's correction, sqrt(mean_square - mean^2)."""
         return math.sqrt(max(self.mean_square - self.mean * self.mean, 0.0))
 
 
 class Weight:
-    """A named parameter or buffer, read only when somebody looks.
+    """A named parameter or buffer, whose values are loaded when they are first needed.
 
-    `load` returns the values as an array of shape `shape`. `out_axis` is the axis that indexes output units: 0 for
-    `torch.nn.Linear` and convolutions, 1 for the right operand of an ONNX MatMul. `stride` is the number of input positions a
-    transposed convolution skips, 1 elsewhere.
+    Args:
+        name: Name of the weight in the model.
+        shape: Shape of the values.
+        dtype: Name of the dtype, such as "float32".
+        load: Returns the values as an array of shape `shape`.
+        out_axis: Axis that indexes output units: 0 for `torch.nn.Linear` and convolutions, 1 for the right operand of an ONNX
+            MatMul.
+        trainable: Whether training changes the weight.
+        statistics: Statistics of the values if they are known, which avoids loading the values for them.
     """
 
     def __init__(
@@ -96,21 +109,21 @@ class Weight:
 
     @property
     def fan_in(self) -> int:
-        """Number of inputs that one output unit sums."""
+        """Number of inputs of one output unit."""
         return self.size // max(self.fan_out, 1)
 
     def array(self) -> NDArray[Any]:
-        """The values, of shape `shape`; the caller should not keep them."""
+        """Load and return the values, of shape `shape`. The caller should not keep them, because a weight may be large."""
         return self._load()
 
     def matrix(self) -> NDArray[Any]:
-        """The values in double precision, of shape (fan_out, fan_in)."""
+        """Load and return the values as float64 or complex128, of shape (fan_out, fan_in)."""
         values = np.moveaxis(_double(self.array()), self.out_axis, 0)
         return values.reshape(values.shape[0], -1)
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Statistics over all elements, accumulated in float64, a chunk at a time."""
+        """Statistics of the values, accumulated in float64 chunk by chunk."""
         flat = self.array().reshape(-1)
         total = square = largest = 0.0
         count = 0
@@ -132,38 +145,38 @@ class Weight:
 
     @cached_property
     def vector(self) -> NDArray[Any]:
-        """The values in double precision, flattened and kept: for the small weights of norms and biases."""
+        """Values as float64 or complex128, flattened. They stay in memory, so this is for small weights: norms and biases."""
         return _double(self.array()).reshape(-1).copy()
 
     @cached_property
     def spectral_norm(self) -> float:
-        """Largest singular value of `matrix()`; for a convolution that is not the norm of the operator."""
+        """Largest singular value of `matrix()`. For a convolution it is not that of the operator, which acts on all positions."""
         return float(np.linalg.norm(self.matrix(), 2))
 
 
 def _release(array: NDArray[Any]) -> None:
-    """Let the pages of a memory map go; they are read again when somebody looks."""
+    """Release the pages of a memory map. The next access reads them again."""
     pages = getattr(array, "_mmap", None)
     if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
         pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _sum_of_squares(values: NDArray[Any]) -> float:
-    """Return the sum of |v|^2. Unlike a BLAS product it starts no threads, whose spinning costs more than the sum."""
+    """Return the sum of |v|^2. Unlike a BLAS product, einsum starts no threads, which would cost more than the sum."""
     if np.iscomplexobj(values):
         return _sum_of_squares(values.real) + _sum_of_squares(values.imag)
     return float(np.einsum("i,i->", values, values))
 
 
 def _largest(values: NDArray[Any]) -> float:
-    """Return the largest |v|, 0 if there is none. Unlike abs, the two ends need no array of their own."""
+    """Return the largest |v|, or 0 for an empty array. Unlike abs, the maximum and the minimum allocate no array."""
     if np.iscomplexobj(values):
         return float(np.abs(values).max(initial=0.0))
     return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
 
 
 def _double(values: NDArray[Any]) -> NDArray[Any]:
-    """Values as float64, or as complex128 where they are complex."""
+    """Return values as float64, or as complex128 if they are complex."""
     return np.asarray(values, dtype=np.complex128 if np.iscomplexobj(values) else np.float64)
 
 
@@ -171,9 +184,20 @@ def _double(values: NDArray[Any]) -> NDArray[Any]:
 class Node:
     """One operator call.
 
-    `inputs` holds the activations in order; None stands for a constant, a weight or an argument that was left out.
-    `shape` and `dtype` are those of output 0, None where unknown; an unknown dimension is None. `attrs["constant"]` is the
-    scalar operand of a binary operator, when it has one. `notes` holds provenance: "batch-norm-folded", "no-grad", ...
+    Attributes:
+        id: Unique id.
+        op: Canonical name of the operator; see `gradlint.ops`.
+        inputs: Input tensors in the order of the arguments. None stands for a constant, a weight or an omitted argument.
+        weights: Weights by role, such as "weight" and "bias".
+        attrs: Attributes of the operator. "constant" is the scalar operand of a binary operator that has one.
+        shape: Shape of output 0, with None for an unknown dimension. None if it is unknown.
+        dtype: Name of the dtype of output 0, such as "float32". None if it is unknown.
+        module: Path of the module that makes the call, or "".
+        module_class: Class name of that module, or "".
+        call: Index among the calls of the same operator in that module.
+        source: Line of the user's code that makes the call.
+        definition: Line of the user's code that creates the module.
+        notes: Provenance, such as "batch-norm-folded" or "no-grad".
     """
 
     id: str
@@ -192,32 +216,37 @@ class Node:
 
     @property
     def label(self) -> str:
-        """What a person calls this place: the module path, else the node id."""
+        """Name of the node for messages: the path of its module, or its id if it has none."""
         return self.module or self.id
 
     @property
     def called(self) -> str:
-        """What the front end calls the operator, where that says more than its row of the vocabulary; without a namespace."""
+        """Name of the operator in the front end without its namespace, or `op` if the front end gives no other name."""
         return str(self.attrs.get("name", self.op)).rpartition(":")[2]
 
     @property
     def is_float(self) -> bool:
-        """Whether output 0 can carry a gradient, as far as its dtype is known."""
+        """Whether the dtype of output 0 can carry a gradient. An unknown dtype counts as one that can."""
         return self.dtype is None or self.dtype.startswith(("float", "bfloat", "double", "complex"))
 
 
 class Graph:
-    """Nodes in execution order, which is a topological order.
+    """A directed multigraph of nodes in execution order, which is a topological order.
 
-    `inputs` are the ids of the nodes whose operator is "input", `outputs` the tensors that the model returns. `mode` is
-    "train" or "eval". Raises ValueError when two nodes share an id or a node uses a later one.
+    Args:
+        nodes: Nodes in execution order.
+        outputs: Tensors that the model returns.
+        mode: "train" or "eval".
+
+    Raises:
+        ValueError: Two nodes share an id, a node reads a later node, or an output names an unknown node.
     """
 
     def __init__(self, nodes: Iterable[Node], outputs: Iterable[Ref], *, mode: str = "train") -> None:
         self.mode = mode
         self.outputs = tuple(outputs)
         self._nodes: dict[str, Node] = {}
-        self._readers: dict[str, dict[str, None]] = {}  # of each node, in execution order
+        self._readers: dict[str, dict[str, None]] = {}  # readers by node, in execution order
         for node in nodes:
             if node.id in self._nodes:
                 msg = f"two nodes are called {node.id!r}"
@@ -250,7 +279,7 @@ class Graph:
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Ids of the graph inputs, in order."""
+        """Ids of the nodes whose operator is "input", in execution order."""
         return tuple(node.id for node in self if node.op == "input")
 
     @cached_property
@@ -259,15 +288,15 @@ class Graph:
         return {node_id: index for index, node_id in enumerate(self._nodes)}
 
     def parents(self, node_id: str) -> list[Node]:
-        """The nodes whose outputs `node_id` reads, in slot order, with repetition."""
+        """Return the nodes whose outputs a node reads, in the order of its inputs, with repetition."""
         return [self._nodes[ref.node] for ref in self._nodes[node_id].inputs if ref is not None]
 
     def children(self, node_id: str) -> list[Node]:
-        """The nodes that read an output of `node_id`, each once, in execution order."""
+        """Return the nodes that read an output of a node, each once, in execution order."""
         return [self._nodes[child] for child in self._readers[node_id]]
 
     def descendants(self, node_id: str) -> list[Node]:
-        """The nodes that `node_id` leads to, without itself, in execution order."""
+        """Return the nodes that depend on a node, without the node itself, in execution order."""
         seen, stack = {node_id}, [node_id]
         while stack:
             fresh = self._readers[stack.pop()].keys() - seen
@@ -277,8 +306,8 @@ class Graph:
 
     @cached_property
     def nx(self) -> MultiDiGraph[str]:
-        """The same graph for the algorithms of networkx; an edge has the `slot` that it fills and the `port` that it reads."""
-        from networkx import MultiDiGraph  # noqa: PLC0415 - slow to import, and the linter itself does without
+        """The graph in networkx. Each edge has two attributes: the index `slot` of the input, and the `port` that it reads."""
+        from networkx import MultiDiGraph  # noqa: PLC0415 - slow to import, and no check needs it
 
         found: MultiDiGraph[str] = MultiDiGraph()
         for node in self:
@@ -290,5 +319,5 @@ class Graph:
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
-        """Every weight that some node uses, by name."""
+        """Weights of all nodes, by name."""
         return {weight.name: weight for node in self for weight in node.weights.values()}

@@ -1,4 +1,4 @@
-"""A builder of small graphs, for the examples of rules and for tests: shapes, weights and gains without a model."""
+"""A builder of small graphs for the examples of rules and for tests. It sets shapes, weights and gains without a model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 
 class GraphBuilder:
-    """Nodes are added one by one; each method returns the id of the node it added.
+    """Builds a graph node by node. Methods that add a node return its id, which is `name` or the operator with a number.
 
-    A node is called `name`, or its operator with a running number. `module` gives its module path. `batch` and `width` are those
-    of whole stacks; no weight of a stack is ever made, so that they may be as large as a limit asks for.
+    Args:
+        mode: "train" or "eval".
+        batch: Batch size of stacks.
+        width: Width of stacks. Their weights have statistics but no values, so it can be large.
     """
 
     def __init__(self, mode: str = "train", *, batch: int = 8, width: int = 64) -> None:
@@ -39,7 +41,7 @@ class GraphBuilder:
     # nodes ----------------------------------------------------------------------------------------------------------
 
     def _like(self, inputs: Sequence[str | None]) -> tuple[int | None, ...] | None:
-        """The shape of the first input."""
+        """Return the shape of the first input."""
         shapes = {node.id: node.shape for node in self._nodes}
         return next((shapes[item] for item in inputs if item is not None), None)
 
@@ -56,7 +58,7 @@ class GraphBuilder:
         source: Source | None = None,
         **attrs: Any,
     ) -> str:
-        """Add a node of any operator; its shape is by default that of its first input."""
+        """Add a node of any operator. By default, it has the shape of its first input."""
         shape = shape if shape is not None else self._like(inputs)
         node_id = name or f"{op}{self._counts[op]}"
         self._counts[op] += 1
@@ -71,7 +73,10 @@ class GraphBuilder:
         return self.op("input", name=name, shape=shape, dtype=dtype)
 
     def weight(self, *shape: int, gain: float = 1.0, mean: float = 0.0, max_abs: float | None = None, name: str = "") -> Weight:
-        """A weight that nobody drew: fan_in times its variance is gain squared. `max_abs` defaults to three deviations."""
+        """Return a weight with given statistics and no drawn values.
+
+        Its variance is gain^2 / fan_in. `max_abs` defaults to |mean| plus three standard deviations.
+        """
         fan_in = math.prod(shape[1:])
         variance = gain**2 / max(fan_in, 1)
         largest = max_abs if max_abs is not None else abs(mean) + 3.0 * math.sqrt(variance)
@@ -80,7 +85,7 @@ class GraphBuilder:
         return Weight(label, shape, "float32", lambda: np.full(shape, mean), statistics=statistics)
 
     def array(self, values: NDArray[Any], name: str = "") -> Weight:
-        """A weight with real values."""
+        """Return a weight with the given values."""
         return Weight(name or f"weight{len(self._nodes)}", values.shape, str(values.dtype), lambda: values)
 
     def linear(
@@ -94,7 +99,10 @@ class GraphBuilder:
         name: str | None = None,
         weight: Weight | None = None,
     ) -> str:
-        """Add a square weight layer of gain sqrt(fan_in Var W); `uniform` gives its weight the bound of a uniform draw."""
+        """Add a linear layer with a weight of shape (width, width) and gain sqrt(fan_in Var W).
+
+        If `uniform` is true, the largest |W| is that of a uniform distribution, otherwise three standard deviations.
+        """
         width = width or self.width
         bound = gain * math.sqrt(3.0 / width) if uniform else None
         made = weight or self.weight(width, width, gain=gain, max_abs=bound)
@@ -108,11 +116,11 @@ class GraphBuilder:
         )
 
     def norm(self, x: str, op: str = "layer_norm", *, module: str = "") -> str:
-        """Add a normalisation with unit scale."""
+        """Add a normalization layer without weights."""
         return self.op(op, x, module=module, eps=1e-5)
 
     def stack(self, depth: int, act: str = "tanh", *, gain: float = 1.0, norm: str | None = None, uniform: bool = False) -> str:
-        """A plain stack under an input: `depth` times weight layer, normalisation if any, activation. Returns its last node."""
+        """Add an input and `depth` times a weight layer, a normalization if given, and an activation. Return the last node."""
         x = self.input(self.batch, self.width)
         for index in range(depth):
             x = self.linear(x, gain=gain, uniform=uniform, module=f"layers.{index}")
@@ -123,7 +131,7 @@ class GraphBuilder:
     def blocks(
         self, depth: int, act: str = "relu", *, gain: float = math.sqrt(2.0), norm: str | None = None, scale: float = 1.0
     ) -> str:
-        """A stack of residual blocks x + scale * W2 act(W1 norm(x)) under an input. Returns the last sum."""
+        """Add an input and a stack of residual blocks x + scale * W2 act(W1 norm(x)). Return the last sum."""
         x = self.input(self.batch, self.width)
         for index in range(depth):
             h = self.norm(x, norm) if norm else x
@@ -135,26 +143,26 @@ class GraphBuilder:
         return x
 
     def output(self, *nodes: str) -> GraphBuilder:
-        """Name the outputs; the last node is the output when this is never called."""
+        """Add outputs. Without a call, the last node is the output."""
         self._outputs.extend(Ref(node) for node in nodes)
         return self
 
     # measurement ----------------------------------------------------------------------------------------------------
 
     def gains(self, node: str, backward: float, forward: float = 0.0, relative: float | None = None) -> GraphBuilder:
-        """Pretend that the probe measured these decades at a node."""
+        """Set the gains that the probe measured at a node, in decades. `relative` defaults to `backward`."""
         self._gains[node] = Gains(backward, forward, backward if relative is None else relative)
         return self.measured()
 
     def ramp(self, decades: float) -> GraphBuilder:
-        """Pretend that the backward gain falls evenly by this much from the first spine node to the last."""
+        """Set measured backward gains that fall evenly by `decades` from the first node of the spine to the last."""
         spine = Structure(self.graph).spine
         for index, node in enumerate(spine):
             self.gains(node, decades * (1.0 - index / max(len(spine) - 1, 1)))
         return self.measured()
 
     def measured(self, **fields: Any) -> GraphBuilder:
-        """Pretend that the probe ran, with these fields of Measurement set."""
+        """Set fields of the `Measurement` that the probe made."""
         self._measured = {**(self._measured or {}), **fields}
         return self
 
@@ -168,7 +176,7 @@ class GraphBuilder:
         lyapunov: tuple[float, ...] = (),
         reads: str = "every",
     ) -> GraphBuilder:
-        """Pretend that the gradient of a recurrence was measured to gain so many decades over its steps, the same in each."""
+        """Set the measured growth of the gradient over the steps of a recurrence, in decades, which is equal in every step."""
         growth = Growth(decades, rise=max(decades, 0.0), fall=max(-decades, 0.0))
         horizon = 3.0 * steps / abs(decades) if decades else math.inf
         slope = decades / steps
@@ -176,7 +184,7 @@ class GraphBuilder:
         return self.measured(time=(found,))
 
     def trained(self, recipe: Recipe) -> GraphBuilder:
-        """Say how the model will be trained."""
+        """Set the recipe."""
         self.task = Task(recipe=recipe)
         return self
 
@@ -189,7 +197,7 @@ class GraphBuilder:
 
     @property
     def measurement(self) -> Measurement | None:
-        """What the probe is said to have seen; None when it is said to have seen nothing."""
+        """The measurement that was set, or None if nothing was set."""
         if self._measured is None:
             return None
         graph = self.graph

@@ -14,9 +14,10 @@ from gradlint.errors import ConfigError, ForwardError, InputError, TargetError, 
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import is_python_target, load_target
 from gradlint.graph import Graph
+from gradlint.measurements.coverage import InputInfo
 from gradlint.probe.process.isolated import Limits, worker
 from gradlint.recipe import Task
-from gradlint.result import InputInfo, Measurement
+from gradlint.result import Measurement
 
 if TYPE_CHECKING:
     from gradlint.frontends.base import Runnable

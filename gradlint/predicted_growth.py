@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from gradlint.chains import chain_of, elements
 from gradlint.growth import LIMIT, summarize
-from gradlint.result import Gains, Growth
-from gradlint.signal_path import is_weight_layer
+from gradlint.growth.chains import chain_of, elements
+from gradlint.growth.tracks import decisive, read_tracks
+from gradlint.growth.weights import spread
+from gradlint.measurements.learning import Learning
+from gradlint.ops import Kind
+from gradlint.result import Gains, Growth, Measurement, Track
+from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 from gradlint.theory.prediction import Predicted, Prediction
 
@@ -32,6 +36,7 @@ class PredictedGrowth:
         growth: Sustained growth over the chain, in decades, with a 90 % interval. None if fewer than two gains are known.
         conclusive: Whether theory followed the chain and most weight layers and the interval does not contain the limit.
         deviations: Standard deviations of the backward gains along the chain, in decades.
+        learning: Predicted gradients of the weight matrices. Empty for weights that were trained.
     """
 
     chain: tuple[str, ...]
@@ -39,6 +44,7 @@ class PredictedGrowth:
     growth: Growth | None
     conclusive: bool
     deviations: Mapping[str, float]
+    learning: Learning = field(default_factory=Learning)
 
     def margin(self, node: str) -> float:
         """Return half the width of the 90 % interval of the backward gain at a node of the chain, in decades."""
@@ -46,7 +52,7 @@ class PredictedGrowth:
 
 
 def predict_growth(
-    structure: Structure, prediction: Prediction, measured: Mapping[str, Gains] | None = None, *, drawn: bool = True
+    structure: Structure, prediction: Prediction, measurement: Measurement | None = None, *, drawn: bool = True
 ) -> PredictedGrowth:
     """Predict growth over the whole model.
 
@@ -57,25 +63,79 @@ def predict_growth(
     Args:
         structure: The structure of the graph.
         prediction: Predictions by node, from `gradlint.theory.prediction.predict`.
-        measured: Measured gains by node, which choose the names of cuts by depth. None to use the predicted gains.
+        measurement: What was measured. Growth is predicted along the same chain, or along the one that decides if it is None.
         drawn: Whether the weights look randomly initialized. The interval is wider for trained weights, whose correlations
             mean-field theory neglects.
     """
     found = {node: Gains(_followed(p), p.forward, None) for node, p in prediction.nodes.items()}
-    chain, rows = chain_of(structure, [found], measured)
-    gains = {**found, **rows[0]}
-    parts = dict(elements(structure, measured if measured is not None else found))
+    learning = predict_learning(structure, prediction) if drawn else Learning()
+    chain, gains, parts = _chain(structure, found, learning, measurement)
     deviations = {name: _deviation([prediction.nodes[node] for node in nodes if node in found]) for name, nodes in parts.items()}
     known = [node for node in chain if node in gains and gains[node].backward is not None]
     if len(known) < 2:
-        return PredictedGrowth(tuple(chain), gains, None, conclusive=False, deviations=deviations)
+        return PredictedGrowth(tuple(chain), gains, None, conclusive=False, deviations=deviations, learning=learning)
     growth = summarize(structure.graph, chain, gains)
     unfollowed = _unfollowed(structure, found)
     spread = INTERVAL * math.hypot(_spread(growth, deviations, known), 0.0 if drawn else _TRAINED)
     upper = spread + _UNFOLLOWED * len({structure.depths[node] for node in unfollowed})
     growth = replace(growth, interval=(growth.decades - spread, growth.decades + upper))
     conclusive = _is_whole(structure, gains, chain, unfollowed) and _is_settled(growth)
-    return PredictedGrowth(tuple(chain), gains, growth, conclusive, deviations)
+    return PredictedGrowth(tuple(chain), gains, growth, conclusive, deviations, learning)
+
+
+def _chain(
+    structure: Structure, found: Mapping[str, Gains], learning: Learning, measurement: Measurement | None
+) -> tuple[Sequence[str], Mapping[str, Gains], Mapping[str, Sequence[str]]]:
+    """Return the chain to read, the gains along it, and the tensors that each of its elements stands for."""
+    measured = measurement.gains if measurement is not None else None
+    chain, rows = chain_of(structure, [found], measured)
+    parts = dict(elements(structure, measured if measured is not None else found))
+    cuts = {**found, **rows[0]}
+    if measurement is not None:
+        track = () if measurement.cut_gains else measurement.spine
+    else:
+        main = Track(tuple(chain), summarize(structure.graph, chain, cuts))
+        others = [track for track in read_tracks(structure, found) if track.nodes != main.nodes]
+        track = decisive(structure, main, others, learning).nodes
+    if not track or track == tuple(chain):
+        return chain, cuts, parts
+    return track, found, {node: (node,) for node in track}
+
+
+def predict_learning(structure: Structure, prediction: Prediction) -> Learning:
+    """Predict the gradients of weight matrices from the signal that enters a layer and the cotangent that leaves it.
+
+    The gradient of a linear layer is the outer product of both, summed over batch and positions. Where their terms are
+    independent, |d out / d W|^2 = fan_in E[x^2] |delta|^2.
+    """
+    nodes, squares = prediction.nodes, dict[str, float]()
+    levels: dict[str, float] = {}
+    for node_id in structure.signal:
+        node, out = structure.graph[node_id], nodes.get(node_id)
+        fed = next((nodes.get(parent) for parent in structure.signal_parents(node_id)), None)
+        weight = node.weights.get("weight")
+        if kind_of(node) not in {Kind.LINEAR, Kind.CONV} or weight is None or fed is None or fed.forward is None or out is None:
+            continue
+        backward = _followed(out)
+        if backward is None or not weight.size:
+            continue
+        energy = 2.0 * (fed.forward + backward) + math.log10(weight.fan_in)
+        squares[weight.name] = energy
+        levels[weight.name] = 0.5 * (energy - math.log10(weight.size))
+    ends = [nodes[ref.node].forward for ref in structure.trunk if ref.node in nodes]
+    known = [end for end in ends if end is not None]
+    drift = spread(structure, levels)
+    top = max(squares.values(), default=-math.inf)
+    total = top + math.log10(sum(10.0 ** (energy - top) for energy in squares.values())) if math.isfinite(top) else top
+    return Learning(
+        levels=levels,
+        tangent=0.5 * total if squares else None,
+        matrices=0.5 * total if squares else None,
+        output=max(known, default=None),
+        spread=drift.decades if drift is not None else None,
+        run=drift.nodes if drift is not None else (),
+        drawn=True,
+    )
 
 
 def _followed(predicted: Predicted) -> float | None:

@@ -19,13 +19,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from gradlint.graph import Source
+from gradlint.measurements.coverage import Coverage, InputInfo, Skipped
 from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.faults import NonFinite
+from gradlint.measurements.learning import Learning
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.measurements.numbers import Headroom, Range, Suspect
 from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
-from gradlint.measurements.units import Units, ZeroGradient
+from gradlint.measurements.trainability import Trainability
+from gradlint.measurements.units import Cut, Units, ZeroGradient
 from gradlint.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -152,33 +156,11 @@ class Gains:
 
 
 @dataclass(frozen=True, slots=True)
-class NonFinite:
-    """The first operator that returns a NaN or an infinity for finite operands."""
+class Track:
+    """A chain of nodes from the input to the output, and the growth along it: the spine, or a part that some paths go round."""
 
-    node: str
-    kind: str  # "NaN" or "infinity"
-    operands: tuple[tuple[float, float], ...] = ()  # smallest and largest value of each float operand
-
-    @property
-    def given(self) -> str:
-        """The operands for a message, " (operands in [-3, 5], [0, 0])", or nothing where there is none."""
-        operands = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in self.operands)
-        return f" (operands in {operands})" if operands else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A node at which the gradient stops although there are trainable weights before it."""
-
-    node: str
-    cause: str  # "detach", "argmax", "round", "no-grad region", "zero weight", "zero gradient", ...
-    starved: tuple[str, ...] = ()  # names of the weights that get no gradient because of the cut
-    on_spine: bool = False
-
-    @property
-    def stops_all(self) -> bool:
-        """Whether no weight before the cut can learn; False for a no-grad region, which freezes a part of a model on purpose."""
-        return self.on_spine and bool(self.starved) and self.cause != "no-grad region"
+    nodes: tuple[str, ...]
+    growth: Growth
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +203,8 @@ class Measurement:
     """Everything that the probe and its experiments measured.
 
     `gains` and `ranges` are by node id. `spine` holds the nodes of the chain along which `growth` is read, from the input to the
-    output, and `trunk` the nodes that the cotangents were put on. `time` has one entry for each direction of each recurrence.
+    output: the track that decides the verdict, which is the spine of the model unless another one is worse. `tracks` are all
+    others. `trunk` are the nodes that the cotangents were put on. `time` has one entry for each direction of each recurrence.
     """
 
     gains: Mapping[str, Gains]
@@ -229,6 +212,9 @@ class Measurement:
     trunk: tuple[str, ...]
     growth: Growth
     seeds: int
+    learning: Learning = field(default_factory=Learning)
+    trainability: Trainability = field(default_factory=Trainability)
+    tracks: tuple[Track, ...] = ()
     time: tuple[TimeGrowth, ...] = ()
     nonfinite_forward: NonFinite | None = None
     nonfinite_backward: NonFinite | None = None
@@ -237,7 +223,7 @@ class Measurement:
     stopped_at: str | None = None  # the operator that the evaluator could not run
     ran: frozenset[str] = frozenset()  # nodes that ran
     live: frozenset[str] | None = None  # nodes whose output requires grad; None if all do
-    by_cuts: bool = False  # growth was read along cuts by depth, because the model has no spine that represents it
+    cut_gains: Mapping[str, Gains] = field(default_factory=dict)  # of cuts by depth, along which a model without a spine is read
     notes: tuple[str, ...] = ()
     units: tuple[Units, ...] = ()
     idle: tuple[ZeroGradient, ...] = ()  # weights whose gradient is zero by construction
@@ -255,6 +241,11 @@ class Measurement:
     def observed(self) -> Mapping[str, Any]:
         """The non-empty results of observers and experiments, by field name."""
         return {name: value for name in _OBSERVED if (value := getattr(self, name))}
+
+    @property
+    def spine_gains(self) -> Mapping[str, Gains]:
+        """The gains along `spine`: those of nodes, or of all tensors of a cut together."""
+        return {**self.gains, **self.cut_gains}
 
     def backward(self, node: str) -> float | None:
         """Return the backward gain at a node in decades, or None if it was not measured."""
@@ -341,33 +332,6 @@ class SpinePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
-    """How many nodes were understood and probed. `unknown_ops` counts nodes by the name of an unknown operator."""
-
-    nodes: int
-    understood: int
-    probed: int
-    unknown_ops: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A rule that was not applied, and the reason."""
-
-    rule: str
-    because: str
-
-
-@dataclass(frozen=True, slots=True)
-class InputInfo:
-    """An input as it was fed. `spec` has the form of the --input option; `given` is False for an inferred input."""
-
-    name: str
-    spec: str
-    given: bool
-
-
-@dataclass(frozen=True, slots=True)
 class TargetReport:
     """The complete result for one target.
 
@@ -397,4 +361,7 @@ class TargetReport:
     attribution: Attribution | None = None  # growth by operator, if theory agrees with the measurement
     recipe: Recipe | None = None
     observed: Mapping[str, Any] = field(default_factory=dict)  # see `Measurement.observed`
+    weights: Learning = field(default_factory=Learning)  # gradients of weights, measured or predicted
+    trainability: Trainability | None = None  # None without a probe
+    tracks: tuple[Track, ...] = ()  # chains of weight layers beside the one of `spine`
     stack: Stack | None = None  # the longest stack of one repeated layer, with its phase

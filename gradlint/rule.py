@@ -1,9 +1,9 @@
-"""What a rule is, and all that a rule file needs: it imports this module alone.
+"""The base class of rules, and every name that a rule file needs. A rule file imports only this module.
 
-A rule looks at a `Subject` and yields findings. Its module docstring is its documentation: a first line "GLnnn name:
+A rule checks a `Subject` and yields findings. The module docstring is the documentation of the rule: a first line "GLnnn name:
 sentence", then the sections *What it finds*, *Why it explodes* (or *Why it vanishes*, *Why it matters*), *How to fix it* and
-*References*. Its `examples` are run by the test suite: each is a small graph and the nodes that the rule must report there.
-`docs/rule-packs.md` describes the names of this module, which stay as they are within a major version.
+*References*. The test suite runs its `examples`: each is a small graph and the nodes that the rule must report there.
+`docs/rule-packs.md` describes the names of this module, which do not change within a major version.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gradlint.result import Confidence, Effect, Finding, Remedy, Severity, Verdi
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.subject import Subject, probed
 from gradlint.subject.claims import Imbalance
+from gradlint.subject.guards import guard
 from gradlint.subject.hazards import Hazard
 from gradlint.theory.reading.steps import Step
 from gradlint.theory.reading.trends import Layer, Trend
@@ -52,6 +53,7 @@ __all__ = [
     "Trend",
     "Verdict",
     "Weight",
+    "guard",
     "is_weight_layer",
     "kind_of",
     "listed",
@@ -61,7 +63,7 @@ __all__ = [
 
 
 class Needs(StrEnum):
-    """What a rule cannot do without; it is skipped, with the reason, where that is missing."""
+    """What a rule needs. Without it, the rule is skipped and the report states the reason."""
 
     GRAPH = "graph"
     PROBE = "probe"
@@ -71,31 +73,39 @@ class Needs(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A small model, and the nodes that the rule must report in it (none: it must stay silent)."""
+    """A small model for the tests of a rule.
+
+    Attributes:
+        build: Returns the builder of the model.
+        fires_on: Ids of the nodes that the rule must report. Empty if it must report nothing.
+    """
 
     build: Callable[[], GraphBuilder]
     fires_on: tuple[str, ...] = ()
 
     @property
     def subject(self) -> Subject:
-        """The model as the rule sees it."""
+        """The subject that the rule checks."""
         builder = self.build()
         return Subject(builder.graph, builder.measurement, builder.task)
 
 
 class Rule(ABC):
-    """Base of all rules. A subclass sets the class variables and yields findings from `check`.
+    """Base class of all rules. A subclass sets the class variables and yields findings from `check`.
 
-    `code` is two to four capitals and three digits and `name` states the pattern; both belong to this rule alone. `severity` is
-    that of a finding unless it sets its own. `needs` says what the rule cannot do without.
-
-    `explains` are the codes of rules whose findings a finding of this one may be the cause of; `explained_by` are codes of rules,
-    or effects that rules claim, which may be the cause of its own findings. Of two rules the younger says it. A finding with a
-    cause points at it and stands behind it in the report.
-
-    `verdict` is NON_FINITE, UNTRAINABLE or UNSTABLE where an error of this rule makes that verdict by itself; then the headline
-    of a report names its place. `states_growth` says that its finding is the measured growth of the whole model itself, to which
-    the engine adds the operators that this growth is made of.
+    Attributes:
+        code: Two to four capitals and three digits, unique to the rule.
+        name: Name of the pattern that the rule finds, unique to the rule.
+        severity: Default severity of a finding.
+        needs: What the rule needs.
+        examples: Models for the tests of the rule.
+        explains: Codes of rules whose findings a finding of this rule may cause.
+        explained_by: Codes of rules, or effects that rules claim, that may cause findings of this rule. Of two rules, the newer
+            one declares the relation. A finding with a cause names it and follows it in the report.
+        verdict: NON_FINITE, UNTRAINABLE or UNSTABLE if an error of this rule decides that verdict by itself. The headline of the
+            report then names the place of the error. None otherwise.
+        states_growth: Whether the finding states the measured growth of the whole model. The engine then adds the operators that
+            make up this growth to its evidence.
     """
 
     code: ClassVar[str]
@@ -110,35 +120,35 @@ class Rule(ABC):
 
     @abstractmethod
     def check(self, subject: Subject) -> Iterable[Finding]:
-        """Yield a finding for every place that has the pattern. It is called where the rule lacks nothing."""
+        """Yield a finding for every place that has the pattern. It is not called if `lacks` returns a reason."""
 
     def applies(self, subject: Subject) -> str | None:
-        """None when the rule has something to look at, else the reason why it has not."""
+        """Return None if the rule applies to the model, else the reason why it does not."""
         del subject
         return None
 
     def relates(self, cause: Finding, symptom: Finding) -> bool:
-        """Whether `cause` can be what made `symptom`. Both rules are asked, when one of them has declared that it may be."""
+        """Return whether `cause` can be the cause of `symptom`. Both rules must agree, if one declared that it may be."""
         del cause, symptom
         return True
 
     def lacks(self, subject: Subject) -> str | None:
-        """Why the rule is skipped on a model: what it needs and does not get, or why it does not apply; None for neither."""
+        """Return the reason why the rule is skipped, a missing need or the result of `applies`; None if it is not skipped."""
         if self.needs is Needs.RECIPE and subject.task.recipe is None:
             return "no recipe was given"
         if self.needs in {Needs.PROBE, Needs.LOSS} and subject.measurement is None:
-            return "nothing was probed"
+            return "the model was not probed"
         if self.needs is Needs.LOSS and subject.task.loss is None:
             return "no loss was given"
         return self.applies(subject)
 
     def findings(self, subject: Subject) -> list[Finding]:
-        """Everything that the rule has to say of a model; nothing where it is skipped."""
+        """Return all findings of the rule in a model, none if the rule is skipped."""
         return [] if self.lacks(subject) is not None else list(self.check(subject))
 
     @classmethod
     def documentation(cls) -> str:
-        """The rule's documentation, "" under `python -OO`, which strips it."""
+        """Return the documentation of the rule, or "" under `python -OO`, which strips it."""
         return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
 
     def finding(
@@ -155,11 +165,19 @@ class Rule(ABC):
         source: str = "",
         **evidence: Any,
     ) -> Finding:
-        """A finding of this rule about `nodes`, which are put in execution order.
+        """Return a finding of this rule.
 
-        With an `effect`, the probe checks the claim over `span` (first and last node; by default over the whole model). Without a
-        `confidence`, the finding of a rule that needs the probe is measured, and that of another one predicted. `source` is
-        "file:line" of what is no node.
+        Args:
+            subject: The model.
+            nodes: Ids of the nodes that the finding is about, in any order.
+            message: Description of the problem.
+            severity: Severity, by default that of the rule.
+            remedy: Advice on how to fix the problem.
+            effect: The effect on the gradient that the rule claims. The probe checks the claim.
+            span: First and last node of the claim, by default the whole model.
+            confidence: Confidence, by default measured if the rule needs the probe, and predicted otherwise.
+            source: "file:line" of a finding without nodes.
+            evidence: Values that support the finding.
         """
         graph = subject.graph
         ordered = tuple(sorted(nodes, key=graph.position.__getitem__))
@@ -193,9 +211,9 @@ class Rule(ABC):
         effect: Effect | None = None,
         **evidence: Any,
     ) -> Finding:
-        """A finding that these nodes make the gradient grow, or shrink, as predicted by `trend`, which the probe checks.
+        """Return a finding that these nodes make the gradient grow or shrink as predicted by `trend`. The probe checks it.
 
-        Unmeasured, the claim is a warning where the predicted decades may be under LIMIT.
+        Without a measurement, the finding is a warning at most if the 90 % interval of the prediction reaches below `LIMIT`.
         """
         sure = subject.claims.is_sure(trend) or self.severity is Severity.NOTE
         return self.finding(
@@ -213,7 +231,10 @@ class Rule(ABC):
     def claim_gain(
         self, subject: Subject, trend: Trend, off: Imbalance, what: str | None = None, *, remedy: str | None = None
     ) -> Finding:
-        """A claim that the gains of weight layers make a trend; `what` says how they are off, `remedy` how to mend them."""
+        """Return a claim that the gains of weight layers cause a trend.
+
+        `what` describes the layers in the message and `remedy` is the advice. Both follow from `off` by default.
+        """
         return self.claim(
             subject,
             trend,
@@ -227,13 +248,13 @@ class Rule(ABC):
 
     @staticmethod
     def where(subject: Subject, nodes: Sequence[str]) -> str:
-        """The modules of some nodes as a person writes them, "blocks.0-29.fc"; "the layers" where they have none."""
+        """Return a short name for the modules of some nodes, such as "blocks.0-29.fc", or "the layers" if they have none."""
         return _compact(subject.graph[node].module for node in nodes) or "the layers"
 
     def on_loss(
         self, subject: Subject, message: str, *, remedy: str, severity: Severity | None = None, **evidence: Any
     ) -> Finding:
-        """A finding about the loss of the first batch, at the tensors that it is computed from; with the norm of its gradient."""
+        """Return a finding about the loss of the first batch, at the trunk outputs, with the gradient norm as evidence."""
         loss = subject.training.loss
         norm = loss.gradient_norm if loss is not None else None
         nodes = list(subject.probe.trunk)
@@ -246,9 +267,9 @@ def _place(source: str) -> Source | None:
 
 
 def _compact(modules: Iterable[str]) -> str:
-    """Module paths as a person writes them: "blocks.0-29.fc" for blocks.0.fc to blocks.29.fc, else first, second, ...
+    """Shorten module paths for a message: blocks.0.fc to blocks.29.fc become "blocks.0-29.fc".
 
-    More than three unlike paths become "first ... last".
+    Paths that differ otherwise are listed. More than three of these become "first ... last".
     """
     unique = list(dict.fromkeys(module for module in modules if module))
     patterns: dict[tuple[str, ...], list[list[int]]] = {}
@@ -261,7 +282,7 @@ def _compact(modules: Iterable[str]) -> str:
 
 
 def listed(names: Sequence[str], shown: int = 3) -> str:
-    """Names for a message, the first few of them: "a, b, c and 4 more"."""
+    """Return the first `shown` names for a message, such as "a, b, c and 4 more"."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 

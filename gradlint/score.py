@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 from gradlint.growth import HEALTHY, LIMIT
+from gradlint.growth.tracks import counted
+from gradlint.measurements.learning import Learning
 from gradlint.measurements.reach import shortest_reach
 from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
 
@@ -36,7 +38,13 @@ def growth_with_claims(followed: Growth | None, findings: Sequence[Finding]) -> 
 
 
 def judge(
-    measurement: Measurement | None, growth: Growth | None, findings: Sequence[Finding], *, conclusive: bool, broken_weight: bool
+    measurement: Measurement | None,
+    growth: Growth | None,
+    findings: Sequence[Finding],
+    *,
+    conclusive: bool,
+    broken_weight: bool,
+    learning: Learning | None = None,
 ) -> tuple[Verdict, int]:
     """Return the verdict and the score, an integer from 0 to 100 that falls as the absolute growth rises.
 
@@ -49,16 +57,19 @@ def judge(
             predicted interval does not contain the limit. A score that is not conclusive is capped below 50. A measured
             growth beyond the limit decides the verdict in any case.
         broken_weight: Whether a weight of the model is not finite.
+        learning: The gradients of weights, which bear the growth out or not. None if they are not known.
     """
     made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
     if broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
-    if Verdict.UNTRAINABLE in made or (measurement is not None and _stops(measurement)):
+    if measurement is not None and _stops(measurement):
         return Verdict.UNTRAINABLE, 0
-    decades = growth.decades if growth is not None else 0.0
+    decades = counted(growth.decades, learning or Learning()) if growth is not None else 0.0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
     if abs(decades) >= LIMIT and (conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
+    if Verdict.UNTRAINABLE in made:
+        return Verdict.UNTRAINABLE, 0
     rehearsed = measurement.rehearsal if measurement is not None else None
     if Verdict.UNSTABLE in made or (rehearsed is not None and rehearsed.is_certain):
         return Verdict.UNSTABLE, 0
@@ -80,7 +91,8 @@ def _is_not_finite(measurement: Measurement) -> bool:
 def _stops(measurement: Measurement) -> bool:
     """Return whether no weight can learn: every gradient is zero, that of the user's loss is, or a cut stops all of them."""
     is_flat = measurement.loss is not None and measurement.loss.is_flat
-    return measurement.dead or is_flat or any(cut.stops_all for cut in measurement.cuts)
+    idle = measurement.trainability.learns_nothing
+    return measurement.dead or idle or is_flat or any(cut.stops_all for cut in measurement.cuts)
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

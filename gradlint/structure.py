@@ -1,4 +1,4 @@
-"""What shape a model has: signal, trunk outputs, spine, residual sums, depth, recurrence. Linear-time walks over a Graph."""
+"""Facts that follow from the shape of a graph: signal, trunk outputs, spine, residual sums, depth, recurrences."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from gradlint.graph import Graph, Node, Ref, Weight
 from gradlint.ops import operator
 from gradlint.signal_path import SignalPath, is_weight_layer
 
-_BLOCK = 4  # weight layers: so many may lie between two nodes of any spine
-_LONGEST_BLOCK = 2000  # nodes looked at in search of the fork of one sum: longer ones are U-Nets, not blocks
+_BLOCK = 4  # weight layers that may lie between two nodes of a representative spine, however shallow the model
+_LONGEST_BLOCK = 2000  # nodes searched for the fork of a sum: a longer block is a U-Net, not a residual block
 
 
 @dataclass(frozen=True, slots=True)
 class ResidualSum:
-    """An addition whose operands come from one tensor: `fork` is where they part.
+    """An addition or subtraction whose operands all come from one tensor.
 
-    `branch` holds the nodes between fork and sum that the skip path does not use, in execution order; `skip` those of the
-    skip path (empty or transparent for an identity).
+    Attributes:
+        node: Id of the addition.
+        fork: Id of the node at which the paths to the operands part.
+        branch: Ids of the nodes between fork and sum that are not on the skip path, in execution order.
+        skip: Ids of the nodes on the skip path, in execution order.
     """
 
     node: str
@@ -36,9 +39,12 @@ class ResidualSum:
 
 @dataclass(frozen=True, slots=True)
 class Recurrence:
-    """Nodes that apply one weight again and again to its own result, first use first.
+    """Nodes that apply one weight repeatedly to its own result.
 
-    An `elementwise` weight multiplies the state unit by unit; any other one is that of a weight layer.
+    Attributes:
+        weight: Name of the weight.
+        nodes: Ids of the nodes, in execution order.
+        elementwise: Whether the weight multiplies the state unit by unit; any other one is that of a weight layer.
     """
 
     weight: str
@@ -47,10 +53,12 @@ class Recurrence:
 
 
 class Structure:
-    """Everything about a graph that follows from its shape alone.
+    """Facts about a graph that follow from its shape alone.
 
-    `live`, when given, are the nodes that really ran and carried a gradient: the probe narrows the structure to the branch
-    that was taken.
+    Args:
+        graph: The graph.
+        live: Ids of the nodes that ran and whose output carried a gradient, as measured by the probe. Only these count. None if
+            every node counts.
     """
 
     def __init__(self, graph: Graph, *, live: Collection[str] | None = None) -> None:
@@ -61,7 +69,7 @@ class Structure:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where the differentiable signal starts; see `SignalPath.sources`."""
+        """Ids of the nodes at which the differentiable signal starts; see `SignalPath.sources`."""
         return self._signal_path.sources
 
     @property
@@ -71,7 +79,7 @@ class Structure:
 
     @cached_property
     def signal(self) -> tuple[str, ...]:
-        """Nodes on a differentiable path from a source to a trunk output, in execution order."""
+        """Ids of the nodes on a differentiable path from a source to a trunk output, in execution order."""
         down: set[str] = set()
         sources = set(self.sources)
         for node in self.graph:
@@ -87,18 +95,32 @@ class Structure:
 
     @cached_property
     def signal_set(self) -> frozenset[str]:
-        """`signal` as a set."""
+        """The ids of `signal` as a set."""
         return frozenset(self.signal)
 
+    @cached_property
+    def learning(self) -> tuple[str, ...]:
+        """Nodes of the signal that depend on a trainable weight, in execution order. A gradient anywhere else trains nothing.
+
+        In a model that is frozen as a whole, every weight counts as trainable.
+        """
+        frozen = not any(weight.trainable for weight in self.graph.weights.values())
+        found: dict[str, None] = {}
+        for node_id in self.signal:
+            weights = self.graph[node_id].weights.values()
+            if any(weight.trainable or frozen for weight in weights) or any(p in found for p in self.signal_parents(node_id)):
+                found[node_id] = None
+        return tuple(found)
+
     def signal_parents(self, node_id: str) -> list[str]:
-        """Parents on the signal, in slot order, each once."""
+        """Return the ids of a node's parents on the signal, each once, in the order of its inputs."""
         return list(dict.fromkeys(p.id for p in self.graph.parents(node_id) if p.id in self.signal_set))
 
     @cached_property
     def spine(self) -> tuple[str, ...]:
-        """Nodes that every differentiable path from input to trunk output passes, in order.
+        """Ids of the nodes that every differentiable path from input to trunk output passes, in execution order.
 
-        Scanning in topological order, a node is one of them when every edge that is open before it ends in it.
+        In a scan in topological order, a node is on the spine if every edge that is open before it ends in it.
         """
         ends = {ref.node for ref in self.trunk}
         readers: dict[str, int] = defaultdict(int)
@@ -121,7 +143,10 @@ class Structure:
 
     @cached_property
     def spine_is_representative(self) -> bool:
-        """Whether the spine has three nodes or more and no gap that hides over half of the layers (two towers, a U-Net)."""
+        """Whether the spine has at least three nodes, and no gap between them holds more than half of the weight layers.
+
+        Two towers and a U-Net have such a gap. A gap of up to four weight layers is allowed.
+        """
         if len(self.spine) < 3:
             return False
         marks = [0, *(self.depths[node_id] for node_id in self.spine), self.depth]
@@ -130,9 +155,9 @@ class Structure:
 
     @cached_property
     def levels(self) -> tuple[tuple[str, ...], ...]:
-        """Cuts of the graph by depth: at each depth, the tensors made so far that a deeper node still reads.
+        """Cuts of the graph by depth: for each depth, the ids of the nodes down to it that a deeper node reads.
 
-        They stand in for the spine where a model has none (several inputs, long skips to several heads).
+        They replace the spine in models that have none, with several inputs or long skips to several heads.
         """
         last: dict[str, int] = {}
         for node_id in self.signal:
@@ -151,7 +176,7 @@ class Structure:
 
     @cached_property
     def depths(self) -> dict[str, int]:
-        """Weight layers on the longest path that ends in each node of the signal; a weight used again counts once."""
+        """Number of weight layers on the longest path to each node of the signal, by id. A reused weight counts once."""
         depths: dict[str, int] = {}
         seen: set[str] = set()
         for node_id in self.signal:
@@ -166,21 +191,21 @@ class Structure:
 
     @cached_property
     def depth(self) -> int:
-        """Weight layers on the longest path from input to trunk output."""
+        """Number of weight layers on the longest path from input to trunk output."""
         return max(self.depths.values(), default=0)
 
     @cached_property
     def residual_sums(self) -> tuple[ResidualSum, ...]:
-        """Every addition on the signal whose operands part from one tensor, in execution order.
+        """All residual sums on the signal, in execution order.
 
-        Sums nested in one long block make this quadratic in the block; `residual_sum` asks about one of them.
+        The time is quadratic in the length of a block that holds nested sums. `residual_sum` examines a single node.
         """
         found = (self.residual_sum(node_id) for node_id in self.signal)
         return tuple(item for item in found if item is not None)
 
     @cached_property
     def recurrences(self) -> tuple[Recurrence, ...]:
-        """Weights that are used by nodes which are ancestors of one another: those of weight layers, and factors of a state."""
+        """The recurrences: weight layers, and products with a factor, that share a weight and depend on one another."""
         users: dict[tuple[str, bool], list[str]] = defaultdict(list)
         for node_id in self.signal:
             node = self.graph[node_id]
@@ -198,7 +223,7 @@ class Structure:
 
     @cached_property
     def blocks(self) -> dict[str, tuple[str, ...]]:
-        """Nodes of each repeated module, by its path ("encoder.layers.3"): the outermost path that ends in a number."""
+        """Ids of the nodes of each repeated module, by module path, such as "encoder.layers.3"; see `block_name`."""
         members: dict[str, list[str]] = defaultdict(list)
         for node in self.graph:
             name = block_name(node.module)
@@ -210,7 +235,10 @@ class Structure:
         return {name: tuple(ids) for name, ids in members.items() if siblings[name.rpartition(".")[0]] > 1}
 
     def residual_sum(self, node_id: str) -> ResidualSum | None:
-        """What is added at a node; None where it is no addition on the signal whose operands part from one tensor."""
+        """Return the residual sum at a node, or None if there is none.
+
+        The operands of a residual sum come from one tensor on the signal. A sum over steps of a recurrence does not count.
+        """
         is_sum = self.graph[node_id].op in {"add", "sub"} and node_id in self.signal_set
         operands = self.signal_parents(node_id) if is_sum else []
         fork = self._fork(operands) if len(operands) > 1 else None
@@ -226,17 +254,17 @@ class Structure:
         return [self.graph.position[node_id] for node_id in self.spine]
 
     def spine_between(self, upper: str, lower: str) -> Iterator[str]:
-        """Spine nodes from `upper` to `lower`, both included; where there is one, `upper` is an ancestor of `lower`.
+        """Return the ids of the spine nodes from `upper` to `lower`, both included; the two are nodes of the signal.
 
-        Both are nodes of the signal: every path from `upper` on passes the spine nodes that come later, and so does every path
-        to `lower` the earlier ones.
+        If there is one, a path leads from `upper` to `lower`: every path from `upper` passes the later spine nodes, and every
+        path to `lower` passes the earlier ones.
         """
         first = bisect_left(self._spine_positions, self.graph.position[upper])
         last = bisect_right(self._spine_positions, self.graph.position[lower])
         return (self.spine[index] for index in range(first, last))
 
     def between(self, upper: str, lower: str) -> list[str]:
-        """Nodes on the paths from `upper` to `lower`, without these two, in execution order."""
+        """Return the ids of the nodes on paths from `upper` to `lower`, both excluded, in execution order."""
         below = {upper: None}
         for node_id in self._upstream(lower, upper, self._parents):
             if any(parent in below for parent in self._parents(node_id)):
@@ -244,7 +272,7 @@ class Structure:
         return [node_id for node_id in below if node_id not in {upper, lower}]
 
     def is_ancestor(self, upper: str, lower: str) -> bool:
-        """Whether a path leads from `upper` to `lower`, two nodes of the signal."""
+        """Return whether a path leads from `upper` to `lower`, two nodes of the signal."""
         if next(self.spine_between(upper, lower), None) is not None:
             return True
         return any(upper in self._parents(node_id) for node_id in self._upstream(lower, upper, self._parents))
@@ -253,7 +281,7 @@ class Structure:
         return [parent.id for parent in self.graph.parents(node_id)]
 
     def _upstream(self, end: str, start: str, parents: Callable[[str], list[str]]) -> list[str]:
-        """`end` and the nodes that lead to it, back to the place of `start` in execution order."""
+        """Return `end` and its ancestors that come after `start` in execution order, in that order."""
         position = self.graph.position
         seen, stack = {end}, [end]
         while stack:
@@ -264,7 +292,7 @@ class Structure:
         return sorted(seen, key=position.__getitem__)
 
     def _fork(self, operands: list[str]) -> str | None:
-        """The nearest tensor that every path to the operands passes, None where a longest block behind there is none."""
+        """Return the nearest node that every path to the operands passes, or None if `_LONGEST_BLOCK` nodes hold none."""
         position = self.graph.position
         heap = [(-position[operand], operand) for operand in operands]
         heapq.heapify(heap)
@@ -284,7 +312,7 @@ class Structure:
         return None
 
     def _is_time_step(self, node: Node) -> bool:
-        """Whether a node feeds one step of a recurrence, which is no skip path: a slice, or a projection used at every step."""
+        """Return whether a node feeds one step of a recurrence: a slice, or a layer that is reused at every step."""
         shared = is_weight_layer(node) and any(self._uses[weight.name] > 1 for weight in node.weights.values())
         return shared or node.op == "slice"
 
@@ -328,7 +356,7 @@ def elementwise_factor(node: Node) -> Weight | None:
 
 
 def block_name(module: str) -> str:
-    """The outermost prefix of a module path that ends in a number, "" when there is none."""
+    """Return the outermost prefix of a module path that ends in a number, or "" if there is none."""
     parts = module.split(".")
     for index, part in enumerate(parts):
         if part.isdigit():

@@ -1,4 +1,4 @@
-"""Claims of rules against what the probe measured, and symptoms against their causes."""
+"""Check the claims of rules against what the probe measured, and relate findings to their causes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gradlint.growth import HEALTHY, LIMIT, along, signed
+from gradlint.growth.tracks import Places
 from gradlint.result import Confidence, Effect, Finding, Measurement, Severity
 from gradlint.rule import Rule
 
 
-def verify(finding: Finding, measurement: Measurement | None, places: Mapping[str, int]) -> Finding:
-    """What the probe says of a claim: measured with its decades and severity, or refuted. `places` indexes the measured spine.
+def verify(finding: Finding, measurement: Measurement | None, places: Places) -> Finding:
+    """Return a finding as the probe confirms or refutes it.
 
-    A claim about growth stands when the gradient really changes by HEALTHY decades or more over the claimed span, in the claimed
-    direction; below LIMIT it is a warning at most. A rule that looked at the measurement itself has the last word.
+    A claim about growth is confirmed if sustained growth over the claimed span is at least `HEALTHY` decades in the claimed
+    direction. Below `LIMIT` decades, or where the gradients of weights do not bear it out, a confirmed finding is a warning at
+    most. A finding is returned unchanged if it claims no growth, if its rule used the measurement itself, or if no growth was
+    measured over its span.
+
+    Args:
+        finding: The finding.
+        measurement: What the probe measured, or None without a probe.
+        places: Where nodes stand on the measured chains.
     """
     if finding.effect is None or measurement is None or finding.confidence is not Confidence.PREDICTED:
         return finding
@@ -28,34 +36,40 @@ def verify(finding: Finding, measurement: Measurement | None, places: Mapping[st
     }[finding.effect]
     if not holds:
         return replace(finding, confidence=Confidence.REFUTED, evidence={**finding.evidence, "measured_decades": measured})
-    severity = finding.severity if abs(measured) >= LIMIT else max(finding.severity, Severity.WARNING, key=lambda s: s.rank)
+    is_fault = abs(measured) >= LIMIT and measurement.learning.bears_out(measured)
+    severity = finding.severity if is_fault else max(finding.severity, Severity.WARNING, key=lambda s: s.rank)
     evidence = {**finding.evidence, "decades": measured}
     return replace(finding, confidence=Confidence.MEASURED, severity=severity, evidence=evidence)
 
 
-def _measured_over(finding: Finding, measurement: Measurement, places: Mapping[str, int]) -> float | None:
-    """Sustained growth over the part of the measured spine that a finding speaks of; None where nothing was measured there."""
+def _measured_over(finding: Finding, measurement: Measurement, places: Places) -> float | None:
+    """Return the sustained growth over the span of a finding, or over the spine without a span; None if it is unknown."""
     if measurement.dead:
         return None
-    spine = measurement.spine
-    if finding.span is not None and all(node in places for node in finding.span):
-        first, last = (places[node] for node in finding.span)
-        spine = spine[max(first - 1, 0) : last + 1]
-    levels = along(spine, {node: measurement.backward(node) for node in spine})[1]
+    chain, gains = (places.between(finding.span) if finding.span is not None else ()), measurement.gains
+    if not chain:
+        chain, gains = measurement.spine, measurement.spine_gains
+    levels = along(chain, {node: gains[node].backward for node in chain if node in gains})[1]
     return signed(levels)[0] if len(levels) > 1 else None
 
 
 def relate(findings: Sequence[Finding], rules: Mapping[str, Rule]) -> list[Finding]:
-    """Point symptoms at the strongest finding that explains them, and let a named cause stand for mere depth.
+    """Set the cause of each symptom, and drop findings about depth alone if another finding names a cause.
 
-    `rules` holds the rule of every finding by its code.
+    The cause of a symptom is the most severe finding that explains it, and the one with the largest growth among these. A
+    finding is about depth alone if its effect is `EITHER`. It is dropped if another one claims at least as many decades with a
+    definite effect.
+
+    Args:
+        findings: Findings that `verify` returned.
+        rules: The rule of every finding, by code.
     """
     standing = [finding for finding in findings if finding.confidence is not Confidence.REFUTED]
     named = max((cause.decades for cause in standing if cause.effect in {Effect.EXPLODES, Effect.VANISHES}), default=0.0)
     related = []
     for finding in findings:
         if finding.effect is Effect.EITHER and finding.confidence is not Confidence.REFUTED and finding.decades <= named:
-            continue  # depth makes any cause worse; a finding that names the cause says enough
+            continue  # depth amplifies every cause, so the finding that names the cause is enough
         fitting = [cause for cause in standing if cause is not finding and _explains(cause, finding, rules)]
         cause = min(fitting, key=lambda cause: (cause.severity.rank, -cause.decades), default=None)
         related.append(replace(finding, caused_by=cause.rule) if cause else finding)
@@ -63,7 +77,7 @@ def relate(findings: Sequence[Finding], rules: Mapping[str, Rule]) -> list[Findi
 
 
 def _explains(cause: Finding, symptom: Finding, rules: Mapping[str, Rule]) -> bool:
-    """Whether one rule declares that `cause` may explain `symptom`, and both hold that it does."""
+    """Return whether one of the two rules declares that `cause` may explain `symptom`, and both confirm it."""
     maker, made = rules[cause.rule], rules[symptom.rule]
     declared = symptom.rule in maker.explains or cause.rule in made.explained_by or cause.effect in made.explained_by
     return declared and maker.relates(cause, symptom) and made.relates(cause, symptom)

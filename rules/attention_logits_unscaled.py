@@ -14,7 +14,7 @@ Why it matters:
 
 How to fix it:
     Multiply queries by 1/sqrt(d), d being the width of a head, as scaled_dot_product_attention does unless told otherwise. Or
-    normalise queries and keys before their product, or draw their projections smaller.
+    normalize queries and keys before their product, or draw their projections smaller.
 
 References:
     Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762, 3.2.1 (why the product is scaled).
@@ -72,7 +72,7 @@ class AttentionLogitsUnscaled(Rule):
         signal = subject.structure.signal
         if not any(kind_of(subject.graph[node]) in {Kind.ATTENTION, Kind.SOFTMAX} for node in signal):
             return "no attention in the graph"
-        return None if subject.is_initialised(signal) else "the weights look trained, and training may sharpen attention"
+        return None if subject.is_initialized(signal) else "the weights look trained, and training may sharpen attention"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for all attention that is frozen."""
@@ -85,7 +85,7 @@ class AttentionLogitsUnscaled(Rule):
             list(frozen),
             f"attention logits have deviation {worst.deviation:.3g} over {worst.keys} keys: above "
             f"{math.sqrt(2.0 * math.log(worst.keys)):.1f} a softmax picks single tokens, and only ties pass a gradient",
-            remedy="multiply the queries by 1/sqrt(d), d the width of a head; or normalise queries and keys",
+            remedy="multiply the queries by 1/sqrt(d), d the width of a head; or normalize queries and keys",
             confidence=Confidence.PREDICTED if subject.measurement is None else Confidence.MEASURED,
             deviation=worst.deviation,
             keys=worst.keys,

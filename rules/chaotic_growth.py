@@ -8,10 +8,10 @@ What it finds:
 
 Why it explodes:
     Nearby inputs are driven apart by a factor at every layer until the output is a hash of the input. No factor on weights,
-    loss or learning rate mends that, and clipping does not either: the function itself is too rough to follow its gradient.
+    loss or learning rate fixes that, and clipping does not either: the function itself is too rough to follow its gradient.
 
 How to fix it:
-    Add skip connections round the layers, with branches that are scaled down or start at zero; or initialise at the edge of
+    Add skip connections round the layers, with branches that are scaled down or start at zero; or initialize at the edge of
     chaos, with a smaller weight gain where the activation is bounded (tanh: 1), where each layer keeps distances.
     BatchNorm and LayerNorm do not help where there is no skip: they keep the signal and let the chaos grow.
 
@@ -77,7 +77,7 @@ class ChaoticGrowth(Rule):
         if found is None or relative is None or found.decades < LIMIT:
             return
         share, factor = relative / found.decades, found.factor(relative)
-        if share < CHAOTIC or found.is_unsettled:
+        if share < CHAOTIC or found.is_doubtful:
             return
         yield self.finding(
             subject,

@@ -8,7 +8,7 @@ What it finds:
 Why it explodes:
     The gradient of a recurrence is a product of one factor for each step. While the weights move, that product crosses one, and
     then grows with the power of the length: the loss has cliffs, before which the gradient is thousands of times its usual size.
-    A single step there throws away what was learnt.
+    A single step there throws away what was learned.
 
 How to fix it:
     Clip the norm of the gradient at about its usual size: torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm) between

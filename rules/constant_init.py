@@ -1,10 +1,11 @@
 """GL104 constant-init: all elements of a weight are equal, so its units start alike and stay alike.
 
 What it finds:
-    Weight matrices whose elements are all the same number. Zeros are reported where they stop learning: where the gradient of the
-    weight itself is zero, since another zero layer stands before or behind it, or where the whole signal passes them. One zero
-    layer at the end of a residual branch, at the head, or on a side path is a known good start and is not reported; nor are
-    depthwise layers, frozen ones, layers that a BatchNorm may have been folded into, and trained models.
+    Weight matrices whose elements are all the same number. Zeros are reported where they stop learning: where no gradient arrives
+    within three small steps, which the probe takes and undoes. Without a probe it is where the gradient of the weight itself is
+    zero, since another zero layer stands before or behind it, or where the whole signal passes them. A zero layer at the end of
+    a residual branch, at the head, or on a side path is a known good start and is not reported; nor are depthwise layers, frozen
+    ones, layers that a BatchNorm may have been folded into, and trained models.
 
 Why it matters:
     Units with equal weights compute the same value and receive the same gradient: they never differ, and the layer works as one
@@ -141,7 +142,13 @@ def _mixes(weight: Weight) -> bool:
 
 
 def _stuck(subject: Subject, zeros: Collection[str]) -> list[str]:
-    """Zero layers whose weight gets no gradient, and those that the whole signal passes, but for the last layer."""
+    """Zero layers that never learn, as virtual steps showed; without these, as theory expects.
+
+    Theory expects it of zero layers whose weight gets no gradient, and of those that the whole signal passes, but for the last.
+    """
+    learn = subject.measurement.trainability if subject.measurement is not None else None
+    if learn is not None and learn.sizes:
+        return [node for node in zeros if all(weight.name in learn.stuck for weight in _flat(subject, subject.graph[node]))]
     spine = [node for node in subject.structure.spine if is_weight_layer(subject.graph[node])]
     passed = set(spine[:-1])
     return [node for node in zeros if node in passed or _starves(subject, node)]

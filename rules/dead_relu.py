@@ -12,7 +12,7 @@ Why it vanishes:
     rate that is too high makes it so with one large step.
 
 How to fix it:
-    Start biases at zero, centre and scale the inputs, put a norm before the activation, or use one with a slope on both sides:
+    Start biases at zero, center and scale the inputs, put a norm before the activation, or use one with a slope on both sides:
     leaky ReLU, ELU, GELU. If training brought it about, lower the learning rate or warm it up.
 
 References:
@@ -59,7 +59,7 @@ class DeadRelu(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for all layers of one severity."""
         found = subject.probe
-        if not found.inputs and not subject.is_initialised(subject.structure.signal):
+        if not found.inputs and not subject.is_initialized(subject.structure.signal):
             return
         graver: dict[Severity, list[probed.Units]] = {}
         for units in found.units:
@@ -78,7 +78,7 @@ class DeadRelu(Rule):
                 severity=severity,
                 remedy="start these biases at zero"
                 if bias < 0.0
-                else "centre and scale what feeds it, put a norm before it, or use leaky ReLU, ELU or GELU",
+                else "center and scale what feeds it, put a norm before it, or use leaky ReLU, ELU or GELU",
                 dead=dead,
                 units=of,
                 share=dead / of,

@@ -81,6 +81,6 @@ class DeepPostNorm(Rule):
 def _pairs(subject: Subject, steps: Sequence[Step]) -> Iterator[tuple[Step, Step]]:
     """Sums over an identity skip, each with the norm right behind it."""
     for total, norm in pairwise(steps):
-        behind = norm.residual is None and subject.normalises(subject.graph[norm.node])
+        behind = norm.residual is None and subject.normalizes(subject.graph[norm.node])
         if behind and subject.residuals.is_identity(total):
             yield total, norm

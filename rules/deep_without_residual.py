@@ -1,12 +1,12 @@
 """GL201 deep-without-residual: many weight layers in a row and no skip connection round any of them.
 
 What it finds:
-    20 or more weight layers in a plain chain, with or without normalisation, through which the gradient is predicted (or
+    20 or more weight layers in a plain chain, with or without normalization, through which the gradient is predicted (or
     measured) to grow or shrink by 2.2 decades or more. Layers that a BatchNorm may have been folded into end a chain.
 
 Why it explodes:
     The gradient of the first layer is a product over all layers of the chain. A product of many factors is stable only while
-    each is very close to one, which holds at initialisation at best and for the first updates at most; the depth that
+    each is very close to one, which holds at initialization at best and for the first updates at most; the depth that
     information survives is finite on both sides of the critical line. A skip connection turns the product into a sum that
     always has the identity as a term.
 

@@ -1,7 +1,7 @@
 """GL103 default-init-in-deep-relu: a deep chain of rectifiers keeps PyTorch's default weights, which starve it.
 
 What it finds:
-    Weight layers in a plain chain of rectifiers (ReLU, GELU, SiLU and their kin), neither normalised nor bypassed by a skip,
+    Weight layers in a plain chain of rectifiers (ReLU, GELU, SiLU and their kin), neither normalized nor bypassed by a skip,
     whose weights are as nn.Linear and nn.Conv2d draw them, so that the predicted gradient shrinks by 2.2 decades or more.
 
 Why it vanishes:
@@ -11,7 +11,7 @@ Why it vanishes:
 
 How to fix it:
     nn.init.kaiming_normal_(w, nonlinearity="relu") on every weight of the chain; for GELU and SiLU, whose critical gain is
-    higher, nn.init.orthogonal_ with that gain. Or a normalisation after each layer, or skip connections.
+    higher, nn.init.orthogonal_ with that gain. Or a normalization after each layer, or skip connections.
 
 References:
     He, Zhang, Ren, Sun 2015, Delving Deep into Rectifiers, arXiv 1502.01852 (fan_in Var W = 2 for ReLU).

@@ -69,7 +69,7 @@ class ForgetGateBias(Rule):
         for loop in subject.time.loops:
             bias = loop.forget_bias if loop.activation == "lstm" else None
             rate = subject.time.rate(loop) if bias is not None and bias < OPEN else None
-            if bias is None or rate is None or rate.horizons < FEW or not subject.is_initialised(loop.nodes):
+            if bias is None or rate is None or rate.horizons < FEW or not subject.is_initialized(loop.nodes):
                 continue
             bad = loop.final or rate.horizons >= MANY or bias <= CLOSED
             yield self.finding(

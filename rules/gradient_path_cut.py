@@ -23,6 +23,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, Verdict, listed, probed
 
@@ -30,8 +31,9 @@ BY_NATURE = "take it out of the path or use a straight-through estimator; freeze
 SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
 FIRST_STEP = "get no gradient in the first step and learn from the second on", None
 BY_CONSTRUCTION = {
-    "zero-initialised branch": FIRST_STEP,
-    "zero-initialised head": FIRST_STEP,
+    "zero-initialized branch": FIRST_STEP,
+    "zero-initialized head": FIRST_STEP,
+    "zero start": ("get no gradient in the first step and, as virtual steps show, learn after them", None),
     "bias before a norm": ("have no effect and no gradient, for the norm subtracts the mean", "bias=False saves them"),
 }
 
@@ -63,7 +65,7 @@ class GradientPathCut(Rule):
         Example(_rounded),
         Example(lambda: _rounded().measured(loss=probed.LossFacts(0.8, 0.0, {"fc.weight": 0.0})), fires_on=("linear1",)),
         Example(
-            lambda: _rounded().measured(idle=(probed.ZeroGradient("linear1", "zero-initialised branch", ("a",)),)),
+            lambda: _rounded().measured(idle=(probed.ZeroGradient("linear1", "zero-initialized branch", ("a",)),)),
             fires_on=("linear1",),
         ),
     )
@@ -72,13 +74,14 @@ class GradientPathCut(Rule):
         """One finding per cause."""
         yield from self._idle(subject)
         yield from self._flat(subject)
+        yield from self._frozen(subject)
         alike: dict[tuple[str, Severity], list[probed.Cut]] = {}
         for cut in subject.probe.cuts:
             alike.setdefault((cut.cause, _severity(cut)), []).append(cut)
         for (cause, severity), cuts in alike.items():
             starved = list(dict.fromkeys(name for cut in cuts for name in cut.starved))
             places = f"{cause}, in {len(cuts)} places" if len(cuts) > 1 else cause
-            yield self.finding(
+            found = self.finding(
                 subject,
                 [cut.node for cut in cuts],
                 f"no gradient passes {places}" + (f": {listed(starved)} cannot learn" if starved else ""),
@@ -87,6 +90,8 @@ class GradientPathCut(Rule):
                 cause=cause,
                 starved=starved,
             )
+            layers = [node.id for node in subject.graph if any(weight.name in starved for weight in node.weights.values())]
+            yield replace(found, module=self.where(subject, layers) if layers else found.module)
 
     def _flat(self, subject: Subject) -> Iterator[Finding]:
         loss = subject.training.loss
@@ -97,6 +102,18 @@ class GradientPathCut(Rule):
                 f"the loss is {loss.value:.4g} and its gradient is exactly zero at every weight: nothing can learn",
                 remedy="leave comparisons, rounding and argmax out of the loss, or put something smooth in their place",
                 cause="flat loss",
+            )
+
+    def _frozen(self, subject: Subject) -> Iterator[Finding]:
+        learn = subject.probe.trainability
+        if learn.frozen and not learn.sizes:
+            yield self.finding(
+                subject,
+                subject.outputs,
+                f"all {learn.frozen:,} parameters are frozen: nothing can learn",
+                severity=Severity.NOTE,
+                remedy="call requires_grad_(True) on what should learn",
+                cause="frozen",
             )
 
     def _idle(self, subject: Subject) -> Iterator[Finding]:
@@ -118,13 +135,10 @@ class GradientPathCut(Rule):
 
 
 def _severity(cut: probed.Cut) -> Severity:
-    """An error where nothing before the cut can learn; a note where these inputs alone may have silenced a side path.
-
-    A no-grad region is a note: it is written on purpose, around a part that is meant to be frozen.
-    """
-    if cut.stops_all:
-        return Severity.ERROR
-    return Severity.NOTE if cut.cause == "no-grad region" or _depends_on_values(cut.cause) else Severity.WARNING
+    """An error where weights cannot learn; a note where these inputs alone may have silenced a side path."""
+    if not cut.stops_all and _depends_on_values(cut.cause):
+        return Severity.NOTE
+    return Severity.ERROR if cut.starved else Severity.WARNING
 
 
 def _depends_on_values(cause: str) -> bool:

@@ -11,7 +11,7 @@ Why it matters:
     gradient has fewer bits of range than it spreads over, and moving it by a loss scale uses all of them.
 
 How to fix it:
-    Scale the loss (torch.amp.GradScaler, or loss_scale in the recipe), normalise before what is large, or train in bf16. In fp8
+    Scale the loss (torch.amp.GradScaler, or loss_scale in the recipe), normalize before what is large, or train in bf16. In fp8
     scale each tensor by its own largest value.
 
 References:
@@ -98,7 +98,7 @@ class HalfPrecisionHeadroom(Rule):
                 f"activations up to {beyond[top]:.3g} (at {subject.graph[top].label}) where {found.precision} ends at "
                 f"{found.forward:g}: {'infinite' if over else f'a margin of {found.forward / beyond[top]:.2g}'}",
                 severity=Severity.ERROR if over else Severity.WARNING,
-                remedy=f"normalise before it, or train in bf16{'' if found.precision == 'fp16' else '; scale each tensor'}",
+                remedy=f"normalize before it, or train in bf16{'' if found.precision == 'fp16' else '; scale each tensor'}",
                 largest=beyond[top],
                 limit=found.forward,
             )

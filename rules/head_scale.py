@@ -3,7 +3,8 @@
 What it finds:
     An initial loss of at least twice that of equal probabilities (log C for C classes) and at least 1 above it; for a target of
     floats, ten times that of predicting zero, with an output three times as large as the target. Chance is measured, by
-    giving the loss an output of zeros. Models whose weights look trained are left out.
+    giving the loss an output of zeros. Models whose weights look trained are left out. It is an error if the loss is more than
+    a thousand times that of the best constant, unless a rehearsal brings it below that.
 
 Why it matters:
     The logits are so large that the model is sure of its random answers. The first steps do nothing but shrink them, with
@@ -28,12 +29,15 @@ OVER_CHANCE = 2.0  # times
 EXCESS = 1.0  # nats: what logits of deviation 1.4 cost
 OVER_ZERO = 10.0  # times the loss of predicting zero: an output three times as large as the target
 LARGER = 3.0
+FAR = 1000.0  # times the best constant: an output 30 times as large as the target varies, where sound ones are as large
 
 
-def _first(value: float, chance: float, *, output: float = 5.0, target: float | None = None, gain: float = 1.0) -> GraphBuilder:
+def _first(value: float, neutral: float, *, output: float = 5.0, target: float | None = None, gain: float = 1.0) -> GraphBuilder:
     builder = GraphBuilder()
     builder.linear(builder.input(8, 64), 10, gain=gain)
-    facts = probed.LossFacts(value, 1.0, chance=chance, repeated=1.0, batch=8, terms=8, output=output, target=target)
+    facts = probed.LossFacts(
+        value, 1.0, chance=neutral, neutral=neutral, from_zero=True, repeated=1.0, batch=8, terms=8, output=output, target=target
+    )
     return builder.measured(loss=facts)
 
 
@@ -42,8 +46,10 @@ class HeadScale(Rule):
 
     code = "GL107"
     name = "head-scale"
-    severity = Severity.WARNING
+    severity = Severity.ERROR
     needs = Needs.PROBE
+    explains = ("GL807",)
+    explained_by = ("GL601",)
     examples = (
         Example(lambda: _first(27.0, 3.3), fires_on=("linear0",)),
         Example(lambda: _first(900.0, 1.0, output=30.0, target=1.0), fires_on=("linear0",)),
@@ -56,16 +62,19 @@ class HeadScale(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, at the output."""
         loss = subject.training.loss
-        if loss is None or not _is_high(loss) or not subject.is_initialised(subject.structure.signal):
+        if loss is None or not _is_high(loss) or not subject.is_initialized(subject.structure.signal):
             return
-        assert loss.chance is not None
+        assert loss.neutral is not None
+        far = loss.over_chance is not None and loss.over_chance > FAR and not subject.training.learns
         against = "predicting zero" if loss.target is not None else "chance"
         level = f"; the output has a root mean square of {loss.output:.3g}" if loss.output is not None else ""
         yield self.on_loss(
             subject,
-            f"the initial loss is {loss.value:.3g}, that of {against} {loss.chance:.3g}{level}",
+            f"the initial loss is {loss.value:.3g}, that of {against} {loss.neutral:.3g}{level}",
+            severity=Severity.ERROR if far else Severity.WARNING,
             remedy="draw the weights of the last layer smaller, or scale down what it puts out",
             loss=loss.value,
+            neutral=loss.neutral,
             chance=loss.chance,
             output=loss.output,
         )
@@ -76,9 +85,9 @@ class HeadScale(Rule):
 
 
 def _is_high(loss: probed.LossFacts) -> bool:
-    if loss.chance is None or not loss.chance > 0.0:
+    if loss.neutral is None or not loss.neutral > 0.0:
         return False
     if loss.target is not None:
-        return loss.value >= OVER_ZERO * loss.chance and loss.output is not None and loss.output >= LARGER * loss.target
+        return loss.value >= OVER_ZERO * loss.neutral and loss.output is not None and loss.output >= LARGER * loss.target
     terms = (loss.terms or 1) if loss.is_sum else 1
-    return loss.value >= OVER_CHANCE * loss.chance and (loss.value - loss.chance) / terms >= EXCESS
+    return loss.value >= OVER_CHANCE * loss.neutral and (loss.value - loss.neutral) / terms >= EXCESS

@@ -4,6 +4,7 @@ What it finds:
     A constant that is added to a signal over 10^6 times smaller, which then keeps less than a digit of float32 (and over
     10^2 times in bfloat16, 10^3 in float16); a factor of 10^4 or more, or of 10^-4 or less, on a signal that no norm follows and
     no other factor undoes; a constant beyond 65504 in a float16 graph, where it is infinite, such as a mask of -10^9.
+    Other masks of logits are left out, for a softmax takes them away again.
 
 Why it matters:
     An addition rounds to the larger operand: what is lost there is lost for what follows. A factor multiplies signal and
@@ -11,7 +12,7 @@ Why it matters:
     makes a row of nothing but masked positions NaN.
 
 How to fix it:
-    Normalise the data before the model instead of scaling in it; take torch.finfo(x.dtype).min or -inf for masks, with rows
+    Normalize the data before the model instead of scaling in it; take torch.finfo(x.dtype).min or -inf for masks, with rows
     that are masked wholly left out; drop offsets that are subtracted again later.
 
 References:
@@ -41,6 +42,15 @@ def _chain(op: str, constant: float, *, dtype: str = "float32", behind: str = "r
     return builder
 
 
+def _masked() -> GraphBuilder:
+    """A mask of zeros and ones, which a factor turns into zeros and -1e9 before it is added to logits."""
+    builder = GraphBuilder()
+    logits, mask = builder.linear(builder.input(8, 64)), builder.input(8, 64)
+    mask = builder.op("mul", builder.op("sub", None, mask, shape=(8, 64), constant=1.0), None, shape=(8, 64), constant=-1e9)
+    builder.op("softmax", builder.op("add", logits, mask, shape=(8, 64)), shape=(8, 64), dim=-1)
+    return builder
+
+
 class HugeConstant(Rule):
     """Constants out of proportion to the signal."""
 
@@ -56,6 +66,7 @@ class HugeConstant(Rule):
         Example(lambda: _chain("mul", 1e3)),
         Example(lambda: _chain("mul", 1e5, behind="layer_norm")),
         Example(lambda: _chain("add", -1e9, behind="softmax").measured()),
+        Example(_masked),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
@@ -80,7 +91,7 @@ def _said(subject: Subject, node: Node, constant: float) -> str | None:
     """What is wrong with a constant, None where nothing is."""
     if node.dtype == "float16" and abs(constant) > HALF:
         return f"{constant:.3g} is infinite in float16, whose largest number is {HALF:.0f}"
-    if node.id not in subject.structure.signal_set:
+    if node.id not in subject.structure.signal_set or node.id in subject.masks.made:
         return None
     decades, held = math.log10(abs(constant)), node.dtype or "float32"
     if node.op in ADDS and not _is_masked(subject, node):
@@ -117,19 +128,19 @@ def _level(subject: Subject, node: Node) -> float | None:
 
 def _is_masked(subject: Subject, node: Node) -> bool:
     """Whether a softmax follows, before which a large constant is a mask, or a constant that it cancels."""
-    return any(near.op in {"softmax", "log_softmax"} for near in _neighbours(subject, node, back=False))
+    return any(near.op in {"softmax", "log_softmax"} for near in _neighbors(subject, node, back=False))
 
 
 def _is_undone(subject: Subject, node: Node) -> bool:
     """Whether a norm follows, or another factor near by takes most of this one back."""
-    behind = _neighbours(subject, node, back=False)
-    if any(map(subject.normalises, behind)):
+    behind = _neighbors(subject, node, back=False)
+    if any(map(subject.normalizes, behind)):
         return True
-    factors = [_factor(near) for near in (*behind, *_neighbours(subject, node, back=True))]
+    factors = [_factor(near) for near in (*behind, *_neighbors(subject, node, back=True))]
     return any(factor and abs(factor + _factor(node)) < FACTOR / 2 for factor in factors)
 
 
-def _neighbours(subject: Subject, node: Node, *, back: bool) -> list[Node]:
+def _neighbors(subject: Subject, node: Node, *, back: bool) -> list[Node]:
     """The next operators in one direction along a chain without forks."""
     step = subject.graph.parents if back else subject.graph.children
     found: list[Node] = []

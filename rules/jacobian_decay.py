@@ -12,7 +12,7 @@ Why it vanishes:
 
 How to fix it:
     Look at the finding that names the cause. Where there is none: raise the weight gain to the critical value of the
-    activation, or add normalisation or skip connections between start and end.
+    activation, or add normalization or skip connections between start and end.
 
 References:
     Hochreiter 1991; Bengio, Simard, Frasconi 1994, Learning long-term dependencies with gradient descent is difficult.
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 from gradlint.rule import LIMIT, Effect, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, is_weight_layer
 
-REMEDY = "raise the weight gain, add normalisation or skip connections here"
+REMEDY = "raise the weight gain, add normalization or skip connections here"
 SETTLE = "lint the torch module in train mode, or feed its BatchNorms before the export"
 
 
@@ -59,14 +59,15 @@ class JacobianDecay(Rule):
             message = "no weight of the model gets a gradient that is not zero"
             remedy = "draw the weights at random; look for a layer of zeros, a dead activation or a detach"
             yield self.finding(subject, nodes, message, remedy=remedy, layers=len(nodes))
-        elif found is not None and found.decades <= -LIMIT:
+        elif found is not None and min(found.decades, found.counted) <= -LIMIT:
             factor = found.factor(found.decades)
             yield self.finding(
                 subject,
                 found.nodes,
-                f"the gradient shrinks to 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer"
+                found.reason
+                or f"the gradient shrinks to 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer"
                 f"{found.remarks}",
-                severity=Severity.WARNING if found.is_unsettled else None,
+                severity=Severity.WARNING if found.is_doubtful else None,
                 remedy=SETTLE if found.is_unsettled else REMEDY,
                 decades=found.decades,
                 layers=found.layers,

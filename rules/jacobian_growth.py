@@ -10,8 +10,8 @@ Why it explodes:
     the number of layers or steps. An update that suits the last layers then throws the first ones out of range.
 
 How to fix it:
-    Look at the finding that names the cause. Where there is none: lower the weight gain, add normalisation or skip connections
-    between start and end; clipping the gradient norm keeps a run alive and does not mend the ratio between layers.
+    Look at the finding that names the cause. Where there is none: lower the weight gain, add normalization or skip connections
+    between start and end; clipping the gradient norm keeps a run alive and does not fix the ratio between layers.
 
 References:
     Philipp, Song, Carbonell 2018, The exploding gradient problem demystified, arXiv 1712.05577.
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 
 from gradlint.rule import LIMIT, Effect, Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject
 
-REMEDY = "lower the weight gain, add normalisation or skip connections here; clip the gradient norm meanwhile"
-RESCALE = "only the scale is wrong, for the relative gain stays flat: lower the weight gain or add normalisation here"
+REMEDY = "lower the weight gain, add normalization or skip connections here; clip the gradient norm meanwhile"
+RESCALE = "only the scale is wrong, for the relative gain stays flat: lower the weight gain or add normalization here"
 FLAT = 0.5  # share of growth that the relative gain has, below which a network is mis-scaled and not chaotic (GL803)
 SETTLE = "lint the torch module in train mode, or feed its BatchNorms before the export"
 
@@ -54,14 +54,15 @@ class JacobianGrowth(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding: growth along time is that of GL505."""
         found, relative = subject.growth, subject.probe.growth.relative
-        if found is not None and found.decades >= LIMIT:
+        if found is not None and max(found.decades, found.counted) >= LIMIT:
             flat = relative is not None and relative < FLAT * found.decades
             factor = found.factor(found.decades)
             yield self.finding(
                 subject,
                 found.nodes,
-                f"the gradient grows 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer{found.remarks}",
-                severity=Severity.WARNING if found.is_unsettled else None,
+                found.reason
+                or f"the gradient grows 10^{found.decades:.1f} over {found.layers} layers, x{factor:.2f} a layer{found.remarks}",
+                severity=Severity.WARNING if found.is_doubtful else None,
                 remedy=SETTLE if found.is_unsettled else RESCALE if flat else REMEDY,
                 decades=found.decades,
                 layers=found.layers,

@@ -5,7 +5,8 @@ What it finds:
     Hessian of the loss at the weights as they are; 2 (1 + b) / h with momentum b; for optimizers that divide the gradient by P,
     the same of P^-1/2 H P^-1/2. With a warm-up the learning rate of the first step counts. Networks often survive more: the loss
     rises, the weights move to where it is flatter, and training goes on. So it speaks where the rehearsal failed, or, without
-    one, where SGD is far over the limit of the loss that was given.
+    one, where SGD is far over the limit of the loss that was given. A limit a thousand times below the learning rate is the
+    consequence of a scale, if a finding about one (GL107, GL601) is there.
 
 Why it explodes:
     Along the sharpest direction each step multiplies the distance to the valley by 1 - lr h. Beyond 2 / h that is below -1: the
@@ -32,13 +33,14 @@ from typing import Any
 from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
 
 # Times the limit. benchmarks/stability_limit.py trains eleven small networks: nine fail to halve their loss in 100 steps at 32
-# times the limit of plain SGD, ten at 12 times that of momentum 0.9; He-initialised ReLU survives 16 times the former. Lewkowycz
+# times the limit of plain SGD, ten at 12 times that of momentum 0.9; He-initialized ReLU survives 16 times the former. Lewkowycz
 # 2020 finds 2 to 6 for the squared error. With Adam none fails up to its limit and eight at 32 times it, but a ResNet with
 # BatchNorm survives 64 times: without a rehearsal nothing is said.
 PLAIN = 32.0
 MOMENTUM = 12.0
 SURROGATE = "a surrogate: distance to random numbers"
-OTHERS = frozenset({probed.Cause.OPERATOR, probed.Cause.PRECISION, probed.Cause.GROWTH})
+SCALED = 1000.0  # times the limit: published learning rates of one optimizer span less for models at a usual scale
+OTHERS = frozenset({probed.Cause.OPERATOR, probed.Cause.PRECISION, probed.Cause.GROWTH, probed.Cause.SLOW})
 """Causes of a failed rehearsal that are not the step's length."""
 
 
@@ -78,6 +80,7 @@ class LearningRateAboveStabilityLimit(Rule):
     name = "learning-rate-above-stability-limit"
     severity = Severity.ERROR
     needs = Needs.RECIPE
+    explained_by = ("GL107", "GL601")
     examples = (
         Example(lambda: _builder(0.3, 0.1, fails=True), fires_on=("linear0",)),
         Example(lambda: _builder(3.3, 0.1), fires_on=("linear0",)),
@@ -96,6 +99,11 @@ class LearningRateAboveStabilityLimit(Rule):
     def applies(self, subject: Subject) -> str | None:
         """Only where the curvature was measured."""
         return None if subject.training.curvature is not None else "the curvature was not measured"
+
+    def relates(self, cause: Finding, symptom: Finding) -> bool:
+        """A scale explains a limit that is far below the learning rate."""
+        del cause
+        return bool(symptom.evidence["factor"] >= SCALED)
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""

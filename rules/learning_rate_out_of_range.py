@@ -11,7 +11,7 @@ Why it explodes:
 
 How to fix it:
     Start from what is usual: 1e-3 for Adam on small models, 3e-4 down to 1e-5 on large ones and for fine-tuning; 0.1 for SGD with
-    normalisation, 0.01 without. A learning rate that was read from an optimizer whose scheduler starts with a warm-up may be
+    normalization, 0.01 without. A learning rate that was read from an optimizer whose scheduler starts with a warm-up may be
     that of the first step alone: give the recipe itself.
 
 References:

@@ -1,7 +1,7 @@
-"""GL301 missing-normalization: a deep residual or attention model has no normalisation anywhere.
+"""GL301 missing-normalization: a deep residual or attention model has no normalization anywhere.
 
 What it finds:
-    Residual sums, with attention or without, in a model without a single normalisation, over which the gradient is predicted to
+    Residual sums, with attention or without, in a model without a single normalization, over which the gradient is predicted to
     grow by 2.2 decades or more. A layer that a BatchNorm was, or may have been, folded into counts as a norm.
 
 Why it explodes:
@@ -63,8 +63,8 @@ class MissingNormalization(Rule):
     )
 
     def applies(self, subject: Subject) -> str | None:
-        """Not where something is normalised."""
-        return "the model has a normalisation" if any(map(subject.normalises, subject.graph)) else None
+        """Not where something is normalized."""
+        return "the model has a normalization" if any(map(subject.normalizes, subject.graph)) else None
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per run of steps that theory follows."""
@@ -79,8 +79,8 @@ class MissingNormalization(Rule):
                 subject,
                 trend,
                 [step.node for step in sums],
-                f"{len(sums)} residual sums, {what}and no normalisation in the whole model",
-                remedy="normalise the input of every branch, x + f(norm(x)), with LayerNorm or RMSNorm",
+                f"{len(sums)} residual sums, {what}and no normalization in the whole model",
+                remedy="normalize the input of every branch, x + f(norm(x)), with LayerNorm or RMSNorm",
                 sums=len(sums),
                 attention=attentive,
             )

@@ -90,7 +90,7 @@ class NoWarmupPostNorm(Rule):
         norms = list(_norms(subject))
         sums = len(subject.structure.residual_sums)
         layers = [node.id for node in subject.graph if is_weight_layer(node)]
-        if len(norms) < SUMS or 2 * len(norms) <= sums or not subject.is_initialised(layers):
+        if len(norms) < SUMS or 2 * len(norms) <= sums or not subject.is_initialized(layers):
             return
         cured = rehearsal is not None and rehearsal.cause is probed.Cause.WARMUP
         yield self.finding(
@@ -113,5 +113,5 @@ def _norms(subject: Subject) -> Iterator[str]:
     """Norms that alone read a residual sum."""
     for total in subject.structure.residual_sums:
         readers = list(subject.graph.children(total.node))
-        if len(readers) == 1 and subject.normalises(readers[0]):
+        if len(readers) == 1 and subject.normalizes(readers[0]):
             yield readers[0].id

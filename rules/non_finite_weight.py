@@ -1,7 +1,8 @@
 """GL604 non-finite-weight: a parameter or buffer holds NaN or infinity.
 
 What it finds:
-    Weights, biases, scales and running statistics with at least one element that is not finite.
+    Weights, biases, scales and running statistics with at least one element that is not finite. A fixed tensor that is -inf in
+    some places and is added to logits is a mask, and is left out.
 
 Why it matters:
     NaN spreads to everything that it is added to or multiplied with, and infinity times zero is NaN: the output, the loss and
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject, Verdict, listed
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject, Verdict, Weight, listed
 
 
 def _layer(value: float) -> GraphBuilder:
@@ -30,6 +31,15 @@ def _layer(value: float) -> GraphBuilder:
     values = np.linspace(-1.0, 1.0, 64).reshape(8, 8)
     values[3, 4] = value
     builder.linear(builder.linear(builder.input(8, 8), weight=builder.array(values, "fc.weight")))
+    return builder
+
+
+def _masked(value: float) -> GraphBuilder:
+    builder = GraphBuilder()
+    values = np.where(np.eye(8) > 0.0, 0.0, value)
+    mask = Weight("mask", values.shape, "float64", lambda: values, trainable=False)
+    logits = builder.op("add", builder.linear(builder.input(8, 8)), None, shape=(8, 8), weights={"bias": mask})
+    builder.op("softmax", logits, shape=(8, 8), dim=-1)
     return builder
 
 
@@ -44,16 +54,14 @@ class NonFiniteWeight(Rule):
     examples = (
         Example(lambda: _layer(float("nan")), fires_on=("linear0",)),
         Example(lambda: _layer(float("inf")), fires_on=("linear0",)),
+        Example(lambda: _masked(float("nan")), fires_on=("add0",)),
+        Example(lambda: _masked(float("-inf"))),
         Example(lambda: _layer(1e30)),
     )
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding for all of them."""
-        broken = {
-            node.id: names
-            for node in subject.graph
-            if (names := [weight.name for weight in node.weights.values() if not weight.statistics.finite])
-        }
+        broken = {node.id: names for node in subject.graph if (names := [weight.name for weight in subject.masks.broken(node)])}
         names = list(dict.fromkeys(name for found in broken.values() for name in found))
         if not names:
             return

@@ -1,7 +1,7 @@
 """GL302 norm-without-residual: BatchNorm after every layer of a deep chain without skips explodes by itself.
 
 What it finds:
-    A plain chain in which normalisations alternate with weight layers and no skip goes round them, whose gradient is predicted
+    A plain chain in which normalizations alternate with weight layers and no skip goes round them, whose gradient is predicted
     to grow by 2.2 decades or more.
 
 Why it explodes:
@@ -41,7 +41,7 @@ def _blocks() -> GraphBuilder:
 
 
 class NormWithoutResidual(Rule):
-    """Deep normalised chains without skips."""
+    """Deep normalized chains without skips."""
 
     code = "GL302"
     name = "norm-without-residual"

@@ -4,7 +4,7 @@ What it finds:
     A measured gradient that differs from the predicted one by more than a decade, and by more than the 90 % interval of the
     prediction, somewhere between input and output. It names the operator at which the two part most. Models whose weights look
     trained, hide a norm that was folded away, or are used again at every step of a loop, are left out: theory speaks of weights
-    as an initialiser draws them, each on its own.
+    as an initializer draws them, each on its own.
 
 Why it matters:
     One of the two knows something that the other does not. A weight with a structure (equal rows, low rank, an identity) or an
@@ -88,7 +88,7 @@ class PredictionAndProbeDisagree(Rule):
             return "a weight is used again on its own result, and theory speaks of independent ones"
         if any(subject.hides_norm(subject.graph[node]) for node in signal):
             return "a norm may be folded into the weights"
-        return None if subject.is_initialised(signal) else "the weights look trained, and theory speaks of random ones"
+        return None if subject.is_initialized(signal) else "the weights look trained, and theory speaks of random ones"
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
@@ -115,10 +115,10 @@ class PredictionAndProbeDisagree(Rule):
 
 def _points(subject: Subject) -> list[_Point]:
     """The chain from input to output, where both gradients are known and neither is zero."""
-    expected, found = subject.predicted_growth, []
+    expected, gains, found = subject.predicted_growth, subject.probe.spine_gains, []
     for node in expected.chain:
         predicted = expected.gains[node].backward if node in expected.gains else None
-        measured = subject.probe.backward(node)
+        measured = gains[node].backward if node in gains else None
         if predicted is not None and measured is not None and math.isfinite(predicted) and math.isfinite(measured):
             found.append(_Point(node, predicted, measured, expected.margin(node)))
     return found
@@ -138,7 +138,7 @@ def _parting(subject: Subject, points: Sequence[_Point], sign: float) -> tuple[s
 def _inside(subject: Subject, before: str, after: str) -> Iterator[tuple[str, float]]:
     """Operators between two nodes of the chain, with the error that each adds on its way to an operand read by nothing else."""
     structure, predictions, measured = subject.structure, subject.prediction.nodes, subject.probe
-    if not structure.spine_is_representative:
+    if subject.probe.cut_gains:
         return
     for node in (*structure.between(before, after), after):
         for parent in structure.signal_parents(node):

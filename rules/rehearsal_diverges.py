@@ -4,10 +4,17 @@ What it finds:
     With a recipe, gradlint takes its first optimizer steps (40, or as many as asked for) on the given batches, or on drawn ones.
     It reports a loss or a gradient that is not finite, and a loss that raises on what the model has become; a loss that stays
     over ten times what it was on the same batches; a layer of rectifiers whose units are all zero afterwards; a loss at chance
-    that does not move; and one that does not come down, or not below chance, although the same steps bring it down with a
-    warm-up or a lower learning rate. The cause is found by trying: the operator that breaks is looked for in the step that
-    broke, the other ones are told by the change that makes the model train. Where no loss was given, a surrogate stands in, and
-    what is found is a warning.
+    that does not move; and one that does not come down, or not below chance, although the same steps bring it down with a warm-up
+    or a lower learning rate. With the loss and the target of the user, chance is the best constant: the lowest loss of a
+    prediction that is the same for every sample. A loss that has not fallen 3 % below it is rehearsed for five times as many
+    steps, and then extrapolated along the line of its second half. It is an error if a run of 100000 steps would not come below
+    the constant, if it shows no trend although the updates together were as long as the weights or smaller steps learn in the
+    same time, or if it began at more than a thousand times the constant and stays over ten times; it is a warning if the steps
+    are too few to tell; and nothing is said of a loss that falls steadily. A weight that stands bare under a log, a root or a
+    fraction bar is extrapolated too: it is reported, with the update, if it comes to zero within 100000 of them and the gradient
+    points there all the way; that is an error if as many updates are taken and break the loss, and nothing is said if they do
+    not. The cause is found by trying: the operator that breaks is looked for in the step that broke, the other ones are told by
+    the change that makes the model train. Where no loss was given, a surrogate stands in, and what is found is a warning.
 
 Why it explodes:
     A step longer than 2 / sharpness overshoots, and the loss grows from step to step. One long step can push all units of a
@@ -29,30 +36,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, guard, probed
 
 Cause = probed.Cause
 REMEDIES = {
-    Cause.OPERATOR: "guard it: clamp its operand, or add eps to it",
+    Cause.OPERATOR: "keep its operands away from where its value or its derivative is not finite",
     Cause.PRECISION: "use bf16, or keep this part in fp32",
     Cause.UNITS: "lower the learning rate, or use a rectifier with a slope below zero",
     Cause.WARMUP: "let the learning rate rise from zero, or put the norms into the residual branches",
-    Cause.GROWTH: "initialise or normalise so that the gradient does not grow",
+    Cause.GROWTH: "initialize or normalize so that the gradient does not grow",
     Cause.RATE: "lower the learning rate",
+    Cause.SLOW: "raise the learning rate",
+    Cause.SCALE: "standardize inputs and targets, and draw weights so that the first output is as large as the target",
     Cause.UNKNOWN: "check the scale of inputs, targets and loss",
 }
-EPS_INSIDE = "add eps inside the root, where its derivative is not finite at zero"
-GUARDS = {
-    **dict.fromkeys(("sqrt", "rsqrt", "norm", "linalg_norm", "linalg_vector_norm", "vector_norm", "cdist"), EPS_INSIDE),
-    **dict.fromkeys(("exp", "expm1", "exp2", "pow"), "clamp the exponent, or what is raised to a power"),
-    **dict.fromkeys(("div", "true_divide", "truediv", "reciprocal"), "add eps to the divisor, or clamp it away from zero"),
-    "ctc_loss": "use zero_infinity=True, and check that no target is longer than its input, repeated labels counted twice",
-}
-LOGS = {
-    "softmax": "use log_softmax, which takes softmax and log in one step",
-    "sigmoid": "use logsigmoid, or binary_cross_entropy_with_logits on what enters the sigmoid",
-    "": "clamp the operand of the log away from zero, or use log_softmax or binary_cross_entropy_with_logits on logits",
-}
+SCALES = frozenset({"GL107", "GL601"})
+"""Rules about the scale of outputs, inputs and targets."""
 
 
 def _builder(**fields: Any) -> GraphBuilder:
@@ -96,7 +95,14 @@ class RehearsalDiverges(Rule):
             fires_on=("relu0",),
         ),
         Example(lambda: _builder(loss=(2.3, 2.3), stalled=True, chance=2.3), fires_on=("fc",)),
+        Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3, outlook=probed.Outlook.SLOW), fires_on=("fc",)),
+        Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3, outlook=probed.Outlook.OPEN), fires_on=("fc",)),
+        Example(
+            lambda: _builder(loss=(2.3, 1.1), leaving=(probed.Leaving("fc.weight", "log", 0.9, -1e-3, 940, confirmed=True),)),
+            fires_on=("fc",),
+        ),
         Example(lambda: _builder(loss=(2.3, 22.0))),
+        Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3)),
         Example(lambda: _builder(loss=(2.3, 1.1))),
     )
 
@@ -105,17 +111,22 @@ class RehearsalDiverges(Rule):
         return None if subject.training.rehearsal is not None else "nothing was rehearsed"
 
     def relates(self, cause: Finding, symptom: Finding) -> bool:
-        """Findings about operators and number formats explain failures that these made."""
-        del cause
-        return symptom.evidence.get("cause") in {Cause.OPERATOR, Cause.PRECISION}
+        """Findings about operators, number formats and scales explain failures that these made."""
+        made = {Cause.SCALE} if cause.rule in SCALES else {Cause.OPERATOR, Cause.PRECISION}
+        return symptom.evidence.get("cause") in made
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, with the cause and what was tried."""
         found = subject.training.rehearsal
-        if found is None or not found.fails:
+        if found is None:
             return
-        if found.diverged_at == 0 and found.breach and found.breach.node and subject.probe.nonfinite_backward:
-            return  # the probe saw it without any loss: GL805
+        yield from self._leaving(subject, found)
+        if not (found.fails or found.outlook):
+            return
+        loss = subject.training.loss
+        seen = (loss and loss.breach) or (found.breach and subject.probe.nonfinite_backward)
+        if found.diverged_at == 0 and seen:
+            return  # the first pass shows it without any update: GL804, GL805
         yield self.finding(
             subject,
             _places(subject, found),
@@ -130,11 +141,33 @@ class RehearsalDiverges(Rule):
             first=found.first,
             last=found.last,
             cause=found.cause,
+            outlook=found.outlook,
+            chance=found.chance,
             steepest=found.steepest,
             loss=found.stands_in or "given",
             operands=found.breach.operands if found.breach else (),
             tried=[{"change": trial.change, "first": trial.first, "last": trial.last} for trial in found.trials],
         )
+
+    def _leaving(self, subject: Subject, found: probed.Rehearsal) -> Iterator[Finding]:
+        """One finding for each weight that goes out of the domain of a function."""
+        for item in found.leaving:
+            readers = [node.id for node in subject.graph if any(w.name == item.weight for w in node.weights.values())]
+            yield self.finding(
+                subject,
+                readers[:1],
+                f"{item.weight}, which stands bare in {item.function}, is {item.value:.3g} after {_updates(found.steps)} and "
+                f"changes by {item.drift:.2g} in each: it comes to 0, where {item.function} breaks, after about {item.step}"
+                f"{', as a longer rehearsal confirms' * item.confirmed}",
+                severity=Severity.ERROR if item.confirmed else Severity.WARNING,
+                remedy="make it positive by construction: softplus or exp of a free weight, or clamp it away from zero",
+                confidence=Confidence.MEASURED,
+                weight=item.weight,
+                function=item.function,
+                value=item.value,
+                drift=item.drift,
+                step=item.step,
+            )
 
 
 def _happened(found: probed.Rehearsal) -> str:
@@ -152,11 +185,26 @@ def _happened(found: probed.Rehearsal) -> str:
             f"the loss{whose} rises from {found.first:.3g} to {found.last:.3g}, and stays over its tenfold from update "
             f"{found.diverged_at} on"
         )
+    if found.outlook is not None and not found.behind:
+        return _constant(found)
     if found.stalled and not found.behind:
         return f"the loss{whose} does not move: it goes from {found.first:.4g} to {found.last:.4g} in {_updates(found.steps)}"
     known = found.chance is not None and found.last > found.chance
     chance = f", that of chance is {found.chance:.3g}" if known else ""
     return f"the loss{whose} goes from {found.first:.3g} to {found.last:.3g} in {_updates(found.steps)}{chance}"
+
+
+def _constant(found: probed.Rehearsal) -> str:
+    """What a loss does that stays no better than the best constant."""
+    went = f"the loss goes from {found.first:.4g} to {found.last:.4g} in {_updates(found.steps)}"
+    said = {
+        probed.Outlook.SLOW: "at this pace 100000 updates do not bring it below",
+        probed.Outlook.STUCK: "the updates were as long as the weights, and it shows no trend",
+        probed.Outlook.SCALE: "it begins at more than a thousand times that, and does not come down",
+        probed.Outlook.OPEN: "too short to tell whether it learns",
+    }
+    what = f", {found.chance:.4g}: {said[found.outlook]}" if found.outlook and found.chance is not None else ""
+    return f"{went}, no better than the best constant{what}"
 
 
 def _updates(number: int) -> str:
@@ -171,18 +219,21 @@ def _reason(subject: Subject, found: probed.Rehearsal) -> str:
     """What is to blame, as the end of a sentence."""
     if found.cause is Cause.OPERATOR and found.breach is not None:
         at = f", {found.breach.source}" if found.breach.source else ""
-        ranges = ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in found.breach.operands)
+        of = f" of {found.breach.given}" if found.breach.operands else ""
         what = "has no finite derivative" if found.breach.backward else f"gives {found.breach.kind}"
-        return f": {found.breach.op} of {ranges} {what}{' in the loss' if not found.breach.node else ''}{at}"
+        where = " in the loss" if not found.breach.node else ""
+        return f": {found.breach.op}{of} {what}{where}{at}{found.breach.because}"
     if found.dead is not None and found.cause is Cause.UNITS:
         where = subject.graph[found.dead.node].label if found.dead.node in subject.graph else found.dead.node
         return f": {found.dead.after:.0%} of the {found.dead.count} units of {where} have become zero for the whole batch"
-    steepest = f"; the gradient of {found.steepest} rises most" if found.steepest and not found.stalled else ""
+    still = found.stalled or found.outlook is not None
+    steepest = f"; the gradient of {found.steepest} rises most" if found.steepest and not still else ""
     return {
         Cause.PRECISION: ": half precision cannot hold its numbers",
         Cause.WARMUP: ": norms behind the residual sums, and no warm-up",
         Cause.GROWTH: f": the gradient grows by {_growth(subject)} at initialization already",
         Cause.RATE: ": the learning rate is too high",
+        Cause.SLOW: "; the learning rate is too low",
     }.get(found.cause or Cause.UNKNOWN, "") + steepest
 
 
@@ -196,15 +247,16 @@ def _growth(subject: Subject) -> str:
 
 
 def _guard(breach: probed.NonFiniteUpdate) -> str:
-    if breach.op in {"log", "log2", "log10", "xlogy"}:
-        return LOGS[breach.squashed]
-    return GUARDS.get(breach.op, REMEDIES[Cause.OPERATOR])
+    product = breach.becomes.startswith("mul")
+    return guard(breach.op, breach.fault, squashed=breach.squashed, backward=breach.backward, product=product)
 
 
 def _remedy(found: probed.Rehearsal) -> str:
     text = REMEDIES[found.cause or Cause.UNKNOWN]
     if found.cause is Cause.OPERATOR and found.breach is not None:
         text = _guard(found.breach)
+    elif "linalg." in found.raised:
+        text = guard("cholesky")
     cure = found.cure
     return f"{text}; with {cure.change} the loss comes down from {cure.first:.3g} to {cure.last:.3g}" if cure else text
 

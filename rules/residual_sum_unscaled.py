@@ -1,16 +1,16 @@
 """GL202 residual-sum-unscaled: residual sums in a row add up with neither a norm nor a small branch to hold them.
 
 What it finds:
-    Consecutive residual sums whose branches are not normalised, not scaled down and do not start at zero, so that the gradient
+    Consecutive residual sums whose branches are not normalized, not scaled down and do not start at zero, so that the gradient
     is predicted to grow by 2.2 decades or more over them. Branches more than twice as large as their skip path are GL203.
 
 Why it explodes:
-    At initialisation the branch is independent of the skip path, so their squares add: a block multiplies the mean square of
+    At initialization the branch is independent of the skip path, so their squares add: a block multiplies the mean square of
     signal and gradient by 1 + g, g being the squared gain of the branch. With the usual g = 1 that is 2 a block, 0.15 decades:
     30 blocks make 10^4.5.
 
 How to fix it:
-    Scale each of L branches by 1/sqrt(2 L), or start the last weight of each branch at zero, or normalise at the start of each
+    Scale each of L branches by 1/sqrt(2 L), or start the last weight of each branch at zero, or normalize at the start of each
     branch.
 
 References:
@@ -74,7 +74,7 @@ class ResidualSumUnscaled(Rule):
                 f"{count} residual sums in a row have no norm and no small branch: "
                 f"the gradient grows x{10 ** (trend.decades / max(count - 1, 1)):.2f} a block",
                 remedy=f"scale each branch by 1/sqrt(2 L) = {1 / sqrt(2 * count):.2f}, or zero its last weight, "
-                "or normalise its input",
+                "or normalize its input",
                 sums=count,
             )
 
@@ -87,4 +87,4 @@ def _is_even(subject: Subject, step: Step) -> bool:
 def _is_normed(subject: Subject, step: Step) -> bool:
     if step.residual is not None:
         return subject.residuals.has_norm(step)
-    return subject.normalises(subject.graph[step.node])
+    return subject.normalizes(subject.graph[step.node])

@@ -11,7 +11,7 @@ Why it vanishes:
 
 How to fix it:
     Use ReLU, GELU or tanh between layers and keep the sigmoid for the last one. Where tanh or its kin saturates, make the
-    weights and biases before it smaller, or normalise its input.
+    weights and biases before it smaller, or normalize its input.
 
 References:
     Hochreiter 1991; Bengio, Simard, Frasconi 1994, Learning long-term dependencies with gradient descent is difficult.
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 from gradlint.rule import Example, Finding, GraphBuilder, Layer, Rule, Severity, Subject, operator
 
-REACHABLE = 2.0  # critical gain; no initialiser in use draws a larger one (tanh has 5/3), beyond it the activation is to blame
+REACHABLE = 2.0  # critical gain; no initializer in use draws a larger one (tanh has 5/3), beyond it the activation is to blame
 MARGIN = 0.95  # gain over critical from which on the weights are large enough
 EXPLAINED = 0.5  # of the predicted decay: activations that explain less are not the cause
 
@@ -75,7 +75,7 @@ class SaturatingChain(Rule):
                 f"{len(steps)} {act} in a row: each passes {factor:.2f} of the gradient, {steepest:.3g} at most",
                 remedy=f"use ReLU, GELU or another activation of unit slope in place of {act}"
                 if steepest < 1.0
-                else f"make what feeds {act} smaller: weights, biases or inputs; or normalise it",
+                else f"make what feeds {act} smaller: weights, biases or inputs; or normalize it",
                 factor=factor,
                 activations=len(steps),
             )

@@ -90,7 +90,7 @@ class StepGrowth(Rule):
 
 
 def _advice(subject: Subject, node_id: str) -> tuple[str, str]:
-    """What else the graph tells of a loop, to end the message with, and how to mend it."""
+    """Return what else the graph shows about a loop, as the end of the message, and the remedy."""
     node = subject.graph[node_id]
     if not is_weight_layer(node) and kind_of(node) not in {Kind.RNN, Kind.CONTROL, Kind.UNKNOWN}:
         return "", "keep the decay of the state below one, as in A = -exp(log_A), whatever the input"

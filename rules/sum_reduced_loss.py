@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, probed
 
-HIGHEST = 1.0  # learning rate of a mean loss: beyond any in use for standardised inputs (Bengio 2012: below 1)
+HIGHEST = 1.0  # learning rate of a mean loss: beyond any in use for standardized inputs (Bengio 2012: below 1)
 
 
 def _summed(repeated: float) -> GraphBuilder:

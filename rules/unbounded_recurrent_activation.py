@@ -9,7 +9,7 @@ Why it explodes:
     signal and gradient along the leading direction grow as the spectral radius to the power of the number of steps.
 
 How to fix it:
-    Use tanh, an LSTM or a GRU, or normalise the state at every step. To keep ReLU, start the recurrent matrix at the identity
+    Use tanh, an LSTM or a GRU, or normalize the state at every step. To keep ReLU, start the recurrent matrix at the identity
     or at an orthogonal matrix times 1 or less, and clip the gradient norm.
 
 References:

@@ -2,7 +2,7 @@
 
 What it finds:
     A recipe for SGD or AdamW without weight decay, for a model of a million weights or more of which most belong to layers with a
-    normalisation right behind. It is a note.
+    normalization right behind. It is a note.
 
 Why it vanishes:
     Behind a norm the size of a weight does not matter, so that its gradient is orthogonal to it: every step makes it longer, and
@@ -77,7 +77,7 @@ class WeightDecayAbsent(Rule):
 def _is_free(subject: Subject, node: str) -> bool:
     """Whether a norm alone reads a layer."""
     readers = list(subject.graph.children(node))
-    return len(readers) == 1 and subject.normalises(readers[0])
+    return len(readers) == 1 and subject.normalizes(readers[0])
 
 
 def _count(weights: list[Weight]) -> int:

@@ -1,7 +1,7 @@
 """GL101 weight-gain-above-critical: weight layers in a row are drawn too large for the activation between them.
 
 What it finds:
-    Weight layers in a plain chain, neither normalised nor bypassed by a skip, whose gain sqrt(fan_in x mean square weight)
+    Weight layers in a plain chain, neither normalized nor bypassed by a skip, whose gain sqrt(fan_in x mean square weight)
     exceeds the critical gain of their activation, so that the predicted gradient grows by 2.2 decades or more.
 
 Why it explodes:
@@ -11,7 +11,7 @@ Why it explodes:
 
 How to fix it:
     Draw the weights at the critical gain: nn.init.orthogonal_ or nn.init.xavier_normal_ with that gain for tanh,
-    nn.init.kaiming_normal_ for ReLU. Or scale the weights that are there once, or normalise between the layers.
+    nn.init.kaiming_normal_ for ReLU. Or scale the weights that are there once, or normalize between the layers.
 
 References:
     Schoenholz, Gilmer, Ganguli, Sohl-Dickstein 2017, Deep Information Propagation, arXiv 1611.01232 (chi, critical line).
@@ -60,5 +60,5 @@ class WeightGainAboveCritical(Rule):
         """One finding per chain that grows."""
         for trend in subject.claims.rising(subject.chains()):
             off = subject.claims.imbalance(trend, lambda layer: layer.gain > MARGIN * layer.critical)
-            if off is not None and subject.is_initialised(off.nodes):
+            if off is not None and subject.is_initialized(off.nodes):
                 yield self.claim_gain(subject, trend, off)

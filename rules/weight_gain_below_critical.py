@@ -1,7 +1,7 @@
 """GL102 weight-gain-below-critical: weight layers in a row are drawn too small for the activation between them.
 
 What it finds:
-    Weight layers in a plain chain, neither normalised nor bypassed by a skip, whose gain sqrt(fan_in x mean square weight) lies
+    Weight layers in a plain chain, neither normalized nor bypassed by a skip, whose gain sqrt(fan_in x mean square weight) lies
     under the critical gain of their activation, so that the predicted gradient shrinks by 2.2 decades or more. PyTorch's
     default draw under rectifiers is GL103, activations that saturate at any sensible gain are GL402.
 
@@ -11,7 +11,7 @@ Why it vanishes:
 
 How to fix it:
     Draw the weights at the critical gain: nn.init.xavier_normal_ or nn.init.orthogonal_ with that gain for tanh and for linear
-    chains, nn.init.kaiming_normal_ for rectifiers. Or normalise between the layers, or add skip connections.
+    chains, nn.init.kaiming_normal_ for rectifiers. Or normalize between the layers, or add skip connections.
 
 References:
     Glorot, Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, AISTATS.
@@ -26,7 +26,7 @@ from math import sqrt
 from gradlint.rule import Example, Finding, GraphBuilder, Layer, Rule, Severity, Subject
 
 MARGIN = 0.95  # gain under critical: sampling error of a drawn gain is 1/sqrt(2 n) for n weights, 5 % at n = 200
-REACHABLE = 2.0  # critical gain; no initialiser in use draws a larger one (tanh has 5/3), beyond it the activation is to blame
+REACHABLE = 2.0  # critical gain; no initializer in use draws a larger one (tanh has 5/3), beyond it the activation is to blame
 
 
 def _stack(depth: int, act: str, gain: float, *, norm: str | None = None, uniform: bool = False) -> GraphBuilder:
@@ -55,7 +55,7 @@ class WeightGainBelowCritical(Rule):
         """One finding per chain that shrinks."""
         for trend in subject.claims.falling(subject.chains()):
             off = subject.claims.imbalance(trend, lambda layer: _is_low(layer) and not subject.claims.is_torch_default(layer))
-            if off is not None and subject.is_initialised(off.nodes):
+            if off is not None and subject.is_initialized(off.nodes):
                 yield self.claim_gain(subject, trend, off)
 
 

@@ -48,7 +48,7 @@ SAMPLES = (
     Sample("residual_no_norm", "explodes", "GL202"),
     Sample("batch_norm_no_skip", "explodes", "GL302"),
     Sample("relu_rnn", "explodes", "GL501"),
-    Sample("zero_init", "vanishes", "GL104"),
+    Sample("zero_init", "untrainable", "GL104"),
     Sample("nan_weight", "non-finite", "GL604"),
     Sample("transformer_no_norm", "explodes", "GL301"),
 )

@@ -14,15 +14,15 @@ BATCH, WIDTH, CLASSES = 64, 24, 5
 
 
 def _classifier(recipe: gradlint.Recipe) -> gradlint.Target:
-    """A small classifier on points whose class is that of the nearest of five centres."""
+    """A small classifier on points whose class is that of the nearest of five centers."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(WIDTH, 64), nn.ReLU(),
         nn.Linear(64, 64), nn.ReLU(),
         nn.Linear(64, CLASSES),
     )  # fmt: skip
-    points, centres = torch.randn(BATCH, WIDTH), torch.randn(CLASSES, WIDTH)
-    nearest = torch.cdist(points, centres).argmin(1)
+    points, centers = torch.randn(BATCH, WIDTH), torch.randn(CLASSES, WIDTH)
+    nearest = torch.cdist(points, centers).argmin(1)
     return gradlint.Target(net, (points,), target=nearest, loss=nn.functional.cross_entropy, recipe=recipe)
 
 

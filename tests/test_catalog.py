@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from gradlint.catalog import builtin_dir, load_rules, select
+from gradlint import catalog
+from gradlint.catalog import builtin_dir, describe_rules, load_rules, select
 from gradlint.errors import ConfigError, RuleFileError
-from gradlint.rule import Rule
+from gradlint.rule import Rule, Severity
+from tests.models import EXAMPLE_PACK
 
 RULE = '''"""{code} {name}: a rule of the user."""
 
@@ -70,6 +73,7 @@ def test_folder_that_does_not_exist_is_named(tmp_path: Path):
         load_rules([tmp_path / "nowhere"])
 
 
+@pytest.mark.parametrize("read", [load_rules, describe_rules])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -81,18 +85,77 @@ def test_folder_that_does_not_exist_is_named(tmp_path: Path):
         (RULE.format(code="ME001", name=""), "or no name"),
     ],
 )
-def test_file_that_is_not_one_rule_is_named_with_its_fault(tmp_path: Path, text: str, message: str):
+def test_file_that_is_not_one_rule_is_named_with_its_fault(tmp_path: Path, text: str, message: str, read):
     (tmp_path / "faulty.py").write_text(text, encoding="utf-8")
     with pytest.raises(RuleFileError, match=message) as caught:
-        load_rules([tmp_path])
+        read([tmp_path])
     assert "faulty.py" in str(caught.value)
     assert caught.value.hint
 
 
-def test_code_that_is_taken_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("read", [load_rules, describe_rules])
+def test_code_that_is_taken_is_refused(tmp_path: Path, read):
     (tmp_path / "mine.py").write_text(RULE.format(code="GL101", name="mine"), encoding="utf-8")
     with pytest.raises(RuleFileError, match="two rules have the code GL101: weight-gain-above-critical and mine"):
-        load_rules([tmp_path])
+        read([tmp_path])
+
+
+# description --------------------------------------------------------------------------------------------------------------
+
+
+def imported(dirs: list[Path]) -> list[tuple[str, str, str, str]]:
+    return [(rule.code, rule.name, rule.severity.value, rule.documentation()) for rule in load_rules(dirs)]
+
+
+def is_imported(folder: Path) -> bool:
+    """Whether a file of a folder was run."""
+    return any(Path(getattr(module, "__file__", None) or "").parent == folder for module in list(sys.modules.values()))
+
+
+def test_descriptions_say_what_the_imported_rules_say():
+    described = describe_rules([EXAMPLE_PACK])
+    assert len(described) == len(load_rules()) + 2
+    assert [tuple(entry) for entry in described] == imported([EXAMPLE_PACK])
+
+
+def test_every_severity_can_be_stated():
+    assert {severity.name: severity.value for severity in Severity} == catalog._SEVERITIES
+
+
+def test_file_that_states_its_rule_is_not_run(pack: Path):
+    path = pack / "mine.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\nimport no_such_module_at_all\n", encoding="utf-8")
+    assert ("ME001", "mine", "note", "ME001 mine: a rule of the user.") in describe_rules([pack])
+    assert not is_imported(pack)
+
+
+@pytest.mark.parametrize(
+    ("literal", "other"),
+    [
+        ('code = "ME001"', 'code = "ME" + "001"'),
+        ('code = "ME001"\n    name = "mine"', 'code, name = "ME001", "mine"'),
+        ("severity = Severity.NOTE", 'severity = Severity("note")'),
+        ("severity = Severity.NOTE", "severity = LEAST"),
+        ("severity = Severity.NOTE", "if True:\n        severity = Severity.NOTE"),
+        ("class Mine(Rule):", "class Mine(Rule, ABC):"),
+        ("class Mine(Rule):", "@final\nclass Mine(Rule):"),
+        ("class Mine(Rule):", "class Other(str):\n    pass\n\n\nclass Mine(Rule):"),
+        ("class Mine(Rule):", "if True:\n    LEAST = None\n\n\nclass Mine(Rule):"),
+    ],
+)
+def test_file_that_states_its_rule_in_another_way_is_run(pack: Path, literal: str, other: str):
+    path = pack / "mine.py"
+    head = '"""ME001 mine: a rule of the user."""\n\nfrom abc import ABC\nfrom typing import final\n'
+    text = RULE.format(code="ME001", name="mine").partition("\n")[2].replace("class", "LEAST = Severity.NOTE\n\n\nclass", 1)
+    assert literal in text
+    path.write_text(head + text.replace(literal, other), encoding="utf-8")
+    assert ("ME001", "mine", "note", "ME001 mine: a rule of the user.") in describe_rules([pack])
+    assert is_imported(pack)
+
+
+def test_selection_works_on_descriptions_as_on_rules():
+    chosen = select(describe_rules(), ["GL1", "dead-relu"], ["GL102"])
+    assert [entry.code for entry in chosen] == codes(select(load_rules(), ["GL1", "dead-relu"], ["GL102"]))
 
 
 # selection ----------------------------------------------------------------------------------------------------------------

@@ -36,17 +36,17 @@ def lint(forward, x=None, **options):
 
 
 @pytest.mark.parametrize(
-    "forward",
+    ("forward", "verdict"),
     [
-        lambda net, x: torch.ones(3),
-        lambda net, x: None,
-        lambda net, x: net.first.weight,
+        (lambda net, x: torch.ones(3), "untrainable"),
+        (lambda net, x: None, "unknown"),
+        (lambda net, x: net.first.weight, "unknown"),
     ],
     ids=["constant", "nothing", "parameter"],
 )
-def test_no_growth_and_no_verdict_are_given_where_no_gradient_was_measured(forward):
+def test_no_growth_is_given_where_no_gradient_was_measured(forward, verdict):
     report = lint(forward)
-    assert (report.verdict, report.growth) == ("unknown", None)
+    assert (report.verdict, report.growth) == (verdict, None)
 
 
 def test_an_empty_batch_is_not_taken_for_a_vanishing_gradient():

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from gradlint.chains import elements
 from gradlint.graph_builder import GraphBuilder
+from gradlint.growth.chains import elements
 from gradlint.predicted_growth import INTERVAL, predict_growth
 from gradlint.result import Gains
 from gradlint.structure import Structure

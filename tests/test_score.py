@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.measurements import SURROGATE
+from gradlint.measurements.coverage import Coverage
+from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.loss import LossFacts
 from gradlint.measurements.rehearsal import DeadUnits, Rehearsal
+from gradlint.measurements.units import Cut
 from gradlint.result import (
     Confidence,
-    Coverage,
-    Cut,
     Effect,
     Finding,
     Growth,
     Measurement,
-    NonFinite,
     Severity,
     TargetReport,
     TimeGrowth,
@@ -224,7 +224,7 @@ def test_what_does_no_harm_leaves_a_model_healthy(fields):
 def test_an_error_whose_rule_makes_a_verdict_makes_it_by_itself(verdict, severity, confidence, found):
     makes = severity is Severity.ERROR and confidence is not Confidence.REFUTED
     makers = [replace(finding(severity, confidence=confidence), verdict=verdict)]
-    growth = 0.0 if verdict is Verdict.UNSTABLE else 9.0  # growth is a cause, a recipe that fails with it is not
+    growth = 9.0 if verdict is Verdict.NON_FINITE else 0.0  # of both, growth is the cause
     for findings in (makers, [finding(), *makers]):
         assert judged(found, growth, findings) == ((verdict, 0) if makes else judged(found, growth, findings))
 

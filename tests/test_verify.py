@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gradlint.catalog import load_rules
 from gradlint.graph import Source
 from gradlint.growth import HEALTHY, LIMIT
+from gradlint.growth.tracks import Places
 from gradlint.result import Confidence, Effect, Finding, Gains, Growth, Measurement, Severity
 from gradlint.rule import Rule
 from gradlint.verify import relate, verify
@@ -33,7 +34,7 @@ def claim(effect=Effect.EXPLODES, severity=Severity.ERROR, **fields):
 
 def verified(levels, effect=Effect.EXPLODES, severity=Severity.ERROR, span=None, **fields):
     found = measurement(levels, **fields)
-    return verify(claim(effect, severity, span=span), found, {node: index for index, node in enumerate(found.spine)})
+    return verify(claim(effect, severity, span=span), found, Places([found.spine]))
 
 
 def falling(decades, steps=10):
@@ -62,19 +63,19 @@ def test_a_claim_stands_when_the_measured_growth_has_its_size_and_direction(sign
 def test_nothing_else_of_a_claim_is_changed():
     for span in (None, ("n1", "n5")):
         asked = claim(span=span, module="fc", source=Source("net.py", 3))
-        found = verify(asked, measurement(falling(9.0)), {f"n{index}": index for index in range(12)})
+        found = verify(asked, measurement(falling(9.0)), Places([[f"n{index}" for index in range(12)]]))
         assert replace(found, confidence=asked.confidence, severity=asked.severity, evidence=asked.evidence) == asked
 
 
 @pytest.mark.parametrize("confidence", [Confidence.MEASURED, Confidence.REFUTED])
 def test_a_rule_that_looked_at_the_measurement_itself_has_the_last_word(confidence):
     for asked in (claim(confidence=confidence), claim(Effect.VANISHES, confidence=confidence)):
-        assert verify(asked, measurement(falling(9.0)), {}) is asked
+        assert verify(asked, measurement(falling(9.0)), Places([])) is asked
 
 
 def test_a_finding_without_a_claim_or_without_a_measurement_is_left_as_it_is():
     for asked, found in ((claim(None), measurement(falling(9.0))), (claim(), None), (claim(Effect.VANISHES), None)):
-        assert verify(asked, found, {}) is asked
+        assert verify(asked, found, Places([])) is asked
 
 
 @pytest.mark.parametrize("levels", [[], [9.0], [NAN] * 5, [INF] * 5, [None, 1.0, None]])

@@ -9,7 +9,6 @@ interrupted.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from gradlint.cli import process
-from gradlint.cli.check import CLEAN, INTERRUPTED, NOT_ANALYZED, Request, run
 from gradlint.cli.console import columns, is_colored, print_error, put, supports_unicode
+from gradlint.cli.process import CLEAN, INTERRUPTED, NOT_ANALYZED
 from gradlint.errors import GradlintError
 from gradlint.report import DEFAULT, format_names, tool_version
 
@@ -153,6 +152,8 @@ def check(**given: Any) -> int:
     A TARGET is a model file (.onnx), a folder or a glob of them, - (an ONNX model on stdin), or a torch
     model named as pkg.mod:attr or path/file.py:attr: a module, a class, or a factory without arguments.
     """
+    from gradlint.cli.check import Request, run
+
     return run(Request(**given))
 
 
@@ -166,20 +167,18 @@ def check(**given: Any) -> int:
 def rule(*, codes: tuple[str, ...], every: bool, output_format: str, rules: tuple[Path, ...], color: str, debug: bool) -> int:
     """Explain rules, named by code, prefix or name; without any, list them."""
     del debug  # `main` reads it from the command line
-    from gradlint.catalog import load_rules, select
+    from gradlint.catalog import describe_rules, select
     from gradlint.report.rule_page import as_json, listed, page
 
-    known = load_rules(rules)
+    known = describe_rules(rules)
     wanted = tuple(code.upper() if code[-1:].isdigit() else code for code in codes)
     chosen = select(known, wanted) if wanted and not every else known
-    if (codes or every) and not all(entry.documentation() for entry in chosen):
-        raise GradlintError("python -OO strips the documentation of rules", hint="run gradlint without -OO")
     if output_format == "json":
         put(as_json(chosen), color=False)
     elif codes or every:
         colored, width = is_colored(color), columns() if sys.stdout.isatty() else None
         bold = (lambda text: click.style(text, bold=True)) if colored else str
-        put("\n\n".join(page(entry.documentation(), width, bold=bold) for entry in chosen), color=colored)
+        put("\n\n".join(page(entry.documentation, width, bold=bold) for entry in chosen), color=colored)
     else:
         put(listed(chosen), color=False)
     return CLEAN
@@ -252,6 +251,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         status = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort
         if "--debug" in given:
+            import traceback
+
             traceback.print_exc()
         print_error(f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it")
         status = NOT_ANALYZED

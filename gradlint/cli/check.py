@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 import click
 
 from gradlint.cli.console import WIDTH, columns, is_colored, print_error, put, supports_unicode
+from gradlint.cli.process import CLEAN, FAILED, NOT_ANALYZED
 from gradlint.errors import ForwardError, GradlintError
 from gradlint.report import render
 
 if TYPE_CHECKING:
     from gradlint.config import Config
     from gradlint.result import TargetReport
-
-CLEAN, FAILED, NOT_ANALYZED, INTERRUPTED = 0, 1, 2, 130
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 
 import click
@@ -31,7 +30,11 @@ def is_colored(choice: str) -> bool:
 
 def columns() -> int:
     """Return the width of the report in characters: that of the terminal, at most 100, and 80 if stdout is no terminal."""
-    return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDEST) if sys.stdout.isatty() else WIDTH
+    if not sys.stdout.isatty():
+        return WIDTH
+    import shutil  # noqa: PLC0415 - it imports five modules for archives
+
+    return min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDEST)
 
 
 def supports_unicode() -> bool:

@@ -59,6 +59,10 @@ class Runnable(Protocol):
     inputs: tuple[InputSpec, ...]
 
     @property
+    def frozen(self) -> int:
+        """Number of elements of the parameters that do not require grad."""
+
+    @property
     def graph(self) -> Graph:
         """The graph of the model. Raises RuntimeError before the first `forward` if the graph is captured by running it."""
 

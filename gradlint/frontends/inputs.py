@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradlint.errors import InputError
-from gradlint.result import InputInfo
+from gradlint.measurements.coverage import InputInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gradlint.measurements import is_surrogate
+from gradlint.measurements.faults import Fault, because
 
 FLAT = 1e-3  # relative change of the first loss below which a loss did not move
 RISEN = 0.1  # relative rise over the first loss above which a run did not train
 ABOVE = 1.5  # a run that ends above this multiple of chance did not train
+LEARNED = 0.03  # of the loss by chance: a run that learned something ends more than this below it
 CLEARLY = 1.25  # the factor by which the progress of one run must exceed that of another to be clearly better
 
 
@@ -24,21 +26,56 @@ class Cause(StrEnum):
     WARMUP = "warm-up"  # the model trains with a warm-up
     GROWTH = "growth"  # the gradient already explodes at initialization
     RATE = "rate"  # the model trains at a lower learning rate
+    SLOW = "slow"  # the learning rate is too small for any run
+    SCALE = "scale"  # the first loss is far above that of the best constant
     UNKNOWN = "unknown"
+
+
+class Outlook(StrEnum):
+    """What becomes of a run that ends no better than the best constant."""
+
+    STUCK = "stuck"  # the steps were long enough to learn, and the loss shows no trend
+    SLOW = "slow"  # at this pace a long run does not come below the constant either
+    SCALE = "scale"  # it began at more than a thousand times the constant, and did not come down
+    OPEN = "open"  # the run is too short to tell
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A weight that stands bare under a log, a root or a fraction bar, and that updates move to zero.
+
+    Attributes:
+        weight: Name of the weight.
+        function: Name of the function that breaks at zero.
+        value: The element that arrives first, at the end of the rehearsal.
+        drift: How much it changes in one update.
+        step: The update with which it arrives, if it goes on like that.
+        confirmed: Whether as many updates were taken, and the loss was no longer finite.
+    """
+
+    weight: str
+    function: str
+    value: float
+    drift: float
+    step: int
+    confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NonFiniteUpdate:
-    """The first operator whose result is not finite during an update.
+    """The first operator of an update whose result ranks above all its operands, where finite < infinity < NaN.
 
     Attributes:
         node: Id of the node; "" for an operator of the loss function.
-        op: Name of the operator.
+        op: Name of the operator, as the code calls it.
         kind: "NaN" or "infinity".
         operands: Smallest and largest value of each float operand.
         source: The line of code that calls it.
         backward: Whether its value is finite and only its derivative is not.
         squashed: "softmax" or "sigmoid" if the operator takes the result of one, else "".
+        fault: Why, where the name of the operator does not say it.
+        becomes: The operator that makes NaN of the infinity, with its line; "" if there is none.
+        mask: What put in the infinity that the operator meets, with its line; "" if there is none.
     """
 
     node: str
@@ -48,6 +85,19 @@ class NonFiniteUpdate:
     source: str = ""
     backward: bool = False
     squashed: str = ""
+    fault: Fault | None = None
+    becomes: str = ""
+    mask: str = ""
+
+    @property
+    def given(self) -> str:
+        """The operands for a message, "[-3, 5], [0, 0]"."""
+        return ", ".join(f"[{low:.3g}, {high:.3g}]" for low, high in self.operands)
+
+    @property
+    def because(self) -> str:
+        """Why, as the end of a message."""
+        return because(self.fault, self.becomes, self.mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +154,9 @@ class Rehearsal:
         stands_in: Description of the loss if the user gave none, else "".
         stopped: Why not all steps were taken, else "".
         raised: The error that the model or the loss raised, else "".
-        chance: Loss of a prediction without information. None if it is unknown.
+        chance: Loss of the best constant, or of an uninformative prediction. None if it is unknown.
+        outlook: What becomes of a run that ended no better than the best constant; None if the loss fell below it, or falls.
+        leaving: Weights that go out of the domain of the function they stand in, the first to arrive first.
     """
 
     asked: int
@@ -126,6 +178,8 @@ class Rehearsal:
     stopped: str = ""
     raised: str = ""
     chance: float | None = None
+    outlook: Outlook | None = None
+    leaving: tuple[Leaving, ...] = field(default=())
 
     @property
     def steps(self) -> int:
@@ -135,7 +189,7 @@ class Rehearsal:
     @property
     def fails(self) -> bool:
         """Whether the rehearsal failed."""
-        return self.diverged_at is not None or self.dead is not None or self.behind or self.stalled
+        return self.diverged_at is not None or self.dead is not None or self.behind or self.stalled or self.is_lost
 
     @property
     def is_surrogate(self) -> bool:
@@ -144,13 +198,25 @@ class Rehearsal:
 
     @property
     def is_certain(self) -> bool:
-        """Whether training is certain to fail: with the real loss, it diverged, a layer died, or the loss clearly rose."""
-        return (
-            self.diverged_at is not None or self.dead is not None or (self.behind and self._is_lost)
-        ) and not self.is_surrogate
+        """Whether training is certain to fail.
+
+        With the real loss, it diverged, a layer died, the loss clearly rose, or it stays no better than the best constant.
+        """
+        broke = self.diverged_at is not None or self.dead is not None or self.breaks
+        return (broke or self.is_lost or (self.behind and self._is_high)) and not self.is_surrogate
 
     @property
-    def _is_lost(self) -> bool:
+    def breaks(self) -> bool:
+        """Whether a weight was seen to leave the domain of the function it stands in."""
+        return any(item.confirmed for item in self.leaving)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the loss ended no better than the best constant, and more steps would not change that."""
+        return self.outlook is not None and self.outlook is not Outlook.OPEN
+
+    @property
+    def _is_high(self) -> bool:
         """Whether the last loss is clearly higher than the first one or than chance."""
         return self.last > self.first + RISEN * abs(self.first) or (self.chance or math.inf) * ABOVE < self.last
 

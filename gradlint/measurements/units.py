@@ -1,4 +1,4 @@
-"""Units that pass no gradient, and weights whose gradient is zero by construction."""
+"""Units and cuts that pass no gradient, and weights whose gradient is zero by construction."""
 
 from __future__ import annotations
 
@@ -30,10 +30,25 @@ class Units:
 class ZeroGradient:
     """Weights whose gradient is zero by construction, and the operator that is the reason.
 
-    `cause` is "zero-initialised branch" or "zero-initialised head", whose weights learn from the second update on, or "bias
+    `cause` is "zero-initialized branch" or "zero-initialized head", whose weights learn from the second update on, or "bias
     before a norm", which has no effect on the output.
     """
 
     node: str
     cause: str
     weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A node at which the gradient stops although there are trainable weights before it."""
+
+    node: str
+    cause: str  # "detach", "argmax", "round", "no-grad region", "zero weight", "zero gradient", ...
+    starved: tuple[str, ...] = ()  # names of the weights that get no gradient because of the cut
+    on_spine: bool = False
+
+    @property
+    def stops_all(self) -> bool:
+        """Whether no weight before the cut can learn."""
+        return self.on_spine and bool(self.starved)

@@ -1,4 +1,4 @@
-"""Activation functions, softmax among them. The rows of the vocabulary say how to compute most of them."""
+"""ONNX activation functions, including softmax. The rows of `gradlint.ops` name the function of torch for most of them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def _selu(
     alpha: float | None = None,
     gamma: float | None = None,
 ) -> Tensor:
+    # opset 6 gave the default values more digits
     default_alpha, default_gamma = (1.6732, 1.0507) if ctx.opset < 6 else (1.6732632423543772, 1.0507009873554805)
     alpha, gamma = default_alpha if alpha is None else alpha, default_gamma if gamma is None else gamma
     return gamma * nnf.elu(x, alpha)
@@ -47,7 +48,7 @@ def _along_axis(name: str, function: Callable[[Tensor, int], Tensor]) -> None:
     def kernel(ctx: Context, x: Tensor, *, axis: int | None = None) -> Tensor:
         if ctx.opset >= 13:
             return function(x, -1 if axis is None else axis)
-        start = 1 if axis is None else axis % x.dim()  # before opset 13 all axes from this one on are one
+        start = 1 if axis is None else axis % x.dim()  # before opset 13, one softmax spans all axes from this one on
         return function(x.flatten(start) if start < x.dim() else x.unsqueeze(-1), start).reshape(x.shape)
 
 

@@ -41,6 +41,11 @@ _NARROW = {  # dtypes that torch lacks, and numpy dtypes that can hold their val
 }
 
 
+_WIDENED = frozenset({  # before version 1.19, onnx reads them as float32
+    TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ
+})  # fmt: skip
+
+
 class DtypeError(TypeError):
     """Torch has no dtype for the values."""
 
@@ -100,9 +105,10 @@ def from_proto(proto: TensorProto, load: Load) -> Value:
     """Return the tensor of a TensorProto, which `load` reads. Text, and other dtypes that torch lacks, stay numpy arrays."""
     array = np.asanyarray(load(proto))
     try:
-        return from_numpy(array)
+        tensor = from_numpy(array)
     except DtypeError:
         return array
+    return tensor.to(TORCH[proto.data_type]) if proto.data_type in _WIDENED else tensor
 
 
 def from_sparse(proto: Any, load: Load) -> Tensor:

@@ -60,6 +60,11 @@ class OnnxRunnable:
         """Return the trainable initializers by name."""
         return dict(self.module.named_parameters())
 
+    @property
+    def frozen(self) -> int:
+        """Always 0: an ONNX file does not say which weights are frozen."""
+        return 0
+
     def call(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """Run without callbacks on one array for each of `self.inputs`, and return the graph outputs."""
         with torch.enable_grad():

@@ -25,7 +25,7 @@ _SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}  # Klambauer 
 
 
 def _leaky_relu(given: Attributes) -> Pointwise:
-    """The slope under its names in torch, in ONNX, and as the two ends that a random one is drawn between."""
+    """Read the slope from its attribute in torch or ONNX, or take the mean of the bounds of a random slope."""
     drawn = 0.5 * (given["lower"] + given["upper"]) if "lower" in given and "upper" in given else 0.01
     return rectifier(float(given.get("negative_slope", given.get("alpha", drawn))), 1.0)
 
@@ -50,7 +50,7 @@ def _celu(given: Attributes) -> Pointwise:
 
 @lru_cache(maxsize=64)
 def _swish(alpha: float) -> Pointwise:
-    """The product z sigmoid(alpha z): SiLU at 1, the quick GELU at 1.702 (Hendrycks 2016)."""
+    """Return z sigmoid(alpha z): SiLU for alpha 1, the quick GELU for 1.702 (Hendrycks 2016)."""
     if alpha == 0.0:
         return rectifier(0.5, 0.5)
 
@@ -131,7 +131,7 @@ def _tanhshrink(z: Array) -> Array:
 
 
 def _shrink(lambd: float, bias: float) -> Pointwise:
-    """0 within +-lambd, and beyond it z moved towards 0 by `bias`."""
+    """Return the function that is 0 for |z| <= lambd and z - sign(z) bias otherwise."""
     return Pointwise(
         lambda z: np.where(np.abs(z) > lambd, z - bias * np.sign(z), 0.0),
         lambda z: (np.abs(z) > lambd).astype(np.float64),
@@ -140,13 +140,13 @@ def _shrink(lambd: float, bias: float) -> Pointwise:
 
 
 def _soft_shrink(given: Attributes) -> Pointwise:
-    """The soft one of torch moves by its limit, the one of ONNX by an attribute of its own."""
+    """Return the soft shrinkage. Its bias is `lambd` in torch and a separate attribute in ONNX."""
     lambd = float(given.get("lambd", 0.5))
     return _shrink(lambd, float(given.get("bias", lambd)))
 
 
 def _threshold(given: Attributes) -> Pointwise:
-    """ONNX calls the threshold alpha, and its value below is 0."""
+    """Return the threshold function. ONNX calls its limit alpha, and its value below the limit is 0."""
     limit, value = float(given.get("threshold", given.get("alpha", 1.0))), float(given.get("value", 0.0))
     if limit == value == 0.0:
         return rectifier(0.0, 1.0)
@@ -174,7 +174,7 @@ def _row(
     parameters: str = "",
     **columns: Any,
 ) -> Operator:
-    """A row of the table. None is the kernel of an ONNX operator that needs more than its inputs: it stands in `onnx_torch`."""
+    """Return a row. An ONNX op type maps to None if its kernel needs more than its inputs and is defined in `onnx_torch`."""
     types = tuple(dict.fromkeys(key.rpartition("::")[2] for key in onnx))
     kernels = {key: kernel for key, kernel in onnx.items() if kernel is not None}
     return Operator(name, Kind.ACTIVATION, tuple(torch.split()), types, function, tuple(parameters.split()), kernels, **columns)

@@ -1,4 +1,4 @@
-"""How a room finds what it has to say of an operator: by the operator's name, or else by its kind."""
+"""Registries of functions by operator. An operator without a function of its own uses that of its kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Dispatch(Generic[F]):
-    """Functions by operator. A family's file registers its own, so that a new one is known where it stands.
+    """A registry of functions by operator name and by kind.
+
+    Each function is registered where it is defined:
 
     @TRANSFER.rule(Kind.POOL, "upsample")
     def pool(call): ...
@@ -23,7 +25,11 @@ class Dispatch(Generic[F]):
         self._by_kind: dict[Kind, F] = {}
 
     def rule(self, *of: str) -> Callable[[F], F]:
-        """Register the decorated function for kinds and for names of operators; raises ValueError where there is one already."""
+        """Register the decorated function for kinds and names of operators.
+
+        Raises:
+            ValueError: A kind or a name already has a function.
+        """
 
         def register(function: F) -> F:
             for key in of:
@@ -38,9 +44,9 @@ class Dispatch(Generic[F]):
         return register
 
     def own(self, name: str) -> F | None:
-        """The function that was registered for an operator by its name."""
+        """Return the function that is registered for the name of an operator, or None."""
         return self._by_name.get(name)
 
     def find(self, name: str) -> F | None:
-        """The function for an operator: its own, or that of its kind; None where there is neither."""
+        """Return the function that is registered for the name of an operator, or else for its kind; None without both."""
         return self._by_name.get(name) or self._by_kind.get(operator(name).kind)

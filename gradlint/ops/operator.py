@@ -51,8 +51,9 @@ class Kind(StrEnum):
 class Spelling(NamedTuple):
     """How exporters spell a function with other operators.
 
-    `at` are the operators of the vocabulary that one of which stands in the middle; `within` is the largest difference from the
-    function on [-7.3, 5.6].
+    Attributes:
+        at: Canonical names of operators. Every spelling contains at least one of them.
+        within: Largest difference from the function on [-7.3, 5.6].
     """
 
     at: tuple[str, ...]
@@ -61,27 +62,26 @@ class Spelling(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operator:
-    """A row of the vocabulary. What follows `onnx` is said of functions of one tensor; `tests/ops` checks it against torch.
+    """A row of the vocabulary. Attributes after `onnx` describe functions of one tensor; `tests/ops` checks them against torch.
 
     Attributes:
-        name: the canonical name.
-        kind: what it does to a signal.
-        torch: names of functions of torch and aten (see `table`).
-        onnx: op types, without their domains.
-        function: value, derivative and kinks, or what makes them from the attributes of a node.
-        parameters: the attributes, of torch and of ONNX, that `function` reads.
-        kernels: what computes it on torch tensors, by op type, "domain::type" outside the default domain.
-        monotone: whether it never falls.
-        shrinks: whether its value lies between 0 and its argument.
-        bounded: whether its values stay between two numbers.
-        rectifier: whether it passes positive inputs nearly unchanged, and next to nothing of negative ones.
-        dead: where a unit passes no gradient: "below", at the value that the function has for the most negative inputs, at both
-            "ends", or nowhere, "".
-        ends: these two values, None where attributes set them.
-        final: whether a model that ends in it turns logits into a prediction by it.
-        learned: the attribute that a weight of the operator stands for.
-        clip: the limits of the ONNX Clip that it is exported as.
-        spelling: how it is exported where ONNX has no such operator.
+        name: Canonical name.
+        kind: Effect on a signal.
+        torch: Names of torch and aten functions; see `table`.
+        onnx: ONNX op types, without their domains.
+        function: Value, derivative and kinks, or a function that makes them from the attributes of a node.
+        parameters: Attributes in torch and in ONNX that `function` reads.
+        kernels: Functions that compute it on torch tensors, by op type; "domain::type" outside the default domain.
+        monotone: Whether it never decreases.
+        shrinks: Whether its value lies between 0 and its argument.
+        bounded: Whether its values are bounded.
+        rectifier: Whether it passes positive inputs nearly unchanged and nearly nothing of negative inputs.
+        dead: Where a unit passes no gradient: "below", at the value for the most negative inputs; at both "ends"; or "", nowhere.
+        ends: These two values. None if attributes set them.
+        final: Whether it turns logits into a prediction at the end of a model.
+        learned: Attribute that a weight of the operator replaces.
+        clip: Limits of the ONNX Clip that it is exported as.
+        spelling: How it is exported if ONNX has no such operator.
     """
 
     name: str
@@ -109,26 +109,26 @@ class Operator:
 
     @property
     def saturates(self) -> bool:
-        """Whether it is an activation that large inputs of both signs bring to an end."""
+        """Whether the operator is an activation that saturates for large inputs of both signs."""
         return self.kind is Kind.ACTIVATION and self.bounded and not self.rectifier
 
     @property
     def is_unbounded(self) -> bool:
-        """Whether it is an activation whose values have no limit."""
+        """Whether the operator is an activation with unbounded values."""
         return self.kind is Kind.ACTIVATION and self.function is not None and not self.bounded
 
     @property
     def kinks(self) -> tuple[float, ...]:
-        """Where the function, with the attributes it has by default, is not smooth."""
+        """Points at which the function with default attributes is not smooth."""
         function = self.of({})
         return () if function is None else function.kinks
 
     @property
     def steepest(self) -> float:
-        """The largest slope of the function with the attributes it has by default, 1 for an operator without one."""
+        """Largest slope of the function with default attributes, or 1 for an operator without a function."""
         function = self.of({})
         return 1.0 if function is None else float(np.max(function.slope(np.arange(-2000, 2001) / 100.0)))
 
     def of(self, attrs: Attributes) -> Pointwise | None:
-        """The function with these attributes of a node; None for an operator that is none of one tensor."""
+        """Return the function with the attributes of a node, or None for an operator that is not a function of one tensor."""
         return self.function if self.function is None or isinstance(self.function, Pointwise) else self.function(attrs)

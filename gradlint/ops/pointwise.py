@@ -1,4 +1,4 @@
-"""Functions of one variable in numpy, of which rows of the vocabulary are made: value, derivative and kinks."""
+"""Functions of one variable in numpy, with value, derivative and kinks. The rows of the vocabulary are made of these."""
 
 from __future__ import annotations
 
@@ -38,42 +38,45 @@ class Pointwise:
     both: Callable[[Array], tuple[Array, Array]] | None = None
 
     def __call__(self, z: Array) -> Array:
-        """The value at every point of z."""
+        """Return the value at every point of z."""
         return self.value(z)
 
     @property
     def has_floor(self) -> bool:
-        """Whether it is constant below its lowest kink, so that no gradient passes there."""
+        """Whether the function is constant below its lowest kink, so that no gradient passes there."""
         return bool(self.kinks) and float(self.slope(np.array([min(self.kinks) - 1.0]))[0]) == 0.0
 
 
 def sigmoid(z: Array) -> Array:
-    """1 / (1 + exp(-z)), which is 0 where exp overflows."""
+    """Return 1 / (1 + exp(-z)). The result is 0 if exp overflows."""
     with np.errstate(over="ignore"):
         return np.asarray(1.0 / (1.0 + np.exp(-z)))
 
 
 def sigmoids(z: Array) -> tuple[Array, Array]:
-    """The sigmoids of z and of -z, by one exponential and without the cancellation of 1 - sigmoid(z)."""
+    """Return sigmoid(z) and sigmoid(-z). They share one exponential and avoid the cancellation of 1 - sigmoid(z)."""
     with np.errstate(over="ignore", divide="ignore"):
         fade = np.exp(-z)
         return np.asarray(1.0 / (1.0 + fade)), np.asarray(1.0 / (1.0 + 1.0 / fade))
 
 
 def softplus(z: Array) -> Array:
-    """log(1 + exp(z)), which does not overflow."""
+    """Return log(1 + exp(z)) without overflow."""
     return np.asarray(np.logaddexp(0.0, z))
 
 
 def sech2(z: Array) -> Array:
-    """The derivative of tanh, without the cancellation of 1 - tanh^2."""
+    """Return the derivative of tanh without the cancellation of 1 - tanh^2."""
     fade = np.exp(-2.0 * np.abs(z))
     return np.asarray(4.0 * fade / (1.0 + fade) ** 2)
 
 
 @cache
 def _erf_table() -> Array:
-    """Cubics that meet erf and its slope at the knots of a uniform grid over [-6, 6]; beyond, erf is 1 in double precision."""
+    """Return cubic coefficients that interpolate erf and its slope on a uniform grid over [-6, 6], of shape (4, intervals).
+
+    Beyond 6, erf is 1 in float64.
+    """
     knots = np.linspace(-6.0, 6.0, 12 * _KNOTS + 1)
     values = np.array([math.erf(knot) for knot in knots])
     slopes = np.exp(-knots * knots) * (2.0 / math.sqrt(math.pi) / _KNOTS)
@@ -82,7 +85,7 @@ def _erf_table() -> Array:
 
 
 def erf(z: Array) -> Array:
-    """The error function by cubic Hermite interpolation, near 0 by its Taylor series; relative error below 1e-10."""
+    """Return the error function by cubic Hermite interpolation, and by its Taylor series near 0. Relative error below 1e-10."""
     place = (np.minimum(np.maximum(z, -6.0), 6.0) + 6.0) * _KNOTS
     left = np.minimum(place.astype(np.int64), 12 * _KNOTS - 1)
     t = place - left
@@ -93,7 +96,7 @@ def erf(z: Array) -> Array:
 
 
 def rectifier(below: float, above: float, kink: float | None = None) -> Pointwise:
-    """Slope `below` under 0 and `above` over it; `kink` is the slope at 0, by default `below`."""
+    """Return the function with slope `below` for z < 0 and `above` for z > 0. `kink` is the slope at 0, by default `below`."""
     middle = below if kink is None else kink
     return Pointwise(
         lambda z: np.where(z > 0.0, above * z, below * z),
@@ -104,17 +107,17 @@ def rectifier(below: float, above: float, kink: float | None = None) -> Pointwis
 
 
 def clipped(low: float, high: float) -> Pointwise:
-    """The identity between two limits."""
+    """Return the function that clips z to [low, high]."""
     kinks = tuple(limit for limit in (low, high) if math.isfinite(limit))
     return Pointwise(lambda z: np.clip(z, low, high), lambda z: ((z > low) & (z < high)).astype(np.float64), kinks)
 
 
 def derivative(function: Function) -> Function:
-    """The derivative of an activation; of any other function that by central differences.
+    """Return the derivative of a function: exact for a `Pointwise`, otherwise by central differences.
 
-    The differences are right everywhere but within a millionth of a kink other than one at 0. Points nearer to 0 take a smaller
-    step, so that none straddles a kink there: signals under rectifiers fade to any size. A function that is not 0 at 0 is smooth
-    there, and keeps the step that its rounding needs.
+    Differences are inaccurate only within 1e-6 of a kink that is not at 0. If the function is 0 at 0, the step shrinks near 0, so
+    that no step crosses a kink there, because signals behind rectifiers become arbitrarily small. Any other function is smooth
+    at 0, and a smaller step would only add rounding error.
     """
     if isinstance(function, Pointwise):
         return function.slope
@@ -130,7 +133,7 @@ def derivative(function: Function) -> Function:
 
 
 def with_slope(function: Function, z: Array) -> tuple[Array, Array]:
-    """A function and its derivative at every point of z."""
+    """Return the values and the derivative of a function at every point of z."""
     if isinstance(function, Pointwise) and function.both is not None:
         return function.both(z)
     return function(z), derivative(function)(z)

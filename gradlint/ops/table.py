@@ -83,7 +83,7 @@ _ROWS = (
         "MultiHeadAttention GroupQueryAttention QAttention PackedAttention PackedMultiHeadAttention PagedAttention SparseAttention "
         "LongformerAttention DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention",
     ),
-    # normalisation
+    # normalization
     _row(
         "batch_norm",
         _K.NORM,
@@ -293,28 +293,28 @@ _ROWS = (
 )
 
 OPERATORS: dict[str, Operator] = {row.name: row for row in (*_ROWS, UNKNOWN)}
-"""Every operator by its canonical name."""
+"""All operators by canonical name."""
 
 
 def operator(name: str) -> Operator:
-    """The row of a canonical name; UNKNOWN for a name that the vocabulary does not have."""
+    """Return the row of a canonical name, or `UNKNOWN` if there is none."""
     return OPERATORS.get(name, UNKNOWN)
 
 
 def activation(name: str, attrs: Attributes) -> Pointwise | None:
-    """The function of an activation with the attributes of a node; None for an operator whose row has no function."""
+    """Return the function of an activation with the attributes of a node, or None if its row has no function."""
     return operator(name).of(attrs)
 
 
 def by_nonlinearity(name: str) -> Operator:
-    """The row of an activation by the name that a recurrent node has for it: ours, or that of ONNX in whatever case."""
+    """Return the row of an activation by its name in a recurrent node: a canonical name, or an ONNX op type in any case."""
     own, bare = operator(name), name.lower()
     named = (row for row in OPERATORS.values() if row.function is not None and bare in map(str.lower, row.onnx))
     return own if own is not UNKNOWN else next(named, UNKNOWN)
 
 
 def attributes_of(node: Node) -> Mapping[str, Any]:
-    """The attributes of a node; the one that a weight stands for is the mean of that weight."""
+    """Return the attributes of a node. An attribute that the model learns has the mean of its weight."""
     learned, weight = operator(node.op).learned, node.weights.get("weight") or node.weights.get("slope")
     return {**node.attrs, learned: weight.statistics.mean} if learned and weight is not None else node.attrs
 
@@ -332,12 +332,12 @@ def _names(frontend: str) -> dict[str, Operator]:
 
 
 def by_onnx(op_type: str) -> Operator:
-    """The row of an ONNX op type; UNKNOWN where there is none."""
+    """Return the row of an ONNX op type, or `UNKNOWN` if there is none."""
     return _names("onnx").get(op_type, UNKNOWN)
 
 
 def by_torch(name: str) -> Operator:
-    """The row of a torch or aten function name, in-place and dunder forms included; UNKNOWN where there is none."""
+    """Return the row of a torch or aten function, including in-place and dunder names, or `UNKNOWN` if there is none."""
     table = _names("torch")
     bare = name.strip("_") if name.startswith("__") else name
     candidates = (name, name.removesuffix("_"), bare, bare[1:] if bare[:1] in {"i", "r"} else bare)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 from gradlint.graph import Graph, Node
 from gradlint.growth import UNDERFLOW
-from gradlint.measurements.units import ZeroGradient
+from gradlint.measurements.faults import NonFinite
+from gradlint.measurements.units import Cut, ZeroGradient
 from gradlint.ops import Kind, operator
+from gradlint.probe.provenance import Provenance
 from gradlint.probe.recorder import Seen
-from gradlint.result import Cut, NonFinite
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 
@@ -19,23 +20,13 @@ _SINGULAR = frozenset({"sqrt", "rsqrt", "log", "pow", "div", "reciprocal", "sum"
 
 
 def first_nonfinite_forward(graph: Graph, seen: Mapping[str, Seen]) -> NonFinite | None:
-    """Return the first operator whose non-finite values reach an output; None if all outputs are finite.
+    """Return the operator that makes an output of the model not finite; None if all outputs are finite or masked.
 
     An attention mask of -inf does not count, because the softmax after it is finite. Nor does an output that is -inf only in
     some places, which is a mask too.
     """
-    stack = [ref.node for ref in graph.outputs if ref.node in seen and _broken(seen[ref.node])]
-    reached = set(stack)
-    while stack:
-        for parent in graph.parents(stack.pop()):
-            if parent.id in seen and parent.id not in reached and seen[parent.id].kind is not None:
-                reached.add(parent.id)
-                stack.append(parent.id)
-    firsts = [node for node in reached if not any(parent.id in reached for parent in graph.parents(node))]
-    if not firsts:
-        return None
-    node = min(firsts, key=graph.position.__getitem__)
-    return NonFinite(node, seen[node].kind or "NaN", seen[node].operands)
+    known = Provenance(graph, seen)
+    return known.found([ref.node for ref in graph.outputs if ref.node in seen and _broken(seen[ref.node])])
 
 
 def _broken(seen: Seen) -> bool:
@@ -49,19 +40,21 @@ def first_nonfinite_backward(structure: Structure, seen: Mapping[str, Seen]) -> 
     It need not reach one: the derivative of a ReLU is 0 at inactive units, so that it stops a non-finite gradient there.
     """
     graph = structure.graph
-    trained = [node for node in graph if node.id in seen and _trains(node)]
-    if trained and all(seen[node.id].gradient_kind is None for node in trained):
+    broken = {node.id for node in graph if node.id in seen and seen[node.id].gradient_kind is not None}
+    trained = [node.id for node in graph if node.id in seen and _trains(node)]
+    stack = [node for node in trained or structure.signal if node in broken]
+    reached = set(stack)
+    while stack:
+        fresh = {child.id for child in graph.children(stack.pop()) if child.id in broken} - reached
+        reached |= fresh
+        stack.extend(fresh)
+    last = [node for node in reached if not any(child.id in reached for child in graph.children(node))]
+    if not last:
         return None
-    for node_id in reversed(structure.signal):
-        here = seen.get(node_id)
-        if here is None or here.gradient_kind is None:
-            continue
-        readers = [child for child in graph.children(node_id) if child.id in structure.signal_set and child.id in seen]
-        readers.sort(key=lambda child: child.op not in _SINGULAR)
-        culprit = readers[0].id if readers else node_id
-        ranges = tuple((seen[p.id].low, seen[p.id].high) for p in graph.parents(culprit) if p.id in seen and p.is_float)
-        return NonFinite(culprit, here.gradient_kind, ranges)
-    return None
+    node = max(last, key=graph.position.__getitem__)
+    readers = [child for child in graph.children(node) if child.id in structure.signal_set and child.id in seen]
+    readers.sort(key=lambda child: child.op not in _SINGULAR)
+    return Provenance(graph, seen).found_backward(readers[0].id if readers else node, seen[node].gradient_kind or "NaN")
 
 
 def is_dead(structure: Structure, seen: Mapping[str, Seen]) -> bool:
@@ -154,10 +147,10 @@ def find_zero_gradients(structure: Structure, seen: Mapping[str, Seen]) -> tuple
         gate = gates.get(node.id)
         if gate and node.id in seen and not seen[node.id].gradient:
             idle[gate].update((weight.name, None) for weight in node.weights.values() if weight.trainable)
-    found = [ZeroGradient(gate, "zero-initialised branch", tuple(names)) for gate, names in idle.items() if names]
+    found = [ZeroGradient(gate, "zero-initialized branch", tuple(names)) for gate, names in idle.items() if names]
     heads = [node for node in graph if node.id in seen and node.id not in useful and is_weight_layer(node) and _zero_start(node)]
     before = [weight.name for node in graph if node.id in useful for weight in node.weights.values() if weight.trainable]
-    found += [ZeroGradient(head.id, "zero-initialised head", tuple(dict.fromkeys(before))) for head in heads if before]
+    found += [ZeroGradient(head.id, "zero-initialized head", tuple(dict.fromkeys(before))) for head in heads if before]
     for node in graph:
         bias, children = node.weights.get("bias"), graph.children(node.id)
         if bias is not None and bias.trainable and node.id in useful and len(children) == 1 and _takes_mean(graph, children[0]):

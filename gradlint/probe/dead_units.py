@@ -1,4 +1,4 @@
-"""Units that pass no gradient: counted at every activation that can have them."""
+"""Count the units that pass no gradient, at every activation that can have such units."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from gradlint.measurements.units import Units
 from gradlint.ops import Kind, Operator, operator
 from gradlint.structure import Structure
 
-_NONE = (0.0, 0.0)  # for an activation with one flat side
-_FEW = 3  # indices of each axis that are looked at first
+_NONE = (0.0, 0.0)  # bounds of an activation that is flat on one side only
+_FEW = 3  # indices of each axis in the sample that is examined first
 _OVER_CHANNELS = frozenset({"batch_norm", "group_norm", "instance_norm", "local_response_norm"})
 
 
 @dataclass
 class _Record:
-    """One activation in one pass: by unit, whether its slope was zero, and whether its value never changed."""
+    """The units of one activation in one pass.
+
+    Attributes:
+        dead: Whether each unit is dead, of shape (units,).
+        constant: Whether each unit has the same value throughout, of shape (units,).
+        low: Least value of each unit, of shape (units,).
+        samples: Number of values of each unit.
+    """
 
     dead: NDArray[np.bool_]
     constant: NDArray[np.bool_]
@@ -31,17 +38,17 @@ class _Record:
 
 
 class UnitObserver:
-    """An observer (see `probe.observers`) of dead and constant units."""
+    """An observer of dead and constant units; see `gradlint.probe.observers.Observer`."""
 
     field: ClassVar[str] = "units"
 
     def __init__(self) -> None:
         self.operators: Callable[[str], Sequence[Operator]] = lambda _: ()
         self._seen: dict[str, _Record] = {}
-        self._channels = False  # whether the last layer that ran put its units on axis 1
+        self._channels = False  # whether the last layer that ran has its units on axis 1
 
     def forward(self, node: str, outputs: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> None:
-        """Count at activations; layers tell where the units of what follows are."""
+        """Count the units of an activation. A layer determines the axis of the units for the activations after it."""
         del inputs
         for row in self.operators(node):
             if row.kind is Kind.CONV or row.name in _OVER_CHANNELS:
@@ -52,10 +59,10 @@ class UnitObserver:
                 self._look(node, row, outputs[0])
 
     def backward(self, node: str, port: int, gradient: Tensor) -> None:
-        """Nothing: a slope of zero shows in the values."""
+        """Ignore the gradient, because values alone show that a derivative is zero."""
 
     def restart(self) -> None:
-        """Forget the pass."""
+        """Discard the counts of the pass."""
         self._seen.clear()
 
     def _look(self, node: str, row: Operator, output: Tensor | None) -> None:
@@ -63,7 +70,7 @@ class UnitObserver:
             return
         record = _record(output.detach(), 1 if self._channels else -1, row)
         before = self._seen.get(node)
-        if before is not None and before.dead.shape == record.dead.shape:  # a loop's body: dead in every iteration
+        if before is not None and before.dead.shape == record.dead.shape:  # in a loop, a unit is dead if every iteration says so
             record.constant &= before.constant & (record.low == before.low)
             record.dead &= before.dead
             record.samples += before.samples
@@ -71,9 +78,12 @@ class UnitObserver:
 
     @classmethod
     def summary(cls, passes: Sequence[Self], structure: Structure) -> tuple[Units, ...]:
-        """Shares of units by activation of the signal, in execution order, over the seeds that saw the same units."""
+        """Return the shares of dead and constant units of each activation on the signal, in execution order.
+
+        Shares are medians over the seeds in which the activation has the same number of units as in the first one.
+        """
         found = []
-        for node, first in passes[0]._seen.items():  # noqa: SLF001 - of its own class
+        for node, first in passes[0]._seen.items():  # noqa: SLF001 - an attribute of the same class
             records = [one._seen[node] for one in passes if node in one._seen]  # noqa: SLF001
             records = [record for record in records if record.dead.shape == first.dead.shape]
             if node not in structure.signal_set or not operator(structure.graph[node].op).dead:
@@ -85,7 +95,11 @@ class UnitObserver:
 
 
 def _record(values: Tensor, axis: int, row: Operator) -> _Record:
-    """What is not so for a few values of a unit is not so for all: only the other units are looked at in full."""
+    """Return the record of one activation with its units on `axis`.
+
+    A unit that is neither dead nor constant in a small sample is neither in all values, so only the other units are examined
+    in full.
+    """
     axis %= values.ndim
     few = values[tuple(slice(None, None, 1 if d == axis else max(size // _FEW, 1)) for d, size in enumerate(values.shape))]
     ends = row.ends or (float(few.min()), float(few.max()))
@@ -100,9 +114,9 @@ def _record(values: Tensor, axis: int, row: Operator) -> _Record:
 
 
 def _judged(values: Tensor, axis: int, bounds: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
-    """By unit: whether it is dead, whether it is constant, its least value.
+    """Return for each unit whether it is dead, whether it is constant, and its least value, each of shape (units,).
 
-    A unit is dead where it is constant at the floor of its activation or at zero, or does nothing but jump between two ends.
+    A unit is dead if all its values are equal and at most 0, or if `bounds` are given and each value is one of the two.
     """
     others = [index for index in range(values.ndim) if index != axis]
     high, low = values.amax(others), values.amin(others)

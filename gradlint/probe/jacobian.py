@@ -14,25 +14,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import numpy as np
 import torch
 
-from gradlint.chains import chain_of
 from gradlint.errors import ForwardError
 from gradlint.frontends.base import PartialRun, Runnable
 from gradlint.frontends.user_code import described
 from gradlint.graph import Graph, Ref
 from gradlint.growth import LIMIT, summarize
+from gradlint.growth.chains import chain_of
+from gradlint.growth.tracks import decisive, read_tracks
+from gradlint.growth.weights import spread
+from gradlint.measurements.learning import LOUD, Learning
 from gradlint.ops import Kind, Operator, operator
 from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
 from gradlint.probe.observers import NeedsOperators, Observer, summaries
 from gradlint.probe.recorder import Recorder, Seen, ranges_seen, square_sum
 from gradlint.probe.time.growth import OverTime
-from gradlint.result import Gains, Growth, Measurement
+from gradlint.result import Gains, Growth, Measurement, Track
 from gradlint.structure import Structure
+from gradlint.theory.initialization import is_initialized
 
 Progress = Callable[[str], None]
 
@@ -54,6 +58,8 @@ class Pass:
         over_time: The gradients along the time axis of recurrences; only the first seed has them.
         cotangent: The squared norm of the cotangent, ||v||^2; 0 if there was no backward pass.
         output: The squared norm of the trunk output, ||out||^2.
+        outputs: The number of elements of the trunk output.
+        weights: The squared norm of the gradient of each weight that one reached, and its size, by name.
         stopped: Why the run stopped early, if it did.
         observers: The observers of this pass.
     """
@@ -64,6 +70,8 @@ class Pass:
     over_time: OverTime
     cotangent: float
     output: float
+    outputs: int
+    weights: Mapping[str, tuple[float, int]]
     stopped: PartialRun | None
     observers: Sequence[Observer] = ()
 
@@ -134,16 +142,17 @@ def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None, *, timed
     if trunk is None:  # the trunk output is only known now: run again, and keep its tensors
         recorder, outputs, stopped = _forward(model, seed, structure.trunk, timed=timed)
         trunk = _trunk_tensors(structure, recorder, outputs) or []
-    cotangent = output = 0.0
+    pulled = _Pulled()
     over_time = OverTime()
     if trunk and first_nonfinite_forward(graph, recorder.seen) is None:
         if timed:
             with recorder.paused():
                 over_time = OverTime.of(structure, recorder.points, recorder.fed, seed)
         recorder.points.clear()
-        cotangent, output = _backward(trunk, recorder.sources, seed)
+        pulled = _backward(trunk, recorder.sources, model.parameters(), seed)
     recorder.sources.clear()
-    return Pass(graph, structure, recorder.seen, over_time, cotangent, output, stopped, recorder.observers)
+    squares = pulled.cotangent, pulled.output, pulled.outputs, pulled.weights
+    return Pass(graph, structure, recorder.seen, over_time, *squares, stopped, recorder.observers)
 
 
 def _forward(
@@ -213,22 +222,38 @@ def _trunk_tensors(structure: Structure, recorder: Recorder, outputs: Mapping[Re
     return [held[ref] for ref in structure.trunk if held[ref].requires_grad]
 
 
-def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], seed: int) -> tuple[float, float]:
-    """Run the backward pass with a random cotangent. Return the squared norms of the cotangent and of the trunk output.
+@dataclass(frozen=True, slots=True)
+class _Pulled:
+    """The squared norms of cotangent and trunk output, and those of the gradients of weights with their sizes."""
 
-    Raises ForwardError if the backward pass raises.
-    """
+    cotangent: float = 0.0
+    output: float = 0.0
+    outputs: int = 0
+    weights: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+
+def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], weights: Mapping[str, torch.Tensor], seed: int) -> _Pulled:
+    """Run the backward pass with a random cotangent. Raises ForwardError if it raises."""
     generator = torch.Generator().manual_seed(seed)
     cotangents = [torch.randn(t.shape, generator=generator, dtype=_draw_dtype(t)).to(t.device, t.dtype) for t in trunk]
-    total = sum(square_sum(v)[0] for v in cotangents)
-    output = sum(square_sum(t.detach())[0] for t in trunk)
+    gradients: tuple[torch.Tensor | None, ...] = ()
     if sources:
         try:
-            torch.autograd.grad(trunk, sources, cotangents, allow_unused=True)
+            leaves = [*weights.values(), *sources]
+            gradients = torch.autograd.grad(trunk, leaves, cotangents, allow_unused=True)
         except Exception as error:
             hint = "training would meet the same error: call .backward() on an output to see it"
             raise ForwardError(f"the model's backward pass raised {described(error)}", hint=hint) from error
-    return total, output
+    return _Pulled(
+        sum(square_sum(v)[0] for v in cotangents),
+        sum(square_sum(t.detach())[0] for t in trunk),
+        sum(t.numel() for t in trunk),
+        {
+            name: (square_sum(gradient)[0], gradient.numel())
+            for name, gradient in zip(weights, gradients, strict=False)
+            if gradient is not None
+        },
+    )
 
 
 def _draw_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -253,14 +278,19 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
     shown = {node: _median([one[node] for one in per_seed if node in one]) for node in chain} if by_cuts else gains
     singles = [{node: one[node].backward for node in chain if node in one} for one in per_seed]
     forward = first_nonfinite_forward(graph, last.seen)
-    growth = summarize(graph, chain, shown, singles)
+    learning = _learning(passes, structure)
+    main = Track(tuple(chain), summarize(graph, chain, shown, singles))
+    tracks = tuple(track for track in read_tracks(structure, gains, each) if track.nodes != main.nodes)
+    worst = decisive(structure, main, tracks, learning)
     dead = forward is None and is_dead(structure, last.seen)
     return Measurement(
-        gains={**gains, **shown},
-        spine=tuple(chain),
+        gains=gains,
+        spine=worst.nodes,
         trunk=tuple(ref.node for ref in structure.trunk),
-        growth=growth if forward is None else Growth(0.0),
+        growth=worst.growth if forward is None else Growth(0.0),
         seeds=len(passes),
+        learning=learning,
+        tracks=tuple(track for track in (main, *tracks) if track.nodes != worst.nodes),
         time=() if forward else last.over_time.growth(structure, gains),
         nonfinite_forward=forward,
         nonfinite_backward=None if forward else first_nonfinite_backward(structure, last.seen),
@@ -268,13 +298,43 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
         idle=() if forward else find_zero_gradients(structure, last.seen),
         dead=dead,
         stopped_at=str(last.stopped) if last.stopped else None,
-        by_cuts=by_cuts,
+        cut_gains=shown if by_cuts and worst is main else {},
         notes=notes,
         ran=frozenset(last.seen),
         live=frozenset(node for node, seen in last.seen.items() if seen.differentiable),
         ranges=ranges_seen(one.seen for one in passes),
         **summaries([one.observers for one in passes], structure),
     )
+
+
+def _learning(passes: Sequence[Pass], structure: Structure) -> Learning:
+    """Return the median over passes of what `Pass.weights` holds, in decades."""
+    ran = [one for one in passes if one.cotangent]
+    if not ran:
+        return Learning()
+    levels = {
+        name: median(_decades(one.weights[name][0], one.cotangent * one.weights[name][1]) for one in ran if name in one.weights)
+        for name in dict.fromkeys(name for one in ran for name in one.weights)
+    }
+    matrices = {weight.name for weight in structure.graph.weights.values() if len(weight.shape) > 1}
+    drift = spread(structure, levels)
+    output = median(_decades(one.output, max(one.outputs, 1)) for one in ran)
+    return Learning(
+        levels=levels,
+        tangent=_tangent(ran, levels),
+        matrices=_tangent(ran, matrices),
+        output=output,
+        drawn=output >= LOUD and is_initialized(structure, structure.signal),
+        spread=drift.decades if drift is not None else None,
+        run=drift.nodes if drift is not None else (),
+    )
+
+
+def _tangent(passes: Sequence[Pass], names: Collection[str]) -> float | None:
+    """Return 1/2 log10(sum |J_W^T v|^2 / |v|^2) over some weights, the median over passes; None if none has a gradient."""
+    found = [[one.weights[name][0] for name in names if name in one.weights] for one in passes]
+    totals = [_decades(sum(squares), one.cotangent) for one, squares in zip(passes, found, strict=True) if squares]
+    return median(totals) if totals else None
 
 
 def _median(gains: Sequence[Gains]) -> Gains:

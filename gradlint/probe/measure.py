@@ -13,6 +13,8 @@ from gradlint.frontends.torch.state import untouched
 from gradlint.probe.captured_warnings import captured_warnings
 from gradlint.probe.experiments.catalog import run_experiments
 from gradlint.probe.jacobian import Progress, observe
+from gradlint.probe.starved import explain_starved, opens_layers
+from gradlint.probe.trainability import examine_trainability, virtual_steps
 from gradlint.recipe import Task
 from gradlint.result import Measurement
 
@@ -45,5 +47,20 @@ def measure(
     say, task = progress or (lambda _: None), task or Task()
     own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have state too
     with model.untouched(), own, torch.enable_grad(), captured_warnings() as warned:
-        found = run_experiments(model, task, observe(model, seeds=seeds, seed=seed, progress=say), seed=seed, progress=say)
+        found = _examine(model, observe(model, seeds=seeds, seed=seed, progress=say), seeds=seeds, seed=seed, progress=say)
+        found = run_experiments(model, task, found, seed=seed, progress=say)
     return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS])))
+
+
+def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, progress: Progress) -> Measurement:
+    """Add which parameters learn. If zeros block all gradients at first, growth is that after the steps that open them."""
+    if found.nonfinite_forward is not None or found.stopped_at is not None:
+        return found
+    learn, graph = examine_trainability(model, model.graph, found.learning, seed), model.graph
+    if found.dead and opens_layers(graph, learn):
+        steps = max(learn.opened.values())
+        with virtual_steps(model, seed, steps):
+            opened = observe(model, seeds=seeds, seed=seed, progress=progress)
+        note = f"zeros block all gradients at first: growth was measured after {steps} virtual steps"
+        found = replace(opened, cuts=found.cuts, idle=found.idle, notes=(*opened.notes, note))
+    return explain_starved(found, graph, learn)

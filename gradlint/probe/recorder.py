@@ -21,6 +21,7 @@ from gradlint.probe.observers import OBSERVERS, Observer
 from gradlint.probe.vjp_points import VjpPoint
 
 _KEPT_FINALS = 32  # inputs of the last final operators (softmax and similar) that are kept: one may be the trunk output
+_INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8})
 _LARGE = 1e15  # a sum of squares of larger values may overflow float32
 
 
@@ -37,6 +38,8 @@ class Seen:
         gradient: The sum of squares of the gradient, sum g^2; None if no gradient arrived.
         gradient_kind: "NaN" or "infinity" if the gradient is not finite, otherwise None.
         operands: The smallest and the largest value of each float operand, if the outputs are not finite.
+        labels: The smallest and the largest value of each integer operand, likewise.
+        empty: Whether an operand has no elements, likewise.
     """
 
     square: float = 0.0
@@ -47,6 +50,8 @@ class Seen:
     gradient: float | None = None
     gradient_kind: str | None = None
     operands: tuple[tuple[float, float], ...] = ()
+    labels: tuple[tuple[int, int], ...] = ()
+    empty: bool = False
 
     @property
     def kind(self) -> str | None:
@@ -149,6 +154,7 @@ class Recorder:
             self.sources.extend(tensor for tensor in outputs if _is_float(tensor) and tensor.requires_grad)
         if seen.kind is not None:
             seen.operands = tuple(square_sum(tensor.detach())[1:] for tensor in floats)
+            seen.labels, seen.empty = _labels(inputs), any(_is_empty(tensor) for tensor in inputs)
         if self.is_final(node) and floats:
             self.finals.append((node, floats[0]))
         if self.timed and self.is_recurrent(node):
@@ -211,6 +217,16 @@ class _Gradient:
 
 def _is_float(tensor: object) -> bool:
     return isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _is_empty(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and not tensor.numel()
+
+
+def _labels(tensors: Tensors) -> tuple[tuple[int, int], ...]:
+    """Return the smallest and the largest value of each integer tensor."""
+    whole = [t for t in tensors if isinstance(t, torch.Tensor) and t.dtype in _INTEGERS and t.numel()]
+    return tuple((int(tensor.min()), int(tensor.max())) for tensor in whole)
 
 
 def _on_gradient(tensor: torch.Tensor, hook: Callable[[torch.Tensor | None], None]) -> None:

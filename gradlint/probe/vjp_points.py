@@ -18,7 +18,7 @@ _SMALL = 1e-40  # a denormal number in float32
 _EDGES = "GradientEdge" in str(inspect.signature(torch.autograd.grad).parameters["outputs"].annotation)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class VjpPoint:
     """The point of one tensor in the autograd graph. The tensor itself is kept only if this version of torch requires it."""
 
@@ -32,6 +32,10 @@ class VjpPoint:
         """Return the point of a tensor that requires grad."""
         edge = autograd_graph.get_gradient_edge(tensor) if _EDGES else tensor
         return cls(edge, tuple(tensor.shape), tensor.dtype, tensor.device)
+
+    def is_that_of(self, other: VjpPoint) -> bool:
+        """Return whether both are the point of one tensor. A tensor, which older versions keep, has no truth value for `==`."""
+        return self.edge is other.edge or (_EDGES and bool(self.edge == other.edge))
 
     def zeros(self) -> Tensor:
         """Return a cotangent of zeros, with the shape of the tensor."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from gradlint.graph import Graph, Node, Ref
+from gradlint.masks import Masks
 from gradlint.ops import activation, operator
 from gradlint.ranges.case import Case, name_of
 from gradlint.ranges.intervals import Interval, largest_of, smallest_of
@@ -105,12 +106,14 @@ def singularities(graph: Graph, given: Mapping[str, Interval] = MappingProxyType
         graph: The graph.
         given: Ranges by node id of inputs that come from another model, whose weights learn from the gradient of these inputs.
     """
-    with_gradient = _with_gradient(graph, given)
+    with_gradient, masks = _with_gradient(graph, given), Masks(graph).made
     found: list[Singularity] = []
     overflowing: set[str] = set()
     for case in cases(graph, given):
         node = case.node
         for item in _of(case):
+            if node.id in masks:  # the log of a mask of zeros and ones, added to logits
+                continue
             if item.slope and (item.operand not in with_gradient or "no-grad" in node.notes or _is_masked(case, item.operand)):
                 continue  # no weight depends on a gradient that reaches the inputs alone
             if item.overflows and item.expected:
@@ -140,7 +143,7 @@ def _is_masked(case: Case, operand: str) -> bool:
     for _ in range(_FAR):
         function = activation(node.op, node.attrs)
         if function is not None and function.has_floor and operator(node.op).monotone:
-            return name_of(node) != "Clip"  # which is clamp, and lets the gradient through at its ends
+            return name_of(node) != "Clip"  # which is clamp; before torch 2.14 it passes gradient at its ends
         refs = [ref for ref in node.inputs if ref is not None and case.graph[ref.node].is_float]
         keeps = node.op in _KEEPERS and "constant" not in node.attrs
         if not refs or not (keeps or node.op in {"mul", "div", "pow"}) or (not keeps and case.found[node.id].low != 0.0):

@@ -1,4 +1,4 @@
-"""The sentence beside the verdict: what the gradient does, over how many layers, and how fast."""
+"""Compose the sentence next to the verdict: what the gradient does, over how many layers, and at what rate."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from gradlint.report.wording import count, decimal, growths, merged, place
 from gradlint.result import Finding, Growth, Place, Severity, TargetReport, Verdict
 from gradlint.score import failing
 
-_GROWING = 1.0  # decades over a time axis that are worth a chart
+_GROWING = 1.0  # smallest growth over a time axis that gets a chart, in decades
 
 
 def headline(report: TargetReport, rows: Sequence[Row]) -> str:
-    """One sentence without a full stop, for people who do not know the theory."""
+    """Return one sentence without a final period, for readers who do not know the theory.
+
+    Args:
+        report: The report.
+        rows: The rows of its chart, from input to output.
+    """
     if report.verdict is Verdict.NON_FINITE:
         return _non_finite(report, rows)
+    learn = report.trainability
+    if report.verdict is Verdict.UNTRAINABLE and learn is not None and learn.learns_nothing and not learn.sizes:
+        return f"all {learn.frozen:,} parameters are frozen, and nothing can learn"
+    if report.verdict is Verdict.UNTRAINABLE and (cut := next(_made_by(report, Verdict.UNTRAINABLE), None)) is not None:
+        return f"no gradient passes {place(cut)}, and nothing before it can learn"
     measured, predicted = growths(report)
     growth, origin = (measured, "") if measured is not None else (predicted, "predicted: ")
     if growth is None:
         return "the gradient was not measured" if report.seeds == 0 else "the gradient could not be measured"
     starved = [row.label for row in rows if row.value == -math.inf]
     if report.verdict is Verdict.UNTRAINABLE:
-        cut = next(_made_by(report, Verdict.UNTRAINABLE), None)
-        if starved:
-            return f"no gradient reaches {starved[-1]} or anything before it"
-        return f"no gradient passes {place(cut)}, and nothing before it can learn" if cut else "no weight gets a gradient"
+        return f"no gradient reaches {starved[-1]} or anything before it" if starved else "no weight gets a gradient"
     rehearsed = report.observed.get("rehearsal")
     if report.verdict is Verdict.UNSTABLE and rehearsed is not None:
         return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
@@ -38,18 +45,18 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
 
 
 def one_offs(growth: Growth) -> str:
-    """The single steps over a decade, which sustained growth leaves out."""
+    """Return a line that lists the jumps of a growth, in decades."""
     steps = ", ".join(f"{decimal(jump.decades, sign=True)} at {printable(_name(jump.place))}" for jump in growth.jumps)
     return f"one-off steps, not counted as growth: {steps}"
 
 
 def is_growing(growth: Growth) -> bool:
-    """Whether a growth over time is large enough to be drawn; fading is what recurrences do."""
+    """Return whether growth over time is large enough for a chart. Decay gets none, because most recurrences decay."""
     return not growth.decades < _GROWING
 
 
 def _made_by(report: TargetReport, verdict: Verdict) -> Iterator[Finding]:
-    """The errors that make a verdict by themselves, the gravest first."""
+    """Return the errors whose rule declares `verdict`, in the order of the report."""
     return (finding for finding in report.findings if finding.verdict is verdict and failing(finding, Severity.ERROR))
 
 
@@ -69,7 +76,7 @@ def _size(verdict: Verdict, growth: Growth) -> str:
 
 
 def _spread(growth: Growth) -> str:
-    """What seeds or, of a prediction, the 90 % interval leave open: " (+-0.3)", or nothing where that is small."""
+    """Return the spread over seeds or the half width of a predicted 90 % interval, such as " (+-0.3)"; "" if it is small."""
     half = (growth.interval[1] - growth.interval[0]) / 2.0 if growth.interval is not None else growth.spread
     return f" (+-{half:.1f})" if half is not None and 0.05 <= half < math.inf else ""
 

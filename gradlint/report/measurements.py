@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gradlint.growth import LIMIT
 from gradlint.measurements.curvature import Curvature
 from gradlint.measurements.loss import LossFacts
 from gradlint.measurements.rehearsal import Rehearsal
+from gradlint.measurements.trainability import Trainability
 from gradlint.report.wording import count
-from gradlint.result import TargetReport, TimeGrowth
+from gradlint.result import TargetReport, TimeGrowth, Track
 
 _SHOWN = 3  # recurrences that are listed
 
@@ -17,6 +19,11 @@ _SHOWN = 3  # recurrences that are listed
 def remarks(report: TargetReport) -> Iterator[tuple[str, str]]:
     """Yield label and text of each result that is shown whether or not a rule reports it."""
     found = report.observed
+    if report.trainability is not None and (text := _trainability(report.trainability)):
+        yield "learns", text
+    for track in report.tracks:
+        if abs(track.growth.decades) >= LIMIT and report.weights.bears_out(track.growth.decades):
+            yield "beside it", _track(track)
     if report.recipe is not None:
         yield "recipe", report.recipe.text + _limit(found.get("curvature"))
     if timed := [time for time in report.time if time.slope is not None and time.horizon is not None]:
@@ -25,6 +32,27 @@ def remarks(report: TargetReport) -> Iterator[tuple[str, str]]:
         yield "loss", _loss(loss)
     if (rehearsed := found.get("rehearsal")) is not None:
         yield "rehearsal", _rehearsal(rehearsed)
+
+
+def _trainability(found: Trainability) -> str:
+    """Describe how many parameters learn, and what becomes of the others."""
+    total = sum(found.sizes.values()) + found.frozen
+    if not total:
+        return ""
+    rest = {
+        "frozen": found.frozen,
+        f"after {count(max(found.opened.values(), default=0), 'virtual step')}": found.size(tuple(found.opened)),
+        "without a gradient": found.size(found.stuck),
+        "unused": found.size(found.unused),
+    }
+    others = [f"{number:,} {what}" for what, number in rest.items() if number]
+    return ", ".join([f"{found.learning:,} of {total:,} parameters", *others])
+
+
+def _track(track: Track) -> str:
+    ends = [track.growth.start, track.growth.end]
+    named = " to ".join(place.module or place.node for place in ends if place is not None)
+    return f"the gradient {'grows' if track.growth.decades > 0.0 else 'shrinks to'} 10^{track.growth.decades:.1f} from {named}"
 
 
 def _time(time: TimeGrowth) -> str:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradlint.rule import Rule
+    from gradlint.catalog import Description
 
 
-def listed(rules: Sequence[type[Rule]]) -> str:
+def listed(rules: Sequence[Description]) -> str:
     """Return one line per rule: code, severity, name."""
     return "".join(f"{rule.code}  {rule.severity:<7}  {rule.name}\n" for rule in rules)
 
 
-def as_json(rules: Sequence[type[Rule]]) -> str:
+def as_json(rules: Sequence[Description]) -> str:
     """Return a JSON list of objects with code, name, severity and documentation."""
-    described = [
-        {"code": rule.code, "name": rule.name, "severity": rule.severity.value, "documentation": rule.documentation()}
-        for rule in rules
-    ]
-    return json.dumps(described, indent=2) + "\n"
+    import json  # noqa: PLC0415 - not needed for a list or a page
+
+    return json.dumps([rule._asdict() for rule in rules], indent=2) + "\n"
 
 
 def page(documentation: str, width: int | None = None, *, bold: Callable[[str], str] = str) -> str:

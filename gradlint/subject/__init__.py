@@ -1,4 +1,4 @@
-"""One model as rules see it: `Subject`, and the companions that answer what rules ask of it, one module each."""
+"""The model that rules check: `Subject`, and its companions, one module each."""
 
 from gradlint.subject.subject import Subject
 

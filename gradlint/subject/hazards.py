@@ -1,4 +1,4 @@
-"""Operators that may come to a point where they break, of the model and of its loss, with what the probe saw of them."""
+"""Operators of a model and of its loss that may reach a point at which they break, with what the probe measured there."""
 
 from __future__ import annotations
 
@@ -17,14 +17,25 @@ from gradlint.result import Measurement
 
 @dataclass(frozen=True, slots=True)
 class Hazard:
-    """An operator whose argument lies in [low, high] and may come to one of `points`, where it breaks.
+    """An operator whose argument may reach a point at which the operator breaks.
 
-    `node` is its node, `maker` the node that made the argument; both are empty in the loss function, whose line is `source`.
-    `slope` says that its derivative breaks and not its value, `overflows` that it is the range of the type that is left, at
-    `limit`. `expected` says that training plausibly brings the argument there. `seen` holds what the probe saw of the argument,
-    `near` the part of the way to the point that this is (see `Singularity.nearness`; NaN where it is not known) and `hit` whether
-    it is at the point. `broke` is the operator that broke at this place in the rehearsal with the user's loss, if any; `broken`
-    says that the operator itself broke in the probe.
+    Attributes:
+        function: Name of the function.
+        low: Lower end of the range of the argument.
+        high: Upper end of the range of the argument.
+        points: Arguments in this range at which the operator breaks.
+        limit: Upper end of the range in which the operator is safe.
+        seen: Measured range of the argument, or None if it was not measured.
+        near: How far the measured argument has come to a point, from 0 to 1; see `Singularity.nearness`. NaN if it is unknown.
+        hit: Whether the measured argument reaches a point.
+        slope: Whether only the derivative breaks, and not the value.
+        overflows: Whether the result overflows the range of its dtype, rather than leaving the domain of the function.
+        expected: Whether training plausibly brings the argument to a point.
+        broke: Operator that broke at this place in the rehearsal with the user's loss, or "".
+        broken: Whether the operator itself broke in the probe.
+        node: Id of the operator, or "" in the loss function.
+        maker: Id of the node that makes the argument, or "" in the loss function.
+        source: Line of the operator in the loss function, or "" in the model.
     """
 
     function: str
@@ -46,38 +57,51 @@ class Hazard:
 
     @property
     def argument(self) -> str:
-        """Where the argument lies, as people write it: "[0, 1]", "[0, inf)"."""
+        """Range of the argument as an interval, such as "[0, 1]" or "[0, inf)"."""
         return bounds(self.low, self.high)
 
     @property
     def observed(self) -> str:
-        """What the probe saw of the argument, written likewise; "" for nothing."""
+        """Measured range of the argument as an interval, or "" if it was not measured."""
         return bounds(self.seen.low, self.seen.high) if self.seen is not None else ""
 
 
 @dataclass(frozen=True)
 class Hazards:
-    """The hazards of one model, as `Subject.hazards`."""
+    """The hazards of one model; see `Subject.hazards`.
+
+    Attributes:
+        graph: The graph.
+        measurement: What the probe measured, or None without a probe.
+        breach: What broke in the rehearsal with the user's loss, or None.
+    """
 
     graph: Graph
     measurement: Measurement | None
-    breach: NonFiniteUpdate | None  # what broke in the rehearsal with the user's loss
+    breach: NonFiniteUpdate | None
 
     @cached_property
     def in_model(self) -> list[Hazard]:
-        """Those of the graph, in execution order."""
+        """Hazards at nodes of the graph, in execution order."""
         return [self._of_node(item) for item in singularities(self.graph)]
 
     @property
     def in_loss(self) -> list[Hazard]:
-        """Those of the loss function, which are no nodes."""
+        """Hazards in the loss function, which is not part of the graph."""
         return [self._of_loss(item) for item in (self.measurement.suspects if self.measurement is not None else ())]
 
     def lines(self, *, overflows: bool, hit: Callable[[Hazard], bool]) -> Iterator[tuple[Hazard, list[Hazard]]]:
-        """The hazards of one kind by line of the user's code, each line with its worst one: of the model, then of the loss.
+        """Group the hazards of one kind by line of the user's code. Lines of the model come before lines of the loss.
 
-        Those are left out that `hit` does not hold for and that are not expected either. The worst is one that was hit, then
-        one that may be on both sides of its pole, then the one that came nearest.
+        A hazard counts if `hit` holds for it or training is expected to reach it. The worst hazard of a line is one for which
+        `hit` holds, otherwise the one with the largest `near`. A NaN counts as 1.
+
+        Args:
+            overflows: Whether to return hazards that overflow, or the other ones.
+            hit: Returns whether a hazard was reached.
+
+        Yields:
+            The worst hazard of a line, and all hazards of this line.
         """
         for found in (self.in_model, self.in_loss):
             lines: dict[object, list[Hazard]] = {}
@@ -128,6 +152,6 @@ class Hazards:
         )
 
     def _broke(self, place: str) -> str:
-        """The operator that broke in the rehearsal at a node, or at a line of the loss; "" where it was another one."""
+        """Return the operator that broke at a node or a line of the loss in the rehearsal, or "" if none did."""
         found = self.breach
         return found.op if found is not None and place and place == (found.node or found.source) else ""

@@ -1,4 +1,4 @@
-"""The time axis of a model's recurrences: how fast the gradient grows or fades along it, predicted and measured."""
+"""Predicted and measured growth of the gradient along the time axis of a model's recurrences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from gradlint.theory.recurrence.loops import Loop, TimeGrowthRate, loops
 
 @dataclass(frozen=True)
 class OverTime:
-    """The recurrences of one model, as `Subject.time`. `measured` is empty where nothing was probed."""
+    """The recurrences of one model; see `Subject.time`.
+
+    Attributes:
+        structure: The structure of the graph.
+        prediction: What theory predicts at every node.
+        measured: Measured growth along time, one item per recurrence and direction. Empty without a probe.
+    """
 
     structure: Structure
     prediction: Prediction
@@ -24,19 +30,19 @@ class OverTime:
 
     @cached_property
     def loops(self) -> list[Loop]:
-        """Every recurrence that applies square or diagonal matrices to its own state."""
+        """All recurrences that apply square or diagonal matrices to their own state."""
         return loops(self.structure)
 
     def predicted(self, loop: Loop, steps: int) -> float:
-        """Predicted decades that the gradient gains over so many steps of a recurrence, fed by a signal of the predicted size."""
+        """Return the predicted growth of the gradient over a number of steps, in decades, for an input of the predicted size."""
         sources = self.structure.graph.parents(loop.node) if len(loop.nodes) == 1 else []
         level = self.prediction.signals[sources[0].id].level if sources and sources[0].id in self.prediction.signals else 0.0
         return steps * (loop.exponent(steps, level if math.isfinite(level) else 0.0) or 0.0)
 
     def rate(self, loop: Loop) -> TimeGrowthRate | None:
-        """How the gradient fades or grows along a recurrence, in the direction that fades fastest: measured, else predicted.
+        """Return the measured rate in the direction in which the gradient fades fastest, or the predicted rate without one.
 
-        None where neither is known, or the length of the sequence is not.
+        The result is None if neither rate or no length of the sequence is known. Rates are in decades per step.
         """
         told = [item for item in self.measured if item.node == loop.node and item.slope is not None]
         if told:
@@ -45,15 +51,19 @@ class OverTime:
         return TimeGrowthRate.predicted(self.predicted(loop, loop.steps) / loop.steps, loop.steps) if loop.steps else None
 
     def growth(self, loop: Loop) -> float | None:
-        """Measured sustained rise of the gradient along the time axis of a recurrence, in decades."""
+        """Return the largest measured sustained rise along the time axis of a recurrence, in decades; None if unmeasured."""
         return max((item.growth.rise for item in self.measured if item.node == loop.node), default=None)
 
     def steps(self, loop: Loop) -> int | None:
-        """How many steps a recurrence makes, as the probe saw or else the graph says; None where neither knows."""
+        """Return the number of steps of a recurrence from the probe, or else from the graph; None if both are unknown."""
         return next((item.steps for item in self.measured if item.node == loop.node and item.steps), loop.steps)
 
     def alike(self, found: Iterable[TimeGrowth]) -> list[list[TimeGrowth]]:
-        """Recurrences by place: those of one operator, of modules that differ by a number alone, and of one state go together."""
+        """Group measured recurrences by place.
+
+        A group has the same operator in modules whose paths differ only in numbers, or the same gradients along time, because
+        these belong to one state.
+        """
         graph = self.structure.graph
         groups: dict[object, list[TimeGrowth]] = {}
         places: dict[tuple[float, ...], object] = {}

@@ -1,13 +1,14 @@
-"""Everything that the probe may have seen of a model, as plain data under one name: for the examples of rules."""
+"""All data types that a measurement may hold, in one namespace for the examples of rules."""
 
 from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.measurements.numbers import Headroom, Levels, Range, Suspect
-from gradlint.measurements.rehearsal import Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial
+from gradlint.measurements.rehearsal import Cause, DeadUnits, Leaving, NonFiniteUpdate, Outlook, Rehearsal, Trial
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
-from gradlint.measurements.units import Units, ZeroGradient
-from gradlint.result import Cut, Gains, Growth, Measurement, NonFinite, TimeGrowth
+from gradlint.measurements.units import Cut, Units, ZeroGradient
+from gradlint.result import Gains, Growth, Measurement, TimeGrowth
 
 __all__ = [
     "Cause",
@@ -18,11 +19,13 @@ __all__ = [
     "Growth",
     "Headroom",
     "InputFacts",
+    "Leaving",
     "Levels",
     "LossFacts",
     "Measurement",
     "NonFinite",
     "NonFiniteUpdate",
+    "Outlook",
     "Range",
     "Redraws",
     "Rehearsal",

@@ -50,7 +50,7 @@ def _settled_level(node: Node) -> float:
     return 0.5 * math.log10(square) if square > 0.0 else -math.inf
 
 
-def normalises(graph: Graph, node: Node) -> bool:
+def normalizes(graph: Graph, node: Node) -> bool:
     """Return whether a node divides a signal by its own size.
 
     This is a normalization layer, a layer with a folded normalization, or the product or quotient of a hand-written
@@ -86,7 +86,7 @@ def _is_statistic(graph: Graph, node: Node, *, roots: bool) -> bool:
 def has_norm(structure: Structure, residual: ResidualSum) -> bool:
     """Return whether there is a normalization, possibly folded, on the branch or the skip path of a residual sum."""
     nodes = (structure.graph[node] for node in (*residual.skip, *residual.branch))
-    return any(normalises(structure.graph, node) for node in nodes)
+    return any(normalizes(structure.graph, node) for node in nodes)
 
 
 def starts_at_zero(structure: Structure, residual: ResidualSum) -> bool:

@@ -6,16 +6,30 @@ import math
 from collections.abc import Iterable
 
 from gradlint.graph import Weight
+from gradlint.signal_path import is_weight_layer
+from gradlint.structure import Structure
 
 _DEVIATIONS = 4.0  # standard errors of a mean that one in 16 000 random layers exceeds
 _TAIL = 1e-3  # probability of so large a maximum of n normal draws below which a tail counts as heavier than normal
 _SHARE = 0.9  # share of the layers that must look randomly initialized
 
 
-def looks_initialised(weights: Iterable[Weight]) -> bool:
+def looks_initialized(weights: Iterable[Weight]) -> bool:
     """Return whether at least nine in ten of the weights look randomly initialized; True for no weights."""
     looks = [looks_drawn(weight) for weight in weights]
     return sum(looks) >= _SHARE * len(looks)
+
+
+def is_initialized(structure: Structure, nodes: Iterable[str]) -> bool:
+    """Return whether the weight matrices of these nodes look untrained. Those of attention do not count: they may be masks."""
+    graph = structure.graph
+    return looks_initialized(
+        weight
+        for node in nodes
+        if is_weight_layer(graph[node]) and graph[node].op != "attention"
+        for role, weight in graph[node].weights.items()
+        if len(weight.shape) > 1 and "bias" not in role
+    )
 
 
 def looks_drawn(weight: Weight) -> bool:

@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_written_is_exit_2(lint):
     assert err.startswith("gradlint: no/such/folder/report.txt: cannot write the report")
 
 
-def test_colour_is_for_terminals_unless_it_is_asked_for(lint):
+def test_color_is_for_terminals_unless_it_is_asked_for(lint):
     assert "\x1b" not in lint({"a.onnx": exploding()}, "a.onnx")[1]
     assert "\x1b" not in lint({"a.onnx": exploding()}, "a.onnx", "--color", "never")[1]
     assert "\x1b[1;31mEXPLODES" in lint({"a.onnx": exploding()}, "a.onnx", "--color", "always")[1]

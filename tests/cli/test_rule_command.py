@@ -1,4 +1,4 @@
-"""`gradlint rule`. The built-in pack is left out, so that the tests depend on no rule."""
+"""`gradlint rule`. Most tests leave the built-in pack out, so that they depend on no rule."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gradlint.report.rule_page import page
+from tests.models import EXAMPLE_PACK
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,18 +81,32 @@ def test_a_page_is_filled_to_a_width_and_otherwise_keeps_its_lines():
     assert "    One two three four five. End here." in page(documentation, 80).splitlines()
 
 
-def test_headings_stand_out_in_colour(run, pack):
+def test_headings_stand_out_in_color(run, pack):
     _, out, _ = run("rule", "ZZ101", "--color", "always")
     assert "\x1b[1mWhat it finds\x1b[0m\n    A place." in out
 
 
-def test_stripped_docstrings_are_said_to_be(pack):
-    done = subprocess.run(
-        [sys.executable, "-OO", "-m", "gradlint", "rule", "ZZ101", "--rules", str(pack)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "python -OO strips the documentation" in done.stderr
+def python(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_page_is_there_where_docstrings_are_stripped(pack):
+    done = python("-OO", "-m", "gradlint", "rule", "ZZ101", "--rules", str(pack))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ZZ101 odd-place: a sentence.\n")
+
+
+@pytest.mark.parametrize("args", [[], ["GL101"], ["--all", "--output-format", "json"], ["--rules", str(EXAMPLE_PACK), "XP101"]])
+def test_it_imports_nothing_heavy_and_no_rule(args):
+    code = f"""
+import sys
+from gradlint import cli
+try:
+    cli.main(["rule", *{args!r}])
+finally:
+    heavy = {{"torch", "onnx", "numpy", "networkx", "rich", "gradlint.rule"}} & set(sys.modules)
+    print("heavy:", sorted(heavy), file=sys.stderr)
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "heavy: []\n")
+    assert done.stdout

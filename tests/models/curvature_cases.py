@@ -22,10 +22,10 @@ Loss = Callable[[Any, Any], Tensor]
 class Language(nn.Module):
     """A tiny transformer over tokens, with dropout."""
 
-    def __init__(self, *, norm_first: bool = True) -> None:
+    def __init__(self, *, norm_first: bool = True, act: Callable[[Tensor], Tensor] = functional.relu) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, 8)
-        self.body = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True, norm_first=norm_first)
+        self.body = nn.TransformerEncoderLayer(8, 2, 16, 0.1, act, batch_first=True, norm_first=norm_first)
         self.head = nn.Linear(8, 11)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 SMOOTH: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "perceptron": (lambda: perceptron(nn.Tanh), NETWORKS["perceptron"][1]),
     "convolutional": (lambda: convolutional(nn.GELU), NETWORKS["convolutional"][1]),
-    "transformer": NETWORKS["transformer"],
+    "transformer": (lambda: Language(act=functional.gelu), NETWORKS["transformer"][1]),
     "recurrent": NETWORKS["recurrent"],
 }
 

@@ -14,6 +14,8 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from tests.models.versions import older, skip_before
+
 
 @functools.cache
 def share_registries() -> None:
@@ -36,9 +38,10 @@ def share_registries() -> None:
 
 def has_dynamo() -> bool:
     """Whether torch has the exporter that takes `optimize` and gives a program with a `model_proto`."""
-    return tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
+    return not older("torch", "2.6")
 
 
+EXPORTER = skip_before("torch", "2.6", "it lacks the exporter with options")
 SCRIPT = {"dynamo": False} if has_dynamo() else {}  # options of torch.onnx.export that make it trace with TorchScript
 
 

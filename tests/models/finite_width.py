@@ -17,7 +17,7 @@ def fourth_moment(widths: Iterable[int], kurtosis: float = 2.0) -> float:
 
 
 def decades_deviation(widths: Iterable[int], kurtosis: float = 2.0) -> float:
-    """Standard deviation over initialisations of log10 |J u|, close to normally distributed (Hanin, Nica 2018, 1812.05994)."""
+    """Standard deviation over initializations of log10 |J u|, close to normally distributed (Hanin, Nica 2018, 1812.05994)."""
     return 0.5 * math.sqrt(_log_fourth(widths, kurtosis)) / math.log(10.0)
 
 
@@ -39,7 +39,7 @@ def largest_singular_value(layers: int, gain: float = 1.0) -> float:
 def batch_norm_growth(batch: int) -> float:
     """Squared factor of the gradient per layer of weights and BatchNorm alone on a batch of B: (B - 2)/(B - 3).
 
-    Over infinitely large batches it is 1 (Yang 2019, 1902.08129). `batch` counts the values that one channel is normalised over;
+    Over infinitely large batches it is 1 (Yang 2019, 1902.08129). `batch` counts the values that one channel is normalized over;
     infinite for three or fewer, where the mean does not exist.
     """
     return (batch - 2) / (batch - 3) if batch > 3 else math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from onnx.backend.test import loader
 
 from gradlint.errors import GradlintError
 from gradlint.frontends.base import PartialRun
-from gradlint.onnx_torch.dtypes import from_numpy
+from gradlint.onnx_torch.dtypes import from_numpy, from_proto
 from gradlint.onnx_torch.engine import Engine
+from tests.models.versions import older
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 TYPES = FLOATS | {TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
@@ -27,6 +29,11 @@ QUANTIZED = {"ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMul
     "QLinearConv",
     "QLinearMatMul",
     "QuantizeLinear",
+}
+UNSOUND = {  # pattern of names: the first onnx whose cases are right, and what is wrong before
+    r"averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True$": "1.18",  # it counts cells beyond the padding
+    r"cast(like)?_(\w+_to_BFLOAT16|BFLOAT16_to_\w+?)(_expanded)?$": "1.19",  # codes in place of values, cut off, not rounded
+    r"qlinearmatmul_[23]D_int8_float(16|32)$": "1.22",  # sums wrap around
 }
 FOREIGN = ("ai.onnx.ml", "training")  # domains of trees and of optimizers
 
@@ -56,7 +63,12 @@ def all_node_cases() -> tuple[Case, ...]:
         warnings.simplefilter("ignore")
         from onnx.backend.test.case.node import collect_testcases
 
-        return tuple(Case(c.name, c.model, c.data_sets, c.rtol, c.atol) for c in collect_testcases(None))
+        cases = (Case(c.name, c.model, c.data_sets, c.rtol, c.atol) for c in collect_testcases(None))
+        return tuple(case for case in cases if not _is_unsound(case.name))
+
+
+def _is_unsound(name: str) -> bool:
+    return any(re.match(f"test_{pattern}", name) and older("onnx", first) for pattern, first in UNSOUND.items())
 
 
 @cache
@@ -106,7 +118,7 @@ def as_torch(value: Any) -> Any:
     if isinstance(value, list):
         return [as_torch(item) for item in value]
     if isinstance(value, TensorProto):
-        value = numpy_helper.to_array(value)
+        return from_proto(value, numpy_helper.to_array)
     return None if value is None else from_numpy(np.asarray(value))
 
 

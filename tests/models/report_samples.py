@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 
 from gradlint.graph import Source
+from gradlint.measurements.coverage import Coverage, InputInfo, Skipped
 from gradlint.result import (
     Confidence,
-    Coverage,
     Effect,
     Finding,
     Growth,
-    InputInfo,
     Jump,
     Place,
     Remedy,
     Severity,
-    Skipped,
     SpinePoint,
     TargetReport,
     TimeGrowth,

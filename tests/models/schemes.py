@@ -1,4 +1,4 @@
-"""Scales that initialisation schemes give to the branches of deep residual networks."""
+"""Scales that initialization schemes give to the branches of deep residual networks."""
 
 from __future__ import annotations
 

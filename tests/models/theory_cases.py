@@ -108,8 +108,13 @@ def worst(case: Case, *, below: int | None = None, mode: str = "train") -> str:
     return where if error > TOLERANCE else ""
 
 
-def table(cases: dict[str, Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", cases.values(), ids=list(cases))
+def table(cases: dict[str, Case], **marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """One test for each case; `marks` are by the name of the case, with underscores for spaces."""
+    named = {name.replace("_", " "): mark for name, mark in marks.items()}
+    assert named.keys() <= cases.keys()
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=name, marks=named.get(name, ())) for name, case in cases.items()]
+    )
 
 
 def graph_of(module, *args):

@@ -20,6 +20,7 @@ from gradlint.frontends.onnx.file import read_onnx
 from gradlint.onnx_torch import OnnxModule, OnnxRunnable
 from gradlint.result import Confidence, Severity, Verdict
 from tests.models.onnxruntime_sessions import by_onnxruntime
+from tests.models.versions import older
 
 WHEELS = {  # package: how many models it ships
     "basic-pitch": 1,  # convolutions on a harmonic spectrogram, three outputs
@@ -33,6 +34,7 @@ WHEELS = {  # package: how many models it ships
     "speechmos": 9,  # convolutions and GRUs, opsets 9 to 12
     "swift-f0": 1,  # pitch: a Fourier transform and convolutions
 }
+REFUSED = {"Run_1663829550_Stage_0"}
 SLOW = {"sig.onnx", "bak_ovr.onnx", "sig_bak_ovr.onnx"}  # a second or more for each pass
 
 
@@ -94,6 +96,8 @@ def test_a_package_ships_as_many_models_as_are_tested(package):
 
 
 def test_outputs_equal_those_of_onnxruntime(path, runnable, arrays):
+    if path.stem in REFUSED and older("onnxruntime", "1.24"):
+        pytest.skip("before onnxruntime 1.24, it refuses a Concat of this model")
     feeds = {spec.name: array for spec, array in zip(runnable.inputs, arrays, strict=True)}
     expected = by_onnxruntime(path, feeds)
     for got, want in zip(runnable.forward(arrays), expected, strict=True):

@@ -98,7 +98,7 @@ def test_constant_units_need_not_be_dead():
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("depth", "width"), [(3, 64), (10, 32), (30, 64), (30, 16), (20, 256)])
-def test_he_initialised_networks_are_silent_however_alike_their_samples(depth, width, seed):
+def test_he_initialized_networks_are_silent_however_alike_their_samples(depth, width, seed):
     torch.manual_seed(seed)
     assert "GL403" not in {finding.rule for finding in gradlint.check(mlp(depth, width), seeds=2).findings}
 
@@ -167,8 +167,8 @@ def bias_before_norm():
 
 
 CASES = {
-    "zero-initialised branch": (zero_gamma, layer_scale, rezero),
-    "zero-initialised head": (zero_head,),
+    "zero-initialized branch": (zero_gamma, layer_scale, rezero),
+    "zero-initialized head": (zero_head,),
     "bias before a norm": (bias_before_norm,),
 }
 

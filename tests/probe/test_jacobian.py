@@ -167,7 +167,7 @@ def test_zero_head_does_not_hide_the_layers_before_it():
     assert not found.cuts
 
 
-def test_zero_initialised_residual_branch_is_no_cut():
+def test_zero_initialized_residual_branch_is_no_cut():
     last = nn.Linear(8, 8)
     nn.init.zeros_(last.weight)
     block = Residual(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), last))
@@ -319,7 +319,7 @@ def test_a_network_with_two_towers_is_read_by_cuts():
             return (self.left(a) * self.right(b)).sum(-1)
 
     found = probe(Towers(), torch.randn(8, 8), torch.randn(8, 8))
-    assert found.by_cuts
+    assert found.cut_gains
     assert found.growth.decades < -1.5
 
 

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from tests.published import depth, handwritten_losses, optimisation, recurrent, scales, singularities
+from tests.published import depth, handwritten_losses, optimization, recurrent, scales, singularities
 from tests.published.case import Case, Fails, Setup
 
 __all__ = ["CASES", "Case", "Fails", "Setup"]
 
 CASES: tuple[Case, ...] = tuple(
     value
-    for module in (singularities, handwritten_losses, recurrent, scales, optimisation, depth)
+    for module in (singularities, handwritten_losses, recurrent, scales, optimization, depth)
     for value in vars(module).values()
     if isinstance(value, Case)
 )

@@ -75,10 +75,10 @@ def published(name: str, *, kind: str, fails: Fails, expects: str, steps: int = 
 
 
 def blobs(samples: int, features: int, classes: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Points around one centre a class, and their classes: a task that a linear model learns."""
+    """Points around one center a class, and their classes: a task that a linear model learns."""
     labels = torch.arange(samples) % classes
-    centres = torch.randn(classes, features)
-    return centres[labels] + spread * torch.randn(samples, features), labels
+    centers = torch.randn(classes, features)
+    return centers[labels] + spread * torch.randn(samples, features), labels
 
 
 def mse(output: Tensor, target: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def _critic(score: Tensor, real: Tensor) -> Tensor:
 def clipped_critic(fixed: bool) -> Setup:
     """A Wasserstein critic of twelve layers has its weights clipped to 0.01: the gradient vanishes exponentially with depth.
 
-    The fix drops the clipping (and penalises the gradient instead).
+    The fix drops the clipping (and penalizes the gradient instead).
 
     Source: Gulrajani, Ahmed, Arjovsky, Dumoulin and Courville, "Improved Training of Wasserstein GANs", 2017, arXiv 1704.00028.
     """

@@ -126,8 +126,8 @@ def deviation(fixed: bool) -> Setup:
     Source: keras-team/keras issue 2960, "K.std results in NaN if input is zero vector", 2016; the same of torch.std:
     pytorch/pytorch issue 4320, 2017.
     """
-    centres, labels = blobs(18, 5, 3)
-    x = centres[:, None, :] + torch.randn(18, 12, 5)
+    centers, labels = blobs(18, 5, 3)
+    x = centers[:, None, :] + torch.randn(18, 12, 5)
     x[0] = 0.0
     return Setup(_StatisticsPooling(1e-5 if fixed else 0.0), x, labels, cross_entropy, ADAM)
 
@@ -256,13 +256,13 @@ def distance_matrix(fixed: bool) -> Setup:
 
 
 class _HandWrittenNorm(nn.Module):
-    def __init__(self, centred: bool) -> None:
+    def __init__(self, centered: bool) -> None:
         super().__init__()
-        self.head, self.centred = nn.Linear(6, 1), centred
+        self.head, self.centered = nn.Linear(6, 1), centered
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(0)
-        if self.centred:
+        if self.centered:
             return self.head((x - mean) / ((x - mean).square().mean(0) + 1e-6).sqrt()).squeeze(-1)
         variance = x.square().mean(0) - mean.square()
         return self.head((x - mean) / variance.sqrt()).squeeze(-1)
@@ -272,7 +272,7 @@ class _HandWrittenNorm(nn.Module):
 def subtraction(fixed: bool) -> Setup:
     """The mean of squares less the square of the mean: under a large mean it cancels below zero, and its root is NaN.
 
-    The fix averages the squares of centred values.
+    The fix averages the squares of centered values.
 
     Source: tensorflow/tensorflow issue 3290, "I think tf.nn.moments() produces negative variance", 2016; google/objax issue
     182, "Improve BatchNorm numerical stability", 2020.

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from tests.models.versions import CLAMP_PASSES_AT_ITS_BOUNDS
 from tests.published import CASES, Case
 from tests.published.training import failure, train
 
@@ -13,7 +14,12 @@ from tests.published.training import failure, train
 pytestmark = pytest.mark.filterwarnings("ignore:(var|std).*degrees of freedom")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+AT_BOUNDS = {"angle-between-equals"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=CLAMP_PASSES_AT_ITS_BOUNDS if c.name in AT_BOUNDS else ()) for c in CASES]
+)
 def test_the_broken_model_fails_as_reported_and_the_fixed_one_trains(case: Case) -> None:
     fixed = train(case.fixed(), case.steps)
     assert all(math.isfinite(loss) for loss in fixed), f"the fixed model ends at step {len(fixed)}"

@@ -40,7 +40,7 @@ def test_no_line_is_wider_than_the_page(name, width):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_without_colour_and_unicode_a_report_is_plain_ascii_without_trailing_blanks(name):
+def test_without_color_and_unicode_a_report_is_plain_ascii_without_trailing_blanks(name):
     text = full(SAMPLES[name]())
     assert text.isascii()
     assert all(char.isprintable() or char == "\n" for char in text)
@@ -48,14 +48,14 @@ def test_without_colour_and_unicode_a_report_is_plain_ascii_without_trailing_bla
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_colour_changes_no_character(name):
-    coloured = full(SAMPLES[name](), color=True)
-    assert "\x1b[" in coloured
-    stripped = "".join(f"{line.rstrip()}\n" for line in ANSI.sub("", coloured).splitlines())
+def test_color_changes_no_character(name):
+    colored = full(SAMPLES[name](), color=True)
+    assert "\x1b[" in colored
+    stripped = "".join(f"{line.rstrip()}\n" for line in ANSI.sub("", colored).splitlines())
     assert stripped == full(SAMPLES[name]())
 
 
-def test_no_colour_is_one_that_vanishes_on_white():
+def test_no_color_is_one_that_vanishes_on_white():
     codes = {
         code for name in SAMPLES for found in ANSI.findall(full(SAMPLES[name](), color=True)) for code in found[2:-1].split(";")
     }

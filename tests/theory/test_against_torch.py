@@ -12,7 +12,7 @@ from torch import nn
 from gradlint.ops import activation, derivative
 from gradlint.rule import GraphBuilder
 from gradlint.structure import Structure
-from gradlint.theory.branches import has_norm, normalises, starts_at_zero
+from gradlint.theory.branches import has_norm, normalizes, starts_at_zero
 from gradlint.theory.gaussian.integrals import chi, critical_gain, moments, parameters, shared_moment
 from gradlint.theory.prediction import predict
 from gradlint.theory.reading.steps import propagate
@@ -61,7 +61,7 @@ def test_chi_of_sigmoid_at_unit_gain():
 
 
 @pytest.mark.parametrize(("op", "expected"), [("gelu", 0.91170), ("silu", 0.75896)])
-def test_he_initialisation_at_unit_variance(op, expected):
+def test_he_initialization_at_unit_variance(op, expected):
     found = moments(op, 1.0, {})
     assert found is not None
     assert 2.0 * found.slope == pytest.approx(expected, abs=1e-5)
@@ -250,24 +250,24 @@ def rms(builder: GraphBuilder, x: str) -> str:
     return builder.op("mul", x, inverse, shape=(8, 64))
 
 
-def test_norm_that_is_spelled_out_is_recognised():
+def test_norm_that_is_spelled_out_is_recognized():
     builder = GraphBuilder()
     node = rms(builder, builder.input(8, 64))
-    assert normalises(builder.graph, builder.graph[node])
+    assert normalizes(builder.graph, builder.graph[node])
 
 
 def test_softmax_that_is_spelled_out_is_no_norm():
     builder = GraphBuilder()
     x = builder.op("exp", builder.input(8, 64))
     node = builder.op("div", x, builder.op("sum", x), shape=(8, 64))
-    assert not normalises(builder.graph, builder.graph[node])
+    assert not normalizes(builder.graph, builder.graph[node])
 
 
 def test_gate_is_no_norm():
     builder = GraphBuilder()
     x = builder.input(8, 64)
     node = builder.op("mul", x, builder.op("sigmoid", builder.linear(builder.op("mean", x))), shape=(8, 64))
-    assert not normalises(builder.graph, builder.graph[node])
+    assert not normalizes(builder.graph, builder.graph[node])
 
 
 def test_residual_sum_knows_its_norm_and_its_zero_start():

@@ -1,4 +1,4 @@
-"""Whether weights look as an initialiser drew them, against the initialisers of torch."""
+"""Whether weights look as an initializer drew them, against the initializers of torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 
 from gradlint.graph import Weight
 from gradlint.graph_builder import GraphBuilder
-from gradlint.theory.initialization import is_constant, is_identity, is_torch_default, looks_drawn, looks_initialised
+from gradlint.theory.initialization import is_constant, is_identity, is_torch_default, looks_drawn, looks_initialized
 
 
 def as_weight(tensor: torch.Tensor, out_axis: int = 0) -> Weight:
     return Weight("w", tensor.shape, "float32", tensor.detach().numpy, out_axis=out_axis)
 
 
-INITIALISERS = [
+INITIALIZERS = [
     nn.init.normal_,
     nn.init.uniform_,
     nn.init.trunc_normal_,
@@ -29,9 +29,9 @@ INITIALISERS = [
 ]
 
 
-@pytest.mark.parametrize("init", INITIALISERS, ids=lambda init: init.__name__)
+@pytest.mark.parametrize("init", INITIALIZERS, ids=lambda init: init.__name__)
 @pytest.mark.parametrize("shape", [(8, 8), (64, 32), (256, 300)])
-def test_weights_of_every_usual_initialiser_look_drawn(init, shape):
+def test_weights_of_every_usual_initializer_look_drawn(init, shape):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         tensor = torch.empty(shape)
@@ -54,13 +54,13 @@ def test_one_odd_layer_in_ten_is_forgiven_and_two_are_not():
     rng = np.random.default_rng(0)
     drawn = [as_weight(torch.from_numpy(rng.standard_normal((32, 32)))) for _ in range(10)]
     odd = as_weight(torch.from_numpy(0.5 + rng.standard_normal((32, 32))))
-    assert looks_initialised([*drawn[:9], odd])
-    assert not looks_initialised([*drawn[:8], odd, odd])
-    assert looks_initialised([])
+    assert looks_initialized([*drawn[:9], odd])
+    assert not looks_initialized([*drawn[:8], odd, odd])
+    assert looks_initialized([])
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(64, 64), nn.Linear(300, 10), nn.Conv2d(16, 32, 3), nn.Conv2d(16, 16, 3, groups=4)])
-def test_default_draw_of_torch_is_recognised(layer):
+def test_default_draw_of_torch_is_recognized(layer):
     assert is_torch_default(as_weight(layer.weight))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -68,7 +68,7 @@ def test_default_draw_of_torch_is_recognised(layer):
     assert not is_torch_default(as_weight(layer.weight))
 
 
-def test_default_draw_is_recognised_in_half_precision_and_not_at_another_scale():
+def test_default_draw_is_recognized_in_half_precision_and_not_at_another_scale():
     weight = nn.Linear(128, 128).weight.detach()
     assert is_torch_default(as_weight(weight.half()))
     assert not is_torch_default(as_weight(1.2 * weight))
@@ -81,7 +81,7 @@ def test_constant_weights_are_seen_through_rounding(value, constant):
 
 
 @pytest.mark.parametrize(("change", "identity"), [(lambda w: w, True), (lambda w: w + 1e-2 * np.eye(8)[::-1], False)])
-def test_an_identity_times_a_number_is_the_choice_of_an_initialiser(change, identity):
+def test_an_identity_times_a_number_is_the_choice_of_an_initializer(change, identity):
     """Recurrent weights of rectified cells start so (Le, Jaitly, Hinton 2015), alone or stacked for several gates."""
     for values in (1.3 * np.eye(8), -0.5 * np.eye(8)):
         stacked = np.vstack([change(values)] * 3)

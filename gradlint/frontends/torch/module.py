@@ -157,6 +157,11 @@ class TorchRunnable:
         """Return the trainable parameters by name, each tensor once."""
         return {name: tensor for name, tensor in self.module.named_parameters() if tensor.requires_grad}
 
+    @property
+    def frozen(self) -> int:
+        """Number of elements of the parameters that do not require grad."""
+        return sum(parameter.numel() for parameter in self.module.parameters() if not parameter.requires_grad)
+
     def call(self, inputs: Sequence[Any]) -> Any:
         """Run without tracing on one array for each of `self.inputs`; return what the module returns.
 

@@ -315,7 +315,7 @@ class Recorder:
         Only tensors that require grad are returned; if there are none, float tensors; if there are none either, all tensors.
         """
         self.flush_late_taps()
-        tensors = list(_returned(returned))
+        tensors = list(returned_tensors(returned))
         floats = [out for out in tensors if out.is_floating_point() or out.is_complex()]
         found: dict[Ref, Tensor] = {}
         for out in [out for out in floats if out.requires_grad] or floats or tensors:
@@ -352,15 +352,15 @@ def _require_grad(call: ops.Call, outputs: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _returned(value: Any) -> Iterator[Tensor]:
+def returned_tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested sequences, mappings and dataclasses, without caches and intermediate states."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _returned(item)
+            yield from returned_tensors(item)
     elif isinstance(value, Mapping) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         items = value if isinstance(value, Mapping) else {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         main = [key for key in items if not str(key).endswith(_SIDE_OUTPUTS)]
         for key in main or items:
-            yield from _returned(items[key])
+            yield from returned_tensors(items[key])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from gradlint.frontends.torch.ops import function_name
 from gradlint.frontends.torch.record import OpaqueCall, Recorder
 
 _jit: Any = torch.jit  # partly untyped
+_CHECKPOINTS = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")  # private names
 _PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})  # they return a tensor with the tensor's values
 _QUERY_NAMES = (  # functions that compute no tensor: they return a property, or a value that is no tensor
     "size dim ndimension stride storage_offset numel nelement element_size is_contiguous is_floating_point is_complex is_signed "
@@ -127,11 +130,22 @@ def eager(recorder: Recorder | None = None) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(_uncompiled())
         stack.enter_context(_jit.optimized_execution(False))
         stack.enter_context(_checkpoints(recorder))
         yield
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run what torch.compile wraps as plain Python."""
+    compiler: Any = torch.compiler
+    if hasattr(compiler, "set_stance"):  # since torch 2.6
+        stance: AbstractContextManager[Any] = compiler.set_stance("force_eager")
+        return stance
+    frames: Any = sys.modules["torch._dynamo.eval_frame"]
+    unset: Any = frames.set_eval_frame
+    return _replaced(frames, "set_eval_frame", lambda _: unset(None))
 
 
 @contextmanager
@@ -158,8 +172,8 @@ def _checkpoints(recorder: Recorder | None) -> Iterator[None]:
         with _checkpointed(recorder):
             yield
 
-    name = "_checkpoint_without_reentrant_generator"  # a private name; if it is missing, the region runs again
-    with _replaced(checkpoint, name, once) if hasattr(checkpoint, name) else nullcontext():
+    found = next((name for name in _CHECKPOINTS if hasattr(checkpoint, name)), None)  # if none is there, the region runs again
+    with _replaced(checkpoint, found, once) if found else nullcontext():
         yield
 
 
@@ -177,25 +191,72 @@ def _checkpointed(recorder: Recorder | None) -> Iterator[None]:
 @contextmanager
 def _custom_functions(recorder: Recorder) -> Iterator[None]:
     """Record each call of an `autograd.Function` as one node, because its backward does not differentiate what it runs."""
-    base = getattr(torch.autograd.function, "_SingleLevelFunction", None)  # `Function.apply` calls `super().apply` on it
-    if base is None or "apply" in vars(base):
+    functions = torch.autograd.function
+    base = getattr(functions, "_SingleLevelFunction", None)  # before torch 2.14, `Function.apply` calls `super().apply` on it
+    builtin = not inspect.ismethod(functions.Function.apply)
+    owner: Any = functions.Function if builtin else base
+    if owner is None or ("apply" in vars(owner)) != builtin:
         yield
         return
+    original = vars(owner).get("apply")
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         def run() -> Any:
-            return super(base, cls).apply(*args, **kwargs)
+            return (super(owner, cls).apply if original is None else original.__get__(None, cls))(*args, **kwargs)
 
         if recorder.depth or recorder.failure is not None:
             return run()
         if cls is checkpoint.CheckpointFunction:
             return _reentrant(recorder, *args)
-        named = (None, *args) if cls.forward.__code__.co_argcount == len(args) + 1 else args  # the first argument is the context
-        note = f"custom-function:{cls.__name__}"
-        return recorder.call(cls.__name__, cls.forward, named, kwargs, run, opaque=OpaqueCall("unknown"), note=note)
+        forward = type.__getattribute__(cls, "forward")
+        named = (None, *args) if forward.__code__.co_argcount == len(args) + 1 else args  # the first argument is the context
+        return recorder.call(cls.__name__, forward, named, kwargs, run, **_as_one_node(cls))
 
-    with _replaced(base, "apply", classmethod(apply)):
+    with _replaced(owner, "apply", classmethod(apply)), _bound_early(recorder) if builtin else nullcontext():
         yield
+
+
+@contextmanager
+def _bound_early(recorder: Recorder) -> Iterator[None]:
+    """Record the calls of a builtin `apply` that was read from its class before the run, which no patch of `apply` reaches.
+
+    The builtin reads `_backward_cls` from the class to make the context, and then `forward`, which is wrapped.
+    """
+    calls: list[tuple[Any, bool]] = []
+    usual = torch.autograd.Function.setup_context
+
+    def read(cls: Any, name: str) -> Any:
+        value = type.__getattribute__(cls, name)
+        if recorder.depth or recorder.failure is not None:
+            return value
+        if name == "_backward_cls":
+            calls[:] = [(cls, torch.is_grad_enabled())]
+        elif name == "forward" and calls and calls[0][0] is cls:
+            return partial(forward, cls, value, alive=calls.pop()[1])
+        elif name == "setup_context" and value is not usual:  # the builtin compares them too
+            return partial(unrecorded, value)
+        return value
+
+    def unrecorded(function: Any, *args: Any) -> Any:
+        with recorder.paused():
+            return function(*args)
+
+    def forward(cls: Any, function: Any, *args: Any, alive: bool) -> Any:
+        def run() -> Any:
+            with torch.set_grad_enabled(inside):
+                return function(*args)
+
+        inside = torch.is_grad_enabled()  # the builtin has turned gradients off
+        with torch.set_grad_enabled(alive):
+            named = tuple(None if isinstance(arg, torch.autograd.function.BackwardCFunction) else arg for arg in args)
+            return recorder.call(cls.__name__, function, named, {}, run, gap=True, **_as_one_node(cls))
+
+    with _replaced(torch.autograd.function.FunctionMeta, "__getattribute__", read):
+        yield
+
+
+def _as_one_node(cls: Any) -> Any:
+    return {"opaque": OpaqueCall("unknown"), "note": f"custom-function:{cls.__name__}"}
 
 
 def _reentrant(recorder: Recorder, function: Callable[..., Any], _preserve_rng: bool, *args: Any) -> Any:

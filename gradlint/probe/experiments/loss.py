@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,17 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from gradlint.errors import GradlintError
 from gradlint.measurements import is_surrogate
 from gradlint.measurements.loss import InputFacts, LossFacts
 from gradlint.ops import activation, operator
+from gradlint.probe.experiments.constant import best_constant, is_float
+from gradlint.probe.experiments.non_finite import non_finite_step
 from gradlint.probe.experiments.objective import Objective, copy_target, raw_gradients
 from gradlint.probe.experiments.setting import Setting
 from gradlint.probe.experiments.training import norm_of
 
 _LABEL_INPUTS = frozenset({"labels", "label", "targets", "target"})  # inputs from which a model computes its own loss
+SURE = 50.0  # a logit with which a prediction is certain: float32 rounds 1 - sigmoid(17) to zero
 
 
 def inputs(setting: Setting) -> Mapping[str, Any]:
@@ -57,13 +61,13 @@ def _columns(values: NDArray[Any]) -> tuple[float | None, int | None]:
 def loss(setting: Setting) -> Mapping[str, Any]:
     """Return the field `loss` of `Measurement`, if a loss was given, or labels from which the model computes its own loss.
 
-    The cost is that of one forward and one backward pass.
+    The cost is that of one forward and one backward pass, and of one more of each if these are not finite.
     """
     names = {spec.name for spec in setting.model.inputs if spec.given}
     if not setting.objective.parameters or (setting.task.loss is None and names.isdisjoint(_LABEL_INPUTS)):
         return {}
     setting.progress("taking the gradient of the loss")
-    objective = setting.objective
+    objective, state = setting.objective, torch.get_rng_state()
     output = objective.model.call(objective.batch())
     value = objective.of(output)
     if setting.task.loss is None and is_surrogate(objective.stands_in):
@@ -78,7 +82,10 @@ def loss(setting: Setting) -> Mapping[str, Any]:
         else _own_loss_facts(setting, output)
     )
     total = math.sqrt(sum(norm * norm for norm in norms.values()))
-    return {"loss": LossFacts(float(value.detach()), total, norms, **facts)}
+    first = float(value.detach())
+    broken = setting.found.nonfinite_forward is None and not math.isfinite(first + total)
+    breach = non_finite_step(objective, objective.batch(), None, state) if broken else None
+    return {"loss": LossFacts(first, total, norms, breach=breach, **facts)}
 
 
 def _loss_facts(objective: Objective, output: Any, value: float) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def _loss_facts(objective: Objective, output: Any, value: float) -> dict[str, An
     """
     target = objective.task.target
     fixed = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach(), output)
-    leaves = [leaf for leaf in pytree.tree_leaves(fixed) if _is_float(leaf)]
+    leaves = [leaf for leaf in pytree.tree_leaves(fixed) if is_float(leaf)]
     asked = pytree.tree_leaves(target)
     goals = [goal for goal in map(_tensor, asked) if goal is not None]
     facts: dict[str, Any] = {"terms": max((goal.numel() for goal in goals), default=None)}
@@ -97,9 +104,12 @@ def _loss_facts(objective: Objective, output: Any, value: float) -> dict[str, An
     facts["output"] = _rms(leaves[0])
     same = [goal for goal in goals if goal.is_floating_point() and goal.numel() == leaves[0].numel()]
     facts["target"] = _rms(same[0]) if same else None
-    chance = _try_loss(objective, pytree.tree_map(_uninformative(objective), fixed), target)
+    neutral = _try_loss(objective, pytree.tree_map(_uninformative(objective), fixed), target)
     terms = facts["terms"] or 1
-    facts["chance"] = chance if chance is not None and _is_chance(chance, leaves[0], same, terms) else None
+    facts["neutral"] = neutral if neutral is not None and _is_neutral(neutral, leaves[0], same, terms) else None
+    assert objective.task.loss is not None
+    facts["chance"] = best_constant(objective.task.loss, fixed, target, last=_last_operator(objective))
+    facts["from_zero"] = facts["neutral"] is not None or _is_distance(objective, fixed, goals, value)
     batch = leaves[0].shape[0] if leaves[0].ndim else 0
     if batch and all(goal.ndim and goal.shape[0] == batch for goal in goals):
         facts["batch"] = batch
@@ -108,8 +118,8 @@ def _loss_facts(objective: Objective, output: Any, value: float) -> dict[str, An
     return facts
 
 
-def _is_chance(loss: float, output: Tensor, same: Sequence[Tensor], terms: int) -> bool:
-    """Return whether the loss of an uninformative output is that of a known loss function, and thus the loss by chance.
+def _is_neutral(loss: float, output: Tensor, same: Sequence[Tensor], terms: int) -> bool:
+    """Return whether the loss of an uninformative output is that of a known loss function.
 
     It is log C for the cross-entropy of C classes, log 2 for that of a sigmoid, and the mean square or the mean absolute value
     of the target for a distance; each as a mean or as a sum. Other losses (contrastive, adversarial) have no known value.
@@ -130,21 +140,62 @@ def _own_loss_facts(setting: Setting, output: Any) -> dict[str, Any]:
         return {}
     classes = logits.shape[-1]
     fits = classes > 1 and int(np.max(labels[0].value, initial=0)) < classes
-    return {"chance": math.log(classes), "output": _rms(logits.detach()), "batch": logits.shape[0]} if fits else {}
+    if not fits:
+        return {}
+    equal = math.log(classes)
+    return {"chance": equal, "neutral": equal, "output": _rms(logits.detach()), "batch": logits.shape[0]}
 
 
 def _uninformative(objective: Objective) -> Callable[[Any], Any]:
     """Return a function that replaces an output by an uninformative one: equal probabilities after a softmax, else zeros."""
-    graph = objective.model.graph
-    last = {node.op for ref in graph.outputs if operator((node := graph[ref.node]).op).final}
+    last = _last_operator(objective)
 
     def replace(leaf: Any) -> Any:
-        if not _is_float(leaf):
+        if not is_float(leaf):
             return leaf
-        level = _at_zero_logits(next(iter(last)), leaf.shape[-1] if leaf.ndim else 1) if len(last) == 1 else 0.0
+        level = _at_zero_logits(last, leaf.shape[-1] if leaf.ndim else 1) if last else 0.0
         return torch.full_like(leaf, level)
 
     return replace
+
+
+def _last_operator(objective: Objective) -> str:
+    """Return the final operator, such as a softmax, that all outputs of the model which have one share; "" if none does."""
+    graph = objective.model.graph
+    last = {node.op for ref in graph.outputs if operator((node := graph[ref.node]).op).final}
+    return next(iter(last)) if len(last) == 1 else ""
+
+
+def _is_distance(objective: Objective, output: Any, goals: Sequence[Tensor], value: float) -> bool:
+    """Return whether the loss is zero where the output is the target, or gives it great logits."""
+    for perfect in _perfect(output, goals):
+        least = _try_loss(objective, perfect, objective.task.target)
+        if least is not None and abs(least) <= 1e-6 * abs(value):
+            return True
+    return False
+
+
+def _perfect(output: Any, goals: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield outputs that predict the one target: itself, its sign as a logit, and logits of its classes."""
+    if len(goals) != 1:
+        return
+    goal = goals[0]
+    for level in (goal, SURE * (2.0 * goal.double() - 1.0)):
+        yield pytree.tree_map(lambda leaf, given=level: given.to(leaf).reshape(leaf.shape) if _fits(leaf, goal) else leaf, output)
+    if not goal.is_floating_point() and int(goal.min()) >= 0:
+        classes = int(goal.max()) + 1
+
+        def logits(leaf: Any) -> Any:
+            if not is_float(leaf) or leaf.ndim < 2 or leaf.shape[-1] < classes or leaf[..., 0].numel() != goal.numel():
+                return leaf
+            chosen = functional.one_hot(goal.long(), leaf.shape[-1]).to(leaf).reshape(leaf.shape)
+            return SURE * (2.0 * chosen - 1.0)
+
+        yield pytree.tree_map(logits, output)
+
+
+def _fits(leaf: Any, goal: Tensor) -> bool:
+    return is_float(leaf) and leaf.numel() == goal.numel()
 
 
 def _at_zero_logits(op: str, classes: int) -> float:
@@ -178,7 +229,3 @@ def _tensor(leaf: Any) -> Tensor | None:
 
 def _rms(values: Tensor) -> float:
     return float(values.detach().double().square().mean().sqrt())
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() > 0

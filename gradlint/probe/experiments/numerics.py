@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from gradlint.errors import ForwardError
 from gradlint.frontends.torch.module import TorchRunnable
-from gradlint.graph import Node
+from gradlint.graph import Graph, Node
+from gradlint.masks import Masks
 from gradlint.measurements.numbers import Headroom, Levels, Suspect
 from gradlint.probe.experiments.objective import copy_target, output_cotangents, raw_gradients
 from gradlint.probe.experiments.setting import Setting
@@ -102,16 +103,20 @@ def headroom(setting: Setting) -> Mapping[str, Any]:
     if precision not in _FORMATS or not objective.parameters or setting.found.nonfinite_forward is not None:
         return {}
     setting.progress(f"measuring the headroom of {precision}")
-    tap = _Magnitudes()
+    tap = _Magnitudes(setting.graph)
     gradients = _step(setting, tap)
     scale = recipe.loss_scale if recipe is not None else None
     return {"headroom": _headroom(precision, scale, tap, gradients, objective.stands_in)}
 
 
 class _Magnitudes:
-    """A tap that records the largest absolute activation of every node, and a histogram of the exponents of its gradients."""
+    """A tap that records the largest absolute activation of every node, and a histogram of the exponents of its gradients.
 
-    def __init__(self) -> None:
+    Masks of logits are left out: what makes them, and the negative values of logits that they may have ruled out.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._masks = Masks(graph)
         self.sources: list[Tensor] = []
         self.activations: dict[str, float] = {}
         self.gradients: dict[str, ExponentHistogram] = {}
@@ -122,7 +127,9 @@ class _Magnitudes:
         for tensor in outputs:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
                 continue
-            sizes = tensor.detach().abs()
+            if node in self._masks.made:
+                continue
+            sizes = tensor.detach().clamp_min(0.0) if node in self._masks.masked else tensor.detach().abs()
             largest = float(sizes.max())
             if largest >= _MASK:
                 largest = float(torch.where(sizes < _MASK, sizes, 0.0).max())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,38 +11,55 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gradlint.errors import GradlintError
 from gradlint.graph import Node
 from gradlint.growth import LIMIT
-from gradlint.measurements.rehearsal import FLAT, RISEN, Cause, DeadUnits, NonFiniteUpdate, Rehearsal, Trial, rise_of
+from gradlint.measurements.rehearsal import (
+    FLAT,
+    LEARNED,
+    RISEN,
+    Cause,
+    DeadUnits,
+    Leaving,
+    NonFiniteUpdate,
+    Outlook,
+    Rehearsal,
+    Trial,
+    rise_of,
+)
 from gradlint.measurements.units import Units
 from gradlint.ops import activation, operator
 from gradlint.probe.dead_units import UnitObserver
+from gradlint.probe.experiments.domains import bare_weights, leaving
 from gradlint.probe.experiments.non_finite import non_finite_update
 from gradlint.probe.experiments.objective import preserved
+from gradlint.probe.experiments.outlook import outlook
 from gradlint.probe.experiments.setting import Setting
-from gradlint.probe.experiments.training import Run, Trainer, batch_of, copies_of
+from gradlint.probe.experiments.training import Run, Trainer, batch_of, check_memory
 from gradlint.recipe import Recipe
 from gradlint.signal_path import is_weight_layer
 
 STEPS = 40  # the default number of steps
+LONGER = 5  # times as many, where the loss has not fallen below that of the best constant
 ENOUGH = 20  # steps in which a loss should change
 SECONDS = 60.0  # for all steps together, if the user did not give their number
+SECONDS_LONGER = 20.0  # for the longer run
+BEYOND = 2.0  # times the step with which a weight is expected to leave its domain: momentum goes on, gradients fade
+MOST = 4000  # steps that are taken to see it
 DIVERGED = 10.0  # times the first loss; 110 healthy runs of 40 steps end at most at 1.2, and reach at most 3.5 in between
 NOISE = 0.5  # of the first loss: replaces RISEN if every step has another batch
 LEAST = 0.02  # of the first loss: a loss that falls by less on one and the same batch may be stuck
 CURED = 0.1  # of the first loss: a change is a cure only if the loss falls by more
-LEARNED = 0.03  # of the loss by chance: a cure ends more than this below it
 MUCH = 0.25  # of the first loss: smaller steps are much better if they end lower by more, although the loss fell before too
 LONG = 10.0  # times the stability limit: the learning rate is far above it
 LOWEST = 1e-6, 1e-8  # the lowest learning rates to try: relative to that of the recipe, and absolute
+HIGHER = 1e1, 1e2, 1e3, 1e4, 1e5, 1e6  # times the learning rate, where it is too small
+HIGHEST = 0.03, 1.0  # the highest learning rates to try: of adaptive optimizers, and of SGD
 FAR = 1e-2  # change of a weight tensor in one update, relative to its norm
 ORDINARY = 1e6  # larger operands overflow because the signal grew, whatever the operator
 DEAD = 0.99  # share of units
 SHOWN = 16  # the most layers whose gradient norms are kept
-MEMORY = 0.6  # of the memory of the machine
 
 
 def rehearsal(setting: Setting) -> Mapping[str, Any]:
@@ -61,7 +77,7 @@ def rehearsal(setting: Setting) -> Mapping[str, Any]:
         raise GradlintError("the model has no weights to train")
     if not all(np.size(array) for array in batch_of(setting.objective, 0)[0]):
         raise GradlintError("the batch is empty")
-    _check_memory(task.recipe, [*setting.objective.parameters.values()])
+    check_memory(task.recipe, [*setting.objective.parameters.values()])
     with preserved(setting.objective.parameters) as restore:
         rehearser = _Rehearser(setting, task.recipe, restore)
         try:
@@ -80,22 +96,30 @@ class _Rehearser:
         self.recipe = recipe
         self.objective = setting.objective
         self.restore = restore
-        self.steps = setting.task.rehearse or STEPS
+        self.steps = self.asked = setting.task.rehearse or STEPS
         self.until = time.monotonic() + (SECONDS if setting.task.rehearse is None else math.inf)
         specs = self.objective.model.inputs
         self.varies = len(setting.task.batches) != 1 and (bool(setting.task.batches) or any(spec.value is None for spec in specs))
+        self.bare: dict[str, str] = {}
         self._first_losses: dict[int, float] = {}
 
     def rehearse(self) -> Rehearsal:
         """Take the steps, judge whether they fail, and if so find the cause."""
         self.setting.progress(f"rehearsing {self.steps} steps of {self.recipe.text}")
         before = self._dead_units()
+        self.bare = bare_weights(self.objective) if self.setting.task.loss is not None else {}
         trainer, run = self._run(self.recipe)
+        if self._is_too_short(run):
+            self.setting.progress(f"rehearsing {LONGER * self.steps} steps, as the loss is that of a constant")
+            longer = self._run(self.recipe, LONGER * self.steps, min(self.until, time.monotonic() + SECONDS_LONGER))
+            self.steps = max(len(longer[1].losses) - 1, 1)
+            trainer, run = longer
         breach = non_finite_update(trainer) if run.ended else None
         if run.raised:
             self.restore()
             self._first_loss(trainer.index)  # raises if the loss of that batch fails even with the initial weights
         dead = _dead_layer(before, self._dead_units()) if not run.ended and _gradient_vanished(run) else None
+        gone = self._confirmed(leaving(self.objective, self.bare, run.paths)) if not run.ended and not self.recipe.warmup else ()
         first, last = self._ends(run)
         size = max(abs(first), 1e-12)
         diverged = None
@@ -104,7 +128,7 @@ class _Rehearser:
         elif last > first + (DIVERGED - 1.0) * size:
             diverged = _updates_until(run.losses, first + (DIVERGED - 1.0) * size)
         found = Rehearsal(
-            asked=self.steps,
+            asked=max(self.steps, self.asked),
             losses=tuple(run.losses),
             gradient_norms=tuple(run.norms),
             layers=_steepest_layers(run.layers),
@@ -121,13 +145,40 @@ class _Rehearser:
             stopped=run.stopped,
             raised=run.raised,
             chance=self.chance,
+            outlook=self._outlook(run, last) if diverged is None and dead is None else None,
+            leaving=gone,
         )
         return self._with_cause(found) if found.fails or self._may_lag(found) or self._is_long(found) else found
 
     @property
     def chance(self) -> float | None:
-        """The loss of an uninformative prediction; None if it is not known."""
-        return self.setting.found.loss.chance if self.setting.found.loss is not None else None
+        """The loss of the best constant, or else of an uninformative prediction; None if it is not known."""
+        loss = self.setting.found.loss
+        if loss is None:
+            return None
+        return loss.chance if loss.chance is not None else loss.neutral
+
+    @property
+    def _constant(self) -> float | None:
+        """The loss of the best constant, if the loss is that of the user; None if it is not known."""
+        own = self.setting.task.loss is not None and self.setting.found.loss is not None
+        return self.setting.found.loss.chance if own and self.setting.found.loss is not None else None
+
+    def _is_too_short(self, run: Run) -> bool:
+        """Return whether a run of default length ended without fault and no better than the best constant."""
+        if self.setting.task.rehearse is not None or self._constant is None or run.ended or run.stopped:
+            return False
+        first, last = self._ends(run)
+        return last >= self._constant - LEARNED * abs(self._constant) and last <= first + (DIVERGED - 1.0) * abs(first)
+
+    def _outlook(self, run: Run, last: float) -> Outlook | None:
+        loss = self.setting.found.loss
+        if self._constant is None or loss is None:
+            return None
+        found = outlook(run, self.recipe, last, self._constant, varies=self.varies)
+        # the best constant of an unknown loss may be one that the model cannot put out
+        still = found is Outlook.SLOW and abs(last - run.losses[0]) <= FLAT * abs(run.losses[0])
+        return found if loss.from_zero or still else None
 
     def _should_move(self, run: Run, last: float) -> bool:
         """Return whether the loss should change: it is at chance, has a gradient, and the warm-up takes at most half the run."""
@@ -149,13 +200,27 @@ class _Rehearser:
         long = curvature is not None and self.recipe.lr / max(self.recipe.warmup, 1) >= LONG * curvature.limit
         return long and not self.varies and found.steps >= ENOUGH and found.last > found.floor - 0.5 * abs(found.floor)
 
-    def _run(self, recipe: Recipe) -> tuple[Trainer, Run]:
+    def _run(self, recipe: Recipe, steps: int | None = None, until: float = math.inf) -> tuple[Trainer, Run]:
         self.restore()
         self.objective.restart()
-        trainer = Trainer(self.objective, recipe)
-        run = trainer.run(self.steps, self.until)
+        trainer = Trainer(self.objective, recipe, self.bare)
+        run = trainer.run(steps or self.steps, min(until, self.until))
         self._first_losses.setdefault(0, run.losses[0])
         return trainer, run
+
+    def _confirmed(self, items: tuple[Leaving, ...]) -> tuple[Leaving, ...]:
+        """Take as many steps as the first weight needs to leave its domain, and return the weights if the run breaks.
+
+        They are returned unconfirmed if the steps are too many, or take too long.
+        """
+        steps = round(BEYOND * items[0].step) if items else 0
+        if not items or steps > MOST or self.setting.task.rehearse is not None:
+            return items
+        self.setting.progress(f"rehearsing {steps} steps, as {items[0].weight} comes close to zero")
+        _, run = self._run(self.recipe, steps, min(self.until, time.monotonic() + SECONDS_LONGER))
+        if run.ended in {"loss", "gradient"}:
+            return (replace(items[0], step=len(run.losses) - 1, confirmed=True), *items[1:])
+        return items if run.stopped else ()
 
     def _ends(self, run: Run) -> tuple[float, float]:
         """Return the median losses on the batches of the last quarter of a run, with the initial and with the final weights.
@@ -188,7 +253,7 @@ class _Rehearser:
         if found.diverged_at == 0:
             return replace(found, cause=Cause.OPERATOR if found.breach else Cause.UNKNOWN)
         failed = found.fails or self._may_lag(found)
-        for change, recipe in self._changes():
+        for change, recipe in self._changes(slow=found.outlook is Outlook.SLOW):
             trial = self._trial(change, recipe, found)
             found = replace(found, trials=(*found.trials, trial))
             cure = found.cure
@@ -199,15 +264,22 @@ class _Rehearser:
         if found.diverged_at is None and found.dead is None:
             cure = found.cure
             found = replace(found, behind=cure is not None and (failed or self._is_much_lower(cure, found)))
+            if found.outlook is Outlook.OPEN and cure is not None and cure.lr < self.recipe.lr:
+                found = replace(found, outlook=Outlook.STUCK)  # smaller steps learned in the same time
         return replace(found, cause=self._cause(found)) if found.fails else found
 
     @staticmethod
     def _is_much_lower(trial: Trial, found: Rehearsal) -> bool:
         return trial.last < found.last - MUCH * abs(found.floor)
 
-    def _changes(self) -> Iterator[tuple[str, Recipe]]:
+    def _changes(self, *, slow: bool) -> Iterator[tuple[str, Recipe]]:
         """Yield the changes to try, the most likely cure first. Lower learning rates, such as the stability limit, come last."""
         recipe = self.recipe
+        if slow:
+            for factor in HIGHER:
+                if factor * recipe.lr <= HIGHEST[0 if recipe.adaptive else 1]:
+                    yield f"lr {factor * recipe.lr:.2g}", replace(recipe, lr=float(f"{factor * recipe.lr:.2g}"))
+            return
         if recipe.precision != "fp32":
             yield "precision fp32", replace(recipe, precision="fp32")
         if recipe.adaptive and not recipe.warmup and is_post_norm(self.setting):
@@ -233,6 +305,8 @@ class _Rehearser:
         measured = self.setting.found
         if found.breach is not None and self._is_the_cause(found.breach):
             return Cause.OPERATOR
+        if found.outlook is Outlook.SLOW:
+            return Cause.SLOW if cure is not None else Cause.UNKNOWN
         if cure is not None and cure.change.startswith("precision"):
             return Cause.PRECISION
         if found.dead is not None and found.diverged_at is None:
@@ -241,6 +315,8 @@ class _Rehearser:
             return Cause.WARMUP
         if max(measured.growth.decades, *(item.growth.decades for item in measured.time), 0.0) >= LIMIT:
             return Cause.GROWTH
+        if found.outlook is Outlook.SCALE:
+            return Cause.SCALE
         if cure is not None:
             return Cause.RATE
         half = any(weight.dtype is torch.float16 for weight in self.objective.parameters.values())
@@ -284,17 +360,6 @@ def is_post_norm(setting: Setting) -> bool:
     readers = [list(graph.children(total.node)) for total in sums]
     norms = sum(len(nodes) == 1 and nodes[0].op in {"layer_norm", "rms_norm"} for nodes in readers)
     return norms > len(sums) / 2
-
-
-def _check_memory(recipe: Recipe, weights: Sequence[Tensor]) -> None:
-    """Raise GradlintError if the copies of the weights that training needs do not fit in memory."""
-    needed = copies_of(recipe) * sum(weight.numel() * weight.element_size() for weight in weights)
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return
-    if needed > MEMORY * there:
-        raise GradlintError(f"training takes {needed / 2**30:.0f} GB beside the model, which this machine has not")
 
 
 def _returns(losses: Sequence[float]) -> bool:

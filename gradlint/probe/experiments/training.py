@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ _STATES = {"sgd": 1, "rmsprop": 3, "adagrad": 1}  # tensors of state per weight;
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LOSS_SCALE = 65536.0  # the initial scale of torch.amp.GradScaler
 HOPELESS = 1e4  # times the first loss: a run with five such losses in a row does not recover
+MEMORY = 0.6  # of the memory of the machine
 FEWEST = 8  # the fewest steps from which something can be concluded
 
 
@@ -47,6 +49,7 @@ class Run:
     `losses`, `norms`, `layers` and `changes` are the fields of `gradlint.measurements.rehearsal.Rehearsal`.
 
     Attributes:
+        paths: Values of the watched weights after each update.
         skipped: The number of updates that were skipped because scaled gradients overflowed.
         ended: What was not finite, if the run ended for that: "loss", "gradient", or "scale" (the gradient at any loss scale).
         raised: The error of the loss or of the model, if one raised after an update; the last loss is then NaN.
@@ -57,6 +60,7 @@ class Run:
     norms: list[float] = field(default_factory=list)
     layers: dict[str, list[float]] = field(default_factory=dict)
     changes: list[float] = field(default_factory=list)
+    paths: dict[str, list[Tensor]] = field(default_factory=dict)
     skipped: int = 0
     ended: str = ""
     raised: str = ""
@@ -66,12 +70,14 @@ class Run:
 class Trainer:
     """Takes steps of a recipe on the weights of an objective. The weights are not restored afterward.
 
-    `index` is the batch of the last step, and `state` the random state of torch before it.
+    `watched` names weights whose values are recorded. `index` is the batch of the last step, and `state` the random state of
+    torch before it.
     """
 
-    def __init__(self, objective: Objective, recipe: Recipe) -> None:
+    def __init__(self, objective: Objective, recipe: Recipe, watched: Collection[str] = ()) -> None:
         self.objective = objective
         self.recipe = recipe
+        self.watched = watched
         self.names = list(objective.parameters)
         self.weights = list(objective.parameters.values())
         self.sizes = _norms([weight.detach() for weight in self.weights])
@@ -142,6 +148,8 @@ class Trainer:
         for old, weight in zip(moved, self.weights, strict=True):
             old.sub_(weight.detach())
         pairs = zip(_norms(moved), self.sizes, self.weights, strict=True)
+        for name in self.watched:
+            run.paths.setdefault(name, []).append(self.objective.parameters[name].detach().clone())
         run.changes.append(max((change / size for change, size, weight in pairs if size and weight.dim() > 1), default=0.0))
 
     def _handle_overflow(self, run: Run) -> None:
@@ -183,6 +191,17 @@ def optimizer_of(recipe: Recipe, weights: Sequence[Tensor]) -> torch.optim.Optim
 def copies_of(recipe: Recipe) -> int:
     """Return how many copies of the weights a step needs: initial values, gradients, changes, and the optimizer's state."""
     return 3 + _STATES.get(recipe.optimizer, 2)
+
+
+def check_memory(recipe: Recipe, weights: Sequence[Tensor]) -> None:
+    """Raise GradlintError if the copies of the weights that training needs do not fit in memory."""
+    needed = copies_of(recipe) * sum(weight.numel() * weight.element_size() for weight in weights)
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return
+    if needed > MEMORY * there:
+        raise GradlintError(f"training takes {needed / 2**30:.0f} GB beside the model, which this machine has not")
 
 
 def batch_of(objective: Objective, index: int) -> tuple[list[Any], Any]:

@@ -216,7 +216,7 @@ def _by_trend(node: Node, points: Points, generator: torch.Generator) -> Iterato
     best: tuple[float, TimeProfile] | None = None
     for ref in node.inputs:
         start = _point(points, ref)
-        if end is None or start is None or start == end or len(start.shape) < 2:
+        if end is None or start is None or start.is_that_of(end) or len(start.shape) < 2:
             continue
         gradient, total = _pulled(end, start, generator)
         if gradient is None:

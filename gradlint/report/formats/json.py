@@ -9,8 +9,10 @@ from dataclasses import fields, is_dataclass
 from importlib import resources
 from typing import Any
 
+from gradlint.measurements.learning import Learning
+from gradlint.measurements.trainability import Trainability
 from gradlint.report.wording import growths, short_path, shown
-from gradlint.result import Finding, Place, SpinePoint, TargetReport, TimeGrowth
+from gradlint.result import Finding, Place, SpinePoint, TargetReport, TimeGrowth, Track
 
 SCHEMA = "gradlint-report/2"
 
@@ -40,6 +42,9 @@ def _target(report: TargetReport, *, refuted: bool, timings: bool) -> dict[str, 
         "score": report.score,
         "growth": _growth(report),
         "phase": _phase(report),
+        "weights": _weights(report.weights),
+        "trainability": _trainability(report.trainability),
+        "tracks": [_track(track) for track in report.tracks],
         "time": [_time(time) for time in report.time],
         "recipe": report.recipe.text if report.recipe else None,
         "observed": _plain(report.observed),
@@ -100,6 +105,34 @@ def _phase(report: TargetReport) -> dict[str, Any] | None:
         "start": stack.start,
         "end": stack.end,
     }
+
+
+def _weights(found: Learning) -> dict[str, Any]:
+    return {
+        "spread_decades": _decades(found.spread),
+        "spread_over": list(found.run),
+        "tangent_decades": _decades(found.tangent),
+        "output_decades": _decades(found.output),
+    }
+
+
+def _trainability(found: Trainability | None) -> dict[str, Any] | None:
+    """Return how many parameters learn, in elements, and the names of those that do not or not yet; None without a probe."""
+    if found is None:
+        return None
+    return {
+        "learning": found.learning,
+        "frozen": found.frozen,
+        "after_steps": dict(found.opened),
+        "without_gradient": list(found.stuck),
+        "unused": list(found.unused),
+    }
+
+
+def _track(track: Track) -> dict[str, Any]:
+    nodes, growth = track.nodes, track.growth
+    ends = {"first": nodes[0], "last": nodes[-1]} if nodes else {"first": None, "last": None}
+    return {**ends, "decades": _decades(growth.decades), "start": _place(growth.start), "end": _place(growth.end)}
 
 
 def _place(place: Place | None) -> Any:

@@ -62,7 +62,7 @@ def derive(structure: Structure, prediction: Prediction, node_id: str) -> Deriva
     operands = tuple(prediction.signals.get(ref.node) if ref is not None else None for ref in node.inputs)
     case = Case(Call(node, operands, output.sizes, structure.graph.mode == "train"), output, prediction.cotangents.get(node_id))
     if node.op == "input":
-        return Derivation(Equation("q' = 1, as inputs are standardised", ((number(1.0),),)).equal_to(output.log_q))
+        return Derivation(Equation("q' = 1, as inputs are standardized", ((number(1.0),),)).equal_to(output.log_q))
     found = _formulas(case)
     back: dict[str, BackwardFactor] = {}
     equations = found.backward if len(found.backward) > 1 else found.backward * len(case.call.signals)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from gradlint.graph import Graph, Node
+from gradlint.masks import Masks
 from gradlint.ops import Kind
 from gradlint.signal_path import kind_of
 from gradlint.theory.prediction import Prediction
@@ -38,17 +41,40 @@ class Logits:
         return self.deviation / math.sqrt(2.0 * math.log(self.keys))
 
 
-def logits_of(graph: Graph, prediction: Prediction, node: Node) -> Logits | None:
-    """Return the logits of a fused attention, or of a softmax over a product of two signals; None for any other node."""
+def logits_of(masks: Masks, prediction: Prediction, node: Node) -> Logits | None:
+    """Return the logits of a fused attention, or of a softmax over a product of two signals; None for any other node.
+
+    What is added to them in which no weight takes part, such as a mask of -100, is left out.
+    """
     if node.op == "attention":
         return _fused(prediction, node)
     if node.op != "softmax" or not node.inputs or node.inputs[0] is None:
         return None
-    signal, factors = prediction.signals.get(node.inputs[0].node), _factors(graph, prediction, node)
-    if signal is None or factors is None or not signal.sizes:
+    signal, path = prediction.signals.get(node.inputs[0].node), _path(masks.graph, prediction, node)
+    if signal is None or path is None or not signal.sizes:
         return None
+    product = masks.graph.parents(path[-1].id)
     axis = node.attrs.get("dim", node.attrs.get("axis", -1))
-    return _logits(node, signal, (axis if isinstance(axis, int) else -1) % len(signal.sizes), factors)
+    axis = (axis if isinstance(axis, int) else -1) % len(signal.sizes)
+    unmasked, decades = _without_masks(masks, prediction, path)
+    if unmasked is not None and unmasked.sizes[axis - len(signal.sizes) :][:1] == (signal.sizes[axis],):
+        axis, signal = axis - len(signal.sizes), replace(unmasked, level=unmasked.level + decades)
+    return _logits(node, signal, axis, (product[0].id, product[1].id))
+
+
+def _without_masks(masks: Masks, prediction: Prediction, path: Sequence[Node]) -> tuple[Signal | None, float]:
+    """Return the logits before the first mask that is added to them, and the decades by which they are scaled after it.
+
+    `path` leads from the softmax back to the product. The result is None if no mask is added.
+    """
+    found, decades, scaled = None, 0.0, 0.0
+    for node, before in pairwise(path):
+        constant = node.attrs.get("constant")
+        if kind_of(node) is Kind.MUL and isinstance(constant, float) and constant:
+            scaled += math.log10(abs(constant)) * (-1.0 if node.op == "div" else 1.0)
+        if kind_of(node) is Kind.ADD and masks.is_masked_by(node):
+            found, decades = prediction.signals.get(before.id), scaled
+    return found, decades
 
 
 def _fused(prediction: Prediction, node: Node) -> Logits | None:
@@ -68,13 +94,20 @@ def _logits(node: Node, signal: Signal, axis: int, factors: tuple[str, str]) -> 
     return Logits(node.id, own * 10.0 ** min(signal.level, 300.0), signal.sizes[axis], factors)
 
 
-def _factors(graph: Graph, prediction: Prediction, node: Node) -> tuple[str, str] | None:
-    """Return the two signals whose product reaches a softmax through scales, biases and masks, or None."""
+def _path(graph: Graph, prediction: Prediction, node: Node) -> list[Node] | None:
+    """Return the nodes from a softmax back to the product of two signals that its logits are, or None.
+
+    Between the two lie scales, biases and masks.
+    """
+    paths = [[node]]
     for _ in range(_FARTHEST):
-        parents = [parent for parent in graph.parents(node.id) if parent.id in prediction.signals]
-        if kind_of(node) is Kind.MATMUL:
-            return (parents[0].id, parents[1].id) if len(parents) == 2 else None
-        if not parents or (node.op != "softmax" and kind_of(node) not in _ON_THE_WAY):
-            return None
-        node = parents[0]
+        longer = []
+        for path in paths:
+            at = path[-1]
+            parents = [parent for parent in graph.parents(at.id) if parent.id in prediction.signals]
+            if kind_of(at) is Kind.MATMUL and len(parents) == 2:
+                return path
+            if at is node or kind_of(at) in _ON_THE_WAY:
+                longer += [[*path, parent] for parent in parents]
+        paths = longer[:_FARTHEST]
     return None

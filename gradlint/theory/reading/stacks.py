@@ -13,7 +13,7 @@ from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure
 from gradlint.theory.branches import hides_norm
 from gradlint.theory.gaussian.integrals import Key, parameters
-from gradlint.theory.initialization import is_constant, looks_initialised
+from gradlint.theory.initialization import is_constant, looks_initialized
 from gradlint.theory.reading.phase import Phase, phase
 from gradlint.theory.reading.steps import Step, main_weight, squared_gain
 from gradlint.theory.reading.trends import is_plain
@@ -76,7 +76,7 @@ def stack(structure: Structure, steps: Sequence[Step]) -> Stack | None:
     """
     runs = [run for run in _runs(structure, steps) if len(run) >= _FEWEST]
     run = max(runs, key=len, default=None)
-    if run is None or not looks_initialised(_weight(layer) for layer in run):
+    if run is None or not looks_initialized(_weight(layer) for layer in run):
         return None
     gains = sorted(layer.gain for layer in run)
     low, high = gains[len(gains) // 10], gains[-1 - len(gains) // 10]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradlint.graph import Node, Weight
@@ -24,12 +25,14 @@ class Step:
         via: Ids of the nodes of the step in order, including `node` and excluding the one before.
         decades: 1/2 log10 of the factor on the squared gradient, from `node` back to the node before. None if it is unknown.
         residual: The residual sum that the step consists of, or None.
+        before: Id of the node at which the step starts.
     """
 
     node: str
     via: tuple[str, ...]
     decades: float | None
     residual: ResidualSum | None = None
+    before: str = ""
 
 
 def main_weight(node: Node) -> Weight | None:
@@ -45,21 +48,22 @@ def squared_gain(weight: Weight) -> float:
     return weight.fan_in * weight.statistics.mean_square
 
 
-def propagate(structure: Structure, prediction: Prediction | None = None) -> tuple[Step, ...]:
-    """Return the predicted steps of the spine, one for each pair of neighboring nodes, from the input to the output.
+def propagate(structure: Structure, prediction: Prediction | None = None, chain: Sequence[str] | None = None) -> tuple[Step, ...]:
+    """Return the predicted steps of a chain of nodes, one for each pair of neighbors, from the input to the output.
 
-    Without a `prediction` the graph is propagated first.
+    Without a `prediction` the graph is propagated first. Without a `chain` the steps are those of the spine.
     """
     found = prediction or predict(structure)
-    return tuple(_step(structure, found, before, after) for before, after in itertools.pairwise(structure.spine))
+    nodes = structure.spine if chain is None else chain
+    return tuple(_step(structure, found, before, after) for before, after in itertools.pairwise(nodes))
 
 
 def _step(structure: Structure, prediction: Prediction, before: str, after: str) -> Step:
     decades = difference(prediction.nodes.get(before), prediction.nodes.get(after))
     residual = structure.residual_sum(after) if structure.signal_parents(after) != [before] else None
     if residual is None or residual.fork != before:
-        return Step(after, (after,), decades)
-    return Step(after, (*residual.skip, *residual.branch, after), decades, residual)
+        return Step(after, (after,), decades, before=before)
+    return Step(after, (*residual.skip, *residual.branch, after), decades, residual, before)
 
 
 def difference(before: Predicted | None, after: Predicted | None) -> float | None:

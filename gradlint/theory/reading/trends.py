@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -80,28 +80,36 @@ def _trend(steps: Sequence[Step], sign: float) -> Trend:
 
 
 def is_plain(structure: Structure, step: Step) -> bool:
-    """Return whether a step is a single operator with one input on the signal, without a skip connection."""
-    return len(structure.signal_parents(step.node)) == 1
+    """Return whether a step is a single operator that no path goes round. Other inputs, such as a condition, may enter it."""
+    if len(structure.signal_parents(step.node)) == 1:
+        return True
+    readers = [child.id for child in structure.graph.children(step.before)] if step.before in structure.graph else []
+    return readers == [step.node]
 
 
-def layers(structure: Structure, steps: Sequence[Step]) -> list[Layer]:
-    """Return the weight layers of plain steps, each with the activation after it, or before it for the last layer."""
+def layers(structure: Structure, steps: Sequence[Step], chain: Sequence[str] | None = None) -> list[Layer]:
+    """Return the weight layers of plain steps, each with the activation after it, or before it for the last layer.
+
+    The steps are those of `chain`, by default the spine.
+    """
+    nodes = structure.spine if chain is None else chain
+    index = {node: place for place, node in enumerate(nodes)}
     found = []
     for step in steps:
         weight = main_weight(structure.graph[step.node])
         if weight is None:
             continue
-        place, length = structure.spine_index[step.node], len(structure.spine)
-        act = _activation(structure, range(place + 1, length)) or _activation(structure, range(place - 1, -1, -1))
+        place = index[step.node]
+        act = _activation(structure, nodes[place + 1 :]) or _activation(structure, reversed(nodes[:place]))
         critical = critical_gain(act.op, parameters(act.op, act.attrs)) if act else 1.0
         found.append(Layer(step.node, act, squared_gain(weight) ** 0.5, critical))
     return found
 
 
-def _activation(structure: Structure, places: range) -> Node | None:
-    """Return the first activation at these indices of the spine, or None if a weight layer comes first."""
-    for place in places:
-        node = structure.graph[structure.spine[place]]
+def _activation(structure: Structure, nodes: Iterable[str]) -> Node | None:
+    """Return the first activation of some nodes, or None if a weight layer comes first."""
+    for node_id in nodes:
+        node = structure.graph[node_id]
         if kind_of(node) is Kind.ACTIVATION:
             return node
         if is_weight_layer(node):

@@ -14,7 +14,7 @@ from gradlint.graph import Graph, Node, Weight
 from gradlint.ops import Kind
 from gradlint.signal_path import is_weight_layer, kind_of
 from gradlint.structure import Structure, elementwise_factor
-from gradlint.theory.branches import normalises
+from gradlint.theory.branches import normalizes
 from gradlint.theory.recurrence.cells import STEPS, CellResponse, Drive, simulate
 from gradlint.theory.recurrence.read import Cells, read_cells
 from gradlint.theory.recurrence.readout import Readout, readout
@@ -197,7 +197,7 @@ def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
     if any(is_weight_layer(graph[node]) for node in structure.spine_between(nodes[0], nodes[1]) if node not in ends):
         return None
     between = [graph[node] for node in structure.between(nodes[0], nodes[1])]
-    if any(is_weight_layer(node) or normalises(graph, node) for node in between):
+    if any(is_weight_layer(node) or normalizes(graph, node) for node in between):
         return None
     acts = [node for node in between if kind_of(node) is Kind.ACTIVATION]
     gated = _GATED.get(weight.fan_out // weight.fan_in) if {"sigmoid", "tanh"} <= {act.op for act in acts} else None

@@ -49,7 +49,7 @@ class Rows:
         values = np.moveaxis(values, weight.out_axis, 0) if groups == 1 or weight.out_axis == 0 else values
         flat = values.reshape(values.shape[0], values.shape[1], -1)
         self.groups = groups
-        self.means = flat.sum(axis=2).astype(np.float64)
+        self.means = np.einsum("oik->oi", flat).astype(np.float64)
         self.squares = np.einsum("oik,oik->oi", flat, flat).astype(np.float64)
 
     def forward(self, matrix: Array, values: Array) -> Array:

@@ -14,7 +14,7 @@ import gradlint
 from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.onnx.folded import EXPORT_NOTE, FOLDED_NOTE, FROZEN_NOTE, MAYBE_FOLDED
 from gradlint.frontends.onnx.metadata import FOLDED
-from tests.models.exports import by_dynamo
+from tests.models.exports import EXPORTER, by_dynamo
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -33,7 +33,7 @@ WAYS = [matrix.Way(True, False, True, 18), matrix.Way(True, True, False, 20), ma
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=EXPORTER if way.dynamo else ()) for way in WAYS], ids=str)
 @pytest.mark.parametrize("name", SOME)
 def test_the_verdict_does_not_depend_on_the_export(name, way):
     assert gradlint.check(way.export(name), seeds=1).verdict == matrix.EXPECTED[name]
@@ -41,7 +41,7 @@ def test_the_verdict_does_not_depend_on_the_export(name, way):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", list(matrix.ways(list)), ids=str)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=EXPORTER if way.dynamo else ()) for way in matrix.ways(list)], ids=str)
 def test_the_verdict_of_every_sample_does_not_depend_on_the_export(way):
     found = matrix.tally(way, list(matrix.EXPECTED))
     assert found.wrong == []

@@ -19,7 +19,7 @@ from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.onnx.folded import FOLDED, MAYBE_FOLDED
 from gradlint.graph import Graph, Node, Weight
 from gradlint.rule import GraphBuilder, Subject
-from gradlint.theory.branches import are_unsettled, hides_norm, normalises
+from gradlint.theory.branches import are_unsettled, hides_norm, normalizes
 from tests.models.exports import by_dynamo, by_torchscript
 
 DEPTH = 24
@@ -125,7 +125,7 @@ def test_a_layer_hides_its_norm_with_a_bias_of_its_own_and_without_one(build, bi
     own = None if bias is (build is linears) else bias  # what it has anyway
     graph = read_onnx(exported(build, untouched, "dynamo", "optimized", bias=own)).graph
     assert sum(FOLDED in node.notes for node in graph) == DEPTH
-    assert not any(normalises(graph, node) for node in graph if node.op == "linear" and node.shape[-1] == 4)
+    assert not any(normalizes(graph, node) for node in graph if node.op == "linear" and node.shape[-1] == 4)
 
 
 @pytest.mark.parametrize("build", [convolutions, linears], ids=lambda build: build.__name__)

@@ -1,4 +1,4 @@
-"""Operators that exporters spell out are recognised as what they are, and the probe still taps every node of the graph."""
+"""Operators that exporters spell out are recognized as what they are, and the probe still taps every node of the graph."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_attention_is_one_node_with_its_scale(style, way):
     check_taps(file)
 
 
-def test_a_recognised_node_has_the_output_of_the_last_node_of_its_pattern():
+def test_a_recognized_node_has_the_output_of_the_last_node_of_its_pattern():
     file = read_onnx(export(NORMS["layer"][0](), SCRIPT[0]))
     runnable, seen = OnnxRunnable(file), {}
     x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)

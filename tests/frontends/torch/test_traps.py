@@ -47,41 +47,6 @@ def test_an_edit_inside_a_checkpoint_holds_in_the_backward_pass(reentrant):
     torch.testing.assert_close(grad, torch.full((3,), 50.0))
 
 
-class ScaledSquare(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, scale):
-        ctx.save_for_backward(x, scale)
-        return torch.exp2(x) * scale
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, scale = ctx.saved_tensors
-        return grad * scale, (grad * x).sum(0)
-
-
-bound_apply = ScaledSquare.apply
-
-
-@pytest.mark.parametrize("apply", [bound_apply, None], ids=["bound early", "looked up"])
-def test_a_custom_function_is_one_node_and_the_graph_stays_connected(apply):
-    class Custom(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.gain = nn.Linear(4, 4), nn.Parameter(torch.ones(4))
-
-        def forward(self, x):
-            return self.linear((apply or ScaledSquare.apply)(self.linear(x), self.gain))
-
-    module = Custom()
-    result = run(module, torch.randn(8, 4))
-    node = result.node("unknown")
-    assert node.attrs["name"] == "ScaledSquare"
-    assert node.notes == {"custom-function:ScaledSquare"}
-    assert node.weights["gain"].name == "gain"
-    assert [node.id for node in result.graph] == ["x", "linear:linear", "unknown", "linear:linear:1"]
-    check_sound(result, module)
-
-
 def test_vmap_is_seen_through():
     class Mapped(nn.Module):
         def __init__(self):

@@ -9,7 +9,7 @@ Why it matters:
     eval mode the BatchNorm divides by a variance that the signal no longer has: at p = 0.5 every one shrinks it by 0.71.
 
 How to fix it:
-    Put the dropout behind the last BatchNorm, or use LayerNorm, whose statistics are of the sample that it normalises.
+    Put the dropout behind the last BatchNorm, or use LayerNorm, whose statistics are of the sample that it normalizes.
 
 References:
     Li, Chen, Hu, Yang 2018, Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift,
@@ -75,7 +75,7 @@ def _dropped(subject: Subject, norm: Node) -> Node | None:
     node = norm
     while len(parents := subject.graph.parents(node.id)) == 1:
         node = parents[0]
-        if subject.normalises(node):
+        if subject.normalizes(node):
             return None
         if kind_of(node) is Kind.DROPOUT and FEWEST <= _rate(node) < 1.0:
             return node

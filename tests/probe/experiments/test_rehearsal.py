@@ -22,7 +22,7 @@ from gradlint.frontends.onnx.file import read_onnx
 from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.onnx_torch.runnable import OnnxRunnable
-from gradlint.probe.experiments import catalog
+from gradlint.probe.experiments import catalog, training
 from gradlint.probe.experiments import rehearsal as stage
 from gradlint.probe.measure import measure
 from gradlint.probe.process.messages import pack, unpack
@@ -253,7 +253,7 @@ def test_time_bounds_the_default_and_is_said(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_memory_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stage, "MEMORY", 1e-12)
+    monkeypatch.setattr(training, "MEMORY", 1e-12)
     found = probed(mlp(16, 8, 4), blobs(), "adam lr=1e-3")
     assert found.rehearsal is None
     assert any(note.startswith("rehearsal: not measured, training takes") for note in found.notes)

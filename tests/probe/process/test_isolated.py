@@ -15,11 +15,13 @@ from onnx import TensorProto, helper
 from gradlint.engine import check
 from gradlint.errors import ForwardError, TargetError
 from gradlint.frontends.inputs import InputSpec
+from gradlint.measurements.faults import NonFinite
+from gradlint.measurements.units import Cut
 from gradlint.options import Options
 from gradlint.probe.process import isolated
 from gradlint.probe.process.isolated import InternalError, Limits, Worker
 from gradlint.probe.process.messages import pack, unpack, unpack_inputs
-from gradlint.result import Cut, Gains, Growth, Jump, Measurement, NonFinite, Place, TimeGrowth
+from gradlint.result import Gains, Growth, Jump, Measurement, Place, TimeGrowth
 
 FOLDER = Path(__file__).resolve().parents[3] / "sample_models"
 INF = float("inf")

@@ -30,6 +30,7 @@ from gradlint.theory.gaussian.integrals import (
     variance_slope,
 )
 from gradlint.theory.gaussian.quadrature import orthant
+from tests.models.versions import skip_before
 
 IN_TORCH = {
     "relu": ({}, nnf.relu),
@@ -64,6 +65,7 @@ IN_TORCH = {
 }
 CASES = {name: (name.partition(" ")[0], attrs) for name, (attrs, _) in IN_TORCH.items()}
 SHAPES = pytest.mark.parametrize("name", CASES)
+AT_KINKS = skip_before("torch", "2.8", "its derivative at -3 and 3 is that of the parabola between them")
 NORMALS = ((0.0, 1.0), (0.0, 0.1), (0.0, 7.0), (1.5, 0.8), (-2.0, 0.5), (-0.7, 3.0))
 
 
@@ -77,7 +79,7 @@ def function(name):
 # functions --------------------------------------------------------------------------------------------------------------
 
 
-@SHAPES
+@pytest.mark.parametrize("name", [pytest.param(name, marks=AT_KINKS if name == "hardswish" else ()) for name in CASES])
 def test_value_and_derivative_are_those_of_torch_at_kinks_too(name):
     phi = function(name)
     at = [*phi.kinks, *np.linspace(-12.0, 12.0, 2001), 1e-9, -1e-9, 300.0, -300.0]

@@ -230,7 +230,7 @@ def test_scaling_weights_moves_the_growth_of_a_homogeneous_stack_by_the_logarith
 
 
 @pytest.mark.parametrize(("op", "kurtosis"), [(nn.ReLU(), 2.0), (nn.Identity(), 1.0)])
-def test_gradient_norms_vary_over_initialisations_as_predicted(op, kurtosis):
+def test_gradient_norms_vary_over_initializations_as_predicted(op, kurtosis):
     width, depth = 24, 6
     logs = []
     for seed in range(300):

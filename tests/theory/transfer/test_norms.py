@@ -246,7 +246,7 @@ def test_two_windows_of_one_pattern_share_less_than_one_place_does():
 
 
 @pytest.mark.parametrize("window", [2, 3])
-def test_neighbours_behind_pools_that_overlap_keep_more_of_a_mean(window):
+def test_neighbors_behind_pools_that_overlap_keep_more_of_a_mean(window):
     shape = (8, 16, 24, 24)
 
     def make() -> nn.Module:

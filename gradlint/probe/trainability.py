@@ -1,0 +1,150 @@
+"""Which parameters learn: plain passes on the inputs as they were given, at the initial weights and after virtual steps.
+
+Exact zeros block gradients: a gain that starts at zero, or a head of zeros behind gates of zeros. Such a start is a design if
+it opens after a few updates, and a fault if it stays shut. That is tried out: the parameters that have a gradient move a little,
+and the gradients are looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from gradlint.frontends.base import PartialRun, Runnable
+from gradlint.frontends.torch.record import returned_tensors
+from gradlint.graph import Graph, Ref
+from gradlint.measurements.learning import Learning
+from gradlint.measurements.trainability import Trainability
+from gradlint.ops import operator
+from gradlint.probe.recorder import square_sum
+
+STEPS = 3
+"""Virtual steps that are tried: as many zeros, one behind another, as a design is allowed."""
+
+_STEP = 0.02
+"""Root mean square of a virtual step, relative to that of the parameter."""
+
+_LEAST = 0.01
+"""Root mean square that a parameter of zeros counts as: the start of a small normal initialization."""
+
+
+def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: int) -> Trainability:
+    """Find out which parameters learn.
+
+    Plain passes are made only if they can show something: a parameter lacks a gradient, a re-entrant checkpoint may behave
+    otherwise on inputs that require no grad, or a module returns nothing that carries a gradient. An exported file may end in
+    an argmax: it is for inference.
+
+    Args:
+        model: The model, inside `untouched`.
+        graph: Its graph.
+        probed: The gradients in the pass of the probe, on inputs that require grad.
+        seed: Seed of inputs and cotangents.
+    """
+    parameters = model.parameters()
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    used = {weight.name for node in graph for weight in node.weights.values()}
+    checkpointed = any("checkpoint" in node.notes for node in graph)
+    is_silent = model.frontend == "torch" and model.mode == "train" and not any(carries(graph, ref) for ref in graph.outputs)
+    if all(map(probed.learns, parameters)) and not checkpointed and not is_silent:
+        return Trainability(sizes, model.frozen)
+    gradients = _gradients(model, seed)
+    if gradients is None:
+        return Trainability()
+    learning = {name for name, gradient in gradients.items() if bool(gradient.any())}
+    opened: dict[str, int] = {}
+    if gradients.keys() > learning:
+        with _moved(parameters) as move:
+            for step in range(1, STEPS + 1):
+                move(gradients)
+                gradients = _gradients(model, seed) or {}
+                fresh = {name for name, gradient in gradients.items() if bool(gradient.any())} - learning
+                opened |= dict.fromkeys(sorted(fresh), step)
+                learning |= fresh
+                if not fresh and step > 1:
+                    break
+    silent = [name for name in parameters if name not in learning]
+    return Trainability(
+        sizes=sizes,
+        frozen=model.frozen,
+        opened=opened,
+        stuck=tuple(name for name in silent if name in used),
+        unused=tuple(name for name in silent if name not in used),
+    )
+
+
+def carries(graph: Graph, ref: Ref) -> bool:
+    """Return whether an output carries a gradient, as far as operators tell."""
+    node = graph[ref.node]
+    return node.is_float and not operator(node.op).cuts and "no-grad" not in node.notes
+
+
+@contextmanager
+def virtual_steps(model: Runnable, seed: int, steps: int) -> Iterator[None]:
+    """Run the body of the context on the model after virtual steps; on exit, its parameters have their values back."""
+    with _moved(model.parameters()) as move:
+        for _ in range(steps):
+            move(_gradients(model, seed) or {})
+        yield
+
+
+def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor] | None:
+    """Return the gradients of parameters that one reaches from the outputs of a plain run, for a random cotangent.
+
+    Returns None for a run without outputs, of which nothing can be said.
+
+    `autograd.grad` cannot pass a re-entrant checkpoint, so that the gradients are accumulated, and the old ones put back.
+    """
+    parameters = model.parameters()
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    try:
+        returned = model.call([spec.draw(rng) for spec in model.inputs])
+    except PartialRun:
+        return None
+    made = list(returned_tensors(returned))
+    if not any(tensor.numel() for tensor in made):
+        return None
+    outputs = [tensor for tensor in made if tensor.requires_grad]
+    if not outputs:
+        return {}
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in outputs]
+    kept = {name: parameter.grad for name, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.grad = None
+        torch.autograd.backward(outputs, cotangents)
+        found = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    finally:
+        for name, parameter in parameters.items():
+            parameter.grad = kept[name]
+    return {name: gradient.to_dense() if gradient.layout is not torch.strided else gradient for name, gradient in found.items()}
+
+
+@contextmanager
+def _moved(parameters: Mapping[str, torch.Tensor]) -> Iterator[Callable[[Mapping[str, torch.Tensor]], None]]:
+    """Yield a function that moves parameters along their gradients; on exit they have their values back, to the bit."""
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def move(gradients: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, gradient in gradients.items():
+                norm = _rms(gradient)
+                if norm > 0.0 and np.isfinite(norm):
+                    length = _STEP * max(_rms(kept[name]), _LEAST)
+                    parameters[name].add_(gradient, alpha=length / norm)
+
+    try:
+        yield move
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    return float((square_sum(tensor.detach())[0] / max(tensor.numel(), 1)) ** 0.5)

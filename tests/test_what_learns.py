@@ -1,0 +1,268 @@
+"""The verdict rests on every weight that should learn: branches, second inputs, conditions, cuts, and zeros by design."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import gradlint
+from gradlint import Confidence, Report, Severity
+from tests.models.learning_cases import HE, Fed, Heads, Joined, Ladder, Pair
+from tests.models.zero_starts import STARTS
+
+
+def errors(report: Report) -> dict[str, str]:
+    found = (f for f in report.findings if f.severity is Severity.ERROR and f.confidence is not Confidence.REFUTED)
+    return {finding.rule: finding.module for finding in found}
+
+
+def linted(make: Callable[[], nn.Module], *shapes: tuple[int, ...], **options: object) -> Report:
+    torch.manual_seed(0)
+    module = make()
+    return gradlint.check(module, tuple(torch.randn(*shape) for shape in shapes), **options)
+
+
+def joined(how: str, gain: float | None, **options: object) -> tuple[Callable[[], nn.Module], tuple[int, int]]:
+    return lambda: Joined(how, gain, **options), (16, 40)
+
+
+# chains beside the spine -----------------------------------------------------------------------------------------------------
+
+HEADS, LADDER, PAIR = (16, 20), (8, 2, 32), ((8, 5), (8, 3, 12, 12))
+
+FAILING = {
+    "towers joined by cat, too large": (*joined("cat", 2.4), "explodes", "GL101", "deep"),
+    "towers joined by sum, too large": (*joined("sum", 2.4), "explodes", "GL101", "deep"),
+    "towers joined by a product, too large": (*joined("product", 2.4), "explodes", "GL101", "deep"),
+    "towers joined by cat, default init": (*joined("cat", None), "vanishes", "GL103", "deep"),
+    "towers joined by sum, default init": (*joined("sum", None), "vanishes", "GL103", "deep"),
+    "three towers, default init": (*joined("cat", None, towers=3), "vanishes", "GL103", "deep"),
+    "a tower of sigmoids": (*joined("cat", 1.0, act=nn.Sigmoid, depth=16), "vanishes", "GL402", "deep"),
+    "a chaotic tower": (*joined("cat", 2.5, act=nn.Tanh, depth=40), "explodes", "GL801", "deep"),
+    "a deep head, default init": (lambda: Heads(None), HEADS, "vanishes", "GL103", "deep"),
+    "a deep head, too large": (lambda: Heads(2.4), HEADS, "explodes", "GL101", "deep"),
+    "the bottom of a U-Net, default init": (lambda: Ladder(None), LADDER, "vanishes", "GL103", "bottom"),
+    "the bottom of a U-Net, too large": (lambda: Ladder(2.6), LADDER, "explodes", "GL101", "bottom"),
+    "one of two inputs, default init": (lambda: Pair(None), PAIR, "vanishes", "GL103", "picture"),
+    "one of two inputs, too large": (lambda: Pair(2.6), PAIR, "explodes", "GL101", "picture"),
+    "a condition added at every layer": (lambda: Fed("sum"), ((16, 32), (16, 16)), "vanishes", "GL103", "layers"),
+    "a condition that scales every layer": (lambda: Fed("film"), ((16, 32), (16, 16)), "vanishes", "GL103", "layers"),
+    "a condition joined at every layer": (lambda: Fed("cat"), ((16, 32), (16, 16)), "vanishes", "GL802", "layers"),
+}
+
+HEALTHY = {
+    "towers joined by cat": joined("cat", HE),
+    "towers joined by sum": joined("sum", HE),
+    "towers joined by a product": joined("product", HE),
+    "a critical tower of tanh": joined("cat", 1.0, act=nn.Tanh),
+    "a deep head": (lambda: Heads(HE), HEADS),
+    "a U-Net": (lambda: Ladder(HE), LADDER),
+    "two inputs": (lambda: Pair(HE), PAIR),
+    "a condition added, with skips": (lambda: Fed("sum", skip=True), ((16, 32), (16, 16))),
+    "a condition that scales, with skips": (lambda: Fed("film", skip=True), ((16, 32), (16, 16))),
+    "a condition joined, with skips": (lambda: Fed("cat", skip=True), ((16, 32), (16, 16))),
+}
+
+
+def shapes_of(given: tuple[object, ...]) -> tuple[tuple[int, ...], ...]:
+    return given if isinstance(given[0], tuple) else (given,)
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_part_beside_the_spine_that_fails_is_found_in_its_place(name):
+    make, shapes, verdict, rule, where = FAILING[name]
+    report = linted(make, *shapes_of(shapes))
+    assert report.verdict == verdict
+    assert where in errors(report)[rule]
+    assert report.score < 50
+
+
+@pytest.mark.parametrize("name", [name for name in FAILING if "chaotic" not in name and "U-Net, too large" not in name])
+def test_theory_alone_finds_it_as_well(name):
+    make, shapes, verdict, _, where = FAILING[name]
+    report = linted(make, *shapes_of(shapes), probe=False)
+    assert report.verdict == verdict
+    assert any(where in module for module in errors(report).values())
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_its_twin_is_healthy(name):
+    make, shapes = HEALTHY[name]
+    for probe in (True, False):
+        report = linted(make, *shapes_of(shapes), probe=probe)
+        assert (report.verdict, errors(report)) == ("healthy", {})
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("towers joined by sum, default init", "vanishes"), ("a U-Net", "healthy")])
+def test_an_exported_file_is_judged_alike(name, verdict, tmp_path):
+    make, shapes, *_ = (FAILING | HEALTHY)[name]
+    torch.manual_seed(0)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(make(), tuple(torch.randn(*shape) for shape in shapes_of(shapes)), path, dynamo=False)
+    assert [gradlint.check(path, probe=probe).verdict for probe in (True, False)] == [verdict] * 2
+
+
+def test_the_report_shows_the_worst_track_and_says_what_stands_beside_it():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = Joined("cat", None), Joined("cat", None, depth=34)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.left(x) + self.right(x)
+
+    report = linted(Two, (16, 40))
+    assert all(point.place.module.startswith("right") for point in report.spine[:-1])
+    assert "beside it: the gradient shrinks to" in report.to("full")
+
+
+# cuts ------------------------------------------------------------------------------------------------------------------------
+
+
+class Front(nn.Module):
+    """Two layers that are cut off before a head."""
+
+    def __init__(self, cut: Callable[[nn.Module, Tensor], Tensor], end: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+        super().__init__()
+        self.front, self.head = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 16)), nn.Linear(16, 3)
+        self.cut, self.end = cut, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.head(torch.tanh(self.cut(self.front, x))))
+
+
+def without_gradient(front: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return front(x)
+
+
+CUTS = {
+    "no_grad": (without_gradient, "front"),
+    "inference of parts": (lambda front, x: front[2](without_gradient(front[:2], x)), "front.0"),
+    "detach": (lambda front, x: front(x).detach(), ""),
+    "round": (lambda front, x: front(x).round(), ""),
+    "sign": (lambda front, x: front(x).sign(), ""),
+    "integers": (lambda front, x: F.one_hot(front(x).argmax(1), 16).float(), ""),
+    "lists": (lambda front, x: torch.tensor(front(x).tolist()), "front"),
+    "arrays": (lambda front, x: torch.from_numpy(front(x).detach().numpy()), "front"),
+    "re-entrant checkpoint": (lambda front, x: checkpoint(front, x, use_reentrant=True), "front"),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_layers_that_are_cut_off_are_an_error_that_names_the_place(name):
+    cut, where = CUTS[name]
+    report = linted(lambda: Front(cut), (8, 10))
+    assert report.verdict == "untrainable"
+    assert where in errors(report)["GL806"]
+
+
+@pytest.mark.parametrize("end", [torch.round, torch.sign, lambda y: y.argmax(1), lambda y: y.detach()])
+def test_a_module_that_returns_nothing_with_a_gradient_cannot_learn(end):
+    report = linted(lambda: Front(lambda front, x: front(x), end), (8, 10))
+    assert report.verdict == "untrainable"
+    assert "GL806" in errors(report)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_that_passes_gradients_is_healthy(reentrant):
+    """A re-entrant one does where its input requires grad, as that of an inner layer does."""
+
+    class Inner(Front):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.front[2], torch.tanh(self.front[0](x)), use_reentrant=reentrant))
+
+    report = linted(lambda: Inner(lambda front, x: front(x)), (8, 10))
+    assert (report.verdict, errors(report)) == ("healthy", {})
+
+
+def test_parts_that_the_user_froze_are_counted_and_no_error():
+    module = Front(lambda front, x: front(x))
+    module.front.requires_grad_(False)
+    report = gradlint.check(module, torch.randn(8, 10))
+    assert (report.verdict, errors(report)) == ("healthy", {})
+    assert "51 of 499 parameters, 448 frozen" in report.to("full")
+
+
+def test_a_model_that_is_frozen_as_a_whole_learns_nothing():
+    report = linted(lambda: Front(lambda front, x: front(x)).requires_grad_(False), (8, 10))
+    assert (report.verdict, report.score) == ("untrainable", 0)
+    assert "all 499 parameters are frozen" in report.to("full")
+
+
+# magnitude -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(1e15, "untrainable"), (1e26, "non-finite"), (0.02, "healthy")])
+def test_a_parameter_that_nobody_filled_is_found_behind_a_norm(size, verdict):
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.place = nn.Embedding(20, 16), nn.Parameter(size * torch.randn(6, 16))
+            self.body = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 4))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.body(self.embed(ids) + self.place)
+
+    torch.manual_seed(0)
+    report = gradlint.check(Placed(), torch.randint(0, 20, (8, 6)))
+    assert report.verdict == verdict
+    assert ("GL108" in errors(report)) is (verdict != "healthy")
+
+
+# zeros by design -------------------------------------------------------------------------------------------------------------
+
+
+def loss_after(module: nn.Module, args: tuple[Tensor, ...], steps: int) -> tuple[float, float]:
+    """The loss of regression to random targets, before and after steps of Adam."""
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], 3e-3)
+    target, losses = torch.randn_like(module(*args)), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (module(*args) - target).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+    return losses[0], losses[-1]
+
+
+@pytest.mark.parametrize("depth", [2, 5, 12])
+@pytest.mark.parametrize("name", STARTS)
+def test_zeros_by_design_are_healthy_and_train(name, depth):
+    torch.manual_seed(0)
+    module, args = STARTS[name](depth)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    report = gradlint.check(module, args)
+    assert (report.verdict, errors(report)) == ("healthy", {})
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    first, last = loss_after(module, args, 100)
+    assert last < 0.9 * first
+
+
+def test_zeros_that_stay_shut_are_dead():
+    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    for layer in (module[0], module[2]):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    report = gradlint.check(module, torch.randn(16, 8))
+    assert report.verdict == "untrainable"
+    assert "GL104" in errors(report)
+
+
+# reports ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_findings_leave_out_what_the_probe_refuted():
+    """Plain layers with skips round them: theory alone would expect less."""
+    torch.manual_seed(0)
+    report = gradlint.check(nn.Sequential(*(nn.Linear(8, 8) for _ in range(12))), torch.randn(16, 8))
+    everything = report.result.findings
+    assert {*report.findings, *report.refuted} == {*everything}
+    assert all(finding.confidence is not Confidence.REFUTED for finding in report.findings)
+    assert all(finding.confidence is Confidence.REFUTED for finding in report.refuted)
