@@ -16,8 +16,8 @@ def verify(finding: Finding, measurement: Measurement | None, places: Places) ->
 
     A claim about growth is confirmed if sustained growth over the claimed span is at least `HEALTHY` decades in the claimed
     direction. Below `LIMIT` decades, or where the gradients of weights do not bear it out, a confirmed finding is a warning at
-    most. A finding is returned unchanged if it claims no growth, if its rule used the measurement itself, or if no growth was
-    measured over its span.
+    most, and beside the spine it is refuted. A finding is returned unchanged if it claims no growth, if its rule used the
+    measurement itself, or if no growth was measured over its span.
 
     Args:
         finding: The finding.
@@ -34,7 +34,8 @@ def verify(finding: Finding, measurement: Measurement | None, places: Places) ->
         Effect.VANISHES: measured <= -HEALTHY,
         Effect.EITHER: abs(measured) >= HEALTHY,
     }[finding.effect]
-    if not holds:
+    beside = finding.span is not None and finding.span[1] not in measurement.spine
+    if not holds or (beside and not measurement.learning.bears_out(measured)):
         return replace(finding, confidence=Confidence.REFUTED, evidence={**finding.evidence, "measured_decades": measured})
     is_fault = abs(measured) >= LIMIT and measurement.learning.bears_out(measured)
     severity = finding.severity if is_fault else max(finding.severity, Severity.WARNING, key=lambda s: s.rank)

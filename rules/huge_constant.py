@@ -45,7 +45,7 @@ def _chain(op: str, constant: float, *, dtype: str = "float32", behind: str = "r
 def _masked() -> GraphBuilder:
     """A mask of zeros and ones, which a factor turns into zeros and -1e9 before it is added to logits."""
     builder = GraphBuilder()
-    logits, mask = builder.linear(builder.input(8, 64)), builder.input(8, 64)
+    logits, mask = builder.linear(builder.input(8, 64)), builder.input(8, 64, name="mask")
     mask = builder.op("mul", builder.op("sub", None, mask, shape=(8, 64), constant=1.0), None, shape=(8, 64), constant=-1e9)
     builder.op("softmax", builder.op("add", logits, mask, shape=(8, 64)), shape=(8, 64), dim=-1)
     return builder

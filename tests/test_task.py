@@ -39,7 +39,7 @@ def test_the_loss_that_is_measured_is_the_one_that_is_given():
 def test_a_target_says_what_its_loss_and_recipe_are():
     report = gradlint.check(f"{CLASSIFIER}:learning_rate_healthy", rehearse=3).result
     assert report.recipe == gradlint.Recipe("sgd", lr=0.05, momentum=0.9)
-    assert report.observed["loss"].chance == pytest.approx(1.6094, abs=1e-3)
+    assert report.observed["loss"].chance == pytest.approx(1.0059, abs=1e-3)  # entropy of 39, 1, 1, 6 and 17 of 64
     assert report.observed["rehearsal"].steps == 3
 
 
@@ -115,7 +115,7 @@ def test_a_recipe_that_is_none_is_refused_before_any_work(run, text):
 def test_the_report_shows_recipe_loss_and_rehearsal(run):
     _, out, _ = run("check", f"{CLASSIFIER}:learning_rate_healthy", "--rehearse", "5")
     recipe = "recipe: sgd lr=0.05 momentum=0.9; at the start stable up to lr"
-    for part in (recipe, "1.609 by chance", "rehearsal: 5 updates, loss 1.6"):
+    for part in (recipe, "1.006 by chance", "rehearsal: 5 updates, loss 1.6"):
         assert part in out
 
 
@@ -176,5 +176,5 @@ def test_a_loss_that_no_weight_moves_is_an_error():
 
     x = torch.randn(8, 6)
     report = gradlint.check(nn.Linear(6, 1), x, target=torch.ones(8, 1), loss=hard)
-    assert report.verdict == "vanishes"
+    assert report.verdict == "untrainable"
     assert [finding.message for finding in report.findings if finding.rule == "GL806" and "exactly zero" in finding.message]

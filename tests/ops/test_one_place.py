@@ -120,6 +120,7 @@ NAMED = {  # strings that are names of activations, by file, and why they stand 
     "graph_builder.py": ("relu tanh", "defaults of examples"),
     "onnx_torch/activation.py": ("PRelu Selu", "they need the opset"),
     "onnx_torch/rnn.py": ("Sigmoid Tanh", "what recurrent operators use by default"),
+    "probe/experiments/constant.py": ("sigmoid", "what a loss takes of a constant output"),
     "probe/experiments/loss_observer.py": ("sigmoid", "a softmax or sigmoid whose log is taken has a stable form"),
     "probe/time/stacks.py": ("tanh", "what a recurrence uses by default"),
     "ranges/layers.py": ("tanh", "what a recurrence uses by default"),
