@@ -167,12 +167,20 @@ class GraphBuilder:
         return self
 
     def over_time(
-        self, node: str, decades: float, steps: int = 40, *, axis: int | None = 0, lyapunov: tuple[float, ...] = ()
+        self,
+        node: str,
+        decades: float,
+        steps: int = 40,
+        *,
+        axis: int | None = 0,
+        lyapunov: tuple[float, ...] = (),
+        reads: str = "every",
     ) -> GraphBuilder:
         """Set the measured growth of the gradient over the steps of a recurrence, in decades, which is equal in every step."""
         growth = Growth(decades, rise=max(decades, 0.0), fall=max(-decades, 0.0))
         horizon = 3.0 * steps / abs(decades) if decades else math.inf
-        found = TimeGrowth(node, (), growth, decades / steps, horizon=horizon, lyapunov=lyapunov, axis=axis, steps=steps)
+        slope = decades / steps
+        found = TimeGrowth(node, (), growth, slope, None, horizon, lyapunov, axis, steps, reads=reads)
         return self.measured(time=(found,))
 
     def trained(self, recipe: Recipe) -> GraphBuilder:

@@ -169,8 +169,7 @@ class TimeGrowth:
 
     Attributes:
         node: Id of the recurrent node, or of the first node of an unrolled loop.
-        backward: Backward gain at each step in decades, for a unit cotangent on the last processed step. Steps are in the order
-            of processing; a reverse direction processes the first step of the sequence last.
+        backward: Backward gain at each step in decades, for a unit cotangent on the last one, in the order of processing.
         growth: Sustained growth over the steps.
         slope: Least-squares slope in decades per step, positive if the gradient grows towards the first processed step.
         slope_error: Standard error of the slope (Newey and West 1987). None for fewer than three increments.
@@ -180,6 +179,7 @@ class TimeGrowth:
         axis: The time axis of the input sequence. None for a loop without an input sequence.
         steps: Number of time steps.
         direction: "forward" or "reverse".
+        reads: Which of its states the model reads, "last", "every" or "pooled"; see `gradlint.theory.recurrence.readout`.
     """
 
     node: str
@@ -192,6 +192,7 @@ class TimeGrowth:
     axis: int | None = None
     steps: int = 0
     direction: str = "forward"
+    reads: str = "every"
 
 
 _OBSERVED = ("inputs", "loss", "curvature", "rehearsal", "suspects", "headroom", "units", "idle", "segments", "redraws")

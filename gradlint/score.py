@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.growth.tracks import counted
 from gradlint.measurements.learning import Learning
+from gradlint.measurements.reach import shortest_reach
 from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
 
 # P(trouble) is a logistic function of sustained growth: 1/2 at LIMIT, 2 % at HEALTHY.
@@ -19,7 +20,7 @@ def worst_growth(measurement: Measurement) -> Growth:
     """Return the growth over the spine, or the growth along time if that exceeds `LIMIT` and is larger.
 
     Decay along time does not count here. Recurrences decay at initialization, which limits their memory but does not make
-    training fail, and rules report it.
+    training fail; it costs score, see `gradlint.measurements.reach`, and rules report it.
     """
     recurrent = max((item.growth for item in measurement.time), key=lambda growth: growth.decades, default=None)
     if recurrent is not None and recurrent.decades >= LIMIT and recurrent.decades > abs(measurement.growth.decades):
@@ -72,6 +73,8 @@ def judge(
     rehearsed = measurement.rehearsal if measurement is not None else None
     if Verdict.UNSTABLE in made or (rehearsed is not None and rehearsed.is_certain):
         return Verdict.UNSTABLE, 0
+    reach = shortest_reach(measurement.time if measurement is not None else (), findings)
+    score = min(score, reach.score) if reach is not None else score
     known = conclusive and growth is not None
     error = any(failing(finding, Severity.ERROR) for finding in findings)
     return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score

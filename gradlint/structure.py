@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from gradlint.graph import Graph, Node, Ref
+import numpy as np
+
+from gradlint.graph import Graph, Node, Ref, Weight
 from gradlint.ops import operator
 from gradlint.signal_path import SignalPath, is_weight_layer
 
@@ -42,10 +44,12 @@ class Recurrence:
     Attributes:
         weight: Name of the weight.
         nodes: Ids of the nodes, in execution order.
+        elementwise: Whether the weight multiplies the state unit by unit; any other one is that of a weight layer.
     """
 
     weight: str
     nodes: tuple[str, ...]
+    elementwise: bool = False
 
 
 class Structure:
@@ -201,15 +205,21 @@ class Structure:
 
     @cached_property
     def recurrences(self) -> tuple[Recurrence, ...]:
-        """The recurrences: weight layers on the signal that share a weight and depend on one another."""
-        users: dict[str, list[str]] = defaultdict(list)
+        """The recurrences: weight layers, and products with a factor, that share a weight and depend on one another."""
+        users: dict[tuple[str, bool], list[str]] = defaultdict(list)
         for node_id in self.signal:
             node = self.graph[node_id]
             if is_weight_layer(node):
                 main = node.weights.get("recurrent") or node.weights.get("weight") or next(iter(node.weights.values()))
-                users[main.name].append(node_id)
-        chains = ((name, self._chain(nodes)) for name, nodes in users.items() if len(nodes) > 1)
-        return tuple(Recurrence(name, chain) for name, chain in chains if len(chain) > 1)
+                users[main.name, False].append(node_id)
+            elif (factor := elementwise_factor(node)) is not None:
+                users[factor.name, True].append(node_id)
+        return tuple(
+            Recurrence(name, chain, elementwise)
+            for (name, elementwise), nodes in users.items()
+            for chain in self._chains(nodes)
+            if not elementwise or (len(chain) >= _BLOCK and self._is_bare(chain))
+        )
 
     @cached_property
     def blocks(self) -> dict[str, tuple[str, ...]]:
@@ -319,10 +329,30 @@ class Structure:
         ordered = sorted(branch, key=self.graph.position.__getitem__)
         return ResidualSum(node_id, fork, tuple(ordered), tuple(skip))
 
-    def _chain(self, nodes: list[str]) -> tuple[str, ...]:
-        chain = [nodes[0]]
-        chain.extend(after for before, after in itertools.pairwise(nodes) if self.is_ancestor(before, after))
-        return tuple(chain)
+    def _chains(self, nodes: list[str]) -> list[tuple[str, ...]]:
+        """Chains of two or more nodes, each an ancestor of the next; two loops that share a weight may take turns."""
+        chains: list[list[str]] = []
+        for node in nodes:
+            chain = next((one for one in chains[-2:] if self.is_ancestor(one[-1], node)), None)
+            if chain is None:
+                chains.append([node])
+            else:
+                chain.append(node)
+        return [tuple(chain) for chain in chains if len(chain) > 1]
+
+    def _is_bare(self, chain: tuple[str, ...]) -> bool:
+        """Whether no weight layer stands between the factors of a chain, as it does between the blocks of a deep model."""
+        return not any(is_weight_layer(self.graph[inner]) for pair in itertools.pairwise(chain) for inner in self.between(*pair))
+
+
+def elementwise_factor(node: Node) -> Weight | None:
+    """The weight, or the number, that a product multiplies its other operand by; None where it has neither."""
+    if node.op == "mul":
+        constant = node.attrs.get("constant")
+        number = isinstance(constant, int | float) and not isinstance(constant, bool)
+        alone = Weight(f"{constant}", (1,), "float64", lambda: np.array([constant])) if number else None
+        return node.weights.get("scale") or alone
+    return node.weights.get("bias") if node.attrs.get("name") == "addcmul" else None
 
 
 def block_name(module: str) -> str:

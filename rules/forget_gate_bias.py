@@ -84,4 +84,5 @@ class ForgetGateBias(Rule):
                 horizon=rate.horizon,
                 steps=rate.steps,
                 decades_per_step=rate.slope,
+                reads=loop.reads.value,
             )

@@ -99,6 +99,8 @@ class RecurrentSpectralRadius(Rule):
 
     def _report(self, subject: Subject, loop: Loop, decades: float, *, measured: bool) -> Finding:
         radius, steps = loop.radius or 0.0, subject.time.steps(loop) or STEPS
+        scale = f"scale the recurrent weight by {1.0 / radius:.2f}"
+        remedy = f"{scale}, so that no unit grows" if loop.elementwise else f"{scale}, or nn.init.orthogonal_ it"
         holds = Confidence.MEASURED if decades >= HEALTHY else Confidence.REFUTED
         return self.finding(
             subject,
@@ -107,7 +109,7 @@ class RecurrentSpectralRadius(Rule):
             severity=self.severity if decades >= LIMIT else Severity.WARNING,
             confidence=holds if measured else Confidence.PREDICTED,
             effect=Effect.EXPLODES,
-            remedy=f"scale the recurrent weight by {1.0 / radius:.2f}, or nn.init.orthogonal_ it, and clip the gradient norm",
+            remedy=f"{remedy}, and clip the gradient norm",
             radius=radius,
             steps=steps,
             decades=decades,

@@ -66,6 +66,7 @@ class UnboundedRecurrentActivation(Rule):
             decades = subject.time.predicted(loop, steps) if measured is None else measured
             if measured is None and decades < HEALTHY:
                 continue
+            start = "factors of 1 or less" if loop.elementwise else "nn.init.orthogonal_ on the recurrent weight"
             holds = Confidence.MEASURED if decades >= HEALTHY else Confidence.REFUTED
             yield self.finding(
                 subject,
@@ -75,7 +76,7 @@ class UnboundedRecurrentActivation(Rule):
                 severity=Severity.ERROR if measured is not None and measured >= LIMIT else self.severity,
                 confidence=Confidence.PREDICTED if measured is None else holds,
                 effect=Effect.EXPLODES,
-                remedy="use tanh, an LSTM or a GRU, or nn.init.orthogonal_ on the recurrent weight and clip the gradient norm",
+                remedy=f"use tanh, an LSTM or a GRU, or {start} and clip the gradient norm",
                 radius=radius,
                 steps=steps,
                 decades=decades,

@@ -218,3 +218,38 @@ def test_nodes_that_did_not_run_are_no_part_of_the_signal():
     x = builder.input(8, 64)
     builder.op("add", builder.linear(x, name="taken"), builder.linear(x, name="other"), name="sum", shape=(8, 64))
     assert Structure(builder.graph, live={"x", "taken", "sum"}).spine == ("x", "taken", "sum")
+
+
+def factors(builder: GraphBuilder, h: str, uses: int, *, layers: bool = False) -> str:
+    """A state that is multiplied by one vector, at every step behind something new, and perhaps through a layer of its own."""
+    factor = builder.weight(64, name="r")
+    for _ in range(uses):
+        h = builder.op("mul", h, None, weights={"scale": factor}, shape=(8, 64))
+        h = builder.op("add", builder.linear(h) if layers else h, builder.input(8, 64, name=f"x{len(builder.graph)}"))
+    return h
+
+
+def test_a_factor_of_a_state_is_a_recurrence():
+    builder = GraphBuilder()
+    factors(builder, builder.input(8, 64), 5)
+    (found,) = Structure(builder.graph).recurrences
+    assert (found.weight, found.elementwise, found.nodes) == ("r", True, tuple(f"mul{index}" for index in range(5)))
+
+
+def test_a_scale_that_blocks_share_is_no_recurrence():
+    builder = GraphBuilder()
+    factors(builder, builder.input(8, 64), 5, layers=True)
+    assert Structure(builder.graph).recurrences == ()
+
+
+def test_two_loops_that_share_a_weight_and_take_turns_are_two_recurrences():
+    builder = GraphBuilder()
+    weight = builder.weight(64, 64, name="w_hh")
+    states = [builder.input(8, 64, name="a"), builder.input(8, 64, name="b")]
+    for _ in range(4):
+        states = [builder.op("tanh", builder.linear(h, weight=weight), shape=(8, 64)) for h in states]
+    builder.op("concat", *states, shape=(8, 128))
+    assert [item.nodes for item in Structure(builder.graph).recurrences] == [
+        ("linear0", "linear2", "linear4", "linear6"),
+        ("linear1", "linear3", "linear5", "linear7"),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from gradlint.measurements.reach import shortest_reach
 from gradlint.report import printable
 from gradlint.report.chart import Row
 from gradlint.report.wording import count, decimal, growths, merged, place
@@ -40,7 +41,7 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
         return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
     if not math.isfinite(growth.decades):
         return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
-    return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}"
+    return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}{_memory(report)}"
 
 
 def one_offs(growth: Growth) -> str:
@@ -97,6 +98,13 @@ def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict) -> str:
     if upper is None or lower is None or not math.isfinite(upper - lower):
         return where
     return f"{where}, x{_factor((upper - lower) / layers)} a layer"
+
+
+def _memory(report: TargetReport) -> str:
+    """What becomes of the gradient along time, where that is the worst of a model that is not said to fail."""
+    reach = shortest_reach(report.time, report.findings)
+    told = report.verdict in {Verdict.HEALTHY, Verdict.UNKNOWN} and reach is not None and reach.is_short
+    return f", but {reach}" if told else ""
 
 
 def _factor(decades: float) -> str:

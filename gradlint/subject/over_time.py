@@ -30,7 +30,7 @@ class OverTime:
 
     @cached_property
     def loops(self) -> list[Loop]:
-        """All recurrences that apply square matrices to their own state."""
+        """All recurrences that apply square or diagonal matrices to their own state."""
         return loops(self.structure)
 
     def predicted(self, loop: Loop, steps: int) -> float:
@@ -55,8 +55,8 @@ class OverTime:
         return max((item.growth.rise for item in self.measured if item.node == loop.node), default=None)
 
     def steps(self, loop: Loop) -> int | None:
-        """Return the number of steps of a recurrence from the graph, or else from the probe; None if both are unknown."""
-        return loop.steps or next((item.steps for item in self.measured if item.node == loop.node and item.steps), None)
+        """Return the number of steps of a recurrence from the probe, or else from the graph; None if both are unknown."""
+        return next((item.steps for item in self.measured if item.node == loop.node and item.steps), loop.steps)
 
     def alike(self, found: Iterable[TimeGrowth]) -> list[list[TimeGrowth]]:
         """Group measured recurrences by place.

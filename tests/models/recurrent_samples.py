@@ -31,3 +31,22 @@ class Outputs(nn.Module):
 
     def forward(self, x, *state):
         return self.rnn(x, *state)[0]
+
+
+class Factor(nn.Module):
+    """h = act(U x_t + r h): the input is projected inside the loop, the state is multiplied unit by unit.
+
+    `order` is that of the steps; `reads` is which states the head reads: "last", "every" or "pooled".
+    """
+
+    def __init__(self, factor, act=torch.relu, *, reads="last", order=1):
+        super().__init__()
+        self.u, self.r, self.head = nn.Linear(4, 24), nn.Parameter(torch.full((24,), factor)), nn.Linear(24, 2)
+        self.act, self.reads, self.order = act, reads, order
+
+    def forward(self, x):
+        h, states = torch.zeros(x.shape[0], 24), []
+        for t in range(x.shape[1])[:: self.order]:
+            h = self.act(self.u(x[:, t]) + self.r * h)
+            states.append(h)
+        return self.head(h if self.reads == "last" else torch.stack(states, 1) if self.reads == "every" else sum(states))

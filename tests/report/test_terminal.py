@@ -159,3 +159,9 @@ def test_a_report_with_nothing_in_it_can_be_shown():
 def test_totals_count_verdicts_over_all_targets():
     closing = full(healthy(), healthy(), exploding()).splitlines()[-1]
     assert closing.strip() == "3 models (2 healthy, 1 exploding): 2 errors. Read more: gradlint rule GL101"
+
+
+def test_a_healthy_model_is_green_only_where_its_score_is():
+    green, orange = "\x1b[1;32m", "\x1b[1;38;5;166m"
+    assert f"{green}HEALTHY" in full(healthy(), color=True)
+    assert f"{orange}HEALTHY" in full(dataclasses.replace(healthy(), score=74), color=True)

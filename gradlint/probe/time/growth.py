@@ -14,6 +14,7 @@ from gradlint.probe.time.cells import cell_exponents
 from gradlint.probe.time.steps import Fed, Points, TimeProfile, time_profiles
 from gradlint.result import Gains, Growth, TimeGrowth
 from gradlint.structure import Structure
+from gradlint.theory.recurrence.readout import readout
 
 _HORIZON = 3.0  # decades
 _FLAT = 2.0  # standard errors: a smaller slope does not differ from zero
@@ -51,8 +52,14 @@ class OverTime:
         For loops that read no sequence, the levels are the backward `gains` of the general pass, in decades.
         """
         measured = {profile.node for profile in self.profiles}
-        found = [_growth_of(profile, self.exponents.get((profile.node, profile.direction), ())) for profile in self.profiles]
-        loops = (item.nodes for item in structure.recurrences if measured.isdisjoint(item.nodes))
+        found = [
+            replace(
+                _growth_of(profile, self.exponents.get((profile.node, profile.direction), ())),
+                reads=readout(structure, profile.nodes or (profile.node,), len(profile.squares)),
+            )
+            for profile in self.profiles
+        ]
+        loops = (item.nodes for item in structure.recurrences if not item.elementwise and measured.isdisjoint(item.nodes))
         return (*found, *(_without_sequence(structure, nodes, gains) for nodes in loops))
 
 

@@ -334,7 +334,8 @@ def _unrolled_loops(structure: Structure, points: Points, generator: torch.Gener
             continue
         key = (loop.end, loop.source, loop.axis)
         if key not in known:
-            known[key] = _at_states(loop, end, points, generator) if loop.weightless else _at_source(loop, end, points, generator)
+            unordered = not loop.indices or _point(points, Ref(loop.source)) is None  # integers have no gradient
+            known[key] = (_at_states if loop.weightless or unordered else _at_source)(loop, end, points, generator)
         yield TimeProfile(loop.nodes[0], known[key], loop.axis, "reverse" if loop.backwards else "forward", loop.nodes)
 
 
@@ -347,8 +348,8 @@ def _at_source(loop: Unrolled, end: VjpPoint, points: Points, generator: torch.G
     squares = _squares(gradient, loop.axis) / total
     if len(loop.indices) > 1:  # the first step may read a piece whose index the graph does not tell
         stride = loop.indices[1] - loop.indices[0]
-        first = loop.indices[0] - stride
-        places = range(first if 0 <= first < len(squares) else loop.indices[0], loop.indices[-1] + stride, stride)
+        first = loop.indices[0] - stride  # and the last state a piece that no further step reads
+        places = range(first if 0 <= first < len(squares) else loop.indices[0], loop.indices[-1] + 2 * stride, stride)
         squares = squares[[place for place in places if 0 <= place < len(squares)]]
     reached = np.flatnonzero(squares)
     return tuple(squares[: reached[-1] + 1].tolist()) if len(reached) else ()

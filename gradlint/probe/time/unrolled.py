@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from gradlint.graph import Graph, Node, Ref
@@ -18,6 +19,8 @@ _FEWEST = 4  # the fewest steps of a loop without weights
 _REACH = 400  # the most nodes that are visited in one step of a loop
 _SHORT = 60  # the same for a loop without weights
 _BEFOREHAND = 4  # the most operators between a piece of a sequence and the loop
+_TURNS = 4  # the most nodes of one operator in one step of a loop, where no line of code tells them apart
+_CALL = re.compile(r"_\d+(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,15 @@ class _Feed:
 def unrolled(structure: Structure) -> list[Unrolled]:
     """Return the unrolled loops of a graph.
 
-    First come those that apply a weight layer to its own result again, then those that consist of elementwise operators, as in
+    First come those that apply a weight to its own result again, then those that consist of elementwise operators, as in
     state-space models.
     """
-    found = [_with_sequence(structure, item.nodes) for item in structure.recurrences]
+    found: list[Unrolled] = []
+    for item in sorted(structure.recurrences, key=lambda item: item.elementwise):
+        loop = _with_sequence(structure, item.nodes)
+        known = {(other.end, other.source, other.axis) for other in found}  # a leak beside the matrix is part of its cell
+        if not item.elementwise or (loop.end, loop.source, loop.axis) not in known:
+            found.append(loop)
     position = structure.graph.position
     taken = [(position[loop.nodes[0]], position[loop.nodes[-1]]) for loop in found]
     for nodes in _update_chains(structure):
@@ -84,8 +92,10 @@ def _with_sequence(structure: Structure, nodes: Sequence[str]) -> Unrolled:
             break
         taken = [next((f for f in step if (f.source, f.axis) == (source, axis)), None) for step in feeds]
         pieces = [feed for feed in taken if feed is not None]
-        indices = [feed.index for feed in pieces if feed.index is not None]
         own = axis if axis is not None else _axis_of_size(structure.graph[source], len(nodes))
+        shape = structure.graph[source].shape or ()
+        size = (shape[own] if own is not None and own < len(shape) else None) or 0
+        indices = [feed.index + size * (feed.index < 0) for feed in pieces if feed.index is not None]
         if own is None or len({feed.piece for feed in pieces}) < len(pieces) or (indices and len(set(indices)) < len(pieces)):
             continue
         unprojected = _before_projection(structure, source, own, structure.graph[nodes[0]])
@@ -137,11 +147,12 @@ def _axis_of_size(source: Node, steps: int) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _step(structure: Structure, node: str, before: str, reach: int) -> tuple[list[_Feed], bool]:
+def _step(structure: Structure, node: str, before: str, reach: int, shared: Collection[str] = ()) -> tuple[list[_Feed], bool]:
     """Return the pieces of sequences that `node` reads, and whether it depends on the step before, `before`.
 
     Nodes before the loop are followed for a few operators, because pieces are often sliced, squeezed and projected in advance.
-    With a short `reach`, weight layers are not followed; otherwise a chain of layers would look like a loop.
+    With a short `reach`, only weight layers that are `shared` by the steps are followed; otherwise a chain of layers would look
+    like a loop.
     """
     graph, start = structure.graph, structure.graph.position[before]
     feeds: list[_Feed] = []
@@ -156,10 +167,20 @@ def _step(structure: Structure, node: str, before: str, reach: int) -> tuple[lis
                 feeds.append(feed)
             elif ref.node in seen or ref.node == before or left < 0 or len(seen) >= reach:
                 continue
-            elif reach > _SHORT or not is_weight_layer(graph[ref.node]):
+            elif reach > _SHORT or not is_weight_layer(graph[ref.node]) or ref.node in shared:
                 seen.add(ref.node)
                 queue.append((ref.node, left))
     return feeds, linked
+
+
+def _projections(structure: Structure) -> frozenset[str]:
+    """Return the weight layers that share a weight with others and never apply it to their own result: those of the inputs."""
+    layers = [node for node in map(structure.graph.__getitem__, structure.signal) if is_weight_layer(node)]
+    uses = Counter(weight.name for node in layers for weight in node.weights.values())
+    recurrent = {node for item in structure.recurrences for node in item.nodes}
+    return frozenset(
+        node.id for node in layers if node.id not in recurrent and all(uses[weight.name] > 1 for weight in node.weights.values())
+    )
 
 
 def _piece(graph: Graph, piece: Ref) -> _Feed | None:
@@ -168,6 +189,10 @@ def _piece(graph: Graph, piece: Ref) -> _Feed | None:
     source = next((ref.node for ref in node.inputs if ref is not None), None)
     if source is None:
         return None
+    if kind_of(node) is Kind.EMBEDDING:  # of one token of a sequence
+        token = next(ref for ref in node.inputs if ref is not None)
+        feed = _piece(graph, token)
+        return None if feed is None else replace(feed, piece=piece)
     if name in _SPLITS:
         axis = node.attrs.get("dim", node.attrs.get("axis", 0))
         return _Feed(source, _nonnegative_axis(graph[source], axis), piece.port, piece)
@@ -187,9 +212,19 @@ def _piece(graph: Graph, piece: Ref) -> _Feed | None:
         return _Feed(source, axis, item if isinstance(item, int) else item[0], piece)
     if name in {"select", "narrow", "Gather", "index_select"}:
         axis = node.attrs.get("dim", node.attrs.get("axis", 0))
-        index = node.attrs.get("index", node.attrs.get("start"))
-        return _Feed(source, _nonnegative_axis(graph[source], axis), index if isinstance(index, int) else None, piece)
-    return _Feed(source, None, None, piece) if name == "Slice" else None
+        chosen = next((node.attrs[key] for key in ("index", "start", "indices") if key in node.attrs), None)
+        return _Feed(source, _nonnegative_axis(graph[source], axis), _single(chosen), piece)
+    if name == "Slice":
+        axis, start, end = (_single(node.attrs.get(key)) for key in ("axes", "starts", "ends"))
+        single = start is not None and end == start + 1
+        return _Feed(source, _nonnegative_axis(graph[source], axis) if single else None, start if single else None, piece)
+    return None
+
+
+def _single(values: object) -> int | None:
+    """Return an integer, or the only one of a sequence."""
+    value = values[0] if isinstance(values, tuple | list) and len(values) == 1 else values
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_single_index(item: object) -> bool:
@@ -211,23 +246,41 @@ def _update_chains(structure: Structure) -> list[tuple[str, ...]]:
     for node_id in structure.signal:
         node = structure.graph[node_id]
         if node.op in _UPDATES and kind_of(node) is not Kind.SHAPE:
-            groups[node.module, node.op, node.source].append(node_id)
-    chains = []
+            groups[_unnumbered(node), node.op, node.source].append(node_id)
+    chains, shared = [], _projections(structure)
     for (_, op, _), nodes in groups.items():
-        if len(nodes) >= _FEWEST and (chain := _longest_chain(structure, nodes)):
+        if len(nodes) >= _FEWEST and (chain := _longest_chain(structure, nodes, shared)):
             chains.append((_UPDATES.index(str(op)), structure.graph.position[chain[0]], chain))
     return [chain for _, _, chain in sorted(chains)]
 
 
-def _longest_chain(structure: Structure, nodes: Sequence[str]) -> tuple[str, ...]:
-    """Return the longest run in which every node reads the one before it and a piece of a sequence; () if it is too short."""
+def _unnumbered(node: Node) -> str:
+    """Return the module of a node; of a file, which tells no line, without the number that some exporters give each call."""
+    return node.module if node.source is not None else _CALL.sub("", node.module)
+
+
+def _longest_chain(structure: Structure, nodes: Sequence[str], shared: Collection[str]) -> tuple[str, ...]:
+    """Return the longest run in which every node reads the one before it and a piece of a sequence; () if it is too short.
+
+    A step may hold the operator several times: then it is every second node, or every third.
+    """
     best: list[str] = []
-    here = [nodes[0]]
+    for turns in range(1, _TURNS + 1):
+        for first in range(turns):
+            best = max(best, *_runs(structure, nodes[first::turns], shared), key=len)
+        if len(best) >= _FEWEST:
+            break
+    inside = (structure.graph[node] for pair in itertools.pairwise(best) for node in structure.between(*pair))
+    layered = any(map(is_weight_layer, inside))
+    return tuple(best) if len(best) >= _FEWEST and not layered else ()  # blocks of a deep model may read slices too
+
+
+def _runs(structure: Structure, nodes: Sequence[str], shared: Collection[str]) -> list[list[str]]:
+    runs: list[list[str]] = [[*nodes[:1]]]
     for before, node in itertools.pairwise(nodes):
-        feeds, linked = _step(structure, node, before, _SHORT)
+        feeds, linked = _step(structure, node, before, _SHORT, shared)
         if linked and feeds:
-            here.append(node)
+            runs[-1].append(node)
         else:
-            best, here = max(best, here, key=len), [node]
-    best = max(best, here, key=len)
-    return tuple(best) if len(best) >= _FEWEST else ()
+            runs.append([node])
+    return runs

@@ -27,6 +27,7 @@ _VERDICT_STYLE = {
     Verdict.UNKNOWN: "bold magenta",
 }
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold dark_orange3", Severity.NOTE: "bold cyan"}
+_SOUND = 90  # a healthy model of a lower score is not green
 _DIM = "dim"
 _INDENT = " " * 8
 
@@ -137,7 +138,8 @@ class _Page:
 
     def _verdict(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Line]:
         verdict = report.verdict.value.upper()
-        style = _VERDICT_STYLE[report.verdict]
+        doubtful = report.verdict is Verdict.HEALTHY and report.score < _SOUND
+        style = "bold dark_orange3" if doubtful else _VERDICT_STYLE[report.verdict]
         score, sentence = f"   score {report.score}/100", headline(report, rows)
         fits = len(verdict + score + sentence) + 5 <= self.width
         yield ("  ", ""), (verdict, style), (score, "bold"), (f"   {sentence}" if fits else "", "")

@@ -143,6 +143,7 @@ def _time(time: TimeGrowth) -> dict[str, Any]:
     return {
         "node": time.node,
         "direction": time.direction,
+        "reads": time.reads,
         "axis": time.axis,
         "steps": time.steps,
         "decades": _decades(time.growth.decades),

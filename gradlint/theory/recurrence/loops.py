@@ -13,15 +13,17 @@ import numpy as np
 from gradlint.graph import Graph, Node, Weight
 from gradlint.ops import Kind
 from gradlint.signal_path import is_weight_layer, kind_of
-from gradlint.structure import Structure
+from gradlint.structure import Structure, elementwise_factor
 from gradlint.theory.branches import normalizes
 from gradlint.theory.recurrence.cells import STEPS, CellResponse, Drive, simulate
 from gradlint.theory.recurrence.read import Cells, read_cells
+from gradlint.theory.recurrence.readout import Readout, readout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FUSED = frozenset({"rnn", "lstm", "gru"})
+_HARMLESS = frozenset({Kind.ADD, Kind.ACTIVATION, Kind.SHAPE, Kind.DROPOUT})  # between two products with the state
 _GATED = {4: "lstm", 3: "gru"}  # by the rows of a recurrent weight per unit
 _WHOLE = 512  # units; a wider cell with randomly initialized weights is represented by some of its units
 _WIDEST = 1024  # units; the eigenvalues of a wider matrix take seconds
@@ -68,7 +70,8 @@ class Loop:
         weights: The recurrent matrices.
         steps: Number of time steps, or None if it is unknown.
         cell: The operator that is simulated.
-        final: Whether only the last state is read, so that gradients reach early steps through the recurrence alone.
+        reads: Which states the model reads.
+        elementwise: Whether the state is multiplied unit by unit, by a matrix that is diagonal.
     """
 
     node: str
@@ -77,7 +80,8 @@ class Loop:
     weights: tuple[Weight, ...]
     steps: int | None
     cell: Node
-    final: bool = False
+    reads: Readout = Readout.EVERY
+    elementwise: bool = False
 
     @cached_property
     def radius(self) -> float | None:
@@ -130,6 +134,11 @@ class Loop:
         gates = [cell for layer in cells.layers for cell in layer if cell.weight is not None]  # composed cells have no weight
         return min((float(cell.bias[2 * cell.hidden : 3 * cell.hidden].mean()) for cell in gates), default=None)
 
+    @property
+    def final(self) -> bool:
+        """Whether only the last state is read, so that gradients reach early steps through the recurrence alone."""
+        return self.reads is Readout.LAST
+
     @cached_property
     def is_plain(self) -> bool:
         """Whether the loop has an activation and no gates."""
@@ -156,12 +165,15 @@ class Loop:
 
 
 def loops(structure: Structure) -> list[Loop]:
-    """Return the recurrences on the signal that apply square matrices to their own state, fused ones first."""
+    """Return the recurrences on the signal that apply square or diagonal matrices to their own state, fused ones first."""
     graph = structure.graph
     found = [_fused(graph, graph[node]) for node in structure.signal if graph[node].op in _FUSED]
-    unrolled = (_unrolled(structure, item.nodes) for item in structure.recurrences)
+    unrolled = (
+        _diagonal(structure, item.nodes) if item.elementwise else _unrolled(structure, item.nodes)
+        for item in structure.recurrences
+    )
     known = [loop for loop in (*found, *unrolled) if loop is not None and loop.weights]
-    return [replace(loop, final=_is_read_last(structure, loop)) for loop in known]
+    return [replace(loop, reads=readout(structure, loop.nodes, loop.steps)) for loop in known]
 
 
 def _fused(graph: Graph, node: Node) -> Loop:
@@ -171,35 +183,6 @@ def _fused(graph: Graph, node: Node) -> Loop:
     sizes = node.attrs.get("batch_sizes")  # of a packed sequence, whose axis 0 holds the steps of every sample
     steps = len(sizes) if sizes else shape[axis] if axis < len(shape) else None
     return Loop(node.id, (node.id,), _nonlinearity(node), _recurrent(node), steps, node)
-
-
-def _is_read_last(structure: Structure, loop: Loop) -> bool:
-    """Return whether only the last state of a loop is read.
-
-    In an unrolled loop, each step is read by the next one alone. The output of a fused operator is read only through a slice
-    that picks one step.
-    """
-    graph = structure.graph
-    given = {ref.node for ref in graph.outputs if ref.port == 0 or ref.node != loop.node}
-    if len(loop.nodes) > 1:
-        own = {*structure.between(*loop.nodes[:2]), *loop.nodes[:2]}
-        steps = own - {loop.nodes[1]}
-        read = (child.id for step in steps for child in graph.children(step) if child.id in structure.signal_set)
-        return given.isdisjoint(steps) and own.issuperset(read)
-    queue = [loop.node]
-    for node_id in queue:
-        if node_id in given:
-            return False
-        for child in graph.children(node_id):
-            ports = {ref.port for ref in child.inputs if ref is not None and ref.node == node_id}
-            if child.id not in structure.signal_set or (node_id == loop.node and 0 not in ports):
-                continue
-            picked = child.op == "slice" and len(child.shape or ()) < len(graph[node_id].shape or ())
-            if not picked and kind_of(child) is not Kind.SHAPE:
-                return False
-            if not picked:
-                queue.append(child.id)
-    return loop.node in structure.signal_set
 
 
 def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
@@ -220,11 +203,30 @@ def _unrolled(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
     gated = _GATED.get(weight.fan_out // weight.fan_in) if {"sigmoid", "tanh"} <= {act.op for act in acts} else None
     if gated is not None and weight.fan_out % weight.fan_in == 0:
         return Loop(nodes[0], nodes, gated, (weight,), len(nodes), _spelled(first, weight, gated, {}))
-    if weight.fan_in != weight.fan_out or _skips(structure, first, between):
+    if weight.fan_in != weight.fan_out or _skips(structure, first, between) or _is_bypassed(structure, nodes):
         return None
     attrs = {**acts[0].attrs, "nonlinearity": acts[0].op} if acts else {"nonlinearity": "linear"}
     cell = _spelled(first, weight, "rnn", attrs)
     return Loop(nodes[0], nodes, acts[0].op if acts else None, (weight,), len(nodes), cell)
+
+
+def _diagonal(structure: Structure, nodes: tuple[str, ...]) -> Loop | None:
+    """Return an unrolled loop h = act(x_t + r * h) in which nothing else happens to the state."""
+    graph, first = structure.graph, structure.graph[nodes[0]]
+    factor, width = elementwise_factor(first), (first.shape or (None,))[-1]
+    if factor is None or not width or width > _WIDEST or factor.size not in {1, width}:
+        return None
+    between = [graph[node] for node in structure.between(nodes[0], nodes[1])]
+    acts = [node for node in between if kind_of(node) is Kind.ACTIVATION]
+    if len(acts) > 1 or any(kind_of(node) not in _HARMLESS for node in between) or _is_bypassed(structure, nodes):
+        return None
+    name = acts[0].op if acts else None
+    diagonal = Weight(
+        factor.name, (width, width), factor.dtype, lambda: np.diag(np.broadcast_to(factor.array().reshape(-1), (width,)))
+    )
+    attrs = {**acts[0].attrs, "nonlinearity": name} if acts else {"nonlinearity": "linear"}
+    cell = Node(first.id, "rnn_cell", weights={"recurrent": diagonal}, attrs=attrs)
+    return Loop(nodes[0], nodes, name, (diagonal,), len(nodes), cell, elementwise=True)
 
 
 def _skips(structure: Structure, first: Node, between: Sequence[Node]) -> bool:
@@ -232,6 +234,24 @@ def _skips(structure: Structure, first: Node, between: Sequence[Node]) -> bool:
     inside = {node.id for node in between} | set(structure.signal_parents(first.id))
     sums = (structure.residual_sum(node.id) for node in between)
     return any(found.fork in inside for found in sums if found is not None)
+
+
+def _is_bypassed(structure: Structure, nodes: tuple[str, ...]) -> bool:
+    """Return whether a state reaches the next one past the weight too, as through the leak of h' = a h + (1 - a) tanh(W h)."""
+    if len(nodes) < 3:
+        return False
+    before, after = (structure.signal_parents(node) for node in nodes[1:3])
+    position = structure.graph.position
+    first = min(position[node] for node in before)
+    seen, stack = {nodes[1]}, after
+    while stack:
+        here = stack.pop()
+        if here in before:
+            return True
+        if here not in seen and position[here] > first:
+            seen.add(here)
+            stack.extend(structure.signal_parents(here))
+    return False
 
 
 def _spelled(node: Node, weight: Weight, kind: str, attrs: Mapping[str, Any]) -> Node:
