@@ -3,9 +3,9 @@
 What it finds:
     A sustained decay of the measured gradient by 3.5 decades or more along a track (the layers that every path passes, a tower,
     the inner path of a U-Net, a deep head) that the gradients of weights follow, a drift of these between like layers by 2.2
-    decades or more, or a model in which no weight can get a gradient at all. Decay over the steps of a recurrence is not reported here: it costs memory, not
-    training. It is a warning where BatchNorm stands in eval mode on statistics that are not those of the signal, such as those of
-    a model that has seen no data: training uses those of the batch.
+    decades or more, or a model in which no weight can get a gradient at all. Decay over the steps of a recurrence is not reported
+    here: it costs memory, not training. It is a warning where BatchNorm stands in eval mode on statistics that are not those of
+    the signal, such as those of a model that has seen no data: training uses those of the batch.
 
 Why it vanishes:
     Each layer multiplies the gradient by its Jacobian. Where the factors are under one on average, the product fades

@@ -5,8 +5,8 @@ What it finds:
     the inner path of a U-Net, a deep head; step-growth tells of the steps of a recurrence. The largest single step is left out: a
     head or a stem is not an explosion. Gradients of weights decide: it is a warning where they do not follow, and an error
     without that growth where those of like layers drift apart by 2.2 decades, or where the output of a drawn model reaches
-    10^2.5. It is also a warning where BatchNorm stands in eval mode on statistics that are not those of the signal: training uses
-    those of the batch.
+    10^2.25. It is also a warning where BatchNorm stands in eval mode on statistics that are not those of the signal, since
+    training uses those of the batch.
 
 Why it explodes:
     Each layer multiplies the gradient by its Jacobian. Where the factors are over one on average, the product is exponential in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gradlint.graph import Graph, Node, Ref
@@ -50,7 +50,7 @@ def opens_layers(graph: Graph, learn: Trainability) -> bool:
 
 def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str]) -> Iterator[Cut]:
     """Yield the cuts that leave parameters without gradient although the pass of the probe, on other inputs, saw none."""
-    useful = _leading_to_outputs(graph)
+    useful, taught = _leading_to(graph, graph.outputs), _leading_to(graph, [ref for ref in graph.outputs if carries(graph, ref)])
     known = {weight.name for node in graph for weight in node.weights.values()}
     escapes = any(name not in known for name in learn.sizes if name not in learn.unused)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -60,8 +60,8 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str]) -> Iterator
             groups[node.id, REENTRANT].append(name)
         elif node.id not in useful and escapes:
             groups[node.id, LEFT].append(name)
-        elif node.id in useful and not any(carries(graph, ref) for ref in graph.outputs):
-            end = _cutting(graph, graph.outputs[0])
+        elif node.id in useful - taught:
+            end = _cutting(graph, next(ref for ref in graph.outputs if node.id in _leading_to(graph, [ref])))
             groups[end.id, end.op].append(name)
     for (node_id, cause), names in groups.items():
         yield Cut(node_id, cause, tuple(names), on_spine=True)
@@ -75,8 +75,8 @@ def _cutting(graph: Graph, ref: Ref) -> Node:
     return node
 
 
-def _leading_to_outputs(graph: Graph) -> set[str]:
-    useful = {ref.node for ref in graph.outputs}
+def _leading_to(graph: Graph, ends: Iterable[Ref]) -> set[str]:
+    useful = {ref.node for ref in ends}
     for node in reversed(list(graph)):
         if node.id in useful:
             useful.update(parent.id for parent in graph.parents(node.id))

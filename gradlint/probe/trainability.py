@@ -66,6 +66,8 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
                 learning |= fresh
                 if not fresh and step > 1:
                     break
+    if model.frontend != "torch" or model.mode != "train":  # what is exported may end in an argmax
+        learning |= set(filter(probed.learns, parameters))
     silent = [name for name in parameters if name not in learning]
     return Trainability(
         sizes=sizes,
