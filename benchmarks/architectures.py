@@ -113,7 +113,9 @@ def examine(name: str, *, probe: bool) -> Row:
         model, inputs = build(name)
         start = time.perf_counter()
         try:
-            row.report = gradlint.check(model, probe=probe).result
+            given = inputs if name in PLAIN_DEEP else None
+            row.inferred = given is None
+            row.report = gradlint.check(model, given, probe=probe).result
         except InputError:
             if inputs is None:
                 raise

@@ -71,7 +71,7 @@ def decisive(structure: Structure, main: Track, others: Sequence[Track], learnin
 def counted(decades: float, learning: Learning) -> float:
     """Return the growth that counts, on a scale on which LIMIT is as likely to fail as not.
 
-    Gradients of activations move nothing: growth over LIMIT counts if gradients of weights bear it out. These count by
+    Gradients of activations move nothing: growth over HEALTHY counts if gradients of weights bear it out. These count by
     themselves where they drift apart, and so does the output of a drawn model along whose layers the gradient rises.
 
     Args:
@@ -80,7 +80,7 @@ def counted(decades: float, learning: Learning) -> float:
     """
     drift = (learning.spread or 0.0) * LIMIT / SPREAD
     activations = decades
-    if abs(decades) >= LIMIT and not learning.bears_out(decades):
+    if abs(decades) > HEALTHY and not learning.bears_out(decades):
         activations = math.copysign(HEALTHY, decades)
     rises = learning.drawn and decades >= JUMP and learning.output is not None
     level = (learning.output or 0.0) * LIMIT / BLOWN if rises else 0.0
