@@ -32,7 +32,7 @@ from gradlint.measurements.learning import LOUD, Learning
 from gradlint.ops import Kind, Operator, operator
 from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
 from gradlint.probe.observers import NeedsOperators, Observer, summaries
-from gradlint.probe.recorder import Recorder, Seen, ranges_seen, square_sum
+from gradlint.probe.recorder import Recorder, Seen, energy, ranges_seen, square_sum
 from gradlint.probe.time.growth import OverTime
 from gradlint.result import Gains, Growth, Measurement, Track
 from gradlint.structure import Structure
@@ -245,11 +245,11 @@ def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], weights: M
             hint = "training would meet the same error: call .backward() on an output to see it"
             raise ForwardError(f"the model's backward pass raised {described(error)}", hint=hint) from error
     return _Pulled(
-        sum(square_sum(v)[0] for v in cotangents),
+        sum(energy(v) for v in cotangents),
         sum(square_sum(t.detach())[0] for t in trunk),
         sum(t.numel() for t in trunk),
         {
-            name: (square_sum(gradient)[0], gradient.numel())
+            name: (energy(gradient), gradient.numel())
             for name, gradient in zip(weights, gradients, strict=False)
             if gradient is not None
         },
