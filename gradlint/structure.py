@@ -6,7 +6,7 @@ import heapq
 import itertools
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,8 +102,10 @@ class Structure:
     def learning(self) -> tuple[str, ...]:
         """Nodes of the signal that depend on a trainable weight, in execution order. A gradient anywhere else trains nothing.
 
-        In a model that is frozen as a whole, every weight counts as trainable.
+        In a model that is frozen as a whole, every weight counts as trainable; in one without weights, every node counts.
         """
+        if not self.graph.weights:
+            return self.signal
         frozen = not any(weight.trainable for weight in self.graph.weights.values())
         found: dict[str, None] = {}
         for node_id in self.signal:
@@ -120,21 +122,35 @@ class Structure:
     def spine(self) -> tuple[str, ...]:
         """Ids of the nodes that every differentiable path from input to trunk output passes, in execution order.
 
-        In a scan in topological order, a node is on the spine if every edge that is open before it ends in it.
+        Nodes that depend on no weight are left out, but for the input where there is only one. With several sources, those that
+        depend on none (masks, conditions) do not count as paths.
         """
-        ends = {ref.node for ref in self.trunk}
-        readers: dict[str, int] = defaultdict(int)
-        for node_id in self.signal:
-            for parent in self.signal_parents(node_id):
-                readers[parent] += 1
-        chain, waiting = [], len([s for s in self.sources if s in self.signal_set])
-        sources = set(self.sources)
-        for node_id in self.signal:
-            waiting -= len(self.signal_parents(node_id)) + (node_id in sources)
+        sources = [source for source in self.sources if source in self.signal_set]
+        if len(sources) == 1 or not self.graph.weights:
+            return tuple(node for node in self._passed(self.signal, sources) if node in self._counted)
+        starts = [node for node in self.learning if not any(parent in self._counted for parent in self.signal_parents(node))]
+        return tuple(self._passed(self.learning, starts))
+
+    @cached_property
+    def _counted(self) -> frozenset[str]:
+        """Nodes that depend on a weight, and the input where there is only one."""
+        sources = [source for source in self.sources if source in self.signal_set]
+        return frozenset(self.learning) | frozenset(sources if len(sources) == 1 else ())
+
+    def _passed(self, nodes: Sequence[str], sources: Collection[str]) -> Iterator[str]:
+        """Yield the nodes that every path from a source to a trunk output passes, of the paths over `nodes`.
+
+        In a scan in topological order, a node is one of them if every edge that is open before it ends in it.
+        """
+        within, ends = set(nodes), {ref.node for ref in self.trunk}
+        parents = {node: [parent for parent in self.signal_parents(node) if parent in within] for node in nodes}
+        readers = Counter(parent for above in parents.values() for parent in above)
+        waiting, starts = len(sources), set(sources)
+        for node in nodes:
+            waiting -= len(parents[node]) + (node in starts)
             if waiting == 0:
-                chain.append(node_id)
-            waiting += readers[node_id] + (node_id in ends)
-        return tuple(chain)
+                yield node
+            waiting += readers[node] + (node in ends)
 
     @cached_property
     def spine_index(self) -> dict[str, int]:
@@ -157,7 +173,8 @@ class Structure:
     def levels(self) -> tuple[tuple[str, ...], ...]:
         """Cuts of the graph by depth: for each depth, the ids of the nodes down to it that a deeper node reads.
 
-        They replace the spine in models that have none, with several inputs or long skips to several heads.
+        They replace the spine in models that have none, with several inputs or long skips to several heads. Nodes that depend on
+        no weight are left out.
         """
         last: dict[str, int] = {}
         for node_id in self.signal:
@@ -167,7 +184,7 @@ class Structure:
             last[ref.node] = self.depth + 1
         cuts: list[list[str]] = [[] for _ in range(self.depth + 1)]
         for node_id, end in last.items():
-            if node_id in self.signal_set and end - self.depths[node_id] <= _LONGEST_BLOCK:
+            if node_id in self._counted and end - self.depths[node_id] <= _LONGEST_BLOCK:
                 for level in range(self.depths[node_id], end):
                     cuts[level].append(node_id)
         return tuple(tuple(cut) for cut in cuts if cut)

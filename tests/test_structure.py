@@ -253,3 +253,23 @@ def test_two_loops_that_share_a_weight_and_take_turns_are_two_recurrences():
         ("linear0", "linear2", "linear4", "linear6"),
         ("linear1", "linear3", "linear5", "linear7"),
     ]
+
+
+def test_what_depends_on_no_weight_is_neither_on_the_spine_nor_in_cuts_but_for_the_only_input():
+    builder = GraphBuilder()
+    x = builder.op("mul", builder.op("sub", builder.input(8, 64), None, shape=(8, 64), constant=0.5), None, shape=(8, 64))
+    builder.linear(builder.linear(x))
+    structure = Structure(builder.graph)
+    assert structure.spine == ("x", "linear0", "linear1")
+    assert structure.learning == ("linear0", "linear1")
+    assert not {"sub0", "mul0"} & {node for cut in structure.levels for node in cut}
+
+
+def test_a_condition_that_enters_every_layer_does_not_break_the_spine():
+    builder = GraphBuilder()
+    x, condition = builder.input(8, 64), builder.input(8, 64, name="condition")
+    for _ in range(4):
+        x = builder.op("mul", builder.linear(x), condition, shape=(8, 64))
+    found = Structure(builder.graph)
+    assert found.spine == tuple(f"{op}{index}" for index in range(4) for op in ("linear", "mul"))
+    assert found.spine_is_representative
