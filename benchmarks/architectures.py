@@ -28,7 +28,7 @@ import gradlint
 from gradlint.errors import GradlintError, InputError
 from gradlint.result import Confidence, Severity, TargetReport, Verdict
 
-STEP = 10  # of a quick run
+STEP = 25  # of a quick run
 
 DEEP = transformers_at_depth()
 FROZEN = {"clipseg": ("clip",), "encodec": ("encoder",)}

@@ -118,7 +118,9 @@ def test_the_report_shows_the_worst_track_and_says_what_stands_beside_it():
 
     report = linted(Two, (16, 40))
     assert all(point.place.module.startswith("right") for point in report.spine[:-1])
-    assert "beside it: the gradient shrinks to" in report.to("full")
+    text = report.to("full")
+    assert "over 35 layers (right.deep.0 to right.head)" in text
+    assert "beside it: the gradient shrinks to" in text
 
 
 # cuts ------------------------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
         return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
     if not math.isfinite(growth.decades):
         return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
-    return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict)}{_memory(report)}"
+    return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict, alone=not report.tracks)}{_memory(report)}"
 
 
 def one_offs(growth: Growth) -> str:
@@ -81,7 +81,8 @@ def _spread(growth: Growth) -> str:
     return f" (+-{half:.1f})" if half is not None and 0.05 <= half < math.inf else ""
 
 
-def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict) -> str:
+def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict, *, alone: bool) -> str:
+    """How many layers it takes, which ones if they are not all of the model, and the factor of each."""
     if growth.per_step is not None and math.isfinite(growth.per_step):
         return f", x{_factor(growth.per_step)} a time step"
     if verdict is Verdict.HEALTHY:
@@ -91,7 +92,7 @@ def _pace(growth: Growth, rows: Sequence[Row], verdict: Verdict) -> str:
         return ""
     layers = last - first
     where = f" over {count(layers, 'layer')}"
-    if layers < len(rows) - 2:
+    if layers < len(rows) - 2 or not alone:
         ends = rows[first].label, rows[last].label
         where += f" ({merged(ends, filled=True) or ' to '.join(ends)})"
     upper, lower = rows[first].value, rows[last].value
