@@ -144,15 +144,15 @@ class SignalPath:
         return node_id
 
     def _before_zero_head(self, ref: Ref) -> Ref:
-        """Return the input of the weight layer that makes a tensor if its weight is all zeros, else `ref`."""
+        """Return the input of the weight layer, or of the gain, that makes a tensor if its weight is all zeros, else `ref`."""
         at = ref
         while True:
             node = self.graph[at.node]
             parents = [item for item in node.inputs if item is not None and self.graph[item.node].is_float]
             if len(parents) != 1 or parents[0].node in self.sources:
                 return ref
-            if is_weight_layer(node):
-                weight = node.weights.get("weight")
+            if is_weight_layer(node) or (node.op == "mul" and node.weights):
+                weight = node.weights.get("weight", node.weights.get("scale"))
                 zero = weight is not None and weight.statistics.finite and weight.statistics.max_abs == 0.0
                 return parents[0] if zero else ref
             if kind_of(node) not in _TRANSPARENT and not (node.op == "add" and "bias" in node.weights):

@@ -41,7 +41,8 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
         return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
     if not math.isfinite(growth.decades):
         return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
-    return f"{origin}{_size(report.verdict, growth)}{_pace(growth, rows, report.verdict, alone=not report.tracks)}{_memory(report)}"
+    pace = _pace(growth, rows, report.verdict, alone=not report.tracks)
+    return f"{origin}{_size(report.verdict, growth)}{pace}{_memory(report)}"
 
 
 def one_offs(growth: Growth) -> str:

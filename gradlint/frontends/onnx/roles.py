@@ -105,10 +105,13 @@ def _pointwise(call: Call) -> None:
     role = _BINARY.get(call.node.op_type)
     for slot in range(len(call.operands)):
         constant = call.constant(slot)
-        if constant is not None and constant.size == 1:
-            call.attrs["constant"] = np.asarray(constant.load()).item()
+        value = np.asarray(constant.load()).item() if constant is not None and constant.size == 1 else None
+        is_factor = constant is not None and constant.is_float and call.node.op_type == "Mul"
+        gain = is_factor and value == 0.0  # it starts at zero: nobody multiplies by a constant of zero
+        if value is not None and not gain:
+            call.attrs["constant"] = value
         elif role is not None:
-            call.add_weight(role, call.float_constant(slot), _LAST)
+            call.add_weight(role, constant if gain else call.float_constant(slot), _LAST)
 
 
 def _gemm(call: Call) -> None:
