@@ -171,6 +171,46 @@ def test_a_module_that_returns_nothing_with_a_gradient_cannot_learn(end):
     assert "GL806" in errors(report)
 
 
+class TwoHeads(nn.Module):
+    """A trunk with two heads, the second one cut off at its output."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.trunk, self.first, self.second, self.end = nn.Linear(10, 16), nn.Linear(16, 3), nn.Linear(16, 2), end
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.trunk(x))
+        return self.first(h), self.end(self.second(h))
+
+
+@pytest.mark.parametrize(
+    "end", [torch.round, torch.sign, lambda y: y.argmax(1), lambda y: y.detach(), lambda y: 2.0 * y.detach()]
+)
+def test_a_head_that_is_cut_off_at_its_output_is_found_beside_one_that_learns(end):
+    report = linted(lambda: TwoHeads(end), (8, 10))
+    assert report.verdict == "untrainable"
+    assert "second" in errors(report)["GL806"]
+
+
+@pytest.mark.parametrize("end", [lambda y: y, lambda y: y.softmax(1)])
+def test_two_heads_that_learn_are_healthy(end):
+    report = linted(lambda: TwoHeads(end), (8, 10))
+    assert (report.verdict, errors(report)) == ("healthy", {})
+
+
+@pytest.mark.parametrize(("layers", "verdict"), [(2, "healthy"), (4, "healthy"), (12, "vanishes")])
+def test_the_layers_inside_one_recurrent_module_are_compared(layers, verdict):
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.LSTM(16, 16, layers, batch_first=True), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x)[0])
+
+    assert linted(Deep, (8, 6, 16)).verdict == verdict
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpoint_that_passes_gradients_is_healthy(reentrant):
     """A re-entrant one does where its input requires grad, as that of an inner layer does."""
@@ -268,3 +308,21 @@ def test_findings_leave_out_what_the_probe_refuted():
     assert [finding for finding in everything if finding in report.findings or finding in report.refuted] == [*everything]
     assert all(finding.confidence is not Confidence.REFUTED for finding in report.findings)
     assert all(finding.confidence is Confidence.REFUTED for finding in report.refuted)
+
+
+def test_two_layers_of_zeros_in_one_branch_never_open():
+    class Shut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.first, self.second, self.head = (nn.Linear(8, 8) for _ in range(4))
+            for layer in (self.first, self.second):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            return self.head(x + self.second(torch.relu(self.first(x))))
+
+    report = linted(Shut, (16, 8))
+    assert report.verdict == "untrainable"
+    assert errors(report).keys() == {"GL104", "GL806"}

@@ -22,6 +22,8 @@ LIKE = 4
 """Weight matrices of one kind, one behind another, over which gradients are compared."""
 
 _NUMBER = re.compile(r"\d+")
+_LAYER = re.compile(r"_l(\d+)")  # in the role of a weight of a recurrent operator of several layers
+_INSIDE = 1000  # layers that one operator has at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +92,23 @@ def like_weights(structure: Structure) -> Iterator[list[tuple[str, str]]]:
 
     Weights are of one kind if operator, role, shape and module path agree, numbers in the path aside. A number that tells
     parallel parts apart (towers, experts) makes kinds of their own; one that counts along the depth does not. A weight that is
-    used again counts where it is used first.
+    used again counts where it is used first. The layers of one recurrent operator follow one another.
     """
     kinds: dict[tuple[object, ...], list[_Member]] = defaultdict(list)
     seen: set[str] = set()
     for node_id in structure.signal:
         node = structure.graph[node_id]
+        layered = any(_LAYER.search(role) for role in node.weights)
         for role, weight in node.weights.items() if is_weight_layer(node) else ():
-            if len(weight.shape) < 2 or weight.name in seen or not weight.trainable:
+            layer = _LAYER.search(role)
+            if len(weight.shape) < 2 or weight.name in seen or not weight.trainable or (layered and layer is None):
                 continue
             seen.add(weight.name)
-            path = node.module or weight.name
+            path = node.module or (node_id if layered else weight.name)
             numbers = tuple(int(number) for number in _NUMBER.findall(path))
-            kind = (node.op, role, weight.shape, _NUMBER.sub("#", path))
-            kinds[kind].append(_Member(node_id, weight.name, structure.depths[node_id], numbers))
+            kind = (node.op, _LAYER.sub("", role), weight.shape, _NUMBER.sub("#", path))
+            depth = _INSIDE * structure.depths[node_id] + (int(layer[1]) if layer else 0)
+            kinds[kind].append(_Member(node_id, weight.name, depth, numbers))
     for members in kinds.values():
         for chain in _chains(members):
             if len(chain) >= LIKE:

@@ -62,8 +62,10 @@ class Learning:
 
         What is not known does not speak against it.
         """
-        if self.spread is None or self.drifts:
+        if self.spread is None:
             return True
+        if self.drifts:
+            return self.spread * decades > 0.0
         if decades > 0.0:
             return self.output is None or self.output >= LOUD
         return self.matrices is None or self.matrices <= FAINT

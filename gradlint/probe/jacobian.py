@@ -313,7 +313,9 @@ def _learning(passes: Sequence[Pass], structure: Structure) -> Learning:
     if not ran:
         return Learning()
     levels = {
-        name: median(_decades(one.weights[name][0], one.cotangent * one.weights[name][1]) for one in ran if name in one.weights)
+        name: _told(
+            median(_decades(one.weights[name][0], one.cotangent * one.weights[name][1]) for one in ran if name in one.weights)
+        )
         for name in dict.fromkeys(name for one in ran for name in one.weights)
     }
     matrices = {weight.name for weight in structure.graph.weights.values() if len(weight.shape) > 1}
@@ -334,7 +336,12 @@ def _tangent(passes: Sequence[Pass], names: Collection[str]) -> float | None:
     """Return 1/2 log10(sum |J_W^T v|^2 / |v|^2) over some weights, the median over passes; None if none has a gradient."""
     found = [[one.weights[name][0] for name in names if name in one.weights] for one in passes]
     totals = [_decades(sum(squares), one.cotangent) for one, squares in zip(passes, found, strict=True) if squares]
-    return median(totals) if totals else None
+    return _told(median(totals)) if totals else None
+
+
+def _told(decades: float) -> float:
+    """Return decades without the digits that differ from run to run, since sums depend on how memory is aligned."""
+    return round(decades, 9) if math.isfinite(decades) else decades
 
 
 def _median(gains: Sequence[Gains]) -> Gains:

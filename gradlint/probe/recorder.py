@@ -103,8 +103,8 @@ def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
 def energy(tensor: torch.Tensor) -> float:
     """Return the sum of squares alone, in one pass over the values where these neither overflow nor vanish."""
     if tensor.layout is torch.strided and tensor.dtype in {torch.float32, torch.float64}:
-        norm = float(torch.linalg.vector_norm(tensor))
-        if 1.0 / _LARGE < norm < _LARGE:
+        norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))  # its last bit depends on how memory is aligned
+        if 0.0 < norm < math.inf:
             return norm**2
     return square_sum(tensor)[0]
 

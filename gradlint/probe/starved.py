@@ -10,11 +10,11 @@ from gradlint.graph import Graph, Node, Ref
 from gradlint.measurements.trainability import Trainability
 from gradlint.measurements.units import Cut, ZeroGradient
 from gradlint.ops import operator
-from gradlint.probe.trainability import carries
 from gradlint.result import Measurement
 from gradlint.signal_path import is_weight_layer
 
 REENTRANT = "re-entrant checkpoint of an input that needs no gradient"
+SHUT = "zeros that never open"
 LEFT = "Python numbers or arrays"
 
 
@@ -29,17 +29,24 @@ def explain_starved(found: Measurement, graph: Graph, learn: Trainability) -> Me
     stuck = set(learn.stuck)
     kept = (replace(cut, starved=tuple(name for name in cut.starved if name in stuck)) for cut in found.cuts)
     cuts = [cut for cut in kept if cut.starved]
-    harmless = {name for idle in found.idle for name in idle.weights}
+    idle = [replace(zero, weights=tuple(name for name in zero.weights if _is_idle(zero, name, learn))) for zero in found.idle]
+    idle = [zero for zero in idle if zero.weights]
+    harmless = {name for zero in idle for name in zero.weights}
     explained = harmless.union(*(cut.starved for cut in cuts))
     cuts += _cuts(graph, learn, [name for name in learn.stuck if name not in explained])
     designed = [name for name in learn.opened if name not in harmless]
     return replace(
         found,
         cuts=tuple(cuts),
-        idle=tuple(sorted((*found.idle, *_designed(graph, designed)), key=lambda item: graph.position[item.node])),
+        idle=tuple(sorted((*idle, *_designed(graph, designed)), key=lambda item: graph.position[item.node])),
         dead=found.dead and not opens_layers(graph, learn),
         trainability=learn,
     )
+
+
+def _is_idle(zero: ZeroGradient, name: str, learn: Trainability) -> bool:
+    """Return whether a weight is what the cause of its zero gradient says: one that opens later, or a bias without effect."""
+    return name not in learn.stuck or zero.cause == "bias before a norm"
 
 
 def opens_layers(graph: Graph, learn: Trainability) -> bool:
@@ -50,7 +57,8 @@ def opens_layers(graph: Graph, learn: Trainability) -> bool:
 
 def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str]) -> Iterator[Cut]:
     """Yield the cuts that leave parameters without gradient although the pass of the probe, on other inputs, saw none."""
-    useful, taught = _leading_to(graph, graph.outputs), _leading_to(graph, [ref for ref in graph.outputs if carries(graph, ref)])
+    useful, taught = _leading_to(graph, graph.outputs), _leading_to(graph, graph.outputs, passing=True)
+    layers = {weight.name for node in graph if is_weight_layer(node) for weight in node.weights.values() if len(weight.shape) > 1}
     known = {weight.name for node in graph for weight in node.weights.values()}
     escapes = any(name not in known for name in learn.sizes if name not in learn.unused)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -60,25 +68,28 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str]) -> Iterator
             groups[node.id, REENTRANT].append(name)
         elif node.id not in useful and escapes:
             groups[node.id, LEFT].append(name)
-        elif node.id in useful - taught:
-            end = _cutting(graph, next(ref for ref in graph.outputs if node.id in _leading_to(graph, [ref])))
+        elif node.id not in taught and (end := _first_cut(graph, node)) is not None:
             groups[end.id, end.op].append(name)
+        elif node.id in useful and name in layers and 0 not in (node.shape or ()):
+            groups[node.id, SHUT].append(name)
     for (node_id, cause), names in groups.items():
         yield Cut(node_id, cause, tuple(names), on_spine=True)
 
 
-def _cutting(graph: Graph, ref: Ref) -> Node:
-    """Return the operator on the way to an output that passes no gradient, the last one."""
-    node = graph[ref.node]
-    while not operator(node.op).cuts and "no-grad" not in node.notes and graph.parents(node.id):
-        node = graph.parents(node.id)[0]
-    return node
+def _first_cut(graph: Graph, node: Node) -> Node | None:
+    """Return the first operator that depends on a node, or the node itself, and passes no gradient."""
+    return next((item for item in (node, *graph.descendants(node.id)) if not _passes(item)), None)
 
 
-def _leading_to(graph: Graph, ends: Iterable[Ref]) -> set[str]:
+def _passes(node: Node) -> bool:
+    return node.is_float and not operator(node.op).cuts and "no-grad" not in node.notes
+
+
+def _leading_to(graph: Graph, ends: Iterable[Ref], *, passing: bool = False) -> set[str]:
+    """Return the nodes that some outputs depend on; if `passing`, those that a gradient can reach, as far as operators tell."""
     useful = {ref.node for ref in ends}
     for node in reversed(list(graph)):
-        if node.id in useful:
+        if node.id in useful and (_passes(node) or not passing):
             useful.update(parent.id for parent in graph.parents(node.id))
     return useful
 

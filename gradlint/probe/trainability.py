@@ -21,8 +21,8 @@ from gradlint.measurements.trainability import Trainability
 from gradlint.ops import operator
 from gradlint.probe.recorder import square_sum
 
-STEPS = 3
-"""Virtual steps that are tried: as many zeros, one behind another, as a design is allowed."""
+STEPS = 12
+"""The most virtual steps, one for each zero behind another. They end with the first one after which nothing more opens."""
 
 _STEP = 0.02
 """Root mean square of a virtual step, relative to that of the parameter."""
@@ -35,7 +35,7 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
     """Find out which parameters learn.
 
     Plain passes are made only if they can show something: a parameter lacks a gradient, a re-entrant checkpoint may behave
-    otherwise on inputs that require no grad, or a module returns nothing that carries a gradient. An exported file may end in
+    otherwise on inputs that require no grad, or a module returns something that carries no gradient. An exported file may end in
     an argmax: it is for inference.
 
     Args:
@@ -48,7 +48,7 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     used = {weight.name for node in graph for weight in node.weights.values()}
     checkpointed = any("checkpoint" in node.notes for node in graph)
-    is_silent = model.frontend == "torch" and model.mode == "train" and not any(carries(graph, ref) for ref in graph.outputs)
+    is_silent = model.frontend == "torch" and model.mode == "train" and not all(carries(graph, ref) for ref in graph.outputs)
     if all(map(probed.learns, parameters)) and not checkpointed and not is_silent:
         return Trainability(sizes, model.frozen)
     gradients = _gradients(model, seed)
