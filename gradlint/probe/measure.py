@@ -63,4 +63,4 @@ def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, prog
             opened = observe(model, seeds=seeds, seed=seed, progress=progress)
         note = f"zeros block all gradients at first: growth was measured after {steps} virtual steps"
         found = replace(opened, cuts=found.cuts, idle=found.idle, notes=(*opened.notes, note))
-    return explain_starved(found, graph, learn)
+    return explain_starved(found, graph, learn, training=model.frontend == "torch" and model.mode == "train")

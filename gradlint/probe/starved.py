@@ -18,13 +18,15 @@ SHUT = "zeros that never open"
 LEFT = "Python numbers or arrays"
 
 
-def explain_starved(found: Measurement, graph: Graph, learn: Trainability) -> Measurement:
+def explain_starved(found: Measurement, graph: Graph, learn: Trainability, *, training: bool) -> Measurement:
     """Return a measurement whose cuts are those of parameters that never learn, and whose zeros by design are named as such.
 
     Args:
         found: What the probe measured, with the cuts that it saw on inputs that require grad.
         graph: The graph of the model.
         learn: Which parameters learn on the inputs as they were given.
+        training: Whether the model is one that is trained as it is. An exported file may end in an argmax, or hold both sides of
+            a condition.
     """
     stuck = set(learn.stuck)
     kept = (replace(cut, starved=tuple(name for name in cut.starved if name in stuck)) for cut in found.cuts)
@@ -33,7 +35,8 @@ def explain_starved(found: Measurement, graph: Graph, learn: Trainability) -> Me
     idle = [zero for zero in idle if zero.weights]
     harmless = {name for zero in idle for name in zero.weights}
     explained = harmless.union(*(cut.starved for cut in cuts))
-    cuts += _cuts(graph, learn, [name for name in learn.stuck if name not in explained])
+    unexplained = [name for name in learn.stuck if training and name not in explained]
+    cuts += _cuts(graph, learn, unexplained, alone=not cuts)
     designed = [name for name in learn.opened if name not in harmless]
     return replace(
         found,
@@ -55,7 +58,7 @@ def opens_layers(graph: Graph, learn: Trainability) -> bool:
     return any(weight.name in learn.opened and len(weight.shape) > 1 for node in layers for weight in node.weights.values())
 
 
-def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str]) -> Iterator[Cut]:
+def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str], *, alone: bool) -> Iterator[Cut]:
     """Yield the cuts that leave parameters without gradient although the pass of the probe, on other inputs, saw none."""
     useful, taught = _leading_to(graph, graph.outputs), _leading_to(graph, graph.outputs, passing=True)
     layers = {weight.name for node in graph if is_weight_layer(node) for weight in node.weights.values() if len(weight.shape) > 1}
@@ -73,7 +76,8 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str]) -> Iterator
         elif node.id in useful and name in layers and 0 not in (node.shape or ()):
             groups[node.id, SHUT].append(name)
     for (node_id, cause), names in groups.items():
-        yield Cut(node_id, cause, tuple(names), on_spine=True)
+        if cause != SHUT or alone:  # what lies behind a cut may be zero because of it
+            yield Cut(node_id, cause, tuple(names), on_spine=True)
 
 
 def _first_cut(graph: Graph, node: Node) -> Node | None:
