@@ -310,6 +310,22 @@ def test_findings_leave_out_what_the_probe_refuted():
     assert all(finding.confidence is Confidence.REFUTED for finding in report.refuted)
 
 
+def test_a_direction_that_reads_one_step_alone_is_no_error():
+    """Its recurrent matrix meets a state of zeros and learns nothing; the model does."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRU(6, 12, batch_first=True, bidirectional=True), nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x)[0][:, -1])
+
+    report = linted(Last, (8, 7, 6))
+    assert (report.verdict, errors(report)) == ("healthy", {})
+    assert report.trainability.stuck == ("cell.weight_hh_l0_reverse",)
+
+
 def test_two_layers_of_zeros_in_one_branch_never_open():
     class Shut(nn.Module):
         def __init__(self) -> None:

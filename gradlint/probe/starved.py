@@ -73,11 +73,17 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str], *, alone: b
             groups[node.id, LEFT].append(name)
         elif node.id not in taught and (end := _first_cut(graph, node)) is not None:
             groups[end.id, end.op].append(name)
-        elif node.id in useful and name in layers and 0 not in (node.shape or ()):
+        elif node.id in useful and name in layers and _is_shut(node, learn):
             groups[node.id, SHUT].append(name)
     for (node_id, cause), names in groups.items():
         if cause != SHUT or alone:  # what lies behind a cut may be zero because of it
             yield Cut(node_id, cause, tuple(names), on_spine=True)
+
+
+def _is_shut(node: Node, learn: Trainability) -> bool:
+    """Return whether no weight matrix of a layer learns. One direction of a recurrence may read a single step alone."""
+    matrices = [weight.name for weight in node.weights.values() if len(weight.shape) > 1 and weight.trainable]
+    return all(name in learn.stuck for name in matrices) and 0 not in (node.shape or ())
 
 
 def _first_cut(graph: Graph, node: Node) -> Node | None:
