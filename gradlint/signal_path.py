@@ -26,6 +26,11 @@ def is_weight_layer(node: Node) -> bool:
     return kind_of(node) in _LAYERS and bool(node.weights)
 
 
+def passes_gradient(node: Node) -> bool:
+    """Return whether a gradient can pass a node, as far as its operator, its type and its region tell."""
+    return node.is_float and not operator(node.op).cuts and "no-grad" not in node.notes
+
+
 class SignalPath:
     """Sources and trunk outputs of a graph.
 
@@ -71,7 +76,7 @@ class SignalPath:
 
     def carries(self, node: Node) -> bool:
         """Return whether a gradient can pass from the output of a node to its inputs."""
-        return node.is_float and self._alive(node.id) and not operator(node.op).cuts and "no-grad" not in node.notes
+        return passes_gradient(node) and self._alive(node.id)
 
     def float_parents(self, node: Node) -> list[Node]:
         """Return the parents of a node that ran and have a float output."""

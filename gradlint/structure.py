@@ -6,7 +6,7 @@ import heapq
 import itertools
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -138,19 +138,10 @@ class Structure:
         return frozenset(self.learning) | frozenset(sources if len(sources) == 1 else ())
 
     def _passed(self, nodes: Sequence[str], sources: Collection[str]) -> Iterator[str]:
-        """Yield the nodes that every path from a source to a trunk output passes, of the paths over `nodes`.
-
-        In a scan in topological order, a node is one of them if every edge that is open before it ends in it.
-        """
-        within, ends = set(nodes), {ref.node for ref in self.trunk}
+        """Yield the nodes that every path from a source to a trunk output passes, of the paths over `nodes`."""
+        within = set(nodes)
         parents = {node: [parent for parent in self.signal_parents(node) if parent in within] for node in nodes}
-        readers = Counter(parent for above in parents.values() for parent in above)
-        waiting, starts = len(sources), set(sources)
-        for node in nodes:
-            waiting -= len(parents[node]) + (node in starts)
-            if waiting == 0:
-                yield node
-            waiting += readers[node] + (node in ends)
+        return passed(parents, sources, {ref.node for ref in self.trunk})
 
     @cached_property
     def spine_index(self) -> dict[str, int]:
@@ -379,3 +370,17 @@ def block_name(module: str) -> str:
         if part.isdigit():
             return ".".join(parts[: index + 1])
     return ""
+
+
+def passed(parents: Mapping[str, Sequence[str]], sources: Collection[str], ends: Collection[str]) -> Iterator[str]:
+    """Yield the nodes that every path from a source to an end passes, given the parents of each node in execution order.
+
+    In a scan in topological order, a node is one of them if every edge that is open before it ends in it.
+    """
+    readers = Counter(parent for above in parents.values() for parent in above)
+    waiting, starts = len(sources), set(sources)
+    for node, above in parents.items():
+        waiting -= len(above) + (node in starts)
+        if waiting == 0:
+            yield node
+        waiting += readers[node] + (node in ends)

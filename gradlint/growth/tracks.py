@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gradlint.growth.summary import HEALTHY, JUMP, LIMIT, place, summarize
 from gradlint.measurements.learning import BLOWN, SPREAD, Learning
 from gradlint.result import Gains, Growth, Track
 from gradlint.signal_path import is_weight_layer
-from gradlint.structure import Structure
+from gradlint.structure import Structure, passed
 
 LEAST = 3
 """Weight layers, one after another, that make a track."""
@@ -147,7 +147,9 @@ def _deepest(structure: Structure, part: Sequence[str]) -> tuple[tuple[str, ...]
         start[node] = start[above] if above is not None else node
         seen |= names
     end = max(reversed(part), key=depth.__getitem__)
-    return tuple(_passed(_between(part, parents, start[end], end), parents)), depth[end]
+    between = dict.fromkeys(_between(part, parents, start[end], end))
+    inside = {node: [parent for parent in parents[node] if parent in between] for node in between}
+    return tuple(passed(inside, [start[end]], [end])), depth[end]
 
 
 def _between(part: Sequence[str], parents: Mapping[str, Sequence[str]], start: str, end: str) -> list[str]:
@@ -160,18 +162,3 @@ def _between(part: Sequence[str], parents: Mapping[str, Sequence[str]], start: s
         if node in above:
             above.update(parents[node])
     return [node for node in part if node in below and node in above]
-
-
-def _passed(between: Sequence[str], parents: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield the nodes that every path passes, given the nodes on all paths from the first node to the last one."""
-    readers: dict[str, int] = dict.fromkeys(between, 0)
-    for node in between:
-        for parent in parents[node]:
-            if parent in readers:
-                readers[parent] += 1
-    waiting = 0
-    for node in between:
-        waiting -= sum(parent in readers for parent in parents[node])
-        if waiting == 0:
-            yield node
-        waiting += readers[node]

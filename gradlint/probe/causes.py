@@ -13,7 +13,7 @@ from gradlint.measurements.units import Cut, ZeroGradient
 from gradlint.ops import Kind, operator
 from gradlint.probe.provenance import Provenance
 from gradlint.probe.recorder import Seen
-from gradlint.signal_path import is_weight_layer, kind_of
+from gradlint.signal_path import is_weight_layer, kind_of, passes_gradient
 from gradlint.structure import Structure
 
 _SINGULAR = frozenset({"sqrt", "rsqrt", "log", "pow", "div", "reciprocal", "sum", "l2_normalize", "var", "tan", "abs", "exp"})
@@ -129,7 +129,7 @@ def _culprits(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[
 
 def _first_fault(node: Node, seen: Mapping[str, Seen], behind: Mapping[str, str | None]) -> str | None:
     """Return the node itself if it is at fault, or the value found after it if no gradient arrives at the node at all."""
-    if operator(node.op).cuts or "no-grad" in node.notes or not node.is_float:
+    if not passes_gradient(node):
         return node.id
     here = seen.get(node.id)
     if here is None or not here.gradient:

@@ -9,9 +9,8 @@ from dataclasses import replace
 from gradlint.graph import Graph, Node, Ref
 from gradlint.measurements.trainability import Trainability
 from gradlint.measurements.units import Cut, ZeroGradient
-from gradlint.ops import operator
 from gradlint.result import Measurement
-from gradlint.signal_path import is_weight_layer
+from gradlint.signal_path import is_weight_layer, passes_gradient
 
 REENTRANT = "re-entrant checkpoint of an input that needs no gradient"
 SHUT = "zeros that never open"
@@ -62,11 +61,11 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str], *, alone: b
     """Yield the cuts that leave parameters without gradient although the pass of the probe, on other inputs, saw none."""
     useful, taught = _leading_to(graph, graph.outputs), _leading_to(graph, graph.outputs, passing=True)
     layers = {weight.name for node in graph if is_weight_layer(node) for weight in node.weights.values() if len(weight.shape) > 1}
-    known = {weight.name for node in graph for weight in node.weights.values()}
-    escapes = any(name not in known for name in learn.sizes if name not in learn.unused)
+    owners = _owners(graph)
+    escapes = any(name not in owners for name in learn.sizes if name not in learn.unused)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in starved:
-        node = next(node for node in graph if any(weight.name == name for weight in node.weights.values()))
+        node = owners[name]
         if "checkpoint" in node.notes:
             groups[node.id, REENTRANT].append(name)
         elif node.id not in useful and escapes:
@@ -80,6 +79,11 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str], *, alone: b
             yield Cut(node_id, cause, tuple(names), on_spine=True)
 
 
+def _owners(graph: Graph) -> dict[str, Node]:
+    """Return the first node that uses each weight, by its name."""
+    return {weight.name: node for node in reversed(list(graph)) for weight in node.weights.values()}
+
+
 def _is_shut(node: Node, learn: Trainability) -> bool:
     """Return whether no weight matrix of a layer learns. One direction of a recurrence may read a single step alone."""
     matrices = [weight.name for weight in node.weights.values() if len(weight.shape) > 1 and weight.trainable]
@@ -88,28 +92,23 @@ def _is_shut(node: Node, learn: Trainability) -> bool:
 
 def _first_cut(graph: Graph, node: Node) -> Node | None:
     """Return the first operator that depends on a node, or the node itself, and passes no gradient."""
-    return next((item for item in (node, *graph.descendants(node.id)) if not _passes(item)), None)
-
-
-def _passes(node: Node) -> bool:
-    return node.is_float and not operator(node.op).cuts and "no-grad" not in node.notes
+    return next((item for item in (node, *graph.descendants(node.id)) if not passes_gradient(item)), None)
 
 
 def _leading_to(graph: Graph, ends: Iterable[Ref], *, passing: bool = False) -> set[str]:
     """Return the nodes that some outputs depend on; if `passing`, those that a gradient can reach, as far as operators tell."""
     useful = {ref.node for ref in ends}
     for node in reversed(list(graph)):
-        if node.id in useful and (_passes(node) or not passing):
+        if node.id in useful and (passes_gradient(node) or not passing):
             useful.update(parent.id for parent in graph.parents(node.id))
     return useful
 
 
 def _designed(graph: Graph, names: Sequence[str]) -> Iterator[ZeroGradient]:
     """Yield one entry for each node whose parameters get a gradient after virtual steps only."""
-    groups: dict[str, list[str]] = defaultdict(list)
+    owners, groups = _owners(graph), defaultdict[str, list[str]](list)
     for name in names:
-        node = next((node for node in graph if any(weight.name == name for weight in node.weights.values())), None)
-        if node is not None:
-            groups[node.id].append(name)
+        if name in owners:
+            groups[owners[name].id].append(name)
     for node_id, waiting in groups.items():
         yield ZeroGradient(node_id, "zero start", tuple(waiting))

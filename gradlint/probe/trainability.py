@@ -15,11 +15,11 @@ import torch
 
 from gradlint.frontends.base import PartialRun, Runnable
 from gradlint.frontends.torch.record import returned_tensors
-from gradlint.graph import Graph, Ref
+from gradlint.graph import Graph
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.trainability import Trainability
-from gradlint.ops import operator
 from gradlint.probe.recorder import square_sum
+from gradlint.signal_path import passes_gradient
 
 STEPS = 12
 """The most virtual steps, one for each zero behind another. They end with the first one after which nothing more opens."""
@@ -48,7 +48,9 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     used = {weight.name for node in graph for weight in node.weights.values()}
     checkpointed = any("checkpoint" in node.notes for node in graph)
-    is_silent = model.frontend == "torch" and model.mode == "train" and not all(carries(graph, ref) for ref in graph.outputs)
+    is_silent = (
+        model.frontend == "torch" and model.mode == "train" and not all(passes_gradient(graph[ref.node]) for ref in graph.outputs)
+    )
     if all(map(probed.learns, parameters)) and not checkpointed and not is_silent:
         return Trainability(sizes, model.frozen)
     gradients = _gradients(model, seed)
@@ -76,12 +78,6 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
         stuck=tuple(name for name in silent if name in used),
         unused=tuple(name for name in silent if name not in used),
     )
-
-
-def carries(graph: Graph, ref: Ref) -> bool:
-    """Return whether an output carries a gradient, as far as operators tell."""
-    node = graph[ref.node]
-    return node.is_float and not operator(node.op).cuts and "no-grad" not in node.notes
 
 
 @contextmanager
