@@ -1,11 +1,13 @@
 """GL104 constant-init: all elements of a weight are equal, so its units start alike and stay alike.
 
 What it finds:
-    Weight matrices whose elements are all the same number. Zeros are reported where they stop learning: where no gradient arrives
-    within three small steps, which the probe takes and undoes. Without a probe it is where the gradient of the weight itself is
-    zero, since another zero layer stands before or behind it, or where the whole signal passes them. A zero layer at the end of
-    a residual branch, at the head, or on a side path is a known good start and is not reported; nor are depthwise layers, frozen
-    ones, layers that a BatchNorm may have been folded into, and trained models.
+    Weight matrices whose elements are all the same number and whose units learn the same: the probe compares the gradients of the
+    units. Without a probe it is where the next layer is constant as well; a random one behind it tells the units apart, and such
+    a start trains. Zeros are reported where they stop learning: where no gradient arrives within a few small steps, which the
+    probe takes and undoes. Without a probe it is where the gradient of the weight itself is zero, since another zero layer stands
+    before or behind it, or where the whole signal passes them. A zero layer at the end of a residual branch, at the head, or on a
+    side path is a known good start and is not reported; nor are depthwise layers, frozen ones, layers that a BatchNorm may have
+    been folded into, and trained models.
 
 Why it matters:
     Units with equal weights compute the same value and receive the same gradient: they never differ, and the layer works as one
@@ -23,7 +25,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from gradlint.rule import (
@@ -85,7 +87,8 @@ class ConstantInit(Rule):
     severity = Severity.ERROR
     explains = ("GL403", "GL802", "GL806")
     examples = (
-        Example(lambda: _stack(1.4, 0.0, 1.4, means={1: 0.01}), fires_on=("linear1",)),
+        Example(lambda: _stack(1.4, 0.0, 0.0, 1.4, means={1: 0.01, 2: 0.01}), fires_on=("linear1",)),
+        Example(lambda: _stack(1.4, 0.0, 1.4, means={1: 0.01})),
         Example(lambda: _stack(0.0, 0.0, 0.0), fires_on=("linear0", "linear1", "linear2")),
         Example(lambda: _stack(1.4, 0.0, 1.4), fires_on=("linear1",)),
         Example(lambda: _branches(0.0), fires_on=("linear0", "linear1", "linear2", "linear3")),
@@ -104,8 +107,7 @@ class ConstantInit(Rule):
         if not flat or not subject.look_drawn(matrices):
             return
         zeros = {node: None for node, weights in flat.items() if all(weight.statistics.max_abs == 0.0 for weight in weights)}
-        constants = [node for node in flat if node not in zeros]
-        if constants:
+        if constants := [node for node in flat if node not in zeros and _stay_alike(subject, node, flat)]:
             yield self._report(subject, constants, "the same number everywhere; their units start alike and stay alike")
         if stuck := _stuck(subject, zeros):
             unprobed = subject.measurement is None
@@ -139,6 +141,30 @@ def _flat(subject: Subject, node: Node) -> list[Weight]:
 
 def _mixes(weight: Weight) -> bool:
     return len(weight.shape) > 1 and weight.fan_out > 1 and weight.size // weight.fan_out > 1 and 1 not in weight.shape[:2]
+
+
+def _stay_alike(subject: Subject, node: str, flat: Mapping[str, Sequence[Weight]]) -> bool:
+    """Whether the units of a constant layer learn the same, as their gradients show; without these, as the next layers tell."""
+    found = subject.measurement
+    if found is not None and found.learning.levels:
+        return all(weight.name in found.learning.alike for weight in flat[node])
+    bias = subject.graph[node].weights.get("bias")
+    behind = list(_next_layers(subject, node))
+    return (bias is None or subject.is_constant(bias)) and bool(behind) and all(layer in flat for layer in behind)
+
+
+def _next_layers(subject: Subject, node: str) -> Iterator[str]:
+    """The weight layers that read the output of a node, through operators between them."""
+    seen = {node}
+    waiting = [node]
+    while waiting:
+        for child in subject.graph.children(waiting.pop()):
+            if child.id not in seen:
+                seen.add(child.id)
+                if is_weight_layer(child):
+                    yield child.id
+                else:
+                    waiting.append(child.id)
 
 
 def _stuck(subject: Subject, zeros: Collection[str]) -> list[str]:

@@ -38,6 +38,7 @@ class Learning:
         run: The layers of the run that makes `spread`, from the input to the output.
         drawn: Whether the weights look randomly initialized; only looked at if the output is loud. A trained model may have
             outputs of any size.
+        alike: Names of matrices of equal elements that a gradient leaves so: their units learn the same.
     """
 
     levels: Mapping[str, float] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Learning:
     spread: float | None = None
     run: tuple[str, ...] = ()
     drawn: bool = False
+    alike: tuple[str, ...] = ()
 
     def learns(self, weight: str) -> bool:
         """Return whether the gradient of a weight, by name, is not zero."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -22,7 +22,6 @@ import torch
 
 from gradlint.errors import ForwardError
 from gradlint.frontends.base import PartialRun, Runnable
-from gradlint.frontends.user_code import described
 from gradlint.graph import Graph, Ref
 from gradlint.growth import LIMIT, summarize
 from gradlint.growth.chains import chain_of
@@ -32,8 +31,9 @@ from gradlint.measurements.learning import LOUD, Learning
 from gradlint.ops import Kind, Operator, operator
 from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
 from gradlint.probe.observers import NeedsOperators, Observer, summaries
-from gradlint.probe.recorder import Recorder, Seen, energy, ranges_seen, square_sum
+from gradlint.probe.recorder import Recorder, Seen, ranges_seen
 from gradlint.probe.time.growth import OverTime
+from gradlint.probe.weight_gradients import Pulled, pull
 from gradlint.result import Gains, Growth, Measurement, Track
 from gradlint.structure import Structure
 from gradlint.theory.initialization import is_initialized
@@ -56,10 +56,7 @@ class Pass:
         structure: The structure of this graph.
         seen: What the recorder saw of every node that ran.
         over_time: The gradients along the time axis of recurrences; only the first seed has them.
-        cotangent: The squared norm of the cotangent, ||v||^2; 0 if there was no backward pass.
-        output: The squared norm of the trunk output, ||out||^2.
-        outputs: The number of elements of the trunk output.
-        weights: The squared norm of the gradient of each weight that one reached, and its size, by name.
+        pulled: The squared norms of cotangent and trunk output, and the gradients of weights.
         stopped: Why the run stopped early, if it did.
         observers: The observers of this pass.
     """
@@ -68,10 +65,7 @@ class Pass:
     structure: Structure
     seen: Mapping[str, Seen]
     over_time: OverTime
-    cotangent: float
-    output: float
-    outputs: int
-    weights: Mapping[str, tuple[float, int]]
+    pulled: Pulled
     stopped: PartialRun | None
     observers: Sequence[Observer] = ()
 
@@ -82,10 +76,10 @@ class Pass:
         """
         seen = self.seen[node]
         forward = _decades(seen.square, max(seen.size, 1))
-        if seen.gradient is None or not seen.size or not self.cotangent:  # an empty tensor has no gains
+        if seen.gradient is None or not seen.size or not self.pulled.cotangent:  # an empty tensor has no gains
             return Gains(None, forward, None)
-        backward = _decades(seen.gradient, self.cotangent)
-        return Gains(backward, forward, backward + _decades(seen.square, self.output))
+        backward = _decades(seen.gradient, self.pulled.cotangent)
+        return Gains(backward, forward, backward + _decades(seen.square, self.pulled.output))
 
 
 def _decades(square: float, reference: float) -> float:
@@ -142,17 +136,16 @@ def _one_pass(model: Runnable, seed: int, keep: tuple[Ref, ...] | None, *, timed
     if trunk is None:  # the trunk output is only known now: run again, and keep its tensors
         recorder, outputs, stopped = _forward(model, seed, structure.trunk, timed=timed)
         trunk = _trunk_tensors(structure, recorder, outputs) or []
-    pulled = _Pulled()
+    pulled = Pulled()
     over_time = OverTime()
     if trunk and first_nonfinite_forward(graph, recorder.seen) is None:
         if timed:
             with recorder.paused():
                 over_time = OverTime.of(structure, recorder.points, recorder.fed, seed)
         recorder.points.clear()
-        pulled = _backward(trunk, recorder.sources, model.parameters(), seed)
+        pulled = pull(trunk, recorder.sources, graph.weights, model.parameters(), seed)
     recorder.sources.clear()
-    squares = pulled.cotangent, pulled.output, pulled.outputs, pulled.weights
-    return Pass(graph, structure, recorder.seen, over_time, *squares, stopped, recorder.observers)
+    return Pass(graph, structure, recorder.seen, over_time, pulled, stopped, recorder.observers)
 
 
 def _forward(
@@ -222,44 +215,6 @@ def _trunk_tensors(structure: Structure, recorder: Recorder, outputs: Mapping[Re
     return [held[ref] for ref in structure.trunk if held[ref].requires_grad]
 
 
-@dataclass(frozen=True, slots=True)
-class _Pulled:
-    """The squared norms of cotangent and trunk output, and those of the gradients of weights with their sizes."""
-
-    cotangent: float = 0.0
-    output: float = 0.0
-    outputs: int = 0
-    weights: Mapping[str, tuple[float, int]] = field(default_factory=dict)
-
-
-def _backward(trunk: list[torch.Tensor], sources: list[torch.Tensor], weights: Mapping[str, torch.Tensor], seed: int) -> _Pulled:
-    """Run the backward pass with a random cotangent. Raises ForwardError if it raises."""
-    generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(t.shape, generator=generator, dtype=_draw_dtype(t)).to(t.device, t.dtype) for t in trunk]
-    gradients: tuple[torch.Tensor | None, ...] = ()
-    if sources:
-        try:
-            leaves = [*weights.values(), *sources]
-            gradients = torch.autograd.grad(trunk, leaves, cotangents, allow_unused=True)
-        except Exception as error:
-            hint = "training would meet the same error: call .backward() on an output to see it"
-            raise ForwardError(f"the model's backward pass raised {described(error)}", hint=hint) from error
-    return _Pulled(
-        sum(energy(v) for v in cotangents),
-        sum(square_sum(t.detach())[0] for t in trunk),
-        sum(t.numel() for t in trunk),
-        {
-            name: (energy(gradient), gradient.numel())
-            for name, gradient in zip(weights, gradients, strict=False)
-            if gradient is not None
-        },
-    )
-
-
-def _draw_dtype(tensor: torch.Tensor) -> torch.dtype:
-    return tensor.dtype if tensor.dtype in {torch.float64, torch.complex64, torch.complex128} else torch.float32
-
-
 def _combine(passes: Sequence[Pass]) -> Measurement:
     """Combine the passes of all seeds: medians over those that ran the same nodes as the first, which captured the graph."""
     taken = [one for one in passes if one.seen.keys() == passes[0].seen.keys()]
@@ -309,12 +264,14 @@ def _combine(passes: Sequence[Pass]) -> Measurement:
 
 def _learning(passes: Sequence[Pass], structure: Structure) -> Learning:
     """Return the median over passes of what `Pass.weights` holds, in decades."""
-    ran = [one for one in passes if one.cotangent]
+    ran = [one.pulled for one in passes if one.pulled.cotangent]
     if not ran:
         return Learning()
     levels = {
         name: _told(
-            median(_decades(one.weights[name][0], one.cotangent * one.weights[name][1]) for one in ran if name in one.weights)
+            median(
+                _decades(one.weights[name].square, one.cotangent * one.weights[name].size) for one in ran if name in one.weights
+            )
         )
         for name in dict.fromkeys(name for one in ran for name in one.weights)
     }
@@ -329,12 +286,13 @@ def _learning(passes: Sequence[Pass], structure: Structure) -> Learning:
         drawn=output >= LOUD and is_initialized(structure, structure.signal),
         spread=drift.decades if drift is not None else None,
         run=drift.nodes if drift is not None else (),
+        alike=tuple(name for name in levels if all(one.weights[name].alike for one in ran if name in one.weights)),
     )
 
 
-def _tangent(passes: Sequence[Pass], names: Collection[str]) -> float | None:
+def _tangent(passes: Sequence[Pulled], names: Collection[str]) -> float | None:
     """Return 1/2 log10(sum |J_W^T v|^2 / |v|^2) over some weights, the median over passes; None if none has a gradient."""
-    found = [[one.weights[name][0] for name in names if name in one.weights] for one in passes]
+    found = [[one.weights[name].square for name in names if name in one.weights] for one in passes]
     totals = [_decades(sum(squares), one.cotangent) for one, squares in zip(passes, found, strict=True) if squares]
     return _told(median(totals)) if totals else None
 

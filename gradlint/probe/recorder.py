@@ -23,6 +23,7 @@ from gradlint.probe.vjp_points import VjpPoint
 _KEPT_FINALS = 32  # inputs of the last final operators (softmax and similar) that are kept: one may be the trunk output
 _INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8})
 _LARGE = 1e15  # a sum of squares of larger values may overflow float32
+_ROW = 1024  # values whose squares are summed in single precision; rows are summed in double precision
 
 
 @dataclass(slots=True)
@@ -97,16 +98,26 @@ def square_sum(tensor: torch.Tensor) -> tuple[float, float, float]:
         return (scale if math.isnan(scale) or scale else 0.0), low, high
     if scale > _LARGE or scale < 1.0 / _LARGE or values.dtype in {torch.float16, torch.bfloat16}:
         return float(torch.linalg.vector_norm(values.double() / scale)) ** 2 * (scale * scale), low, high
-    return float(torch.linalg.vector_norm(values)) ** 2, low, high
+    return _sum_of_squares(values), low, high
 
 
 def energy(tensor: torch.Tensor) -> float:
     """Return the sum of squares alone, in one pass over the values where these neither overflow nor vanish."""
-    if tensor.layout is torch.strided and tensor.dtype in {torch.float32, torch.float64}:
-        norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))  # its last bit depends on how memory is aligned
-        if 0.0 < norm < math.inf:
-            return norm**2
+    if tensor.layout is torch.strided and tensor.dtype in {torch.float32, torch.float64} and tensor.numel():
+        square = _sum_of_squares(tensor)
+        if _LARGE**-2 < square / tensor.numel() < math.inf:
+            return square
     return square_sum(tensor)[0]
+
+
+def _sum_of_squares(values: torch.Tensor) -> float:
+    """Return the sum of squares, row by row: one sum over 25 million float32 values is 0.3 % too small."""
+    if values.numel() <= _ROW or not values.is_contiguous():
+        return float(torch.linalg.vector_norm(values)) ** 2
+    flat = values.view(-1)
+    whole = flat.numel() // _ROW * _ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1).double()
+    return float(torch.dot(rows, rows)) + float(torch.linalg.vector_norm(flat[whole:])) ** 2
 
 
 @dataclass(slots=True)
