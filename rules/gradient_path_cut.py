@@ -4,9 +4,10 @@ What it finds:
     Trainable weights of layers that ran and get no gradient, on inputs as they were given, and the operator that is to blame:
     detach, argmax, round, a no-grad region, a re-entrant checkpoint whose input needs no gradient, a way through Python numbers
     or arrays, or a module that returns nothing with a gradient. That is an error; parameters that were frozen are counted in the
-    report. An activation or softmax that has lost its slope is an error where every path passes it, and a note elsewhere: it may
-    be so for these inputs alone. What is zero at first and gets a gradient after one to three virtual steps is a note (a branch,
-    gain, gate, head or state that starts at zero), and so is a bias that a norm takes away again.
+    report. An activation or product that has lost its slope is an error where every path passes it, or where it lasts: sixteen
+    and more units of drawn layers that are silent in twelve draws, a product with a constant, a norm over one value. Elsewhere
+    it is a note: it may be so for these inputs alone. What is zero at first and gets a gradient after a few virtual steps is a
+    note (a branch, gain, gate, head or state that starts at zero), and so is a bias that a norm takes away again.
 
 Why it matters:
     The weights before the cut stay at their start. Training goes on, and may even look good, on what lies behind it.
@@ -87,7 +88,7 @@ class GradientPathCut(Rule):
                 [cut.node for cut in cuts],
                 f"no gradient passes {places}" + (f": {listed(starved)} cannot learn" if starved else ""),
                 severity=severity,
-                remedy=SATURATED if _depends_on_values(cause) else BY_NATURE,
+                remedy=SATURATED if cuts[0].depends_on_values else BY_NATURE,
                 cause=cause,
                 starved=starved,
             )
@@ -137,11 +138,6 @@ class GradientPathCut(Rule):
 
 def _severity(cut: probed.Cut) -> Severity:
     """An error where weights cannot learn; a note where these inputs alone may have silenced a side path."""
-    if not cut.stops_all and _depends_on_values(cut.cause):
+    if not cut.stops_all and cut.depends_on_values:
         return Severity.NOTE
     return Severity.ERROR if cut.starved else Severity.WARNING
-
-
-def _depends_on_values(cause: str) -> bool:
-    """Whether an operator that has a gradient passed none on these inputs, as the probe words it."""
-    return cause.startswith("dead ") or cause.endswith(" with zero gradient")

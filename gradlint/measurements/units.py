@@ -41,14 +41,28 @@ class ZeroGradient:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A node at which the gradient stops although there are trainable weights before it."""
+    """A node at which the gradient stops although there are trainable weights before it.
+
+    Attributes:
+        node: Id of the node.
+        cause: "detach", "argmax", "no-grad region", "dead relu", "mul with zero gradient", ...
+        starved: Names of the weights that get no gradient because of it.
+        on_spine: Whether every path from input to output passes it.
+        lasting: Whether it stays so for other inputs, of an operator whose gradient depends on values.
+    """
 
     node: str
-    cause: str  # "detach", "argmax", "round", "no-grad region", "zero weight", "zero gradient", ...
-    starved: tuple[str, ...] = ()  # names of the weights that get no gradient because of the cut
+    cause: str
+    starved: tuple[str, ...] = ()
     on_spine: bool = False
+    lasting: bool = False
+
+    @property
+    def depends_on_values(self) -> bool:
+        """Whether the operator has a gradient, and passed none for the values that it met."""
+        return self.cause.startswith("dead ") or self.cause.endswith(" with zero gradient")
 
     @property
     def stops_all(self) -> bool:
         """Whether no weight before the cut can learn."""
-        return self.on_spine and bool(self.starved)
+        return (self.on_spine or self.lasting) and bool(self.starved)

@@ -167,7 +167,7 @@ _ROWS = (
         "dropout",
         _K.DROPOUT,
         "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout "
-        "native_dropout bernoulli stochastic_depth",
+        "native_dropout stochastic_depth",
         "Dropout BiasDropout BitmaskDropout BitmaskBiasDropout",
     ),
     # reductions, pooling, joins
@@ -252,7 +252,7 @@ _ROWS = (
     _row(
         "round",
         _K.CUT,
-        "round floor ceil trunc fix sign sgn floor_divide floordiv heaviside frac_cut bucketize searchsorted signbit",
+        "round floor ceil trunc fix sign sgn floor_divide floordiv heaviside frac_cut bucketize searchsorted signbit bernoulli",
         "Round Floor Ceil Sign Hardmax Bucketize",
     ),
     _row(

@@ -119,11 +119,12 @@ def _culprits(graph: Graph, seen: Mapping[str, Seen], useful: set[str]) -> dict[
     passes gradients from the first update on, and a gradient may have underflowed.
     """
     found: dict[str, str | None] = {}
-    position = {**graph.position, "": -1}  # the smallest: a path without a fault decides
+    # a path without a fault decides, then one that has a gradient for other values
+    rank = {"": (False, -1), **{node.id: (not passes_gradient(node), graph.position[node.id]) for node in graph}}
     for node in reversed(list(graph)):
         if node.id in useful:
             ways = [_first_fault(child, seen, found) for child in graph.children(node.id) if child.id in useful]
-            found[node.id] = min((way for way in ways if way is not None), key=position.__getitem__, default=None)
+            found[node.id] = min((way for way in ways if way is not None), key=rank.__getitem__, default=None)
     return found
 
 

@@ -20,7 +20,6 @@ from statistics import median
 import numpy as np
 import torch
 
-from gradlint.errors import ForwardError
 from gradlint.frontends.base import PartialRun, Runnable
 from gradlint.graph import Graph, Ref
 from gradlint.growth import LIMIT, summarize
@@ -267,13 +266,13 @@ def _learning(passes: Sequence[Pass], structure: Structure) -> Learning:
     ran = [one.pulled for one in passes if one.pulled.cotangent]
     if not ran:
         return Learning()
-    levels = {
-        name: _told(
-            median(
-                _decades(one.weights[name].square, one.cotangent * one.weights[name].size) for one in ran if name in one.weights
-            )
-        )
+    gradients = {
+        name: [(one.weights[name], one.cotangent) for one in ran if name in one.weights]
         for name in dict.fromkeys(name for one in ran for name in one.weights)
+    }
+    levels = {
+        name: _told(median(_decades(found.square, cotangent * found.size) for found, cotangent in each))
+        for name, each in gradients.items()
     }
     matrices = {weight.name for weight in structure.graph.weights.values() if len(weight.shape) > 1}
     drift = spread(structure, levels)
@@ -286,7 +285,7 @@ def _learning(passes: Sequence[Pass], structure: Structure) -> Learning:
         drawn=output >= LOUD and is_initialized(structure, structure.signal),
         spread=drift.decades if drift is not None else None,
         run=drift.nodes if drift is not None else (),
-        alike=tuple(name for name in levels if all(one.weights[name].alike for one in ran if name in one.weights)),
+        alike=tuple(name for name, each in gradients.items() if all(found.alike for found, _ in each)),
     )
 
 

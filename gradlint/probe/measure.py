@@ -56,7 +56,8 @@ def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, prog
     """Add which parameters learn. If zeros block all gradients at first, growth is that after the steps that open them."""
     if found.nonfinite_forward is not None or found.stopped_at is not None:
         return found
-    learn, graph = examine_trainability(model, model.graph, found.learning, seed), model.graph
+    graph, doubtful = model.graph, {name for cut in found.cuts if cut.depends_on_values for name in cut.starved}
+    learn = examine_trainability(model, graph, found.learning, seed, doubtful)
     if found.dead and opens_layers(graph, learn):
         steps = max(learn.opened.values())
         with virtual_steps(model, seed, steps):

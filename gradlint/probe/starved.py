@@ -7,14 +7,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gradlint.graph import Graph, Node, Ref
+from gradlint.growth import LIMIT
 from gradlint.measurements.trainability import Trainability
-from gradlint.measurements.units import Cut, ZeroGradient
+from gradlint.measurements.units import Cut, Units, ZeroGradient
+from gradlint.ops import Kind
 from gradlint.result import Measurement
-from gradlint.signal_path import is_weight_layer, passes_gradient
+from gradlint.signal_path import is_weight_layer, kind_of, passes_gradient
+from gradlint.theory.initialization import looks_initialized
 
 REENTRANT = "re-entrant checkpoint of an input that needs no gradient"
 SHUT = "zeros that never open"
 LEFT = "Python numbers or arrays"
+
+_UNITS = 16
+"""Units of a drawn layer that are all silent by chance once in 2^16 layers."""
 
 
 def explain_starved(found: Measurement, graph: Graph, learn: Trainability, *, training: bool) -> Measurement:
@@ -27,9 +33,11 @@ def explain_starved(found: Measurement, graph: Graph, learn: Trainability, *, tr
         training: Whether the model is one that is trained as it is. An exported file may end in an argmax, or hold both sides of
             a condition.
     """
+    learn = _without_noise(found, learn) if training else learn
     stuck = set(learn.stuck)
     kept = (replace(cut, starved=tuple(name for name in cut.starved if name in stuck)) for cut in found.cuts)
-    cuts = [cut for cut in kept if cut.starved]
+    calm = training and abs(found.growth.decades) < LIMIT  # a signal that explodes saturates what is in its way
+    cuts = [replace(cut, lasting=calm and _lasts(graph, cut, found.units)) for cut in kept if cut.starved]
     idle = [replace(zero, weights=tuple(name for name in zero.weights if _is_idle(zero, name, learn))) for zero in found.idle]
     idle = [zero for zero in idle if zero.weights]
     harmless = {name for zero in idle for name in zero.weights}
@@ -44,6 +52,30 @@ def explain_starved(found: Measurement, graph: Graph, learn: Trainability, *, tr
         dead=found.dead and not opens_layers(graph, learn),
         trainability=learn,
     )
+
+
+def _without_noise(found: Measurement, learn: Trainability) -> Trainability:
+    """Count parameters behind a norm over one value as stuck: rounding is all the gradient that it ever passes."""
+    behind = {name for cut in found.cuts if cut.cause.endswith("norm with zero gradient") for name in cut.starved}
+    noise = tuple(name for name in learn.opened if name in behind)
+    opened = {name: step for name, step in learn.opened.items() if name not in behind}
+    return replace(learn, opened=opened, stuck=(*learn.stuck, *noise))
+
+
+def _lasts(graph: Graph, cut: Cut, units: Sequence[Units]) -> bool:
+    """Return whether an operator that passed no gradient in any draw of inputs will not pass one either for others.
+
+    The layers before it must look drawn: a trained one may be silent on inputs that are drawn at random. An activation must have
+    so many units that they are not all silent by chance. Other operands must be constants: a gate may open.
+    """
+    node = graph[cut.node]
+    before = (weight for weight in graph.weights.values() if weight.name in cut.starved and len(weight.shape) > 1)
+    if not cut.depends_on_values or not looks_initialized(before):
+        return False
+    if kind_of(node) is Kind.ACTIVATION or node.op == "clamp":
+        count = next((one.count for one in units if one.node == node.id), (node.shape or (0,))[-1])
+        return (count or 0) >= _UNITS
+    return len({parent.id for parent in graph.parents(node.id)}) == 1
 
 
 def _is_idle(zero: ZeroGradient, name: str, learn: Trainability) -> bool:

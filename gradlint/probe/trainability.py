@@ -7,7 +7,7 @@ and the gradients are looked at again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,7 +22,8 @@ from gradlint.probe.recorder import square_sum
 from gradlint.signal_path import passes_gradient
 
 STEPS = 12
-"""The most virtual steps, one for each zero behind another. They end with the first one after which nothing more opens."""
+"""The most virtual steps, one for each zero behind another. They end with the first one after which nothing more opens, unless
+values are at fault, which change from step to step."""
 
 _STEP = 0.02
 """Root mean square of a virtual step, relative to that of the parameter."""
@@ -31,7 +32,9 @@ _LEAST = 0.01
 """Root mean square that a parameter of zeros counts as: the start of a small normal initialization."""
 
 
-def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: int) -> Trainability:
+def examine_trainability(
+    model: Runnable, graph: Graph, probed: Learning, seed: int, doubtful: Collection[str] = ()
+) -> Trainability:
     """Find out which parameters learn.
 
     Plain passes are made only if they can show something: a parameter lacks a gradient, a re-entrant checkpoint may behave
@@ -42,7 +45,8 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
         model: The model, inside `untouched`.
         graph: Its graph.
         probed: The gradients in the pass of the probe, on inputs that require grad.
-        seed: Seed of inputs and cotangents.
+        seed: The first seed of inputs and cotangents; each step has its own.
+        doubtful: Names of parameters that values may have silenced for once. All steps are taken as long as one is silent.
     """
     parameters = model.parameters()
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
@@ -62,11 +66,11 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
         with _moved(parameters) as move:
             for step in range(1, STEPS + 1):
                 move(gradients)
-                gradients = _gradients(model, seed) or {}
+                gradients = _gradients(model, seed + step) or {}
                 fresh = {name for name, gradient in gradients.items() if bool(gradient.any())} - learning
                 opened |= dict.fromkeys(sorted(fresh), step)
                 learning |= fresh
-                if not fresh and step > 1:
+                if not fresh and step > 1 and learning.issuperset(doubtful):
                     break
     if model.frontend != "torch" or model.mode != "train":  # what is exported may end in an argmax
         learning |= set(filter(probed.learns, parameters))
@@ -84,8 +88,8 @@ def examine_trainability(model: Runnable, graph: Graph, probed: Learning, seed: 
 def virtual_steps(model: Runnable, seed: int, steps: int) -> Iterator[None]:
     """Run the body of the context on the model after virtual steps; on exit, its parameters have their values back."""
     with _moved(model.parameters()) as move:
-        for _ in range(steps):
-            move(_gradients(model, seed) or {})
+        for step in range(steps):
+            move(_gradients(model, seed + step) or {})
         yield
 
 

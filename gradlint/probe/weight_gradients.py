@@ -76,7 +76,8 @@ def pull(
     if sources:
         axes = {name: weights[name].out_axis if name in weights else 0 for name in tensors}
         hooks = [
-            tensor.register_hook(_Hook(name, axes[name] if _is_flat(tensor) else None, found)) for name, tensor in tensors.items()
+            tensor.register_hook(_Hook(name, axes[name] if _is_flat(tensor) else None, found))  # type: ignore[no-untyped-call]
+            for name, tensor in tensors.items()
         ]
         try:
             torch.autograd.grad(trunk, [*tensors.values(), *sources], cotangents, allow_unused=True)
