@@ -19,7 +19,7 @@ from gradlint.masks import broken_weights
 from gradlint.options import Options
 from gradlint.result import Finding, TargetReport
 from gradlint.rule import Subject
-from gradlint.score import growth_with_claims, judge, worst_growth
+from gradlint.score import State, growth_with_claims, judge, worst_growth
 from gradlint.theory.reading.attribution import Attribution
 
 Progress = Callable[[str], None]
@@ -63,9 +63,9 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims this growth
     growth = growth if measurement is None or measured else None
     made_of = attribution(subject, growth)
-    broken = _has_broken_weight(graph)
     learning = measurement.learning if measurement is not None else expected.learning
-    verdict, score = judge(measurement, growth, findings, conclusive=conclusive, broken_weight=broken, learning=learning)
+    state = State(conclusive=conclusive, broken_weight=_has_broken_weight(graph), idle=subject.is_idle)
+    verdict, score = judge(measurement, growth, findings, state, learning)
     return TargetReport(
         target=loaded.name,
         frontend=loaded.frontend,
@@ -94,7 +94,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         recipe=loaded.task.recipe,
         observed=measurement.observed if measurement else {},
         weights=learning,
-        trainability=measurement.trainability if measurement else None,
+        trainability=subject.trainability,
         tracks=measurement.tracks if measurement else (),
         stack=repeated_stack(subject),
     )
@@ -118,7 +118,8 @@ def examine(
             measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say)
         if measurement.nonfinite_forward is not None and not _has_broken_weight(loaded.graph_of()):
             refuse_guessed_numbers(loaded.specs)
-    return loaded, Subject(loaded.graph_of(), measurement, loaded.task)
+    own = loaded.parameters_of() if loaded.parameters_of is not None else None
+    return loaded, Subject(loaded.graph_of(), measurement, loaded.task, own)
 
 
 def _has_broken_weight(graph: Graph) -> bool:

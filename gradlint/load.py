@@ -39,6 +39,7 @@ class Loaded:
 
     `measure` probes the target. The other callables give what may only be known after a probe: `specs_of` the input
     specifications, `graph_of` the graph, `notes_of` the remarks for the report, `capture_of` how the graph was captured.
+    `parameters_of` gives, of a module, the number of elements of each trainable parameter and of all that are frozen.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Loaded:
     graph_of: Callable[[], Graph]
     notes_of: Callable[[], Sequence[str]] = tuple
     capture_of: Callable[[], str] = lambda: "full"
+    parameters_of: Callable[[], tuple[dict[str, int], int]] | None = None
     task: Task = field(default_factory=Task)
 
     @property
@@ -189,5 +191,6 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task
         lambda: model.graph,
         lambda: model.notes,
         lambda: model.capture,
+        lambda: ({name: parameter.numel() for name, parameter in model.parameters().items()}, model.frozen),
         task,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.growth.tracks import counted
@@ -37,13 +38,28 @@ def growth_with_claims(followed: Growth | None, findings: Sequence[Finding]) -> 
     return Growth(strongest) if abs(strongest) > abs(followed.decades if followed else 0.0) else followed
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known of a model besides its growth.
+
+    Attributes:
+        conclusive: Whether the growth is that of the whole model: the probe ran every weight layer or, without a probe, the
+            predicted interval does not contain the limit. A score that is not conclusive is capped below 50. A measured
+            growth beyond the limit decides the verdict in any case.
+        broken_weight: Whether a weight of the model is not finite.
+        idle: Whether the model has parameters and none of them can learn.
+    """
+
+    conclusive: bool = True
+    broken_weight: bool = False
+    idle: bool = False
+
+
 def judge(
     measurement: Measurement | None,
     growth: Growth | None,
     findings: Sequence[Finding],
-    *,
-    conclusive: bool,
-    broken_weight: bool,
+    state: State,
     learning: Learning | None = None,
 ) -> tuple[Verdict, int]:
     """Return the verdict and the score, an integer from 0 to 100 that falls as the absolute growth rises.
@@ -53,20 +69,17 @@ def judge(
         growth: The growth that decides, in decades. None if it is unknown.
         findings: All findings. An error that is not refuted caps the score below 50, and makes the
             verdict that its rule declares, if any.
-        conclusive: Whether the growth is that of the whole model: the probe ran every weight layer or, without a probe, the
-            predicted interval does not contain the limit. A score that is not conclusive is capped below 50. A measured
-            growth beyond the limit decides the verdict in any case.
-        broken_weight: Whether a weight of the model is not finite.
+        state: What else is known.
         learning: The gradients of weights, which bear the growth out or not. None if they are not known.
     """
     made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
-    if broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
+    if state.broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
-    if measurement is not None and _stops(measurement):
+    if state.idle or (measurement is not None and _stops(measurement)):
         return Verdict.UNTRAINABLE, 0
     decades = counted(growth.decades, learning or Learning()) if growth is not None else 0.0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
-    if abs(decades) >= LIMIT and (conclusive or measurement is not None):
+    if abs(decades) >= LIMIT and (state.conclusive or measurement is not None):
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
     if Verdict.UNTRAINABLE in made:
         return Verdict.UNTRAINABLE, 0
@@ -75,7 +88,7 @@ def judge(
         return Verdict.UNSTABLE, 0
     reach = shortest_reach(measurement.time if measurement is not None else (), findings)
     score = min(score, reach.score) if reach is not None else score
-    known = conclusive and growth is not None
+    known = state.conclusive and growth is not None
     error = any(failing(finding, Severity.ERROR) for finding in findings)
     return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score
 
@@ -91,8 +104,7 @@ def _is_not_finite(measurement: Measurement) -> bool:
 def _stops(measurement: Measurement) -> bool:
     """Return whether no weight can learn: every gradient is zero, that of the user's loss is, or a cut stops all of them."""
     is_flat = measurement.loss is not None and measurement.loss.is_flat
-    idle = measurement.trainability.learns_nothing
-    return measurement.dead or idle or is_flat or any(cut.stops_all for cut in measurement.cuts)
+    return measurement.dead or is_flat or any(cut.stops_all for cut in measurement.cuts)
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

@@ -31,6 +31,20 @@ def passes_gradient(node: Node) -> bool:
     return node.is_float and not operator(node.op).cuts and "no-grad" not in node.notes
 
 
+def leading_to(graph: Graph, ends: Iterable[Ref], *, passing: bool = False) -> set[str]:
+    """Return the nodes that some tensors depend on; if `passing`, those that a gradient can reach, as far as operators tell."""
+    useful = {ref.node for ref in ends}
+    for node in reversed(list(graph)):
+        if node.id in useful and (passes_gradient(node) or not passing):
+            useful.update(parent.id for parent in graph.parents(node.id))
+    return useful
+
+
+def first_cut(graph: Graph, node: Node) -> Node | None:
+    """Return the first operator that depends on a node, or the node itself, and passes no gradient."""
+    return next((item for item in (node, *graph.descendants(node.id)) if not passes_gradient(item)), None)
+
+
 class SignalPath:
     """Sources and trunk outputs of a graph.
 

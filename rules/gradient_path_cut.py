@@ -4,10 +4,12 @@ What it finds:
     Trainable weights of layers that ran and get no gradient, on inputs as they were given, and the operator that is to blame:
     detach, argmax, round, a no-grad region, a re-entrant checkpoint whose input needs no gradient, a way through Python numbers
     or arrays, or a module that returns nothing with a gradient. That is an error; parameters that were frozen are counted in the
-    report. An activation or product that has lost its slope is an error where every path passes it, or where it lasts: sixteen
-    and more units of drawn layers that are silent in twelve draws, a product with a constant, a norm over one value. Elsewhere
-    it is a note: it may be so for these inputs alone. What is zero at first and gets a gradient after a few virtual steps is a
-    note (a branch, gain, gate, head or state that starts at zero), and so is a bias that a norm takes away again.
+    report. Without a probe it is what the operators of a module in training mode tell.
+
+    An activation or product that has lost its slope is an error where every path passes it, or where it lasts: sixteen and more
+    units of drawn layers that are silent in twelve draws, a product with a constant, a norm over one value. Elsewhere it is a
+    note: it may be so for these inputs alone. What is zero at first and gets a gradient after a few virtual steps is a note (a
+    branch, gain, gate, head or state that starts at zero), and so is a bias that a norm takes away again.
 
 Why it matters:
     The weights before the cut stay at their start. Training goes on, and may even look good, on what lies behind it.
@@ -27,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gradlint.rule import Example, Finding, GraphBuilder, Needs, Rule, Severity, Subject, Verdict, listed, probed
+from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject, Verdict, listed, probed
 
 BY_NATURE = "take it out of the path or use a straight-through estimator; freeze the weights if that is meant"
 SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
@@ -53,7 +55,6 @@ class GradientPathCut(Rule):
     code = "GL806"
     name = "gradient-path-cut"
     severity = Severity.ERROR
-    needs = Needs.PROBE
     explains = ("GL802",)
     verdict = Verdict.UNTRAINABLE
     examples = (
@@ -74,11 +75,12 @@ class GradientPathCut(Rule):
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding per cause."""
-        yield from self._idle(subject)
-        yield from self._flat(subject)
+        if subject.measurement is not None:
+            yield from self._idle(subject)
+            yield from self._flat(subject)
         yield from self._frozen(subject)
         alike: dict[tuple[str, Severity], list[probed.Cut]] = {}
-        for cut in subject.probe.cuts:
+        for cut in subject.cuts:
             alike.setdefault((cut.cause, _severity(cut)), []).append(cut)
         for (cause, severity), cuts in alike.items():
             starved = list(dict.fromkeys(name for cut in cuts for name in cut.starved))
@@ -88,6 +90,7 @@ class GradientPathCut(Rule):
                 [cut.node for cut in cuts],
                 f"no gradient passes {places}" + (f": {listed(starved)} cannot learn" if starved else ""),
                 severity=severity,
+                confidence=_confidence(subject),
                 remedy=SATURATED if cuts[0].depends_on_values else BY_NATURE,
                 cause=cause,
                 starved=starved,
@@ -102,18 +105,20 @@ class GradientPathCut(Rule):
                 subject,
                 subject.outputs,
                 f"the loss is {loss.value:.4g} and its gradient is exactly zero at every weight: nothing can learn",
+                confidence=Confidence.MEASURED,
                 remedy="leave comparisons, rounding and argmax out of the loss, or put something smooth in their place",
                 cause="flat loss",
             )
 
     def _frozen(self, subject: Subject) -> Iterator[Finding]:
-        learn = subject.probe.trainability
-        if learn.frozen and not learn.sizes:
+        learn = subject.trainability
+        if learn is not None and learn.frozen and not learn.sizes:
             yield self.finding(
                 subject,
                 subject.outputs,
                 f"all {learn.frozen:,} parameters are frozen: nothing can learn",
                 severity=Severity.NOTE,
+                confidence=_confidence(subject),
                 remedy="call requires_grad_(True) on what should learn",
                 cause="frozen",
             )
@@ -130,10 +135,15 @@ class GradientPathCut(Rule):
                 [idle.node for idle in places],
                 f"{cause}{f', in {len(places)} places' if len(places) > 1 else ''}: {listed(names)} {what}",
                 severity=Severity.NOTE,
+                confidence=Confidence.MEASURED,
                 remedy=remedy,
                 cause=cause,
                 idle=names,
             )
+
+
+def _confidence(subject: Subject) -> Confidence:
+    return Confidence.PREDICTED if subject.measurement is None else Confidence.MEASURED
 
 
 def _severity(cut: probed.Cut) -> Severity:

@@ -28,7 +28,7 @@ from gradlint.result import (
     TimeGrowth,
     Verdict,
 )
-from gradlint.score import failed, failing, growth_with_claims, judge, worst_growth
+from gradlint.score import State, failed, failing, growth_with_claims, judge, worst_growth
 
 INF, NAN = math.inf, math.nan
 CLAIMS = [*Effect, None]
@@ -44,7 +44,7 @@ def finding(severity=Severity.ERROR, effect=None, decades=0.0, confidence=Confid
 
 def judged(found, growth, findings=(), *, conclusive=True, broken_weight=False):
     growth = Growth(growth) if isinstance(growth, float) else growth
-    return judge(found, growth, findings, conclusive=conclusive, broken_weight=broken_weight)
+    return judge(found, growth, findings, State(conclusive=conclusive, broken_weight=broken_weight))
 
 
 def probability(decades):

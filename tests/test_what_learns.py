@@ -164,6 +164,25 @@ def test_layers_that_are_cut_off_are_an_error_that_names_the_place(name):
     assert where in errors(report)["GL806"]
 
 
+@pytest.mark.parametrize("name", ["no_grad", "inference of parts", "detach", "round", "sign"])
+def test_operators_that_cut_are_known_without_a_probe(name):
+    cut, where = CUTS[name]
+    report = linted(lambda: Front(cut), (8, 10), probe=False)
+    assert report.verdict == "untrainable"
+    assert where in errors(report)["GL806"]
+    assert report.trainability is not None
+    assert report.trainability.stuck
+
+
+def test_frozen_and_unused_parameters_are_counted_without_a_probe():
+    module = Front(lambda front, x: front(x)).requires_grad_(requires_grad=False)
+    assert gradlint.check(module, torch.randn(8, 10), probe=False).verdict == "untrainable"
+    module = Front(lambda front, x: x.repeat(1, 2)[:, :16])
+    found = gradlint.check(module, torch.randn(8, 10), probe=False).trainability
+    assert found is not None
+    assert set(found.unused) == {f"front.{name}" for name, _ in module.front.named_parameters()}
+
+
 @pytest.mark.parametrize("end", [torch.round, torch.sign, lambda y: y.argmax(1), lambda y: y.detach()])
 def test_a_module_that_returns_nothing_with_a_gradient_cannot_learn(end):
     report = linted(lambda: Front(lambda front, x: front(x), end), (8, 10))

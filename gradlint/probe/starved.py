@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gradlint.graph import Graph, Node, Ref
+from gradlint.graph import Graph, Node
 from gradlint.growth import LIMIT
 from gradlint.measurements.trainability import Trainability
 from gradlint.measurements.units import Cut, Units, ZeroGradient
 from gradlint.ops import Kind
 from gradlint.result import Measurement
-from gradlint.signal_path import is_weight_layer, kind_of, passes_gradient
+from gradlint.signal_path import first_cut, is_weight_layer, kind_of, leading_to
 from gradlint.theory.initialization import looks_initialized
 
 REENTRANT = "re-entrant checkpoint of an input that needs no gradient"
@@ -91,7 +91,7 @@ def opens_layers(graph: Graph, learn: Trainability) -> bool:
 
 def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str], *, alone: bool) -> Iterator[Cut]:
     """Yield the cuts that leave parameters without gradient although the pass of the probe, on other inputs, saw none."""
-    useful, taught = _leading_to(graph, graph.outputs), _leading_to(graph, graph.outputs, passing=True)
+    useful, taught = leading_to(graph, graph.outputs), leading_to(graph, graph.outputs, passing=True)
     layers = {weight.name for node in graph if is_weight_layer(node) for weight in node.weights.values() if len(weight.shape) > 1}
     owners = _owners(graph)
     escapes = any(name not in owners for name in learn.sizes if name not in learn.unused)
@@ -102,7 +102,7 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str], *, alone: b
             groups[node.id, REENTRANT].append(name)
         elif node.id not in useful and escapes:
             groups[node.id, LEFT].append(name)
-        elif node.id not in taught and (end := _first_cut(graph, node)) is not None:
+        elif node.id not in taught and (end := first_cut(graph, node)) is not None:
             groups[end.id, end.op].append(name)
         elif node.id in useful and name in layers and _is_shut(node, learn):
             groups[node.id, SHUT].append(name)
@@ -120,20 +120,6 @@ def _is_shut(node: Node, learn: Trainability) -> bool:
     """Return whether no weight matrix of a layer learns. One direction of a recurrence may read a single step alone."""
     matrices = [weight.name for weight in node.weights.values() if len(weight.shape) > 1 and weight.trainable]
     return all(name in learn.stuck for name in matrices) and 0 not in (node.shape or ())
-
-
-def _first_cut(graph: Graph, node: Node) -> Node | None:
-    """Return the first operator that depends on a node, or the node itself, and passes no gradient."""
-    return next((item for item in (node, *graph.descendants(node.id)) if not passes_gradient(item)), None)
-
-
-def _leading_to(graph: Graph, ends: Iterable[Ref], *, passing: bool = False) -> set[str]:
-    """Return the nodes that some outputs depend on; if `passing`, those that a gradient can reach, as far as operators tell."""
-    useful = {ref.node for ref in ends}
-    for node in reversed(list(graph)):
-        if node.id in useful and (passes_gradient(node) or not passing):
-            useful.update(parent.id for parent in graph.parents(node.id))
-    return useful
 
 
 def _designed(graph: Graph, names: Sequence[str]) -> Iterator[ZeroGradient]:

@@ -11,11 +11,14 @@ from itertools import groupby
 from gradlint.graph import Graph, Node, Weight
 from gradlint.growth.tracks import Places, tracks
 from gradlint.masks import Masks
+from gradlint.measurements.trainability import Trainability
+from gradlint.measurements.units import Cut
 from gradlint.predicted_growth import PredictedGrowth, predict_growth
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Measurement
 from gradlint.structure import Structure
 from gradlint.subject.claims import Claims
+from gradlint.subject.cuts import expected_cuts, expected_trainability
 from gradlint.subject.hazards import Hazards
 from gradlint.subject.measured_growth import MeasuredGrowth
 from gradlint.subject.over_time import OverTime
@@ -37,11 +40,13 @@ class Subject:
         graph: The graph of operator calls.
         measurement: What the probe measured, or None without a probe.
         task: The loss, the target and the recipe, as far as they are known.
+        parameters: Of a module, the number of elements of each trainable parameter and of all frozen ones; None of a file.
     """
 
     graph: Graph
     measurement: Measurement | None = None
     task: Task = field(default_factory=Task)
+    parameters: tuple[dict[str, int], int] | None = None
 
     # what was given ---------------------------------------------------------------------------------------------------
 
@@ -66,6 +71,23 @@ class Subject:
         if self.task.recipe is None:
             raise LookupError("no recipe was given; a rule that reads `recipe` must set needs = Needs.RECIPE")
         return self.task.recipe
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Operators that cut weights off from every gradient, as measured or, without a probe, as the graph tells."""
+        return self.measurement.cuts if self.measurement is not None else expected_cuts(self.graph)
+
+    @cached_property
+    def trainability(self) -> Trainability | None:
+        """Which parameters learn, as measured or, of a torch module without a probe, as the graph tells. None of a file then."""
+        if self.measurement is not None:
+            return self.measurement.trainability
+        return expected_trainability(self.graph, *self.parameters) if self.parameters is not None else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the model has parameters and none of them can learn."""
+        return self.trainability is not None and self.trainability.learns_nothing
 
     @property
     def outputs(self) -> list[str]:
