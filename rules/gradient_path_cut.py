@@ -8,8 +8,9 @@ What it finds:
 
     An activation or product that has lost its slope is an error where every path passes it, or where it lasts: sixteen and more
     units of drawn layers that are silent in twelve draws, a product with a constant, a norm over one value. Elsewhere it is a
-    note: it may be so for these inputs alone. What is zero at first and gets a gradient after a few virtual steps is a note (a
-    branch, gain, gate, head or state that starts at zero), and so is a bias that a norm takes away again.
+    note: it may be so for these inputs alone. A layer whose result reaches no output is a note too: a loss may read it. What is
+    zero at first and gets a gradient after a few virtual steps is a note (a branch, gain, gate, head or state that starts at
+    zero), and so is a bias that a norm takes away again.
 
 Why it matters:
     The weights before the cut stay at their start. Training goes on, and may even look good, on what lies behind it.
@@ -32,6 +33,7 @@ from dataclasses import replace
 from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Rule, Severity, Subject, Verdict, listed, probed
 
 BY_NATURE = "take it out of the path or use a straight-through estimator; freeze the weights if that is meant"
+UNREAD = "return it, add it to the loss, or leave the layer out"
 SATURATED = "bring its input back to where its slope is not zero: smaller weights, biases or logits, or a norm before it"
 FIRST_STEP = "get no gradient in the first step and learn from the second on", None
 BY_CONSTRUCTION = {
@@ -91,7 +93,7 @@ class GradientPathCut(Rule):
                 f"no gradient passes {places}" + (f": {listed(starved)} cannot learn" if starved else ""),
                 severity=severity,
                 confidence=_confidence(subject),
-                remedy=SATURATED if cuts[0].depends_on_values else BY_NATURE,
+                remedy=_remedy(cuts[0]),
                 cause=cause,
                 starved=starved,
             )
@@ -142,12 +144,18 @@ class GradientPathCut(Rule):
             )
 
 
+def _remedy(cut: probed.Cut) -> str:
+    if cut.cause == probed.ASIDE:
+        return UNREAD
+    return SATURATED if cut.depends_on_values else BY_NATURE
+
+
 def _confidence(subject: Subject) -> Confidence:
     return Confidence.PREDICTED if subject.measurement is None else Confidence.MEASURED
 
 
 def _severity(cut: probed.Cut) -> Severity:
-    """An error where weights cannot learn; a note where these inputs alone may have silenced a side path."""
-    if not cut.stops_all and cut.depends_on_values:
+    """An error where weights cannot learn; a note where only these inputs may have silenced them, or a loss may read the result."""
+    if cut.cause == probed.ASIDE or (cut.depends_on_values and not cut.stops_all):
         return Severity.NOTE
     return Severity.ERROR if cut.starved else Severity.WARNING

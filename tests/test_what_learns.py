@@ -306,6 +306,35 @@ def test_zeros_by_design_are_healthy_and_train(name, depth):
     assert last < 0.9 * first
 
 
+class Aside(nn.Module):
+    """A trunk with a head, and a second head whose result goes elsewhere."""
+
+    def __init__(self, end: Callable[[nn.Module, Tensor], object]) -> None:
+        super().__init__()
+        self.trunk, self.first, self.second, self.end = nn.Linear(10, 16), nn.Linear(16, 3), nn.Linear(16, 2), end
+
+    def forward(self, x: Tensor) -> object:
+        h = torch.tanh(self.trunk(x))
+        found = self.end(self, self.second(h))
+        return self.first(h) if found is None else (self.first(h), found)
+
+
+@pytest.mark.parametrize(
+    "end", [lambda _, y: y.tolist(), lambda _, y: y.detach().numpy(), lambda _, y: {"risk": y.mean().item()}]
+)
+def test_a_head_that_leaves_as_numbers_beside_one_that_learns_is_an_error(end):
+    report = linted(lambda: Aside(end), (8, 10))
+    assert report.verdict == "untrainable"
+    assert errors(report)["GL806"] == "second"
+
+
+@pytest.mark.parametrize("end", [lambda _, y: None, lambda module, y: setattr(module, "kept", y)])
+def test_a_result_that_reaches_no_output_is_a_note_since_a_loss_may_read_it(end):
+    report = linted(lambda: Aside(end), (8, 10))
+    assert report.verdict == "healthy"
+    assert [(finding.rule, finding.severity, finding.module) for finding in report.findings] == [("GL806", "note", "second")]
+
+
 def test_zeros_that_stay_shut_are_dead():
     module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     for layer in (module[0], module[2]):

@@ -17,6 +17,7 @@ class Trainability:
             first. A virtual step moves all parameters that have a gradient a little; it is undone.
         stuck: Names of parameters of layers that ran and that still get no gradient.
         unused: Names of parameters that no operator used.
+        numbers: Whether the module returns Python numbers or arrays of floats, through which no gradient comes back.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -24,6 +25,7 @@ class Trainability:
     opened: Mapping[str, int] = field(default_factory=dict)
     stuck: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    numbers: bool = False
 
     @property
     def learning(self) -> int:

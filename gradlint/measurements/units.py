@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ASIDE = "a result that reaches no output"
+"""Cause of weights whose layer ran for nothing that is returned: what is kept as an attribute may still be part of a loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class Units:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from gradlint.graph import Graph, Node
 from gradlint.growth import LIMIT
 from gradlint.measurements.trainability import Trainability
-from gradlint.measurements.units import Cut, Units, ZeroGradient
+from gradlint.measurements.units import ASIDE, Cut, Units, ZeroGradient
 from gradlint.ops import Kind
 from gradlint.result import Measurement
 from gradlint.signal_path import first_cut, is_weight_layer, kind_of, leading_to
@@ -100,15 +100,17 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str], *, alone: b
         node = owners[name]
         if "checkpoint" in node.notes:
             groups[node.id, REENTRANT].append(name)
-        elif node.id not in useful and escapes:
+        elif node.id not in useful and (escapes or learn.numbers):
             groups[node.id, LEFT].append(name)
+        elif node.id not in useful:
+            groups[node.id, ASIDE].append(name)
         elif node.id not in taught and (end := first_cut(graph, node)) is not None:
             groups[end.id, end.op].append(name)
         elif node.id in useful and name in layers and _is_shut(node, learn):
             groups[node.id, SHUT].append(name)
     for (node_id, cause), names in groups.items():
         if cause != SHUT or alone:  # what lies behind a cut may be zero because of it
-            yield Cut(node_id, cause, tuple(names), on_spine=True)
+            yield Cut(node_id, cause, tuple(names), on_spine=cause != ASIDE)
 
 
 def _owners(graph: Graph) -> dict[str, Node]:

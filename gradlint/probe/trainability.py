@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -57,16 +58,17 @@ def examine_trainability(
     )
     if all(map(probed.learns, parameters)) and not checkpointed and not is_silent:
         return Trainability(sizes, model.frozen)
-    gradients = _gradients(model, seed)
-    if gradients is None:
+    plain = _plain(model, seed)
+    if plain is None:
         return Trainability()
+    gradients = plain.gradients
     learning = {name for name, gradient in gradients.items() if bool(gradient.any())}
     opened: dict[str, int] = {}
     if gradients.keys() > learning:
         with _moved(parameters) as move:
             for step in range(1, STEPS + 1):
                 move(gradients)
-                gradients = _gradients(model, seed + step) or {}
+                gradients = _gradients(model, seed + step)
                 fresh = {name for name, gradient in gradients.items() if bool(gradient.any())} - learning
                 opened |= dict.fromkeys(sorted(fresh), step)
                 learning |= fresh
@@ -79,6 +81,7 @@ def examine_trainability(
         sizes=sizes,
         frozen=model.frozen,
         opened=opened,
+        numbers=plain.numbers,
         stuck=tuple(name for name in silent if name in used),
         unused=tuple(name for name in silent if name not in used),
     )
@@ -89,12 +92,24 @@ def virtual_steps(model: Runnable, seed: int, steps: int) -> Iterator[None]:
     """Run the body of the context on the model after virtual steps; on exit, its parameters have their values back."""
     with _moved(model.parameters()) as move:
         for step in range(steps):
-            move(_gradients(model, seed + step) or {})
+            move(_gradients(model, seed + step))
         yield
 
 
-def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor] | None:
-    """Return the gradients of parameters that one reaches from the outputs of a plain run, for a random cotangent.
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """The gradients of parameters that a plain run reaches, and whether it returns numbers or arrays beside tensors."""
+
+    gradients: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    numbers: bool = False
+
+
+def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor]:
+    return (_plain(model, seed) or _Plain()).gradients
+
+
+def _plain(model: Runnable, seed: int) -> _Plain | None:
+    """Run the model as it is, and pull a random cotangent back from its outputs.
 
     Returns None for a run without outputs, of which nothing can be said.
 
@@ -110,9 +125,10 @@ def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor] | None:
     made = list(returned_tensors(returned))
     if not any(tensor.numel() for tensor in made):
         return None
+    numbers = _holds_numbers(returned)
     outputs = [tensor for tensor in made if tensor.requires_grad]
     if not outputs:
-        return {}
+        return _Plain(numbers=numbers)
     generator = torch.Generator().manual_seed(seed)
     cotangents = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in outputs]
     kept = {name: parameter.grad for name, parameter in parameters.items()}
@@ -124,7 +140,17 @@ def _gradients(model: Runnable, seed: int) -> Mapping[str, torch.Tensor] | None:
     finally:
         for name, parameter in parameters.items():
             parameter.grad = kept[name]
-    return {name: gradient.to_dense() if gradient.layout is not torch.strided else gradient for name, gradient in found.items()}
+    dense = {name: gradient.to_dense() if gradient.layout is not torch.strided else gradient for name, gradient in found.items()}
+    return _Plain(dense, numbers)
+
+
+def _holds_numbers(returned: object) -> bool:
+    """Return whether a float or an array of floats is among what a module returned."""
+    if isinstance(returned, Mapping):
+        return any(map(_holds_numbers, returned.values()))
+    if isinstance(returned, (list, tuple)):
+        return any(map(_holds_numbers, returned))
+    return isinstance(returned, float) or (isinstance(returned, (np.ndarray, np.generic)) and returned.dtype.kind in "fc")
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from gradlint.measurements.numbers import Headroom, Levels, Range, Suspect
 from gradlint.measurements.rehearsal import Cause, DeadUnits, Leaving, NonFiniteUpdate, Outlook, Rehearsal, Trial
 from gradlint.measurements.reinitialization import Redraws
 from gradlint.measurements.segments import Segment
-from gradlint.measurements.units import Cut, Units, ZeroGradient
+from gradlint.measurements.units import ASIDE, Cut, Units, ZeroGradient
 from gradlint.result import Gains, Growth, Measurement, TimeGrowth
 
 __all__ = [
+    "ASIDE",
     "Cause",
     "Curvature",
     "Cut",
