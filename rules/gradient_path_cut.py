@@ -155,7 +155,7 @@ def _confidence(subject: Subject) -> Confidence:
 
 
 def _severity(cut: probed.Cut) -> Severity:
-    """An error where weights cannot learn; a note where only these inputs may have silenced them, or a loss may read the result."""
+    """An error where weights cannot learn; a note where only these inputs may have silenced them, or a loss may read them."""
     if cut.cause == probed.ASIDE or (cut.depends_on_values and not cut.stops_all):
         return Severity.NOTE
     return Severity.ERROR if cut.starved else Severity.WARNING

@@ -102,10 +102,10 @@ def _cuts(graph: Graph, learn: Trainability, starved: Sequence[str], *, alone: b
             groups[node.id, REENTRANT].append(name)
         elif node.id not in useful and (escapes or learn.numbers):
             groups[node.id, LEFT].append(name)
-        elif node.id not in useful:
-            groups[node.id, ASIDE].append(name)
         elif node.id not in taught and (end := first_cut(graph, node)) is not None:
             groups[end.id, end.op].append(name)
+        elif node.id not in useful:
+            groups[node.id, ASIDE].append(name)
         elif node.id in useful and name in layers and _is_shut(node, learn):
             groups[node.id, SHUT].append(name)
     for (node_id, cause), names in groups.items():
