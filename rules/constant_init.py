@@ -4,8 +4,8 @@ What it finds:
     Weight matrices whose elements are all the same number and whose units learn the same: the probe compares the gradients of the
     units. Without a probe it is where the next layer is constant as well; a random one behind it tells the units apart, and such
     a start trains. Zeros are reported where they stop learning: where no gradient arrives within a few small steps, which the
-    probe takes and undoes. Without a probe it is where the gradient of the weight itself is zero, since another zero layer stands
-    before or behind it, or where the whole signal passes them. A zero layer at the end of a residual branch, at the head, or on a
+    probe takes and undoes. Without a probe the same is worked out on the graph: a weight moves if its operand is not zero and its
+    result gets a gradient, and may open others. A zero layer at the end of a residual branch, at the head, or on a
     side path is a known good start and is not reported; nor are depthwise layers, frozen ones, layers that a BatchNorm may have
     been folded into, and trained models.
 
@@ -42,15 +42,15 @@ from gradlint.rule import (
     is_weight_layer,
 )
 
-NOTHING = -45.0  # decades: the smallest float32
-
 
 def _stack(*gains: float, means: dict[int, float] | None = None) -> GraphBuilder:
     builder = GraphBuilder()
     x = builder.input(8, 64)
     for index, gain in enumerate(gains):
         weight = builder.weight(64, 64, gain=gain, mean=(means or {}).get(index, 0.0))
-        x = builder.op("relu", builder.linear(x, weight=weight), shape=(8, 64))
+        x = builder.linear(x, weight=weight)
+        if index < len(gains) - 1:
+            x = builder.op("relu", x, shape=(8, 64))
     return builder
 
 
@@ -168,25 +168,7 @@ def _next_layers(subject: Subject, node: str) -> Iterator[str]:
 
 
 def _stuck(subject: Subject, zeros: Collection[str]) -> list[str]:
-    """Zero layers that never learn, as virtual steps showed; without these, as theory expects.
-
-    Theory expects it of zero layers whose weight gets no gradient, and of those that the whole signal passes, but for the last.
-    """
+    """Zero layers that never learn, as virtual steps showed; without these, as zeros open one another."""
     learn = subject.measurement.trainability if subject.measurement is not None else None
-    if learn is not None and learn.sizes:
-        return [node for node in zeros if all(weight.name in learn.stuck for weight in _flat(subject, subject.graph[node]))]
-    spine = [node for node in subject.structure.spine if is_weight_layer(subject.graph[node])]
-    passed = set(spine[:-1])
-    return [node for node in zeros if node in passed or _starves(subject, node)]
-
-
-def _starves(subject: Subject, node: str) -> bool:
-    """Whether theory expects a layer's weight to get no gradient: where its output gets none or its input is zero.
-
-    So it is where another zero layer stands behind or before it.
-    """
-    known = subject.prediction.nodes
-    backward = known[node].backward if node in known else None
-    inputs = [known[parent].forward for parent in subject.structure.signal_parents(node) if parent in known]
-    silent = bool(inputs) and all(level is not None and level <= NOTHING for level in inputs)
-    return silent or (backward is not None and backward <= NOTHING)
+    shut = learn.stuck if learn is not None and learn.sizes else subject.shut_weights
+    return [node for node in zeros if all(weight.name in shut for weight in _flat(subject, subject.graph[node]))]

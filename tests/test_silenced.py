@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 import gradlint
 from gradlint import Severity
+from gradlint.frontends.torch.module import TorchRunnable
+from gradlint.theory.reading.zeros import shut_weights
+from tests.models.zero_starts import STARTS
 
 
 def he(inside: int, outside: int) -> nn.Linear:
@@ -100,6 +104,25 @@ def test_a_branch_that_may_open_is_no_error(name):
     assert not errors(report)
 
 
+class Chain(nn.Module):
+    """Layers with an activation between."""
+
+    def __init__(self, layers: nn.ModuleList, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layers, self.act = layers, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.act(layer(x))
+        return self.layers[-1](x)
+
+
+def _pull(module: nn.Module) -> None:
+    """Pull a random cotangent back."""
+    y = module(torch.randn(8, 6))
+    y.backward(torch.randn_like(y))
+
+
 # equal weights ---------------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +151,42 @@ def test_equal_weights_in_a_row_are_an_error_at_all_but_the_last(constant, named
 
 def test_random_biases_tell_units_of_equal_weights_apart():
     assert "GL104" not in errors(linted(lambda: tower(1, 2, act=nn.Tanh, bias=True)))
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+@pytest.mark.parametrize("name", STARTS)
+def test_zeros_by_design_are_no_error_without_a_probe(name, depth):
+    torch.manual_seed(0)
+    module, args = STARTS[name](depth)
+    report = gradlint.check(module, args, probe=False)
+    assert not errors(report)
+    assert report.verdict in {"healthy", "unknown"}
+
+
+@pytest.mark.parametrize("act", [torch.relu, torch.tanh, F.gelu, torch.sigmoid])
+@pytest.mark.parametrize("zero", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_of_zeros_that_never_move_are_those_of_the_theory(zero, act, bias):
+    torch.manual_seed(0)
+    layers = nn.ModuleList(nn.Linear(6, 6, bias=bias) for _ in range(3))
+    for index in zero:
+        for parameter in layers[index].parameters():
+            nn.init.zeros_(parameter)
+    module = Chain(layers, act)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    runnable = TorchRunnable(module, (), args=(torch.randn(8, 6),), kwargs={}, mode="train", target_name="chain")
+    with runnable.untouched():
+        runnable.forward([spec.draw(np.random.default_rng(0)) for spec in runnable.inputs])
+    for _ in range(8):
+        module.zero_grad()
+        _pull(module)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-0.05)
+    zeros = {name for name, tensor in before.items() if not tensor.any()}
+    still = {name for name, parameter in module.named_parameters() if name in zeros and not parameter.any()}
+    assert shut_weights(runnable.graph) == still
 
 
 @pytest.mark.slow

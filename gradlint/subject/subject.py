@@ -30,6 +30,7 @@ from gradlint.theory.prediction import Prediction, predict
 from gradlint.theory.reading.logits import Logits, logits_of
 from gradlint.theory.reading.steps import Step, propagate
 from gradlint.theory.reading.trends import Layer, is_plain, layers
+from gradlint.theory.reading.zeros import shut_weights
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Subject:
         if self.measurement is not None:
             return self.measurement.trainability
         return expected_trainability(self.graph, *self.parameters) if self.parameters is not None else None
+
+    @cached_property
+    def shut_weights(self) -> frozenset[str]:
+        """Names of trainable weights of zeros that never open, as far as the graph tells."""
+        return shut_weights(self.graph)
 
     @property
     def is_idle(self) -> bool:
