@@ -7,6 +7,6 @@ import sys
 if sys.path and not sys.flags.safe_path and os.path.realpath(sys.path[0]) != os.path.dirname(os.path.dirname(__file__)):  # noqa: PTH120
     del sys.path[0]
 
-from gradlint.cli import main  # noqa: E402
+from gradlint.cli import main
 
 main()

@@ -136,19 +136,19 @@ def read(path: Path, known: Collection[str]) -> Config:
 
 
 def _toml(path: Path) -> dict[str, Any]:
+    small = "it has to be a TOML file of a few lines"
+    deep = ConfigError(f"{path}: values are nested too deeply", hint=small)
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
-        if len(data) > _LARGEST:
-            raise ConfigError(f"{path}: has more than {_LARGEST} bytes", hint="it has to be a TOML file of a few lines")
         text = data.decode("utf-8")
-        if max(part.count(".") for part in _NO_KEY.split(text)) > _DEEPEST:  # tomllib takes the square of it in time
-            raise RecursionError
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ConfigError(f"{path}: values are nested too deeply", hint="it has to be a TOML file of a few lines") from error
+        if len(data) <= _LARGEST and max(part.count(".") for part in _NO_KEY.split(text)) <= _DEEPEST:
+            return tomllib.loads(text)
+    except RecursionError:
+        raise deep from None
     except (OSError, ValueError) as error:  # not UTF-8, no TOML, or a number of too many digits
         raise ConfigError(f"{path}: {error}", hint="it has to be a TOML file") from error
+    raise ConfigError(f"{path}: has more than {_LARGEST} bytes", hint=small) if len(data) > _LARGEST else deep
 
 
 def _from(folder: Path, target: str) -> str:
@@ -173,12 +173,13 @@ def _value(path: Path, key: str, value: Any) -> Any:
         raise ConfigError(f"{path}: {error.args[0]}", hint=error.hint) from error
 
 
-def _inside(path: Path, folder: Any) -> Path:
+def _inside(path: Path, folder: str) -> Path:
     """Return a folder of rules. Raises ConfigError if it is not in or below the folder of the file: rules are code."""
     home = path.parent
     try:
-        if (home / folder).resolve().is_relative_to(home.resolve()):
-            return home / folder
+        found = home / folder
+        if found.resolve().is_relative_to(home.resolve()):
+            return found
     except (TypeError, ValueError, OSError) as error:
         raise ConfigError(f"{path}: rules are folders", hint='as in rules = ["my_rules"]') from error
     raise ConfigError(f"{path}: the rules {folder!r} lie outside of {home}", hint=f"give them as --rules {folder}")

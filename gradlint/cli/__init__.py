@@ -8,6 +8,7 @@ interrupted.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,13 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         ctx.exit()
 
 
+def _amount(_: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Refuse what is no number: it is neither above nor below a limit."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number", param=parameter)
+    return value
+
+
 def _entries(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     """Return the entries of a repeatable option whose values are comma-separated lists."""
     return tuple(entry.strip() for value in values for entry in value.split(",") if entry.strip())
@@ -86,9 +94,9 @@ mode_option = click.option(
     "--mode", type=click.Choice(["train", "eval"]), help="[default: train for torch, as exported for ONNX]"
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="First seed of inputs and cotangents."
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="First seed of inputs and cotangents."
 )
-_AMOUNT = click.FloatRange(min=0.0, min_open=True)
+_AMOUNT = click.FloatRange(min=0.0, min_open=True, max=1e9)
 color_option = click.option(
     "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colors; NO_COLOR is heeded."
 )
@@ -113,7 +121,7 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 @mode_option
 @click.option("--train-mode", "mode", flag_value="train", help="The same as --mode train: BatchNorm on batch statistics.")
 @seed_option
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds to probe.")
+@click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="How many seeds to probe.")
 @click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")
 @click.option("--ignore", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to leave out.")
 @rules_option
@@ -126,8 +134,24 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
     show_default=True,
     help="Least severity that makes the exit code 1.",
 )
-@click.option("--memory-limit", type=_AMOUNT, default=16, show_default=True, metavar="GB", help="For probing a model file.")
-@click.option("--time-limit", type=_AMOUNT, default=600, show_default=True, metavar="SECONDS", help="For probing a model file.")
+@click.option(
+    "--memory-limit",
+    type=_AMOUNT,
+    callback=_amount,
+    default=16,
+    show_default=True,
+    metavar="GB",
+    help="For probing a model file.",
+)
+@click.option(
+    "--time-limit",
+    type=_AMOUNT,
+    callback=_amount,
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="For probing a model file.",
+)
 @click.option("--min-score", type=click.IntRange(0, 100), metavar="N", help="Exit with 1 for a score under N.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 also when there are findings.")
 @click.option("--output-format", type=click.Choice(format_names()), default=DEFAULT, show_default=True, help="How to report.")

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from gradlint.cli.configured import chosen_rules, chosen_targets
 from gradlint.cli.console import (
     WIDTH,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _NOT_CONFIGURED = frozenset({"config", "isolated", "debug", "output-file", "train-mode"})
 _HIDING = {"exit_zero": True, "fail_on": "never", "probe": False}
 _SELECTING = frozenset({"select", "ignore"})
+_LIMITS = frozenset({"memory_limit", "time_limit"})
 
 
 def configure(ctx: click.Context, _: click.Parameter, given: Path | None) -> Config | None:
@@ -72,7 +73,7 @@ def _fitting(path: Path, option: click.Option, value: Any) -> Any:
 
 
 def hidden_by(ctx: click.Context, config: Config | None) -> tuple[str, ...]:
-    """Return the options by which a configuration file that nobody named can hide a failure."""
+    """Return the options by which a configuration file that nobody named can hide a failure, or raises a limit."""
     if config is None or not config.found:
         return ()
     set_here = [
@@ -86,6 +87,7 @@ def hidden_by(ctx: click.Context, config: Config | None) -> tuple[str, ...]:
         for option in set_here
         if (option.name in _SELECTING and ctx.params[option.name])
         or (option.name in _HIDING and ctx.params[option.name] == _HIDING[option.name])
+        or (option.name in _LIMITS and ctx.params[option.name] > option.default)
     )
 
 

@@ -41,7 +41,7 @@ def begin(arguments: Sequence[str]) -> None:
             os.open(os.devnull, os.O_RDWR)
     sys.stdout = sys.stdout or _Closed()
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - until the end
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     if "--no-probe" in arguments or arguments[:1] == ["rule"]:
         gc.set_threshold(*_SELDOM)
 

@@ -82,8 +82,10 @@ def _matches(target: str, cwd: Path) -> list[str]:
     pattern = Path(target)
     wanted = {*MODEL_SUFFIXES, pattern.suffix} - {"", ".py"}
     start = Path(pattern.anchor) if pattern.anchor else cwd
-    matches = {path for path in _matching(start, pattern.parts[bool(pattern.anchor) :]) if path.suffix in wanted and path.is_file()}
-    files = sorted(FileTarget((path if pattern.anchor else path.relative_to(cwd)).as_posix()) for path in matches)
+    matches = {
+        path for path in _matching(start, pattern.parts[bool(pattern.anchor) :]) if path.suffix in wanted and path.is_file()
+    }
+    files: list[str] = sorted(FileTarget((path if pattern.anchor else path.relative_to(cwd)).as_posix()) for path in matches)
     if not files:
         raise TargetError(
             f"{target}: no model file matches", hint="quote the pattern to let gradlint expand it; ** crosses folders"

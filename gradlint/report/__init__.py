@@ -46,14 +46,16 @@ def render(output_format: str, reports: Sequence[TargetReport], **options: Any) 
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return a text that neither a terminal nor a CI system obeys, for everything that a file or a user's model names.
+    r"""Return a text that neither a terminal nor a CI system obeys, for everything that a file or a user's model names.
 
     Characters that are not seen as themselves (controls, line breaks, marks of direction, surrogates, blanks other than the
-    plain one), except those in `keep`, become their escapes, as in `\\x1b`. So does the second sign of what starts a workflow
+    plain one), except those in `keep`, become their escapes, as in `\x1b`. So does the second sign of what starts a workflow
     command. Texts that are printable already are returned unchanged.
     """
     if not text.isprintable() or not (text.isascii() or _INVISIBLE.isdisjoint(text)):
-        text = "".join(char if char in keep or (char.isprintable() and char not in _INVISIBLE) else _escape(char) for char in text)
+        text = "".join(
+            char if char in keep or (char.isprintable() and char not in _INVISIBLE) else _escape(char) for char in text
+        )
     return _COMMAND.sub(lambda found: f"{found[0][0]}\\x{ord(found[0][1]):02x}", text)
 
 

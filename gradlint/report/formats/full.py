@@ -118,7 +118,9 @@ class _Page:
 
     def wrapped(self, lead: str, text: str, style: str = "", *, lead_style: str | None = None) -> Iterator[Line]:
         """Yield a paragraph that starts with `lead`; its further lines are indented by the width of `lead`."""
-        body = textwrap.wrap(printable(text.replace("\n", " ")), max(self.width - _cells(lead), 20), break_on_hyphens=False) or [""]
+        body = textwrap.wrap(printable(text.replace("\n", " ")), max(self.width - _cells(lead), 20), break_on_hyphens=False) or [
+            ""
+        ]
         for index, line in enumerate(body):
             start = lead if index == 0 else " " * _cells(lead)
             yield (start, style if lead_style is None else lead_style), (printable(line), style)  # it may have a new beginning
