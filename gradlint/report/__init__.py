@@ -17,7 +17,7 @@ _DISTRIBUTION = "gradlint-nn"
 # What CI systems read out of a log, with or without a word in between: ::error::, ##[error], ##vso[...], ##teamcity[...]. The
 # colons of std::move stay, unless a word that GitHub knows follows them.
 _COMMAND = re.compile(
-    r"(?<!\w)::|::(?!\w)|::(?=(?:add|debug|echo|end|error|group|notice|remove|save|set|stop|warning))|##(?=[\w.]*\[)",
+    r"(?<!\w)::|::(?!\w)|::(?=(?:debug|echo|endgroup|error|group|notice|warning)\b|(?:add|remove|save|set|stop)-)|##(?=[\w.]*\[)",
     re.IGNORECASE,
 )
 # Letters and marks that show nothing, although Unicode calls them printable
