@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gradlint.errors import ConfigError, ForwardError, InputError, TargetError, UnsafeFileError
+from gradlint.frontends.discover import FileTarget
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import is_python_target, load_target
 from gradlint.graph import Graph
@@ -80,18 +82,23 @@ def load(
     code when it is read.
     """
     task = task or Task()
-    if isinstance(target, Path) or (isinstance(target, str) and not is_python_target(target)):
+    if isinstance(target, Path) or (isinstance(target, str) and _is_path(target)):
         return _from_path(str(target), inputs, mode, task, probe=probe, limits=limits if task.loss is None else None)
     if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
         return _onnx(target, "model", inputs, mode, task, probe=probe)
     return _torch(target, inputs, mode, task, probe=probe)
 
 
+def _is_path(target: str) -> bool:
+    """Return whether a target is a path or `-`. What exists as a file is data, also where its name reads as that of code."""
+    return isinstance(target, FileTarget) or os.path.lexists(target) or not is_python_target(target)
+
+
 def _from_path(
     text: str, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool, limits: Limits | None
 ) -> Loaded:
     if text == "-":
-        return _onnx(sys.stdin.buffer.read(), "-", inputs, mode, task, probe=probe)
+        return _onnx(_from_stdin(), "-", inputs, mode, task, probe=probe)
     path = Path(text)
     if not path.exists():
         raise TargetError(f"{text}: no such file", hint="give a model file, a folder of them, pkg.mod:attr or file.py:attr")
@@ -106,6 +113,15 @@ def _from_path(
     if suffix != ".onnx":
         raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint="give an .onnx file")
     return _onnx(path, text, inputs, mode, task, probe=probe, limits=limits)
+
+
+def _from_stdin() -> bytes:
+    if sys.stdin is None:
+        raise TargetError("-: stdin is closed", hint="send the model there, as in: gradlint - < model.onnx")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:  # a folder, say
+        raise TargetError(f"-: stdin cannot be read: {error.strerror}", hint="send the model there") from error
 
 
 def _onnx(

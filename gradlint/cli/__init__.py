@@ -8,25 +8,34 @@ interrupted.
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from gradlint.cli import process
-from gradlint.cli.console import columns, is_colored, print_error, put, supports_unicode
+from gradlint.cli.configured import configure, hidden_by
+from gradlint.cli.console import (
+    columns,
+    explained,
+    give_up_stdout,
+    is_colored,
+    print_error,
+    print_traceback,
+    put,
+    said,
+    supports_unicode,
+)
 from gradlint.cli.process import CLEAN, INTERRUPTED, NOT_ANALYZED
 from gradlint.errors import GradlintError
 from gradlint.report import DEFAULT, format_names, tool_version
 
-if TYPE_CHECKING:
-    from gradlint.config import Config
-
 FOLDERS = click.Path(file_okay=False, path_type=Path)
-_NOT_CONFIGURED = frozenset({"config", "isolated", "debug", "output-file", "train-mode"})
 
 
 class _DefaultGroup(click.Group):
@@ -35,6 +44,9 @@ class _DefaultGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands, *ctx.help_option_names, "--version"}:
             args = ["check", *args]
+        for argument in args[: args.index("--")] if "--" in args else args:
+            if argument.startswith("-") and argument != "-" and os.path.lexists(argument):
+                raise click.UsageError(f"{argument} is a file here, and would be read as an option; write ./{argument}", ctx)
         return super().parse_args(ctx, args)
 
 
@@ -42,6 +54,13 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         click.echo(f"gradlint {tool_version()}")
         ctx.exit()
+
+
+def _amount(_: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Refuse what is no number: it is neither above nor below a limit."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number", param=parameter)
+    return value
 
 
 def _entries(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -75,9 +94,9 @@ mode_option = click.option(
     "--mode", type=click.Choice(["train", "eval"]), help="[default: train for torch, as exported for ONNX]"
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="First seed of inputs and cotangents."
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="First seed of inputs and cotangents."
 )
-_AMOUNT = click.FloatRange(min=0.0, min_open=True)
+_AMOUNT = click.FloatRange(min=0.0, min_open=True, max=1e9)
 color_option = click.option(
     "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colors; NO_COLOR is heeded."
 )
@@ -87,26 +106,6 @@ rules_option = click.option(
 debug_option = click.option("--debug", is_flag=True, help="Show the traceback of an internal error.")
 
 
-def _configure(ctx: click.Context, _: click.Parameter, given: Path | None) -> Config | None:
-    """Read the configuration file, and take the options that are not given from it."""
-    from gradlint.config import find, read
-
-    if ctx.params.get("isolated"):
-        return None
-    path = given or find(Path.cwd())
-    if path is None:
-        return None
-    names = {_spelled(option): str(option.name) for option in ctx.command.params if isinstance(option, click.Option)}
-    found = read(path, names.keys() - _NOT_CONFIGURED)
-    ctx.default_map = {names[key]: value for key, value in found.options.items()}
-    return found
-
-
-def _spelled(option: click.Option) -> str:
-    """Return an option's name in the configuration file: its longest spelling without dashes, and "probe" for --no-probe."""
-    return "probe" if option.name == "probe" else max(option.opts, key=len).lstrip("-")
-
-
 @cli.command()
 @click.argument("targets", nargs=-1, metavar="TARGET...")
 @click.option("--isolated", is_flag=True, is_eager=True, help="Read no configuration file.")
@@ -114,7 +113,7 @@ def _spelled(option: click.Option) -> str:
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
-    callback=_configure,
+    callback=configure,
     help="Configuration file.  [default: the nearest gradlint.toml, .gradlint.toml, or pyproject.toml with [tool.gradlint]]",
 )
 @inputs_option
@@ -122,7 +121,7 @@ def _spelled(option: click.Option) -> str:
 @mode_option
 @click.option("--train-mode", "mode", flag_value="train", help="The same as --mode train: BatchNorm on batch statistics.")
 @seed_option
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many seeds to probe.")
+@click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="How many seeds to probe.")
 @click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")
 @click.option("--ignore", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to leave out.")
 @rules_option
@@ -135,8 +134,24 @@ def _spelled(option: click.Option) -> str:
     show_default=True,
     help="Least severity that makes the exit code 1.",
 )
-@click.option("--memory-limit", type=_AMOUNT, default=16, show_default=True, metavar="GB", help="For probing a model file.")
-@click.option("--time-limit", type=_AMOUNT, default=600, show_default=True, metavar="SECONDS", help="For probing a model file.")
+@click.option(
+    "--memory-limit",
+    type=_AMOUNT,
+    callback=_amount,
+    default=16,
+    show_default=True,
+    metavar="GB",
+    help="For probing a model file.",
+)
+@click.option(
+    "--time-limit",
+    type=_AMOUNT,
+    callback=_amount,
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="For probing a model file.",
+)
 @click.option("--min-score", type=click.IntRange(0, 100), metavar="N", help="Exit with 1 for a score under N.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 also when there are findings.")
 @click.option("--output-format", type=click.Choice(format_names()), default=DEFAULT, show_default=True, help="How to report.")
@@ -154,7 +169,7 @@ def check(**given: Any) -> int:
     """
     from gradlint.cli.check import Request, run
 
-    return run(Request(**given))
+    return run(Request(**given, hiding=hidden_by(click.get_current_context(), given["config"])))
 
 
 @cli.command()
@@ -239,23 +254,49 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if args is None else args)
     if args is None:
         process.begin(given)
-    try:
-        status = cli.main(given, prog_name="gradlint", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        status = NOT_ANALYZED
-    except GradlintError as error:
-        print_error(str(error))
-        status = NOT_ANALYZED
-    except (click.Abort, KeyboardInterrupt):
-        status = INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last resort
-        if "--debug" in given:
-            import traceback
-
-            traceback.print_exc()
-        print_error(f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it")
-        status = NOT_ANALYZED
+    status = _status(given)
     if args is None:
         process.end()
     sys.exit(status)
+
+
+def _status(given: Sequence[str]) -> int:
+    """Run a command and return its exit code, whatever happens."""
+    try:
+        if not {"--version", "--help", "-h"}.intersection(given):
+            Path.cwd()
+    except OSError:
+        print_error(said("the working directory does not exist any more", "change to another one"))
+        return NOT_ANALYZED
+    try:
+        if "_GRADLINT_COMPLETE" in os.environ:
+            cli.main(prog_name="gradlint")
+        with cli.make_context("gradlint", list(given)) as context:
+            return int(cli.invoke(context))
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as error:
+        _print_misuse(error)
+    except GradlintError as error:
+        print_error(explained(error))
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except OSError as error:
+        if "--debug" in given:
+            print_traceback()
+        if not isinstance(error, BrokenPipeError):
+            print_error(said(f"cannot read or write {error.filename or 'stdout'}: {error.strerror or error}"))
+        give_up_stdout()
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if "--debug" in given:
+            print_traceback()
+        print_error(said(f"internal error: {type(error).__name__}: {error}; --debug shows where, please report it"))
+    return NOT_ANALYZED
+
+
+def _print_misuse(error: click.ClickException) -> None:
+    """Print what is wrong with the command line, behind the usage of the command."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        click.echo(f"{context.get_usage()}\nTry '{context.command_path} {context.help_option_names[-1]}' for help.\n", err=True)
+    click.echo(f"Error: {said(error.format_message())}", err=True)

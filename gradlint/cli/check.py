@@ -5,19 +5,28 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from gradlint.cli.console import WIDTH, columns, is_colored, print_error, put, supports_unicode
+from gradlint.cli.configured import chosen_rules, chosen_targets
+from gradlint.cli.console import (
+    WIDTH,
+    columns,
+    explained,
+    is_colored,
+    print_error,
+    print_traceback,
+    put,
+    said,
+    supports_unicode,
+)
+from gradlint.cli.overwriting import refuse_to_overwrite
 from gradlint.cli.process import CLEAN, FAILED, NOT_ANALYZED
-from gradlint.errors import ForwardError, GradlintError
-from gradlint.report import render
+from gradlint.errors import GradlintError
+from gradlint.report import printable, render
 
 if TYPE_CHECKING:
     from gradlint.config import Config
@@ -26,7 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of one `gradlint check`. Each field is one option of the command line."""
+    """The arguments of one `gradlint check`. Each field is one option of the command line.
+
+    `hiding` lists the options by which a configuration file that was found, not named, can hide a failure.
+    """
 
     targets: tuple[str, ...]
     config: Config | None
@@ -53,21 +65,22 @@ class Request:
     color: str
     quiet: bool
     debug: bool
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """The targets, with names from the configuration replaced by what they stand for; all of those if none is given."""
-        known = self.config.targets if self.config else {}
-        return tuple(known.get(target, target) for target in self.targets or known)
+    hiding: tuple[str, ...] = ()
 
 
 def run(request: Request) -> int:
     """Check all targets, write the report, and return the exit code."""
-    if not request.named:
+    named, refused, code = chosen_targets(request.targets, request.config)
+    if not named and not refused:
         if not request.quiet:
-            click.echo("gradlint: nothing to lint", err=True)
+            print_error("nothing to lint")
         return CLEAN
-    targets, troubles = _expanded(request)
+    if request.config is not None and request.hiding:
+        print_error(f"{request.config.path} sets {', '.join(request.hiding)}; --isolated checks without it")
+    targets, missing = _expanded(named)
+    troubles = [*refused, *missing]
+    request = replace(request, rules=chosen_rules(request.rules, request.config, code=code))
+    refuse_to_overwrite(request.output_file, targets, request.inputs, request.config)
     reports: list[TargetReport] = []
     if targets:
         lint = _linter(request)
@@ -82,17 +95,17 @@ def run(request: Request) -> int:
     return _exit_code(request, reports, troubles)
 
 
-def _expanded(request: Request) -> tuple[list[str], list[str]]:
+def _expanded(named: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the single targets, and an error message for each target that was not found."""
     from gradlint.frontends.discover import expand
 
     found: dict[str, None] = {}
     troubles = []
-    for target in request.named:
+    for target in named:
         try:
             found |= dict.fromkeys(expand([target], Path.cwd()))
         except GradlintError as error:
-            troubles.append(_explained(error, target))
+            troubles.append(explained(error, target))
     return list(found), troubles
 
 
@@ -128,28 +141,20 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
                 return check_target(target, options, progress=lambda stage: say(f"{target}: {stage}"))
         except GradlintError as error:
             if request.debug:
-                traceback.print_exc()
-            return _explained(error, target)
+                print_traceback()
+            return explained(error, target)
         except SystemExit as error:
-            return f"{target}: its code ended the program, with exit code {error.code}"
+            return said(f"{printable(target)}: its code ended the program, with exit code {error.code}")
         except Exception as error:  # noqa: BLE001 - one broken target must not hide the others
             return _internal(error, target, debug=request.debug)
 
     return lint
 
 
-def _explained(error: GradlintError, target: str) -> str:
-    """Return the error message for one target: what is wrong, where, and what to do next."""
-    message, *rest = str(error).split("\n")
-    where = [f"  at {error.where}"] if isinstance(error, ForwardError) and error.where and error.where not in message else []
-    about = "" if message.startswith(target) else f"{target}: "
-    return "\n".join([about + message, *where, *rest])
-
-
 def _internal(error: Exception, target: str, *, debug: bool) -> str:
     if debug:
-        traceback.print_exc()
-    what = f"{target}: internal error: {type(error).__name__}: {error}".split("\n")[0]
+        print_traceback()
+    what = printable(target) + printable(f": internal error: {type(error).__name__}: {error}".split("\n")[0])
     return what if debug else f"{what}; --debug shows where, please report it"
 
 
@@ -158,7 +163,7 @@ def _unprobed(request: Request, reports: Sequence[TargetReport]) -> list[str]:
     from gradlint.result import Verdict
 
     return [
-        f"{report.target}: {_shortfall(report)}\n  --no-probe asks for the static analysis alone"
+        f"{printable(report.target)}: {_shortfall(report)}\n  --no-probe asks for the static analysis alone"
         for report in reports
         if request.probe and report.verdict is Verdict.UNKNOWN
     ]
@@ -179,7 +184,11 @@ def _exit_code(request: Request, reports: Sequence[TargetReport], troubles: Sequ
         return NOT_ANALYZED
     fail_on = None if request.fail_on == "never" else Severity(request.fail_on)
     found = any(failed(report, fail_on, request.min_score) for report in reports)
-    return FAILED if found and not request.exit_zero else CLEAN
+    status = FAILED if found and not request.exit_zero else CLEAN
+    failing = sum(failed(report, Severity.ERROR, None) for report in reports)
+    if status == CLEAN and failing and request.config is not None and {"exit-zero", "fail-on"}.intersection(request.hiding):
+        print_error(f"{failing} of {len(reports)} models fail, and {request.config.path} says that this is no failure")
+    return status
 
 
 @contextmanager
@@ -192,7 +201,7 @@ def _progress(request: Request) -> Iterator[Callable[[str], None]]:
     from rich.text import Text
 
     with Console(stderr=True).status("") as status:
-        yield lambda text: status.update(Text(text))
+        yield lambda text: status.update(Text(printable(text)))
 
 
 def _write(request: Request, reports: Sequence[TargetReport]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import glob
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from gradlint.errors import TargetError
@@ -14,15 +15,27 @@ MODEL_SUFFIXES = (".onnx",)
 _ATTRIBUTE = re.compile(r"^(?P<owner>[^:].*):[^\W\d]\w*(\.[^\W\d]\w*)*$")
 _MODULE = re.compile(r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")
 _MAGIC = re.compile(r"[*?[]")
+_ANY_FOLDERS = "**"
+
+
+class FileTarget(str):
+    """A target that was found as a file. It is read, whatever its name, and never imported."""
+
+    __slots__ = ()
+
+
+def is_name(target: str) -> bool:
+    """Return whether a target can only be a name of the configuration: no path that exists, no stdin, glob or Python name."""
+    return not (target == "-" or ":" in target or _MAGIC.search(target) or os.path.lexists(target))
 
 
 def expand(targets: Sequence[str], cwd: Path) -> list[str]:
     """Return the single targets that `targets` denote, each once, in order.
 
-    Files, `-`, `pkg.mod:attr` and `file.py:attr` are returned unchanged. A folder is replaced by the model files below it, a
-    glob by the files that match; both are sorted, and hidden files are left out. Relative paths are relative to `cwd` and stay
-    relative. Raises TargetError for a path that does not exist, a folder or a glob without models, and a Python file without
-    an attribute.
+    Files, `-`, `pkg.mod:attr` and `file.py:attr` are returned unchanged; files are `FileTarget`s, and what exists is a file or a
+    folder, whatever its name. A folder is replaced by the model files below it, a glob by the files that match; both are sorted,
+    hidden files are left out, and links to folders are not followed. Relative paths are relative to `cwd` and stay relative.
+    Raises TargetError for a path that does not exist, a folder or a glob without models, and a Python file without an attribute.
     """
     found: dict[str, None] = {}
     for target in targets:
@@ -40,9 +53,11 @@ def _expand(target: str, cwd: Path) -> Iterable[str]:
     if path.is_file():
         if path.suffix == ".py":
             raise TargetError(f"{target}: which model in it?", hint=f"name a module, class or factory: {target}:build")
-        return [target]
+        return [FileTarget(target)]
     if path.is_dir():
         return _models_below(target, path)
+    if os.path.lexists(path):
+        raise TargetError(f"{target}: neither a file nor a folder", hint="it is a link to nothing, a device or a pipe")
     if match := _ATTRIBUTE.match(target):
         _check_owner(match["owner"], cwd)
         return [target]
@@ -53,9 +68,10 @@ def _expand(target: str, cwd: Path) -> Iterable[str]:
 
 def _models_below(target: str, folder: Path) -> list[str]:
     found = [
-        Path(target, *path.relative_to(folder).parts).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix in MODEL_SUFFIXES and path.is_file() and not _hidden(path.relative_to(folder))
+        FileTarget(Path(target, *path.relative_to(folder).parts).as_posix())
+        for inner in _folders_below(folder)
+        for path in _entries(inner)
+        if path.suffix in MODEL_SUFFIXES and path.is_file()
     ]
     if not found:
         raise TargetError(f"{target}: no model in this folder", hint=f"gradlint looks for {', '.join(MODEL_SUFFIXES)}")
@@ -63,9 +79,13 @@ def _models_below(target: str, folder: Path) -> list[str]:
 
 
 def _matches(target: str, cwd: Path) -> list[str]:
-    found = sorted(Path(match).as_posix() for match in glob.glob(target, root_dir=cwd, recursive=True))  # noqa: PTH207 - root_dir
-    wanted = {*MODEL_SUFFIXES, Path(target).suffix} - {"", ".py"}
-    files = [match for match in found if Path(match).suffix in wanted and (cwd / match).is_file()]
+    pattern = Path(target)
+    wanted = {*MODEL_SUFFIXES, pattern.suffix} - {"", ".py"}
+    start = Path(pattern.anchor) if pattern.anchor else cwd
+    matches = {
+        path for path in _matching(start, pattern.parts[bool(pattern.anchor) :]) if path.suffix in wanted and path.is_file()
+    }
+    files: list[str] = sorted(FileTarget((path if pattern.anchor else path.relative_to(cwd)).as_posix()) for path in matches)
     if not files:
         raise TargetError(
             f"{target}: no model file matches", hint="quote the pattern to let gradlint expand it; ** crosses folders"
@@ -73,8 +93,40 @@ def _matches(target: str, cwd: Path) -> list[str]:
     return files
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield the paths below `folder` that match the parts of a pattern; one may come twice. `**` does not follow links."""
+    if not parts:
+        yield folder
+        return
+    part, *rest = parts
+    if part == _ANY_FOLDERS:
+        while rest[:1] == [_ANY_FOLDERS]:
+            rest = rest[1:]
+        for inner in _folders_below(folder):
+            yield from _matching(inner, rest or ["*"])
+    elif not _MAGIC.search(part):
+        yield from _matching(folder / part, rest) if os.path.lexists(folder / part) else ()
+    else:
+        for path in _entries(folder, hidden=part.startswith(".")):
+            if fnmatch(path.name, part):
+                yield from _matching(path, rest)
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    """Yield a folder and all folders below it that are not hidden. A link is none of them: it may lead back."""
+    waiting = [folder]
+    while waiting:
+        inner = waiting.pop()
+        yield inner
+        waiting += [path for path in _entries(inner) if path.is_dir() and not path.is_symlink()]
+
+
+def _entries(folder: Path, *, hidden: bool = False) -> list[Path]:
+    """Return what is in a folder, without hidden entries unless asked for; nothing for what is no folder or cannot be read."""
+    try:
+        return [folder / name for name in os.listdir(folder) if hidden or not name.startswith(".")]  # noqa: PTH208 - names
+    except OSError:
+        return []
 
 
 def _check_owner(owner: str, cwd: Path) -> None:

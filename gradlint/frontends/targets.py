@@ -68,6 +68,22 @@ def is_python_target(text: str) -> bool:
     return bool(separator) and is_name and (where.endswith(".py") or all(part.isidentifier() for part in where.split(".")))
 
 
+def lies_below(text: str, folder: Path) -> bool:
+    """Return whether the code that `text` names lies in or below `folder`, which has to be resolved. Nothing is imported."""
+    where = text.rpartition(":")[0]
+    if where.endswith(".py"):
+        return Path(where).resolve().is_relative_to(folder)
+    with importable(Path.cwd()):
+        try:
+            spec = importlib.util.find_spec(where.partition(".")[0])
+        except (ImportError, ValueError):
+            return False
+    if spec is None:
+        return False
+    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    return bool(places) and all(Path(place).resolve().is_relative_to(folder) for place in places)
+
+
 def load_target(text: str, cwd: Path | None = None) -> tuple[Any, str | None]:
     """Import the object that `text` names; return it and the file of its module.
 

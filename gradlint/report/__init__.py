@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
 DEFAULT = "full"
 _FORMATS = "gradlint.report.formats"
 _DISTRIBUTION = "gradlint-nn"
+# What CI systems read out of a log, with or without a word in between: ::error::, ##[error], ##vso[...], ##teamcity[...]. The
+# colons of std::move stay, unless a word that GitHub knows follows them.
+_COMMAND = re.compile(
+    r"(?<!\w)::|::(?!\w)|::(?=(?:debug|echo|endgroup|error|group|notice|warning)\b|(?:add|remove|save|set|stop)-)|##(?=[\w.]*\[)",
+    re.IGNORECASE,
+)
+# Letters and marks that show nothing, although Unicode calls them printable
+_INVISIBLE = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0))) | frozenset(
+    map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)
 
 
 def format_names() -> tuple[str, ...]:
@@ -35,8 +46,24 @@ def render(output_format: str, reports: Sequence[TargetReport], **options: Any) 
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Replace control characters, except those in `keep`, by blanks: a name in a model file must not control a terminal."""
-    return "".join(char if char.isprintable() or char in keep else " " for char in text)
+    r"""Return a text that neither a terminal nor a CI system obeys, for everything that a file or a user's model names.
+
+    Characters that are not seen as themselves (controls, line breaks, marks of direction, surrogates, blanks other than the
+    plain one), except those in `keep`, become their escapes, as in `\x1b`. So does the second sign of what starts a workflow
+    command. Texts that are printable already are returned unchanged.
+    """
+    if not text.isprintable() or not (text.isascii() or _INVISIBLE.isdisjoint(text)):
+        text = "".join(
+            char if char in keep or (char.isprintable() and char not in _INVISIBLE) else _escape(char) for char in text
+        )
+    return _COMMAND.sub(lambda found: f"{found[0][0]}\\x{ord(found[0][1]):02x}", text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file name that is not text
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def tool_version() -> str:

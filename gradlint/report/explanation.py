@@ -33,7 +33,7 @@ def _block(item: Explanation, width: int, *, unicode: bool) -> Iterator[str]:
     node = item.node
     source = node.definition or node.source
     where = f"{short_path(source.file)}:{source.line}" if source else ""
-    yield "   ".join(part for part in (printable(node.id), node.op, printable(node.module), where) if part)
+    yield printable("   ".join(part for part in (node.id, node.op, node.module, where) if part))
     yield ""
     for role, text in _weights(node):
         yield from _wrapped(role, text, width)
@@ -68,8 +68,8 @@ def _block(item: Explanation, width: int, *, unicode: bool) -> Iterator[str]:
 
 
 def _wrapped(lead: str, text: str, width: int) -> Iterator[str]:
-    for line in textwrap.wrap(text, max(width - _LEAD - 2, 30), break_on_hyphens=False):
-        yield f"  {lead:<{_LEAD}}{line}"
+    for line in textwrap.wrap(printable(text), max(width - _LEAD - 2, 30), break_on_hyphens=False):
+        yield f"  {lead:<{_LEAD}}{printable(line)}"  # a line may begin in the middle of a word
         lead = ""
 
 
@@ -142,7 +142,7 @@ def _level(item: Explanation) -> str:
 def _backward(item: Explanation, back: BackwardFactor, width: int) -> Iterator[str]:
     several = len(item.derivation.backward) > 1
     if several:
-        yield from _wrapped("backward", f"to {printable(back.operand)}", width)
+        yield from _wrapped("backward", f"to {back.operand}", width)
     yield from _equation(
         "" if several else "backward", back.factor, f", so the gradient x{shown(0.5 * back.factor.result)}", width
     )
@@ -154,7 +154,7 @@ def _backward(item: Explanation, back: BackwardFactor, width: int) -> Iterator[s
     if len(found) == len(names) and None not in found:
         yield from _wrapped("", f"measured: from {_power(found[0])} to {_power(found[1])}", width)
     if back.share is not None:
-        yield from _wrapped("", f"{back.share:.0%} of the gradient at {printable(back.operand)} comes through here", width)
+        yield from _wrapped("", f"{back.share:.0%} of the gradient at {back.operand} comes through here", width)
 
 
 def _loop(loop: Loop) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradlint.report import printable
 from gradlint.report.chart import Gap, Row
 from gradlint.report.wording import decimal, short_path
 
@@ -58,7 +59,7 @@ class Table:
 
 
 def _line_of(row: Row) -> str:
-    return f"{short_path(row.source.file).rpartition('/')[2]}:{row.source.line}" if row.source else ""
+    return printable(f"{short_path(row.source.file).rpartition('/')[2]}:{row.source.line}") if row.source else ""
 
 
 def _shortened(name: str, width: int) -> str:

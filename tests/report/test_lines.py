@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradlint.report import render
+from gradlint.report import printable, render
 from gradlint.result import Severity
 from tests.models.report_samples import SAMPLES, cut, deep, exploding, healthy, non_finite, unprobed
 
@@ -68,7 +68,8 @@ def test_whatever_the_text_a_finding_is_one_command_that_reads_back(message, mod
     text = render("github", [dataclasses.replace(exploding(), findings=(finding,))])
     first, rest = text.split("\n", 1)
     assert rest == "net.py:build: explodes, score 7/100\n"
-    assert read(first)[2].endswith(f": {message}")
+    assert read(first)[2].endswith(printable(f": {message}", keep="\n"))
+    assert first.isprintable()
 
 
 def test_a_target_cannot_smuggle_in_a_command():

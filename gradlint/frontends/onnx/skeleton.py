@@ -136,7 +136,11 @@ class Skeleton:
         return source, offset, self._expect(tensor, rest if length < 0 else min(length, rest))
 
     def _external(self, name: str, location: str) -> Path:
-        """Return the file that holds external data. Raises UnsafeFileError unless it is inside the model's folder."""
+        """Return the file that holds external data. Raises UnsafeFileError unless it is inside the model's folder.
+
+        The folder is that of the path, and for a link also that of the file behind it: a cache keeps downloads so. A file with a
+        second name elsewhere is refused, because nobody can tell whose it is.
+        """
         if self.path is None:
             raise TargetError(
                 f"{self.label}: weight {name!r} is kept in the separate file {location!r}, which has no folder here",
@@ -146,12 +150,18 @@ class Skeleton:
         try:
             target = (folder / location).resolve()
             inside = bool(location) and not Path(location).is_absolute() and ".." not in Path(location).parts
-            if not (inside and target.is_relative_to(folder)):
+            homes = {folder, self.path.resolve().parent} if self.path.is_symlink() else {folder}
+            if not (inside and any(target.is_relative_to(home) for home in homes)):
                 raise UnsafeFileError(
                     f"{self.label}: weight {name!r} points at {location!r}, outside the model's folder",
                     hint="external data must be a file in or below the folder of the model, and no link out of it",
                 )
             found = target.is_file()
+            if found and target.stat().st_nlink > 1:
+                raise UnsafeFileError(
+                    f"{self.label}: weight {name!r} is kept in {location!r}, which is a hard link to a file with other names",
+                    hint=f"if it is meant, give the model a copy of its own: cp {location} copy && mv copy {location}",
+                )
         except (OSError, ValueError):  # not a valid file name
             found = False
         if not found:

@@ -15,10 +15,10 @@ def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool 
     lines = []
     for report in reports:
         for finding in shown(report, refuted=show_refuted):
-            where = place(finding)
+            where, message = place(finding), finding.message.replace("\n", " ")
             spot = f" [{where}]" if where else ""
             cause = f" (caused by {finding.caused_by})" if finding.caused_by else ""
             code = f"{finding.rule} {finding.severity} {finding.name}"
-            lines.append(printable(f"{located(finding) or report.target}: {code}{spot} {finding.message}{cause}"))
+            lines.append(printable(f"{located(finding) or report.target}: {code}{spot} {message}{cause}"))
         lines.append(printable(f"{report.target}: {report.verdict}, score {report.score}/100"))
     return "\n".join([*lines, " ".join(filter(None, totals(reports, refuted=show_refuted))), ""])

@@ -113,15 +113,17 @@ class _Page:
         if findings or not brief:
             yield _BLANK
         for note in report.notes:
-            yield from self.wrapped("  note: ", printable(note), _DIM)
+            yield from self.wrapped("  note: ", note, _DIM)
         yield from self.wrapped("  ", self._coverage(report), _DIM)
 
     def wrapped(self, lead: str, text: str, style: str = "", *, lead_style: str | None = None) -> Iterator[Line]:
         """Yield a paragraph that starts with `lead`; its further lines are indented by the width of `lead`."""
-        body = textwrap.wrap(text, max(self.width - _cells(lead), 20), break_on_hyphens=False) or [""]
+        body = textwrap.wrap(printable(text.replace("\n", " ")), max(self.width - _cells(lead), 20), break_on_hyphens=False) or [
+            ""
+        ]
         for index, line in enumerate(body):
             start = lead if index == 0 else " " * _cells(lead)
-            yield (start, style if lead_style is None else lead_style), (line, style)
+            yield (start, style if lead_style is None else lead_style), (printable(line), style)  # it may have a new beginning
 
     def _title(self, report: TargetReport) -> Iterator[Line]:
         inputs = ", ".join(f"{item.name}={item.spec}{'' if item.given else ' (inferred)'}" for item in report.inputs)
@@ -140,7 +142,7 @@ class _Page:
         verdict = report.verdict.value.upper()
         doubtful = report.verdict is Verdict.HEALTHY and report.score < _SOUND
         style = "bold dark_orange3" if doubtful else _VERDICT_STYLE[report.verdict]
-        score, sentence = f"   score {report.score}/100", headline(report, rows)
+        score, sentence = f"   score {report.score}/100", printable(headline(report, rows))
         fits = len(verdict + score + sentence) + 5 <= self.width
         yield ("  ", ""), (verdict, style), (score, "bold"), (f"   {sentence}" if fits else "", "")
         if not fits:
@@ -151,11 +153,11 @@ class _Page:
 
     def _why(self, report: TargetReport) -> Iterator[Line]:
         if report.attribution is not None:
-            yield from self.wrapped("  due to ", printable(str(report.attribution)))
+            yield from self.wrapped("  due to ", str(report.attribution))
         if report.stack is not None:
             yield from self.wrapped("  phase: ", str(report.stack))
         for label, text in remarks(report):
-            yield from self.wrapped(f"  {label}: ", printable(text))
+            yield from self.wrapped(f"  {label}: ", text)
 
     def _charts(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Line]:
         if any(row.value is not None for row in rows):
@@ -191,8 +193,8 @@ class _Page:
     def _finding(self, finding: Finding, report: TargetReport) -> Iterator[Line]:
         where = [part for part in (place(finding), located(finding)) if part]
         cause = finding.caused_by
-        tail = "   ".join([*where[:1], f"(caused by {cause})"] if cause else [*where, finding.confidence.value])
-        severity, name = finding.severity.value, f" {finding.rule} {finding.name}"
+        tail = printable("   ".join([*where[:1], f"(caused by {cause})"] if cause else [*where, finding.confidence.value]))
+        severity, name = finding.severity.value, printable(f" {finding.rule} {finding.name}")
         fits = 2 + _cells(severity + name) + 3 + _cells(tail) <= self.width
         style = _SEVERITY_STYLE[finding.severity]
         yield ("  ", ""), (severity, style), (name, "bold"), (f"   {tail}" if fits else "", "")
@@ -200,11 +202,11 @@ class _Page:
             yield from self.wrapped(_INDENT, tail)
         if cause:
             return
-        yield from self.wrapped(_INDENT, printable(finding.message))
+        yield from self.wrapped(_INDENT, finding.message)
         if evidence := _evidence(finding, report):
-            yield from self.wrapped(_INDENT, printable(evidence), _DIM)
+            yield from self.wrapped(_INDENT, evidence, _DIM)
         if finding.remedy is not None:
-            yield from self.wrapped(f"{_INDENT}fix: ", printable(finding.remedy.summary), lead_style="bold green")
+            yield from self.wrapped(f"{_INDENT}fix: ", finding.remedy.summary, lead_style="bold green")
             if finding.remedy.verified is not None:
                 before, after = finding.remedy.verified
                 yield ((f"{_INDENT}     tried: growth {decimal(before)} -> {decimal(after)} decades", ""),)
@@ -217,7 +219,7 @@ class _Page:
             parts = [f"{covered.understood} of {covered.nodes} operators understood, {covered.probed} probed."]
         if covered.unknown_ops:
             unknown = ", ".join(f"{name} x{number}" if number > 1 else name for name, number in covered.unknown_ops.items())
-            parts.append(f"Not understood: {printable(unknown)}.")
+            parts.append(f"Not understood: {unknown}.")
         skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
         parts.append(f"{count(report.rules_checked, 'rule')} checked{skipped}.")
         if self.timings and report.timings:

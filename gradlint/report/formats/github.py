@@ -10,6 +10,7 @@ from gradlint.report.wording import place, short_path, shown, target_file
 from gradlint.result import Finding, Severity, TargetReport
 
 _COMMAND = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "notice"}
+_BREAK = "\n"  # the command says it as %0A
 _DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 _PROPERTY = _DATA | str.maketrans({":": "%3A", ",": "%2C"})
 
@@ -22,7 +23,7 @@ def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool 
     lines = []
     for report in reports:
         lines += [_annotation(finding, report) for finding in shown(report, refuted=show_refuted)]
-        lines.append(printable(f"{report.target}: {report.verdict}, score {report.score}/100").lstrip(": "))
+        lines.append(printable(f"{report.target}: {report.verdict}, score {report.score}/100"))
     return "\n".join([*lines, ""])
 
 
@@ -32,8 +33,8 @@ def _annotation(finding: Finding, report: TargetReport) -> str:
         properties = {"file": short_path(finding.file), "line": str(finding.line)} | properties
     elif file := target_file(report):
         properties = {"file": file} | properties
-    written = ",".join(f"{key}={value.translate(_PROPERTY)}" for key, value in properties.items())
+    written = ",".join(f"{key}={printable(value).translate(_PROPERTY)}" for key, value in properties.items())
     where = place(finding)
     fix = f"\nfix: {finding.remedy.summary}" if finding.remedy else ""
     message = f"{where}: {finding.message}{fix}" if where else f"{finding.message}{fix}"
-    return f"::{_COMMAND[finding.severity]} {written}::{message.translate(_DATA)}"
+    return f"::{_COMMAND[finding.severity]} {written}::{printable(message, keep=_BREAK).translate(_DATA)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
@@ -11,17 +12,35 @@ from typing import Any
 
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.trainability import Trainability
+from gradlint.report import printable
 from gradlint.report.wording import growths, short_path, shown
 from gradlint.result import Finding, Place, SpinePoint, TargetReport, TimeGrowth, Track
 
 SCHEMA = "gradlint-report/2"
+_ESCAPES = {"\x7f": "\\u007f", "::": ":\\u003a", "##": "#\\u0023"}  # only strings contain these
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair: no text by itself
 
 
 def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool = False, timings: bool = True, **_: Any) -> str:
-    """Return all reports as one JSON document. Missing numbers are null, non-finite ones the strings "inf", "-inf", "nan"."""
+    """Return all reports as one JSON document. Missing numbers are null, non-finite ones the strings "inf", "-inf", "nan".
+
+    Names are what they are, but the text is printable ASCII, and nothing in it reads as a workflow command.
+    """
     targets = [_target(report, refuted=show_refuted, timings=timings) for report in reports]
-    document = {"schema": SCHEMA, "version": version, "targets": targets}
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    document = _without_halves({"schema": SCHEMA, "version": version, "targets": targets})
+    text = json.dumps(document, indent=2, allow_nan=False)
+    for sign, escape in _ESCAPES.items():
+        text = text.replace(sign, escape)
+    return text + "\n"
+
+
+def _without_halves(value: Any) -> Any:
+    """Return a document in which every lone surrogate, which strict readers of JSON refuse, is written as its escape."""
+    if isinstance(value, str):
+        return _HALF.sub(lambda found: printable(found[0]), value)
+    if isinstance(value, dict):
+        return {_without_halves(key): _without_halves(item) for key, item in value.items()}
+    return [_without_halves(item) for item in value] if isinstance(value, list) else value
 
 
 def schema() -> dict[str, Any]:
