@@ -36,6 +36,7 @@ class Request:
     seed: int
     seeds: int
     mode: str | None
+    lenient: bool
     select: tuple[str, ...]
     ignore: tuple[str, ...]
     rules: tuple[Path, ...]
@@ -117,6 +118,7 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
         seed=request.seed,
         seeds=request.seeds,
         mode=request.mode,
+        lenient=request.lenient,
         rules_dirs=request.rules,
         task=Task(recipe=None if request.recipe is None else Recipe.parse(request.recipe), rehearse=request.rehearse),
         limits=Limits(request.time_limit, request.memory_limit),
