@@ -18,7 +18,7 @@ from gradlint.load import Loaded, load
 from gradlint.masks import broken_weights
 from gradlint.options import Options
 from gradlint.predicted_growth import PredictedGrowth
-from gradlint.result import Finding, Measurement, SpinePoint, TargetReport
+from gradlint.result import Finding, Measurement, SpinePoint, TargetReport, Verdict
 from gradlint.rule import Subject
 from gradlint.score import State, growth_with_claims, judge, worst_growth
 from gradlint.theory.reading.attribution import Attribution
@@ -56,6 +56,8 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         conclusive = expected.conclusive if measurement is None else measured_all_layers(graph, measurement)
     with clock("rules"):
         findings, skipped = apply_rules(rules, subject)
+    if not (trained := trains(loaded.frontend, graph, measurement)):  # how it would train does not matter
+        findings = tuple(finding for finding in findings if finding.verdict is Verdict.NON_FINITE)
     if measurement is None:
         growth = growth_with_claims(expected.growth, findings)
         conclusive = conclusive or growth is not expected.growth  # an error claims this growth
@@ -67,7 +69,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         conclusive=conclusive,
         broken_weight=_has_broken_weight(graph),
         idle=subject.is_idle,
-        trains=trains(loaded.frontend, graph, measurement),
+        trains=trained,
     )
     verdict, score = judge(measurement, growth, findings, state, learning)
     return TargetReport(

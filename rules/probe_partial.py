@@ -43,7 +43,7 @@ class ProbePartial(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
         reason = subject.probe.stopped_at
-        if reason is None or not any(weight.trainable for weight in subject.graph.weights.values()):
+        if reason is None:
             return
         named = [node.id for node in subject.graph if f" at {node.id}:" in reason]
         yield self.finding(

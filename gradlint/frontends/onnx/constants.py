@@ -169,6 +169,8 @@ class Folder:
         quantized = node.op_type == "DequantizeLinear" or any(constant.quantized for constant in given)
         roots = tuple(dict.fromkeys(root for constant in given if constant.is_float for root in constant.roots))
         names = ["+".join(roots)] * len(types) if 0 < len(roots) <= _ROOTS else list(node.output)
+        if quantized and inputs[0] is not None:  # its scale is the only float
+            names = [inputs[0].name] * len(types)
         known = [kind for kind in types if kind is not None and kind[1] is not None and None not in kind[1]]
         if len(known) < len(types) or all(constant.size <= _SMALL for constant in given):
             try:
