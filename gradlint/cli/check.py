@@ -70,6 +70,10 @@ def run(request: Request) -> int:
         return CLEAN
     targets, troubles = _expanded(request)
     reports: list[TargetReport] = []
+    if request.probe and any(target.endswith(".onnx") for target in targets):
+        from gradlint.probe.process.isolated import worker
+
+        worker.prepare()
     if targets:
         lint = _linter(request)
         with _progress(request) as say:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from gradlint.errors import ForwardError, GradlintError
@@ -75,5 +76,7 @@ def _send(**message: Any) -> None:
 
 if __name__ == "__main__":
     _OUT, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
+    with suppress(ImportError):  # while the parent reads the file; a request says what is missing
+        import gradlint.probe.process.files
     for line in sys.stdin:
         _answer(json.loads(line))
