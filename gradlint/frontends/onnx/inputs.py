@@ -30,6 +30,9 @@ _LARGEST = 1 << 30  # elements
 _ELEMENTS = 1 << 18
 """The most elements that all inputs of a batch may have together. One pass costs 1 to 50 microseconds per element, measured on
 one thread with 25 models (audio, images, text), so that three seeds take at most 40 seconds."""
+_WORK = 1 << 32
+"""The most products of a weight and a position, over the batch. One pass makes three of each, at 10^9 to 10^10 a second, so that
+three seeds take at most 40 seconds. A language model of 10^8 weights is fed two sequences of 16 tokens instead of eight."""
 _LARGEST_BATCH, _TRIED = 64, 3  # the largest fixed size that may be a batch, and how many of them are tried
 _PASSED_THROUGH = {Kind.SHAPE, Kind.CONCAT, Kind.ADD, Kind.MUL, Kind.NORM}  # operators between an input and its first layer
 _LENGTHS_SLOT, _STATE_SLOTS = 4, (5, 6)  # sequence_lens, initial_h and initial_c of RNN, GRU and LSTM
@@ -72,7 +75,7 @@ def infer_inputs(
         sizes.batch = holder[1]
     specs = _inferred(values, graph, given, sizes)
     if not (batch or sizes.given or holder or graph.mode == "train"):  # batch statistics need the full batch
-        most = _affordable(specs, sizes)
+        most = min(_affordable(specs, sizes), _workable(graph, specs, sizes))
         return specs if most == sizes.batch else infer_inputs(values, graph, given, most)
     if holder is None:
         return specs
@@ -123,6 +126,15 @@ def _affordable(specs: Sequence[InputSpec], sizes: _Sizes) -> int:
     """Return the largest batch size, at most the inferred one, so that the batched inputs have at most `_ELEMENTS` elements."""
     elements = sum(math.prod(spec.shape) for spec in specs if spec.name in sizes.batched)
     return min(sizes.batch, max(1, _ELEMENTS * sizes.batch // max(elements, 1)))
+
+
+def _workable(graph: Graph, specs: Sequence[InputSpec], sizes: _Sizes) -> int:
+    """Return the largest batch size, at most the inferred one and at least 2, whose products with weights are at most `_WORK`."""
+    layers = (node for node in graph if operator(node.op).kind is Kind.LINEAR)
+    weights = sum(weight.size for node in layers for role, weight in node.weights.items() if role.endswith("weight"))
+    batched = [spec.shape for spec in specs if spec.name in sizes.batched]
+    rows = max((shape[1] for shape in batched if len(shape) in {2, 3} and shape[1] <= _LARGEST_BATCH), default=1)
+    return max(min(sizes.batch, _WORK // max(weights * rows, 1)), min(sizes.batch, 2))
 
 
 @dataclass
@@ -289,7 +301,11 @@ class _GraphInput:
         for node, slot, moved in self._readers:
             weight = node.weights.get("weight")
             kind = operator(node.op).kind
-            if not moved and (size := self._beside(node, slot, axis - rank)) is not None:
+            own = node.inputs[slot]
+            known = self._graph[own.node].shape if own is not None else None
+            if known is not None and len(known) != rank:  # an operator between them changed the axes
+                continue
+            if known is not None and not moved and (size := self._beside(node, slot, axis - rank)) is not None:
                 return size
             if weight is None or slot != 0:
                 continue
