@@ -51,13 +51,13 @@ class Report:
     def verdict(self) -> Verdict:
         """What training will do with the model, as a string enum.
 
-        One of "healthy", "explodes", "vanishes", "non-finite", "untrainable", "unstable" and "unknown".
+        One of "healthy", "explodes", "vanishes", "non-finite", "untrainable", "unstable", "nothing-to-train" and "unknown".
         """
         return self.result.verdict
 
     @property
-    def score(self) -> int:
-        """An integer from 0 to 100; 100 is healthy."""
+    def score(self) -> int | None:
+        """An integer from 0 to 100; 100 is healthy. None where there is nothing to train."""
         return self.result.score
 
     @property
@@ -150,6 +150,7 @@ def check(
     seed: int = 0,
     seeds: int = 3,
     mode: str | None = None,
+    lenient: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Check a model and return the report.
@@ -175,11 +176,10 @@ def check(
         seed: The first seed of drawn inputs and cotangents.
         seeds: How many seeds to probe, at least 1.
         mode: "train" or "eval". If None, a torch module runs in train mode and an ONNX file in the mode of its export.
+        lenient: Whether a node of an ONNX file that the standard rejects is a note instead of an error.
         progress: A function called with one line of text at the start of each stage.
 
-    Raises:
-        ConfigError: An argument does not fit.
-        GradlintError: The model cannot be read or run.
+    Raises ConfigError if an argument does not fit, and GradlintError if the model cannot be read or run.
     """
     if loss is not None and not callable(loss):
         raise ConfigError(f"loss is a {type(loss).__name__}", hint="give a function, which is called as loss(output, target)")
@@ -188,9 +188,8 @@ def check(
         inputs, target = pairs[0]
     model, specs = _with_inputs(model, inputs)
     task = Task(loss, target, as_recipe(recipe), rehearse, pairs)
-    options = Options(
-        select=tuple(select), ignore=tuple(ignore), inputs=specs, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task
-    )
+    chosen: dict[str, Any] = {"select": tuple(select), "ignore": tuple(ignore), "inputs": specs, "lenient": lenient}
+    options = Options(**chosen, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task)
     return Report(engine.check(model, options, progress=progress))
 
 

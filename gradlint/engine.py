@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from gradlint.agreement import attribution, repeated_stack
 from gradlint.catalog import load_rules, select
 from gradlint.checking import apply_rules
-from gradlint.coverage import coverage, has_gradient, ran_all_layers
+from gradlint.coverage import coverage, has_gradient, measured_all_layers, trains
 from gradlint.frontends.inputs import refuse_guessed_numbers
 from gradlint.graph import Graph
 from gradlint.growth import spine_points
 from gradlint.load import Loaded, load
 from gradlint.masks import broken_weights
 from gradlint.options import Options
-from gradlint.result import Finding, TargetReport
+from gradlint.predicted_growth import PredictedGrowth
+from gradlint.result import Finding, Measurement, SpinePoint, TargetReport, Verdict
 from gradlint.rule import Subject
 from gradlint.score import State, growth_with_claims, judge, worst_growth
 from gradlint.theory.reading.attribution import Attribution
@@ -41,10 +42,7 @@ class _Clock:
 def check(target: object, options: Options | None = None, *, progress: Progress | None = None) -> TargetReport:
     """Check one target: a path, `pkg.mod:attr`, `file.py:attr`, a torch module or an ONNX model.
 
-    `progress` is called with the name of each stage.
-
-    Raises:
-        GradlintError: The target cannot be read, imported or run.
+    `progress` is called with the name of each stage. Raises GradlintError if the target cannot be read, imported or run.
     """
     options = options or Options()
     say = progress or (lambda _: None)
@@ -55,16 +53,24 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     say("applying rules")
     with clock("theory"):
         expected = subject.predicted_growth
-        measured = has_gradient(measurement)
-        conclusive = expected.conclusive if measurement is None else measured and ran_all_layers(graph, measurement)
+        conclusive = expected.conclusive if measurement is None else measured_all_layers(graph, measurement)
     with clock("rules"):
         findings, skipped = apply_rules(rules, subject)
-    growth = growth_with_claims(expected.growth, findings) if measurement is None else worst_growth(measurement)
-    conclusive = conclusive or (measurement is None and growth is not expected.growth)  # an error claims this growth
-    growth = growth if measurement is None or measured else None
+    if not (trained := trains(loaded.frontend, graph, measurement)):  # how it would train does not matter
+        findings = tuple(finding for finding in findings if finding.verdict is Verdict.NON_FINITE)
+    if measurement is None:
+        growth = growth_with_claims(expected.growth, findings)
+        conclusive = conclusive or growth is not expected.growth  # an error claims this growth
+    else:
+        growth = worst_growth(measurement) if has_gradient(measurement) else None
     made_of = attribution(subject, growth)
     learning = measurement.learning if measurement is not None else expected.learning
-    state = State(conclusive=conclusive, broken_weight=_has_broken_weight(graph), idle=subject.is_idle)
+    state = State(
+        conclusive=conclusive,
+        broken_weight=_has_broken_weight(graph),
+        idle=subject.is_idle,
+        trains=trained,
+    )
     verdict, score = judge(measurement, growth, findings, state, learning)
     return TargetReport(
         target=loaded.name,
@@ -73,12 +79,7 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
         verdict=verdict,
         score=score,
         growth=growth,
-        spine=spine_points(
-            graph,
-            measurement.spine if measurement else expected.chain,
-            measurement.spine_gains if measurement else {},
-            expected.gains,
-        ),
+        spine=_spine(graph, measurement, expected),
         findings=tuple(_attributed(finding, made_of) for finding in findings),
         coverage=coverage(graph, measurement),
         skipped=skipped,
@@ -111,15 +112,30 @@ def examine(
     say, clock = progress or (lambda _: None), clock or _Clock()
     say("reading")
     with clock("load"):
-        loaded = load(target, options.inputs, options.mode, probe=options.probe, limits=options.limits, task=options.task)
+        loaded = load(
+            target,
+            options.inputs,
+            options.mode,
+            probe=options.probe,
+            limits=options.limits,
+            task=options.task,
+            lenient=options.lenient,
+        )
     measurement = None
     if options.probe:
         with clock("probe"):
             measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say)
-        if measurement.nonfinite_forward is not None and not _has_broken_weight(loaded.graph_of()):
+        broken = measurement.nonfinite_forward or measurement.nonfinite_backward
+        if broken is not None and not _has_broken_weight(loaded.graph_of()):
             refuse_guessed_numbers(loaded.specs)
     own = loaded.parameters_of() if loaded.parameters_of is not None else None
     return loaded, Subject(loaded.graph_of(), measurement, loaded.task, own)
+
+
+def _spine(graph: Graph, measurement: Measurement | None, expected: PredictedGrowth) -> tuple[SpinePoint, ...]:
+    if measurement is None:
+        return spine_points(graph, expected.chain, {}, expected.gains)
+    return spine_points(graph, measurement.spine, measurement.spine_gains, expected.gains)
 
 
 def _has_broken_weight(graph: Graph) -> bool:

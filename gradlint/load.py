@@ -73,19 +73,22 @@ def load(
     probe: bool = True,
     limits: Limits | None = None,
     task: Task | None = None,
+    lenient: bool = False,
 ) -> Loaded:
     """Read a target: a path, a name of Python code, a torch module, a factory, or an ONNX model in memory or as bytes.
 
     A torch module that will not be probed is captured here by one forward pass. With `limits`, a file is probed in a child
-    process within these limits, unless the task has a loss, because a function cannot be sent to another process. Raises
+    process within these limits, unless the task has a loss, because a function cannot be sent to another process. With `lenient`,
+    a node of an ONNX file that its schema rejects is a note. Raises
     GradlintError if the target cannot be read, imported or run, and UnsafeFileError, a subclass, for a file type that can run
     code when it is read.
     """
     task = task or Task()
     if isinstance(target, Path) or (isinstance(target, str) and _is_path(target)):
-        return _from_path(str(target), inputs, mode, task, probe=probe, limits=limits if task.loss is None else None)
+        bounds = limits if task.loss is None else None
+        return _from_path(str(target), inputs, mode, task, probe=probe, limits=bounds, lenient=lenient)
     if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
-        return _onnx(target, "model", inputs, mode, task, probe=probe)
+        return _onnx(target, "model", inputs, mode, task, probe=probe, lenient=lenient)
     return _torch(target, inputs, mode, task, probe=probe)
 
 
@@ -95,10 +98,17 @@ def _is_path(target: str) -> bool:
 
 
 def _from_path(
-    text: str, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool, limits: Limits | None
+    text: str,
+    inputs: tuple[InputSpec, ...],
+    mode: str | None,
+    task: Task,
+    *,
+    probe: bool,
+    limits: Limits | None,
+    lenient: bool,
 ) -> Loaded:
     if text == "-":
-        return _onnx(_from_stdin(), "-", inputs, mode, task, probe=probe)
+        return _onnx(_from_stdin(), "-", inputs, mode, task, probe=probe, lenient=lenient)
     path = Path(text)
     if not path.exists():
         raise TargetError(f"{text}: no such file", hint="give a model file, a folder of them, pkg.mod:attr or file.py:attr")
@@ -112,7 +122,12 @@ def _from_path(
         raise TargetError(f"{text}: which model in it?", hint=f"name the factory or module: gradlint {text}:build_model")
     if suffix != ".onnx":
         raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint="give an .onnx file")
-    return _onnx(path, text, inputs, mode, task, probe=probe, limits=limits)
+    return _onnx(path, text, inputs, mode, task, probe=probe, limits=limits, lenient=lenient)
+
+
+def _stated(inputs: tuple[InputSpec, ...]) -> set[str] | None:
+    """Return the names of the given inputs; None if several are given by position, so that all graph inputs are meant."""
+    return None if sum(spec.name is None for spec in inputs) > 1 else {spec.name for spec in inputs if spec.name}
 
 
 def _from_stdin() -> bytes:
@@ -133,11 +148,12 @@ def _onnx(
     *,
     probe: bool,
     limits: Limits | None = None,
+    lenient: bool = False,
 ) -> Loaded:
     from gradlint.frontends.onnx.file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
 
     train = mode == "train"
-    file = read_onnx(source, train=train)
+    file = read_onnx(source, train=train, lenient=lenient, inputs=_stated(inputs))
     if mode == "eval" and file.mode == "train":
         raise ConfigError(f"{name}: it was exported in training mode", hint="leave --mode out, or export it with model.eval()")
     fed = [file.inputs_with(inputs) if probe else ()]

@@ -22,6 +22,7 @@ class Options:
     seed: int = 0
     seeds: int = 3
     mode: str | None = None
+    lenient: bool = False  # whether an ONNX node that its schema rejects is a note
     rules_dirs: tuple[Path, ...] = ()
     task: Task = field(default_factory=Task)
     limits: Limits | None = field(default_factory=Limits)  # None: model files are probed in this process, without bounds

@@ -26,6 +26,7 @@ _MOST_UNFOLLOWED = 0.5  # the largest share of the weight layers that a conclusi
 _NORM_EXCESS = (
     0.0083  # decades a BatchNorm by which predicted growth exceeds the measured one: 0.0078 to 0.0085 in ResNets of 101 to 200
 )
+_RESIZE = frozenset({Kind.CONV, Kind.LINEAR, Kind.MATMUL, Kind.POOL})  # operators whose gains depend on their sizes
 _TRAINED = 1.4  # decades: root mean square error of predicted growth over 17 trained models; 16 lie within 1.645 times it
 
 
@@ -197,7 +198,13 @@ def _is_whole(structure: Structure, gains: Mapping[str, Gains], chain: Sequence[
     levels = [gains[node].backward if node in gains else None for node in chain]
     layers = sum(is_weight_layer(structure.graph[node]) for node in structure.signal)
     whole = all(level is not None and level > _ZERO for level in levels)
-    return whole and layers > 0 and len(unfollowed) <= _MOST_UNFOLLOWED * layers
+    return whole and layers > 0 and len(unfollowed) <= _MOST_UNFOLLOWED * layers and _is_sized(structure)
+
+
+def _is_sized(structure: Structure) -> bool:
+    """Return whether the number of axes of every operator on the signal that changes their sizes is known."""
+    nodes = (structure.graph[node] for node in structure.signal)
+    return all(node.shape is not None for node in nodes if kind_of(node) in _RESIZE)
 
 
 def _is_settled(growth: Growth) -> bool:

@@ -41,7 +41,8 @@ class Verdict(StrEnum):
     """What training will do with a model.
 
     EXPLODES and VANISHES are about the size of gradients. A part of an UNTRAINABLE model that should learn gets no gradient at
-    all. An UNSTABLE model is sound, but its recipe fails in the rehearsal.
+    all. An UNSTABLE model is sound, but its recipe fails in the rehearsal. With NOTHING_TO_TRAIN there is no weight that could be
+    trained, as in a quantized file or a forest of trees.
     """
 
     HEALTHY = "healthy"
@@ -50,6 +51,7 @@ class Verdict(StrEnum):
     NON_FINITE = "non-finite"
     UNTRAINABLE = "untrainable"
     UNSTABLE = "unstable"
+    NOTHING_TO_TRAIN = "nothing-to-train"
     UNKNOWN = "unknown"
 
 
@@ -336,15 +338,16 @@ class TargetReport:
     """The complete result for one target.
 
     `target` is the target as the user named it, `frontend` the front end that read it and `mode` "train" or "eval". `score` runs
-    from 0 (training fails) to 100 (healthy). `growth` is measured, or predicted if the model was not probed, and None if neither
-    is known. `timings` are seconds by stage, `seeds` is 0 without a probe, and `notes` are remarks about the analysis itself.
+    from 0 (training fails) to 100 (healthy), and is None where there is nothing to train. `growth` is measured, or predicted if
+    the model was not probed, and None if neither is known. `timings` are seconds by stage, `seeds` is 0 without a probe, and
+    `notes` are remarks about the analysis itself.
     """
 
     target: str
     frontend: str
     mode: str
     verdict: Verdict
-    score: int
+    score: int | None
     growth: Growth | None
     spine: tuple[SpinePoint, ...]
     findings: tuple[Finding, ...]

@@ -48,11 +48,13 @@ class State:
             growth beyond the limit decides the verdict in any case.
         broken_weight: Whether a weight of the model is not finite.
         idle: Whether the model has parameters and none of them can learn.
+        trains: Whether the model has a parameter, trainable or frozen. Without one there is no score.
     """
 
     conclusive: bool = True
     broken_weight: bool = False
     idle: bool = False
+    trains: bool = True
 
 
 def judge(
@@ -61,7 +63,7 @@ def judge(
     findings: Sequence[Finding],
     state: State,
     learning: Learning | None = None,
-) -> tuple[Verdict, int]:
+) -> tuple[Verdict, int | None]:
     """Return the verdict and the score, an integer from 0 to 100 that falls as the absolute growth rises.
 
     Args:
@@ -75,6 +77,8 @@ def judge(
     made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
     if state.broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
         return Verdict.NON_FINITE, 0
+    if not state.trains:
+        return Verdict.NOTHING_TO_TRAIN, None
     if state.idle or (measurement is not None and _stops(measurement)):
         return Verdict.UNTRAINABLE, 0
     decades = counted(growth.decades, learning or Learning()) if growth is not None else 0.0
@@ -117,6 +121,6 @@ def failed(report: TargetReport, fail_on: Severity | None, min_score: int | None
 
     A criterion that is None never fails.
     """
-    if min_score is not None and report.score < min_score:
+    if min_score is not None and report.score is not None and report.score < min_score:
         return True
     return fail_on is not None and any(failing(finding, fail_on) for finding in report.findings)

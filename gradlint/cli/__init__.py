@@ -120,6 +120,7 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 @no_probe_option
 @mode_option
 @click.option("--train-mode", "mode", flag_value="train", help="The same as --mode train: BatchNorm on batch statistics.")
+@click.option("--lenient", is_flag=True, help="Read ONNX files with nodes that the standard rejects; the report says so.")
 @seed_option
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="How many seeds to probe.")
 @click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")

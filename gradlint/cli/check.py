@@ -48,6 +48,7 @@ class Request:
     seed: int
     seeds: int
     mode: str | None
+    lenient: bool
     select: tuple[str, ...]
     ignore: tuple[str, ...]
     rules: tuple[Path, ...]
@@ -82,6 +83,10 @@ def run(request: Request) -> int:
     request = replace(request, rules=chosen_rules(request.rules, request.config, code=code))
     refuse_to_overwrite(request.output_file, targets, request.inputs, request.config)
     reports: list[TargetReport] = []
+    if request.probe and any(target.endswith(".onnx") for target in targets):
+        from gradlint.probe.process.isolated import worker
+
+        worker.prepare()
     if targets:
         lint = _linter(request)
         with _progress(request) as say:
@@ -130,6 +135,7 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
         seed=request.seed,
         seeds=request.seeds,
         mode=request.mode,
+        lenient=request.lenient,
         rules_dirs=request.rules,
         task=Task(recipe=None if request.recipe is None else Recipe.parse(request.recipe), rehearse=request.rehearse),
         limits=Limits(request.time_limit, request.memory_limit),

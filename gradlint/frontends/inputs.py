@@ -178,9 +178,13 @@ def _as_number(spec: InputSpec, wanted: InputSpec) -> InputSpec:
 
 def refuse_guessed_numbers(specs: Sequence[InputSpec]) -> None:
     """Raise InputError when a lone float was inferred: such a bound or rate, not the model, may be what breaks a pass."""
-    guessed = [spec.name or "?" for spec in specs if not spec.given and not spec.shape and spec.dtype.startswith("float")]
+    guessed = [spec.name or "?" for spec in specs if _is_guessed_as_one(spec)]
     if guessed:
         raise InputError(
             f"the pass is not finite, which may be due to {', '.join(guessed)}, inferred as 1",
             hint=f"give {'it' if len(guessed) == 1 else 'them'}: {' '.join(f'--input {name}=0.5' for name in guessed)}",
         )
+
+
+def _is_guessed_as_one(spec: InputSpec) -> bool:
+    return not spec.given and spec.value is None and not spec.shape and spec.dtype.startswith("float")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradlint.errors import GradlintError
+from gradlint.frontends.base import PartialRun
 from gradlint.onnx_torch.registry import MAX_TRIPS, BudgetError, Context, SubGraph, Value, ints, op
 
 
@@ -31,7 +33,18 @@ def _loop(
         for rows, row in zip(scanned, results[1 + len(state) :], strict=True):
             rows.append(row)
         count += 1
-    return (*state, *(torch.stack(rows) if rows else torch.zeros(0) for rows in scanned))
+    if not count and scanned:
+        return (*state, *_unscanned(ctx, body, (torch.tensor(0), torch.tensor(going), *state), len(scanned)))
+    return (*state, *(torch.stack(rows) for rows in scanned))
+
+
+def _unscanned(ctx: Context, body: SubGraph, arguments: Sequence[Value], count: int) -> list[Tensor]:
+    """Return the scan outputs of a body that never runs: no rows, of the shape that a trip on these arguments would give."""
+    try:
+        rows = ctx.run(body, arguments, False)[-count:]
+    except (GradlintError, PartialRun):  # a body may need what only a trip brings
+        return [torch.zeros(0)] * count
+    return [row.new_zeros((0, *row.shape)) if isinstance(row, Tensor) else torch.zeros(0) for row in rows]
 
 
 @op("Scan")
@@ -64,11 +77,13 @@ def _scan(
     count = len(body.outputs) - states
     out_axes = list(scan_output_axes or [0] * count)
     out_back = list(scan_output_directions or [0] * count)
-    columns = zip(*rows, strict=True) if rows else [()] * count
-    scanned = []
-    for parts, axis, back in zip(columns, out_axes, out_back, strict=True):
-        stack = list(reversed(parts)) if back else list(parts)
-        scanned.append(torch.stack(stack, axis) if stack else torch.zeros(0))
+    if not rows and count:
+        absent = [x.new_zeros((*x.shape[:axis], *x.shape[axis + 1 :])) for x, axis in zip(sequences, in_axes, strict=True)]
+        return (*state, *_unscanned(ctx, body, (*state, *absent), count))
+    scanned = [
+        torch.stack(list(reversed(parts)) if back else list(parts), axis)
+        for parts, axis, back in zip(zip(*rows, strict=True), out_axes, out_back, strict=True)
+    ]
     return (*state, *scanned)
 
 

@@ -42,7 +42,7 @@ class OnnxModule(nn.Module):
 
     def __init__(self, model: str | Path | bytes | onnx.ModelProto | OnnxFile) -> None:
         super().__init__()
-        file = model if isinstance(model, OnnxFile) else read_onnx(model)
+        file = model if isinstance(model, OnnxFile) else read_onnx(model, lenient=True)
         self.engine = Engine(file.proto, file.array)
         constants = self.engine.constants
         trained = _trained(file.graph, constants)

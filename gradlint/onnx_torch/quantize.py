@@ -88,7 +88,8 @@ def dequantize(
 
 
 @op("DynamicQuantizeLinear")
-def _dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes of 8 bits without sign for the range of all values and zero, their scale, and their zero point."""
     low, high = x.detach().amin().clamp(max=0.0), x.detach().amax().clamp(min=0.0)
     scale = (high - low) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)

@@ -46,12 +46,13 @@ def _dropout(
     seed: int | None = None,
     is_test: int = 0,
 ) -> tuple[Tensor, ...]:
-    p = float(ratio_input) if ratio_input is not None else ratio
+    p = float(ratio_input.detach()) if ratio_input is not None else ratio
+    mask = torch.bool if ctx.opset >= 10 else x.dtype
     training = not is_test if ctx.opset < 7 else training_mode is not None and bool(training_mode)
     if not training or p == 0.0:
-        return (x, torch.ones_like(x, dtype=torch.bool)) if ctx.wants(1) else (x,)
+        return (x, torch.full_like(x, ctx.opset >= 12, dtype=mask)) if ctx.wants(1) else (x,)  # as onnxruntime fills it
     keep = torch.rand(x.shape, generator=_generator(seed)) >= p
-    return torch.where(keep, x / (1.0 - p), torch.zeros((), dtype=x.dtype)), keep
+    return torch.where(keep, x / (1.0 - p), torch.zeros((), dtype=x.dtype)), keep.to(mask)
 
 
 @op("RandomNormal")

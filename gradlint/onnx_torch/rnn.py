@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -196,16 +197,15 @@ def _gru(  # noqa: PLR0917
     return shared.run(x, make_step)
 
 
-@op("LSTM")
-def _lstm(  # noqa: PLR0917
+def lstm(  # noqa: PLR0917
     x: Tensor,
     weight: Tensor,
     recurrent: Tensor,
-    bias: Tensor | None = None,
-    lengths: Tensor | None = None,
-    initial_h: Tensor | None = None,
-    initial_c: Tensor | None = None,
-    peephole: Tensor | None = None,
+    bias: Tensor | None,
+    lengths: Tensor | None,
+    initial: tuple[Tensor | None, Tensor | None],
+    peephole: Tensor | None,
+    read: Activation,
     *,
     activation_alpha: Sequence[float] | None = None,
     activation_beta: Sequence[float] | None = None,
@@ -217,10 +217,11 @@ def _lstm(  # noqa: PLR0917
     layout: int = 0,
     output_sequence: int = 0,
 ) -> tuple[Tensor, ...]:
+    """Return Y and the final states of an LSTM. The recurrent weights multiply `read(h)`."""
     del hidden_size, output_sequence
     default = ["Sigmoid", "Tanh", "Tanh"]
     functions = _activations(default, weight.shape[0], names=activations, alpha=activation_alpha, beta=activation_beta, clip=clip)
-    shared = _Recurrent(weight, recurrent, bias, lengths, (initial_h, initial_c), functions, direction, layout)
+    shared = _Recurrent(weight, recurrent, bias, lengths, initial, functions, direction, layout)
 
     def make_step(d: int, acts: tuple[Activation, ...], rb: Tensor) -> Step:
         gate, candidate, squash = acts
@@ -228,7 +229,7 @@ def _lstm(  # noqa: PLR0917
 
         def step(projected: Tensor, state: State) -> State:
             h, c = state
-            i, o, f, g = (projected + nnf.linear(h, recurrent[d], rb)).chunk(4, 1)
+            i, o, f, g = (projected + nnf.linear(read(h), recurrent[d], rb)).chunk(4, 1)
             i = gate(i if peek_i is None else i + peek_i * c)
             f = 1 - i if input_forget else gate(f if peek_f is None else f + peek_f * c)
             c = f * c + i * candidate(g)
@@ -238,3 +239,18 @@ def _lstm(  # noqa: PLR0917
         return step
 
     return shared.run(x, make_step)
+
+
+@op("LSTM", like=lstm)
+def _lstm(  # noqa: PLR0917
+    x: Tensor,
+    weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    initial_c: Tensor | None = None,
+    peephole: Tensor | None = None,
+    **attributes: Any,
+) -> tuple[Tensor, ...]:
+    return lstm(x, weight, recurrent, bias, lengths, (initial_h, initial_c), peephole, lambda h: h, **attributes)

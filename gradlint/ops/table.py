@@ -280,6 +280,7 @@ _ROWS = (
         "MatMulInteger16 MulInteger ReduceSumInteger QuantizeBFP QuantizeWithOrder QOrderedMatMul QOrderedGelu "
         "QOrderedAttention QOrderedLayerNormalization QOrderedLongformerAttention",
     ),
+    _row("trees", _K.CUT, "", "TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor"),
     _row(
         "loss",
         _K.LOSS,

@@ -13,6 +13,7 @@ from gradlint.frontends.torch.state import untouched
 from gradlint.probe.captured_warnings import captured_warnings
 from gradlint.probe.experiments.catalog import run_experiments
 from gradlint.probe.jacobian import Progress, observe
+from gradlint.probe.second_look import look_again
 from gradlint.probe.starved import explain_starved, opens_layers
 from gradlint.probe.trainability import examine_trainability, virtual_steps
 from gradlint.recipe import Task
@@ -56,6 +57,7 @@ def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, prog
     """Add which parameters learn. If zeros block all gradients at first, growth is that after the steps that open them."""
     if found.nonfinite_forward is not None or found.stopped_at is not None:
         return found
+    found, seed = look_again(model, found, seeds=seeds, seed=seed, progress=progress)
     graph, doubtful = model.graph, {name for cut in found.cuts if cut.depends_on_values for name in cut.starved}
     learn = examine_trainability(model, graph, found.learning, seed, doubtful)
     if found.dead and opens_layers(graph, learn):

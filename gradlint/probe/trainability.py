@@ -19,6 +19,7 @@ from gradlint.frontends.torch.record import returned_tensors
 from gradlint.graph import Graph
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.trainability import Trainability
+from gradlint.probe.cotangents import seeded
 from gradlint.probe.recorder import square_sum
 from gradlint.signal_path import passes_gradient
 
@@ -135,7 +136,7 @@ def _plain(model: Runnable, seed: int) -> _Plain | None:
     try:
         for parameter in parameters.values():
             parameter.grad = None
-        torch.autograd.backward(outputs, cotangents)
+        torch.autograd.backward(seeded(outputs, cotangents))
         found = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     finally:
         for name, parameter in parameters.items():

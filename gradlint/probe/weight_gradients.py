@@ -10,6 +10,7 @@ import torch
 from gradlint.errors import ForwardError
 from gradlint.frontends.user_code import described
 from gradlint.graph import Weight
+from gradlint.probe.cotangents import seeded
 from gradlint.probe.recorder import energy, square_sum
 
 _BLOCKS = (1, 2, 3, 4)
@@ -80,7 +81,7 @@ def pull(
             for name, tensor in tensors.items()
         ]
         try:
-            torch.autograd.grad(trunk, [*tensors.values(), *sources], cotangents, allow_unused=True)
+            torch.autograd.grad(seeded(trunk, cotangents), [*tensors.values(), *sources], allow_unused=True)
         except Exception as error:
             hint = "training would meet the same error: call .backward() on an output to see it"
             raise ForwardError(f"the model's backward pass raised {described(error)}", hint=hint) from error

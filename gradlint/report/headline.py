@@ -24,6 +24,8 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
     """
     if report.verdict is Verdict.NON_FINITE:
         return _non_finite(report, rows)
+    if report.verdict is Verdict.NOTHING_TO_TRAIN:
+        return "nothing here is trainable"
     learn = report.trainability
     if report.verdict is Verdict.UNTRAINABLE and learn is not None and learn.learns_nothing and not learn.sizes:
         return f"all {learn.frozen:,} parameters are frozen, and nothing can learn"

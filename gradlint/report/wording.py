@@ -120,6 +120,11 @@ def states(text: str, number: float) -> bool:
     return False
 
 
+def scored(report: TargetReport) -> str:
+    """Return the score in words."""
+    return "no score" if report.score is None else f"score {report.score}/100"
+
+
 def totals(reports: Sequence[TargetReport], *, refuted: bool) -> tuple[str, str]:
     """Return the closing sentence over all targets, and a pointer to the rule of the most severe finding ("" if none)."""
     findings = [finding for report in reports for finding in shown(report, refuted=refuted)]
@@ -140,6 +145,7 @@ _AS_STATE = {
     Verdict.NON_FINITE: "non-finite",
     Verdict.UNTRAINABLE: "untrainable",
     Verdict.UNSTABLE: "unstable",
+    Verdict.NOTHING_TO_TRAIN: "with nothing to train",
     Verdict.UNKNOWN: "unknown",
 }
 

@@ -19,6 +19,7 @@ from tests.models.onnx_cases import Case, as_torch, node_cases
 
 STEP = 1e-6
 BY_RULE = INTEGERS | {"QuantizeLinear", "Cast", "CastLike", "CausalConvWithState", "LinearAttention", "RMSNormalization"}
+BY_RULE |= {"DynamicQuantizeLSTM"}
 """Operators that round on the way, to integers or to float32, so that differences tell nothing."""
 HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 SETTINGS = {"Dropout": {1}, "Pad": {2}, "Resize": {1, 2}}  # input slots that hold numbers, not signals
@@ -44,6 +45,7 @@ def branch(op: str) -> Any:
 
 
 SCALE, ZERO = np.float32(0.02), np.uint8(7)
+CODES = np.random.default_rng(0).integers(-100, 100, (1, 5, 8)).astype(np.int8)
 WORDS = np.array([[0, 2, 1], [1, 1, 0]], np.int32)
 EXTRA: dict[str, tuple[Sequence[Any], dict[str, Any]]] = {  # operators that the node tests leave out: inputs and attributes
     "GlobalLpPool": ([floats(1, 2, 3, 3)], {"p": 3}),
@@ -73,6 +75,13 @@ EXTRA: dict[str, tuple[Sequence[Any], dict[str, Any]]] = {  # operators that the
     "com.microsoft::Attention": ([floats(2, 3, 4), floats(4, 12), floats(12)], {"num_heads": 2, "unidirectional": 1}),
     "com.microsoft::BiasGelu": ([floats(2, 4), floats(4)], {}),
     "com.microsoft::DequantizeLinear": ([floats(2, 3), SCALE, ZERO], {}),
+    "com.microsoft::DynamicQuantizeLSTM": (
+        [
+            *(floats(4, 2, 3), CODES[:, :3], CODES[:, 3:], floats(1, 16), np.array([4, 3], np.int32)),
+            *(floats(1, 2, 2), floats(1, 2, 2), floats(1, 6), SCALE[None], np.int8([0]), SCALE[None], np.int8([0])),
+        ],
+        {"hidden_size": 2},
+    ),
     "com.microsoft::EmbedLayerNormalization": (
         [WORDS, WORDS, floats(3, 4), floats(5, 4), floats(3, 4), floats(4), floats(4)], {},
     ),

@@ -50,6 +50,7 @@ class Constant:
         load: Return the values as an array of shape `shape`.
         roots: The names of all initializers that the value depends on.
         steps: The number of operators that `load` computes.
+        quantized: Whether the values are made from integers, so that no training changes them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Constant:
     load: Callable[[], NDArray[Any]]
     roots: tuple[str, ...] = ()
     steps: int = 0
+    quantized: bool = False
 
     @property
     def size(self) -> int:
@@ -164,8 +166,11 @@ class Folder:
         grown = size > max(self._limits.grown, sum(constant.size for constant in given))
         if grown or size > self._limits.elements or steps > self._limits.steps:
             return nothing
+        quantized = node.op_type == "DequantizeLinear" or any(constant.quantized for constant in given)
         roots = tuple(dict.fromkeys(root for constant in given if constant.is_float for root in constant.roots))
         names = ["+".join(roots)] * len(types) if 0 < len(roots) <= _ROOTS else list(node.output)
+        if quantized and inputs[0] is not None:  # its scale is the only float
+            names = [inputs[0].name] * len(types)
         known = [kind for kind in types if kind is not None and kind[1] is not None and None not in kind[1]]
         if len(known) < len(types) or all(constant.size <= _SMALL for constant in given):
             try:
@@ -173,10 +178,11 @@ class Folder:
             except TargetError:
                 return nothing
             if all(value.size <= _SMALL for value in values):
-                return [from_array(name, value, roots) for name, value in zip(names, values, strict=True)]
+                made = (from_array(name, value, roots) for name, value in zip(names, values, strict=True))
+                return [replace(constant, quantized=quantized) for constant in made]
             known = [(str(value.dtype), value.shape) for value in values]
         return [
-            Constant(names[port], shape, dtype, partial(self._read, node, inputs, port, shape), roots, steps)
+            Constant(names[port], shape, dtype, partial(self._read, node, inputs, port, shape), roots, steps, quantized)
             for port, (dtype, shape) in enumerate((dtype, tuple(size or 0 for size in shape or ())) for dtype, shape in known)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,9 @@ from gradlint.frontends.onnx.graph import build_graph
 from gradlint.frontends.onnx.inputs import infer_inputs, other_batches
 from gradlint.frontends.onnx.limits import DEFAULT, Limits
 from gradlint.frontends.onnx.metadata import state_kinds
+from gradlint.frontends.onnx.rewrites.mended import mended
+from gradlint.frontends.onnx.rewrites.training import with_drawn_weights
+from gradlint.frontends.onnx.schema import first_violation, opsets_of
 from gradlint.frontends.onnx.shapes import free_inputs
 from gradlint.frontends.onnx.skeleton import Skeleton, load_skeleton
 from gradlint.frontends.onnx.walk import graphs_of
@@ -87,20 +90,38 @@ def _texts(specs: tuple[InputSpec, ...]) -> tuple[str, ...]:
     return tuple(spec.text for spec in specs)
 
 
-def read_onnx(source: str | Path | bytes | onnx.ModelProto, limits: Limits = DEFAULT, *, train: bool = False) -> OnnxFile:
+def read_onnx(
+    source: str | Path | bytes | onnx.ModelProto,
+    limits: Limits = DEFAULT,
+    *,
+    train: bool = False,
+    lenient: bool = False,
+    inputs: Collection[str] | None = None,
+) -> OnnxFile:
     """Read an ONNX model from a path, from the bytes of a file, or from memory.
 
-    With `train`, every BatchNorm uses the statistics of the batch. Raises TargetError if the model cannot be read, is not a
+    With `train`, every BatchNorm uses the statistics of the batch. With `lenient`, a node that its schema rejects is a note. If
+    `inputs` is given, other graph inputs that are weights are drawn. Raises TargetError if the model cannot be read, is not a
     valid graph or exceeds `limits`, and UnsafeFileError if it refers to a file outside its folder.
     """
     skeleton = load_skeleton(source, limits)
-    skeleton = replace(skeleton, proto=_inlined(skeleton))
+    skeleton = mended(replace(skeleton, proto=_inlined(skeleton)))
+    skeleton, drawn = (skeleton, None) if inputs is None else with_drawn_weights(skeleton, inputs)
     if train:
         skeleton = _on_batch_statistics(skeleton)
-    graph, reason = build_graph(skeleton)
+    violation = first_violation(graphs_of(skeleton.proto.graph), opsets_of(skeleton.proto))
+    if violation is not None and not lenient:
+        hint = "export it again; where onnxruntime loads it all the same, --lenient makes this a note"
+        raise TargetError(f"{skeleton.label}: not valid ONNX: {violation}", hint=hint)
+    graph, reason = build_graph(skeleton, violation)
     notes = list(folding_notes(list(graph), state_kinds(skeleton.proto.graph), training=graph.mode == "train"))
     if train and graph.mode != "train":
         notes.append("train mode changes nothing: the file has no BatchNorm (lint the torch module where it was folded)")
+    if drawn is not None:
+        notes.append(drawn)
+    trees = sorted({str(node.attrs["name"]).rpartition("::")[2] for node in graph if node.op == "trees"})
+    if trees:
+        notes.append(f"{' and '.join(trees)}: trees have no gradient, so that gradlint has nothing to say of them")
     if reason is not None:
         notes.append(f"shapes are unknown: {reason}")
     return OnnxFile(skeleton, graph, tuple(notes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import count
 from types import MappingProxyType
 
@@ -22,20 +22,29 @@ from gradlint.frontends.onnx.schema import opsets_of
 from gradlint.frontends.onnx.scope import Scope
 from gradlint.frontends.onnx.shapes import declared_types, free_inputs, infer_shapes, tensor_type
 from gradlint.frontends.onnx.skeleton import Skeleton
-from gradlint.frontends.onnx.walk import subgraphs
+from gradlint.frontends.onnx.walk import captured, subgraphs
 from gradlint.graph import Graph, Node, Ref, Weight
 
 Values = Scope[Operand]
 Types = Scope[TensorType]
 
 
-def build_graph(skeleton: Skeleton) -> tuple[Graph, str | None]:
+def build_graph(skeleton: Skeleton, violation: str | None = None) -> tuple[Graph, str | None]:
     """Return the graph of a model whose local functions are inlined, and the reason if shapes could not be inferred.
+
+    They are not inferred if there is a `violation` of a schema, because onnx can crash on it.
 
     Raises TargetError if a node reads a tensor that does not exist.
     """
-    inferred, reason = infer_shapes(skeleton.proto, skeleton.limits)
+    inferred, reason = (skeleton.proto, violation) if violation else infer_shapes(skeleton.proto, skeleton.limits)
     return _Builder(skeleton, inferred).build(), reason
+
+
+def _only_rounds(node: onnx.NodeProto, operand: Operand) -> bool:
+    """Return whether a node quantizes an activation, or is half of what rounds a float weight to a grid."""
+    if node.op_type == "QuantizeLinear":
+        return isinstance(operand, Ref) or (isinstance(operand, Constant) and operand.is_float)
+    return node.op_type == "DequantizeLinear" and isinstance(operand, Constant) and operand.is_float
 
 
 class _Builder:
@@ -80,7 +89,7 @@ class _Builder:
             values[name] = constants.from_sparse(self._skeleton, sparse, self._unique(name, scope))
         for node, node_id in zip(graph.node, assign_ids(graph, scope), strict=True):
             operands = [self._find(name, values, node_id) for name in node.input]
-            if node.op_type == "QuantizeLinear" and operands and isinstance(operands[0], Ref):  # rounding passes the gradient
+            if operands and _only_rounds(node, operands[0]):  # rounding passes the gradient
                 values.update(zip(node.output, operands[:1], strict=False))
                 continue
             if subgraphs(node):
@@ -184,16 +193,3 @@ class _Builder:
         )
         self._calls[origin.module, call.op] += 1
         values.update((name, Ref(node_id, port)) for port, name in zip(count(), node.output) if name)
-
-
-def captured(graph: onnx.GraphProto) -> Iterable[str]:
-    """Return the names that a subgraph reads from the enclosing graphs, in the order of first use."""
-    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    found: dict[str, None] = {}
-    for node in graph.node:
-        for name in (*node.input, *(name for sub in subgraphs(node) for name in captured(sub))):
-            if name and name not in own:
-                found[name] = None
-        own.update(node.output)
-    found.update((value.name, None) for value in graph.output if value.name not in own)
-    return found

@@ -23,12 +23,16 @@ _BATCH = 8
 _RANKS = {Kind.LINEAR: 2, Kind.RNN: 3, Kind.CONV: 0}  # rank of the input of a layer; 0: the same as that of the weight
 _PIXELS = 64
 _STEPS = 16
+_RATIO = 0.5  # of a dropout: what the standard says where none is given
 _CHANNELS = 3
 _SAMPLE_RATE = 16000
 _LARGEST = 1 << 30  # elements
 _ELEMENTS = 1 << 18
 """The most elements that all inputs of a batch may have together. One pass costs 1 to 50 microseconds per element, measured on
 one thread with 25 models (audio, images, text), so that three seeds take at most 40 seconds."""
+_WORK = 1 << 32
+"""The most products of a weight and a position, over the batch. One pass makes three of each, at 10^9 to 10^10 a second, so that
+three seeds take at most 40 seconds. A language model of 10^8 weights is fed two sequences of 16 tokens instead of eight."""
 _LARGEST_BATCH, _TRIED = 64, 3  # the largest fixed size that may be a batch, and how many of them are tried
 _PASSED_THROUGH = {Kind.SHAPE, Kind.CONCAT, Kind.ADD, Kind.MUL, Kind.NORM}  # operators between an input and its first layer
 _LENGTHS_SLOT, _STATE_SLOTS = 4, (5, 6)  # sequence_lens, initial_h and initial_c of RNN, GRU and LSTM
@@ -36,6 +40,7 @@ _STATE_RANK = 3
 _STATE_NAME = re.compile(r"(h|c|hn|cn|h_?0|c_?0|h_?in|c_?in|(rnn_|lstm_|gru_)?(state|hidden|cell)s?)", re.IGNORECASE)
 _RATE_NAME = re.compile(r"sr|(sample|sampling)_?rate", re.IGNORECASE)
 _LENGTH_NAME = re.compile(r"(.*_)?(lens?|lengths?|seq_?lens?)", re.IGNORECASE)
+_NO_NAME = re.compile(r"none|null|nan|\?|-1|unk|unknown|dyn|dynamic|any", re.IGNORECASE)  # what exporters write for any size
 _MASK_NAME = re.compile(r"(.*_)?mask", re.IGNORECASE)
 _PADDING_NAME = re.compile(r"pad", re.IGNORECASE)
 _COLOR_CHANNELS = (1, 3, 4)
@@ -70,7 +75,7 @@ def infer_inputs(
         sizes.batch = holder[1]
     specs = _inferred(values, graph, given, sizes)
     if not (batch or sizes.given or holder or graph.mode == "train"):  # batch statistics need the full batch
-        most = _affordable(specs, sizes)
+        most = min(_affordable(specs, sizes), _workable(graph, specs, sizes))
         return specs if most == sizes.batch else infer_inputs(values, graph, given, most)
     if holder is None:
         return specs
@@ -123,6 +128,15 @@ def _affordable(specs: Sequence[InputSpec], sizes: _Sizes) -> int:
     return min(sizes.batch, max(1, _ELEMENTS * sizes.batch // max(elements, 1)))
 
 
+def _workable(graph: Graph, specs: Sequence[InputSpec], sizes: _Sizes) -> int:
+    """Return the largest batch size, at most the inferred one and at least 2, whose products with weights are at most `_WORK`."""
+    layers = (node for node in graph if operator(node.op).kind is Kind.LINEAR)
+    weights = sum(weight.size for node in layers for role, weight in node.weights.items() if role.endswith("weight"))
+    batched = [spec.shape for spec in specs if spec.name in sizes.batched]
+    rows = max((shape[1] for shape in batched if len(shape) in {2, 3} and shape[1] <= _LARGEST_BATCH), default=1)
+    return max(min(sizes.batch, _WORK // max(weights * rows, 1)), min(sizes.batch, 2))
+
+
 @dataclass
 class _Sizes:
     """What the inputs of a model have in common: the batch size, and the sizes of named dimensions found so far.
@@ -150,8 +164,8 @@ class _GraphInput:
         """Take the batch size and the sizes of named dimensions from the shape that the user gives for this input."""
         dims = self._value.type.tensor_type.shape.dim
         for axis, (dim, size) in enumerate(zip(dims, shape, strict=False)):
-            if dim.dim_param:
-                self._sizes.named.setdefault(dim.dim_param, size)
+            if name := _name_of(dim):
+                self._sizes.named.setdefault(name, size)
             if dim.dim_value <= 0 and not self._sizes.given and self._is_batch(axis, len(dims)):
                 self._sizes.batch, self._sizes.given = size, True
 
@@ -181,7 +195,7 @@ class _GraphInput:
         if dtype.startswith(("int", "uint")):
             if math.prod(shape) == 1 and _RATE_NAME.fullmatch(self._name) and np.iinfo(dtype).max >= _SAMPLE_RATE:
                 return InputSpec(self._name, dtype, shape, value=np.full(shape, _SAMPLE_RATE, dtype))
-            below = self._below(dtype)
+            below = None if self._is_mask else self._below(dtype)
             number = None if below is not None else self._steps_given if self._is_length else 1 if self._is_mask else None
             value = None if number is None else np.full(shape, min(number, np.iinfo(dtype).max), dtype)
             return InputSpec(self._name, dtype, shape, 256 if dtype == "uint8" and below is None else below or 2, value=value)
@@ -190,6 +204,8 @@ class _GraphInput:
         if dtype == "bool":
             value = np.full(shape, not _PADDING_NAME.search(self._name)) if self._is_mask else None
             return InputSpec(self._name, dtype, shape, value=value)
+        if self._is_ratio and math.prod(shape) == 1:
+            return InputSpec(self._name, dtype, shape, value=np.full(shape, _RATIO, "float32" if dtype == "bfloat16" else dtype))
         zeros = np.zeros(shape, "float32" if dtype == "bfloat16" else dtype)
         return InputSpec(self._name, dtype, shape, value=zeros if self._is_state else None)
 
@@ -206,6 +222,11 @@ class _GraphInput:
         """Whether the input holds the lengths of the sequences in the batch."""
         fed = any(slot == _LENGTHS_SLOT and operator(node.op).kind is Kind.RNN for node, slot, _ in self._readers)
         return fed or _LENGTH_NAME.fullmatch(self._name) is not None
+
+    @property
+    def _is_ratio(self) -> bool:
+        """Whether the input is the share of elements that a dropout drops."""
+        return any(node.op == "dropout" and slot == 1 for node, slot, _ in self._readers)
 
     @property
     def _is_mask(self) -> bool:
@@ -242,14 +263,18 @@ class _GraphInput:
             return int(dim.dim_value)
         if self._is_batch(axis, rank):
             self._sizes.batched.add(self._name)
-        size = self._sizes.named.get(dim.dim_param) or self._guess(axis, rank)
-        if dim.dim_param:
-            self._sizes.named[dim.dim_param] = size
+        name = _name_of(dim)
+        known = self._sizes.named.get(name)
+        if known is not None and not self._sizes.given and axis and not self._is_batch(axis, rank):
+            known = self._features(axis, rank) or known  # what a layer requires counts, whatever the axis is called
+        size = known or self._guess(axis, rank)
+        if name:
+            self._sizes.named[name] = size
         return size
 
     def _is_batch(self, axis: int, rank: int) -> bool:
         """Return whether an open axis is a batch axis."""
-        name = self._dim(axis).dim_param
+        name = _name_of(self._dim(axis))
         time = self._time_axis
         if _STEPS_NAME.search(name):
             return False
@@ -263,7 +288,7 @@ class _GraphInput:
             return self._sizes.batch
         if axis == self._time_axis and rank == 3:
             return _STEPS
-        if _STEPS_NAME.search(self._dim(axis).dim_param):
+        if _STEPS_NAME.search(_name_of(self._dim(axis))):
             return self._steps(axis, rank)
         if rank == 4 and dims and dims[3].dim_value in _COLOR_CHANNELS and not dims[1].dim_value:  # channels last
             return _PIXELS
@@ -275,14 +300,37 @@ class _GraphInput:
         """Return the number of channels or features that the first layer requires in this axis; None if it does not matter."""
         for node, slot, moved in self._readers:
             weight = node.weights.get("weight")
+            kind = operator(node.op).kind
+            own = node.inputs[slot]
+            known = self._graph[own.node].shape if own is not None else None
+            if known is not None and len(known) != rank:  # an operator between them changed the axes
+                continue
+            if known is not None and not moved and (size := self._beside(node, slot, axis - rank)) is not None:
+                return size
             if weight is None or slot != 0:
                 continue
-            kind = operator(node.op).kind
             if kind is Kind.CONV and len(weight.shape) == rank and axis == 1:
                 return weight.shape[0] if node.op == "conv_transpose" else weight.shape[1] * int(node.attrs.get("group", 1))
             if kind in {Kind.LINEAR, Kind.RNN} and axis == rank - 1 and not moved:
                 return weight.fan_in
         return None
+
+    def _beside(self, node: Node, slot: int, axis: int) -> int | None:
+        """Return the size in an axis, counted from the last one, that the other operand of a node states; None if it states none.
+
+        Of a sum or product that is the same axis, of a product of matrices the one that is summed.
+        """
+        kind = operator(node.op).kind
+        others = [ref for index, ref in enumerate(node.inputs[:2]) if index != slot and ref is not None]
+        shapes = [self._graph[ref.node].shape or () for ref in others if ref.node != input_id(self._name)]
+        if kind is Kind.MATMUL and slot < 2 and axis == (-1, -2)[slot]:
+            axis = (-2, -1)[slot]
+        elif kind in {Kind.ADD, Kind.MUL}:
+            shapes += [weight.shape for weight in node.weights.values()]
+        else:
+            return None
+        sizes = (shape[axis] for shape in shapes if len(shape) >= -axis)
+        return next((size for size in sizes if size is not None and size > 1), None)
 
     def _steps(self, axis: int, rank: int) -> int:
         """Return the length of a sequence axis: 16, and at least two kernels of the first convolution along the last axis."""
@@ -296,6 +344,12 @@ class _GraphInput:
         tables = [node.weights["weight"].shape[0] for node, slot, _ in self._readers if node.op == "embedding" and slot == 1]
         classes = [int(node.attrs["classes"]) for node, _, _ in self._readers if "classes" in node.attrs]
         return max(1, min([*tables, *classes, int(np.iinfo(dtype).max)])) if tables or classes else None
+
+
+def _name_of(dim: onnx.TensorShapeProto.Dimension) -> str:
+    """Return the name of an open axis; "" where it has none, or one that exporters give to all of them."""
+    name = str(dim.dim_param)
+    return "" if _NO_NAME.fullmatch(name) else name
 
 
 def _slides(node: Node) -> bool:

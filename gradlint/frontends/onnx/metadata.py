@@ -61,6 +61,14 @@ def state_kinds(graph: onnx.GraphProto) -> Mapping[str, str]:
     return {name: kind for kind, name in _STATE.findall(signature)}
 
 
+def mark_buffers(graph: onnx.GraphProto, names: Iterable[str]) -> None:
+    """Let `state_kinds` name some tensors of a graph as buffers, which are not trained."""
+    text = "".join(f": BUFFER target='{name}'" for name in names)
+    known = _dictionary(graph.metadata_props).get(_SIGNATURE, "")
+    if text:
+        graph.metadata_props.add(key=_SIGNATURE, value=known + text)
+
+
 def _dictionary(properties: Iterable[Any]) -> dict[str, str]:
     return {entry.key: entry.value for entry in properties if isinstance(entry.value, str)}  # a value that is not UTF-8 is bytes
 

@@ -295,6 +295,6 @@ class Weights:
                 constant.dtype,
                 constant.load,
                 out_axis=out_axis,
-                trainable=trained and (not kinds or "PARAMETER" in kinds),
+                trainable=trained and not constant.quantized and (not kinds or "PARAMETER" in kinds),
             )
         return self._known[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ class Signature(NamedTuple):
     """What the schema of an operator requires of a node.
 
     `inputs` and `outputs` are their least and greatest numbers, `required` the names of required attributes, `types` the types of
-    all attributes, `defaults` the values of those that have one, and `operands` the names of the inputs. A schema makes all of
-    this anew whenever it is asked.
+    all attributes, `defaults` the values of those that have one, and `operands` the names of the inputs, and `needed`
+    says which of them may not be left out. A schema makes all of this anew whenever it is asked.
     """
 
     inputs: tuple[int, int]
@@ -26,6 +26,7 @@ class Signature(NamedTuple):
     types: Mapping[str, int]
     defaults: Mapping[str, onnx.AttributeProto]
     operands: tuple[str, ...]
+    needed: tuple[bool, ...]
 
 
 def opsets_of(proto: onnx.ModelProto) -> dict[str, int]:
@@ -51,6 +52,7 @@ def signature_of(op_type: str, domain: str, version: int) -> Signature | None:
         {name: attribute.type.value for name, attribute in attributes.items()},
         {name: default for name, default in defaults.items() if default.name},
         tuple(formal.name for formal in schema.inputs),
+        tuple(formal.option == onnx.defs.OpSchema.FormalParameterOption.Single for formal in schema.inputs),
     )
 
 
@@ -63,6 +65,9 @@ def schema_violation(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | N
     for given, (low, high), what in ((node.input, signature.inputs, "inputs"), (node.output, signature.outputs, "outputs")):
         if not low <= len(given) <= high:
             return f"{node.op_type} {node.name!r} has {len(given)} {what}"
+    for name, operand, needed in zip(node.input, signature.operands, signature.needed, strict=False):
+        if needed and not name:
+            return f"{node.op_type} {node.name!r} leaves out its input {operand!r}"
     present = {attribute.name: attribute for attribute in node.attribute}
     if not signature.required <= present.keys():
         return f"{node.op_type} {node.name!r} lacks the attribute {min(signature.required - present.keys())!r}"
@@ -72,6 +77,12 @@ def schema_violation(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | N
         if name.endswith("axis") and abs(attribute.i) > _AXES:
             return f"{node.op_type} {node.name!r} names an axis {attribute.i}"
     return None
+
+
+def first_violation(graphs: Iterator[onnx.GraphProto], opsets: Mapping[str, int]) -> str | None:
+    """Return how the first node of some graphs that violates its schema does so; None if there is none."""
+    found = (schema_violation(node, opsets) for graph in graphs for node in graph.node)
+    return next((reason for reason in found if reason is not None), None)
 
 
 def attribute_fits(attribute: onnx.AttributeProto, expected: int | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,31 @@ from onnx import numpy_helper, shape_inference
 from gradlint.frontends.onnx.constants import TensorType
 from gradlint.frontends.onnx.limits import Limits
 from gradlint.frontends.onnx.ranks import too_many_axes
-from gradlint.frontends.onnx.schema import opsets_of, schema_violation
+from gradlint.frontends.onnx.schema import STANDARD, opsets_of, signature_of
 from gradlint.frontends.onnx.skeleton import dtype_name
-from gradlint.frontends.onnx.walk import graphs_of
+from gradlint.frontends.onnx.walk import graphs_of, subgraphs
+from gradlint.ops import Kind, by_onnx
 
 _LARGEST = 1 << 24  # an integer in the file that is larger than this could be the length of a huge vector
+_INITIALIZERS_ARE_NO_INPUTS = 4  # the first version of the format in which onnx sees them without an input of that name
+_FUSED = {  # operators of com.microsoft, and the layer that has the same shapes
+    "FusedConv": "Conv",
+    "FusedGemm": "Gemm",
+    "FusedMatMul": "MatMul",
+    "TransposeMatMul": "MatMul",
+}
+_KEEP_SHAPE = {
+    Kind.ACTIVATION,
+    Kind.ADD,
+    Kind.ATTENTION,
+    Kind.DROPOUT,
+    Kind.MATH,
+    Kind.MUL,
+    Kind.NORM,
+    Kind.SOFTMAX,
+    Kind.UNKNOWN,
+}
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 _INTEGERS = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 
 
@@ -48,23 +68,69 @@ def infer_shapes(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProt
     """Return the model with inferred types, or the unchanged model and the reason why types cannot be inferred.
 
     Sizes are propagated through shape arithmetic only if that is cheap, because onnx allocates an object for each element of
-    the vectors involved, and a small file can declare vectors of any length.
+    the vectors involved, and a small file can declare vectors of any length. The nodes must fit their schemas.
     """
-    reason = too_many_axes(proto.graph, limits) or _first_violation(proto)
+    reason = too_many_axes(proto.graph, limits)
     if reason is not None:
         return proto, reason
+    known = _with_known_operators(proto)
     try:
-        plain = shape_inference.infer_shapes(proto)
+        plain = shape_inference.infer_shapes(known)
         cheap = not (_has_long_vector(plain, limits.vector) or _has_large_number(plain))
-        return (shape_inference.infer_shapes(proto, data_prop=True) if cheap else plain), None
+        found = shape_inference.infer_shapes(known, data_prop=True) if cheap else plain
     except Exception as error:  # noqa: BLE001 - onnx raises plain RuntimeError and ValueError; shapes are optional
         return proto, str(error).strip().partition("\n")[0]
+    return (found if known is proto else _with_types_of(proto, found)), None
 
 
-def _first_violation(proto: onnx.ModelProto) -> str | None:
+def _with_known_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model of which onnx infers more: it stops at operators without a schema, and overlooks initializers in old files.
+
+    A fused layer counts as the layer. Any other operator without a schema counts as one that keeps the shape of its first
+    operand, so that the layers behind it have their widths. The model itself is returned if nothing changes.
+    """
     opsets = opsets_of(proto)
-    found = (schema_violation(node, opsets) for graph in graphs_of(proto.graph) for node in graph.node)
-    return next((reason for reason in found if reason is not None), None)
+    types = {value.name: value.type.tensor_type.elem_type for value in proto.graph.input}
+    types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    foreign = [index for index, node in enumerate(proto.graph.node) if _is_foreign(node, opsets, types)]
+    if not foreign and proto.ir_version >= _INITIALIZERS_ARE_NO_INPUTS:
+        return proto
+    found = onnx.ModelProto()
+    found.CopyFrom(proto)
+    found.ir_version = max(proto.ir_version, _INITIALIZERS_ARE_NO_INPUTS)
+    for index in foreign:
+        node = found.graph.node[index]
+        kind = _FUSED.get(node.op_type, "Identity")
+        signature = signature_of(kind, "", opsets[""])
+        kept = [a for a in node.attribute if signature is not None and a.name in signature.types and kind != "Identity"]
+        inputs = list(node.input)[: 1 if signature is None or kind == "Identity" else signature.inputs[1]]
+        outputs = list(node.output)[:1]
+        kept = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in kept]
+        node.CopyFrom(onnx.helper.make_node(kind, inputs, outputs, node.name))
+        node.attribute.extend(kept)
+    return found
+
+
+def _is_foreign(node: onnx.NodeProto, opsets: Mapping[str, int], types: Mapping[str, int]) -> bool:
+    """Return whether onnx has no schema of an operator that may keep the shape of its first operand, or that is a fused layer."""
+    if node.domain in STANDARD or not node.output or not node.input or not node.input[0]:
+        return False
+    if node.op_type not in _FUSED and by_onnx(node.op_type).kind not in _KEEP_SHAPE:
+        return False
+    if types.get(node.input[0], onnx.TensorProto.FLOAT) not in _FLOATS:
+        return False
+    return signature_of(node.op_type, node.domain, opsets.get(node.domain, 1)) is None and not subgraphs(node)
+
+
+def _with_types_of(proto: onnx.ModelProto, found: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model with the types that were inferred for its tensors."""
+    typed = onnx.ModelProto()
+    typed.CopyFrom(proto)
+    for own, other in zip(graphs_of(typed.graph), graphs_of(found.graph), strict=True):
+        for values, inferred in ((own.value_info, other.value_info), (own.output, other.output)):
+            del values[:]
+            values.extend(onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inferred)
+    return typed
 
 
 def _has_long_vector(proto: onnx.ModelProto, longest: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -44,6 +44,29 @@ def graphs_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
     for node in graph.node:
         for inner in subgraphs(node):
             yield from graphs_of(inner)
+
+
+def captured(graph: onnx.GraphProto) -> Iterable[str]:
+    """Return the names that a subgraph reads from the enclosing graphs, in the order of first use."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    found: dict[str, None] = {}
+    for node in graph.node:
+        for name in (*node.input, *(name for sub in subgraphs(node) for name in captured(sub))):
+            if name and name not in own:
+                found[name] = None
+        own.update(node.output)
+    found.update((value.name, None) for value in graph.output if value.name not in own)
+    return found
+
+
+def leading_to(nodes: Sequence[onnx.NodeProto], needed: set[str]) -> list[onnx.NodeProto]:
+    """Return copies of the nodes, of a graph in order, that make what is needed, and extend that by what they read."""
+    found = []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            needed.update(node.input, *(captured(graph) for graph in subgraphs(node)))
+            found.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    return found[::-1]
 
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -13,7 +13,7 @@ import onnx
 
 _INLINE = 1024  # bytes: a tensor that is no larger stays in the skeleton, because shape inference needs small ones
 _NESTING = 100  # protobuf's own limit
-_DATA_TYPE, _RAW_DATA = 2, 9
+_DATA_TYPE, _RAW_DATA, _DATA_LOCATION = 2, 9, 14
 _PACKED = {4: onnx.TensorProto.FLOAT, 10: onnx.TensorProto.DOUBLE}  # float_data and double_data have the same bytes as raw_data
 _CHILDREN: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
@@ -93,33 +93,47 @@ def without_large_tensors(data: Any, span: tuple[int, int], message: str, locati
     """
     if depth > _NESTING:
         raise BrokenError
+    if message == "tensor":
+        return _referring(data, span, location)
     parts: list[bytes] = []
     copied, end = span
-    values = _values(data, span) if message == "tensor" else None
     for number, wire, at, body, stop in _fields(data, copied, end):
-        if wire != 2 or stop - body <= _INLINE:
+        if wire != 2 or stop - body <= _INLINE or (child := _CHILDREN[message].get(number)) is None:
             continue
-        replacement = None
-        if message == "tensor":
-            if number == values:
-                replacement = _reference(location, body, stop - body)
-        elif (child := _CHILDREN[message].get(number)) is not None:
-            smaller = without_large_tensors(data, (body, stop), child, location, depth + 1)
-            replacement = None if smaller is None else _delimited(number, smaller)
-        if replacement is not None:
-            parts += [data[copied:at], replacement]
+        smaller = without_large_tensors(data, (body, stop), child, location, depth + 1)
+        if smaller is not None:
+            parts += [data[copied:at], _delimited(number, smaller)]
             copied = stop
     return b"".join([*parts, data[copied:end]]) if parts else None
 
 
-def _values(data: Any, span: tuple[int, int]) -> int | None:
-    """Return the number of the field that holds the values of a tensor as they are in memory.
+def _referring(data: Any, span: tuple[int, int], location: str) -> bytes | None:
+    """Return a tensor with a reference in place of its values; None if it keeps them.
 
-    None if there is no such field, or more than one.
+    The reference comes last, because the last of several values of a field counts: a file that was merged from external data
+    states the location of each tensor anew.
     """
-    found = [(number, wire, body) for number, wire, _, body, _ in _fields(data, *span)]
-    kinds = [_varint(data, body, span[1])[0] for number, wire, body in found if (number, wire) == (_DATA_TYPE, 0)]
-    fields = [number for number, _, _ in found if number == _RAW_DATA or number in _PACKED]
-    if len(fields) != 1 or (fields[0] != _RAW_DATA and _PACKED[fields[0]] not in kinds[-1:]):
+    held = _values(data, span)
+    if held is None:
         return None
-    return fields[0]
+    at, body, stop = held
+    return b"".join([data[span[0] : at], data[stop : span[1]], _reference(location, body, stop - body)])
+
+
+def _values(data: Any, span: tuple[int, int]) -> tuple[int, int, int] | None:
+    """Return start, start of the value, and end of the field that holds the values of a tensor as they are in memory.
+
+    None if there is no such field or more than one, if it is small, or if the tensor says that its values are elsewhere.
+    """
+    found = list(_fields(data, *span))
+    numbers = {_DATA_TYPE: 0, _DATA_LOCATION: onnx.TensorProto.DEFAULT}
+    for number, wire, _, body, _ in found:
+        if number in numbers and wire == 0:
+            numbers[number] = _varint(data, body, span[1])[0]
+    fields = [field for field in found if field[0] == _RAW_DATA or field[0] in _PACKED]
+    if len(fields) != 1 or numbers[_DATA_LOCATION] == onnx.TensorProto.EXTERNAL:
+        return None
+    number, wire, at, body, stop = fields[0]
+    if wire != 2 or stop - body <= _INLINE or (number != _RAW_DATA and _PACKED[number] != numbers[_DATA_TYPE]):
+        return None
+    return at, body, stop

@@ -49,6 +49,11 @@ class Worker:
         self._lock = threading.Lock()
         atexit.register(self.stop)
 
+    def prepare(self) -> None:
+        """Start the child process if it does not run, so that it imports torch while this process does something else."""
+        with self._lock:
+            self._started()
+
     def measure(
         self,
         path: Path,

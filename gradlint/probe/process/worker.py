@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from gradlint.errors import ForwardError, GradlintError
@@ -33,12 +34,14 @@ def _probe(request: dict[str, Any]) -> Any:
     from gradlint.probe.process.messages import pack, unpack, unpack_inputs  # noqa: PLC0415
     from gradlint.recipe import Recipe, Task  # noqa: PLC0415
 
-    file = read_onnx(request["path"], train=request["train"])
+    inputs = unpack_inputs(request["inputs"])
+    named = {str(spec.name) for spec in inputs}  # the parent has checked the file, and found which inputs are no weights
+    file = read_onnx(request["path"], train=request["train"], lenient=True, inputs=named)
     recipe = unpack(Recipe, request["recipe"]) if request["recipe"] else None
     return pack(
         measure_file(
             file,
-            unpack_inputs(request["inputs"]),
+            inputs,
             seeds=request["seeds"],
             seed=request["seed"],
             progress=_send_progress,
@@ -73,5 +76,7 @@ def _send(**message: Any) -> None:
 
 if __name__ == "__main__":
     _OUT, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
+    with suppress(ImportError):  # while the parent reads the file; a request says what is missing
+        import gradlint.probe.process.files  # noqa: F401 - imported for its time
     for line in sys.stdin:
         _answer(json.loads(line))

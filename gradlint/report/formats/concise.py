@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradlint.report import printable
-from gradlint.report.wording import located, place, shown, totals
+from gradlint.report.wording import located, place, scored, shown, totals
 from gradlint.result import TargetReport
 
 
@@ -20,5 +20,5 @@ def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool 
             cause = f" (caused by {finding.caused_by})" if finding.caused_by else ""
             code = f"{finding.rule} {finding.severity} {finding.name}"
             lines.append(printable(f"{located(finding) or report.target}: {code}{spot} {message}{cause}"))
-        lines.append(printable(f"{report.target}: {report.verdict}, score {report.score}/100"))
+        lines.append(printable(f"{report.target}: {report.verdict}, {scored(report)}"))
     return "\n".join([*lines, " ".join(filter(None, totals(reports, refuted=show_refuted))), ""])

@@ -14,7 +14,7 @@ from gradlint.report.chart import ASCII, BLOCKS, Row, bars, fold, layer_rows, pi
 from gradlint.report.headline import headline, is_growing, one_offs
 from gradlint.report.measurements import remarks
 from gradlint.report.table import Table
-from gradlint.report.wording import count, decimal, growths, located, place, shown, states, totals
+from gradlint.report.wording import count, decimal, growths, located, place, scored, shown, states, totals
 from gradlint.result import Confidence, Finding, Severity, TargetReport, Verdict
 
 _VERDICT_STYLE = {
@@ -24,6 +24,7 @@ _VERDICT_STYLE = {
     Verdict.NON_FINITE: "bold red",
     Verdict.UNTRAINABLE: "bold red",
     Verdict.UNSTABLE: "bold red",
+    Verdict.NOTHING_TO_TRAIN: "bold",
     Verdict.UNKNOWN: "bold magenta",
 }
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold dark_orange3", Severity.NOTE: "bold cyan"}
@@ -140,9 +141,9 @@ class _Page:
 
     def _verdict(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Line]:
         verdict = report.verdict.value.upper()
-        doubtful = report.verdict is Verdict.HEALTHY and report.score < _SOUND
+        doubtful = report.verdict is Verdict.HEALTHY and (report.score or 0) < _SOUND
         style = "bold dark_orange3" if doubtful else _VERDICT_STYLE[report.verdict]
-        score, sentence = f"   score {report.score}/100", printable(headline(report, rows))
+        score, sentence = f"   {scored(report)}", printable(headline(report, rows))
         fits = len(verdict + score + sentence) + 5 <= self.width
         yield ("  ", ""), (verdict, style), (score, "bold"), (f"   {sentence}" if fits else "", "")
         if not fits:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradlint.report import printable
-from gradlint.report.wording import place, short_path, shown, target_file
+from gradlint.report.wording import place, scored, short_path, shown, target_file
 from gradlint.result import Finding, Severity, TargetReport
 
 _COMMAND = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "notice"}
@@ -23,7 +23,7 @@ def render(reports: Sequence[TargetReport], *, version: str, show_refuted: bool 
     lines = []
     for report in reports:
         lines += [_annotation(finding, report) for finding in shown(report, refuted=show_refuted)]
-        lines.append(printable(f"{report.target}: {report.verdict}, score {report.score}/100"))
+        lines.append(printable(f"{report.target}: {report.verdict}, {scored(report)}"))
     return "\n".join([*lines, ""])
 
 

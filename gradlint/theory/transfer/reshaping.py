@@ -320,7 +320,7 @@ def _picked(call: Call, slot: int, signal: Signal) -> TransferResult | None:
         return None
     places = [np.arange(size)[item] for item, size in zip(items, signal.sizes, strict=True)]
     left = [axis for axis, item in enumerate(items) if isinstance(item, slice)]
-    if tuple(np.size(places[axis]) for axis in left) != call.sizes:
+    if tuple(np.size(places[axis]) for axis in left) != call.sizes or 0 in call.sizes:
         return None
     level, profile = signal.log_q, FLAT
     for axis, values in signal.profile.items():

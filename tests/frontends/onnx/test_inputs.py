@@ -200,3 +200,32 @@ def test_a_batch_that_statistics_are_taken_of_stays():
     values = {name: ones(3) for name in "sbmv"}
     node = helper.make_node("BatchNormalization", ["x", *"sbmv"], ["y"], training_mode=1)
     assert inputs_of([node], [("x", F32, ["n", 3, 224, 224])], values)[0].shape == (8, 3, 224, 224)
+
+
+@pytest.mark.parametrize("name", ["None", "?", "unk", "N"])
+def test_open_axes_of_one_name_are_not_equal_where_a_layer_requires_another_size(name):
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    assert inputs_of([node], [("x", F32, [name, name])], {"w": ones(7, 32)})[0].shape == (8, 7)
+
+
+def test_a_width_is_that_of_the_other_operand():
+    total = [helper.make_node("Add", ["x", "z"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    assert inputs_of(total, [("x", F32, ["a", "?"]), ("z", F32, [None, 48])], {"w": ones(48, 4)})[0].shape == (8, 48)
+    product = [helper.make_node("MatMul", ["x", "z"], ["y"])]
+    assert inputs_of(product, [("x", F32, ["a", "?"]), ("z", F32, [48, 16])], {})[0].shape == (8, 48)
+
+
+def test_a_mask_that_leads_to_an_embedding_masks_nothing():
+    nodes = [
+        helper.make_node("CumSum", ["attention_mask", "one"], ["places"]),
+        helper.make_node("Gather", ["table", "places"], ["y"]),
+    ]
+    held = {"table": ones(40, 8), "one": np.array(1)}
+    (spec,) = inputs_of(nodes, [("attention_mask", TensorProto.INT64, ["b", "t"])], held)
+    assert spec.value is not None
+    assert (spec.value == 1).all()
+
+
+def test_the_ratio_of_a_dropout_is_not_one():
+    node = helper.make_node("Dropout", ["x", "ratio"], ["y"])
+    assert inputs_of([node], [("x", F32, ["b", 8]), ("ratio", F32, [])], {})[1].value == 0.5

@@ -109,7 +109,7 @@ def test_the_bound_is_never_below_the_rank_that_onnx_infers(op_type):
 
 def test_a_node_that_is_not_one_of_its_operator_keeps_onnx_from_inferring_shapes():
     nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("SequenceMap", ["h"], ["y"], name="odd")]
-    file = read_onnx(model(nodes, [info("x", F32, [2, 2])], ["y"]))
+    file = read_onnx(model(nodes, [info("x", F32, [2, 2])], ["y"]), lenient=True)
     assert any("SequenceMap 'odd' lacks the attribute 'body'" in note for note in file.notes)
 
 

@@ -1,0 +1,82 @@
+"""Look again, on more samples, before gradients that vanish on one are taken for a fault of the model.
+
+A few samples may silence a whole layer of a sound network. Where a pass takes few of them, as in a file whose batch is fixed
+at 1, the first one may do so by chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from gradlint.frontends.base import Runnable
+from gradlint.probe.jacobian import observe
+from gradlint.result import Measurement
+
+SAMPLES = 16
+"""The fewest samples that must agree that a layer is silent: one that 4 in 100 silence passes 1 in 10^22 times."""
+
+_HALF = 0.5  # the share of dead units that symmetric weights give where all samples are alike
+
+
+def look_again(
+    model: Runnable, found: Measurement, *, seeds: int, seed: int, progress: Callable[[str], None]
+) -> tuple[Measurement, int]:
+    """Return what holds for every sample, and the seed to go on with.
+
+    Where some samples get a gradient through all layers, the measurement is that of seeds that do, with a note. Nothing is run
+    again unless a gradient is zero by its values; inputs that are all given cannot be drawn again.
+
+    Args:
+        model: The model, inside `untouched`.
+        found: What the probe measured, with `seeds` seeds from `seed` on.
+        seeds: How many seeds to draw.
+        seed: The first seed.
+        progress: Called with one line of text before each pass.
+    """
+    if not model.inputs or all(spec.value is not None for spec in model.inputs):
+        return found, seed
+    batch = max((spec.shape[0] for spec in model.inputs if len(spec.shape) > 1), default=1)
+    looks = max(seeds, math.ceil(SAMPLES / max(batch, 1)))
+    if looks > seeds and any(units.always > _HALF for units in found.units):
+        more = observe(model, seeds=looks, seed=seed, progress=progress, most=looks)
+        found = replace(found, units=more.units)
+    if not _is_silent(found):
+        return found, seed
+    seen = [observe(model, seeds=1, seed=seed + index, progress=progress, most=1) for index in range(looks)]
+    open_ones = [index for index, one in enumerate(seen) if not _is_silent(one)]
+    if not open_ones:
+        return _agreed(found, seen), seed
+    first = max(open_ones, key=lambda index: (len({*range(index, index + seeds)} & {*open_ones}), -index))
+    most = len({*range(first, first + seeds)} & {*open_ones})
+    count = seeds if 2 * most > seeds else 1
+    told = observe(model, seeds=count, seed=seed + first, progress=progress)
+    silent = [one for one in seen if _is_silent(one)]
+    places = sorted({cut.node for one in silent for cut in one.cuts if cut.depends_on_values})
+    where = f" {places[0]}" if len(places) == 1 else " a layer"
+    many = (
+        f"{len(silent)} of {looks} draws of {batch} samples silence" if batch > 1 else f"{len(silent)} of {looks} samples silence"
+    )
+    note = f"{many}{where}: the gradients of others are shown"
+    return replace(told, units=found.units if looks > seeds else told.units, notes=(*told.notes, note)), seed + first
+
+
+def _is_silent(found: Measurement) -> bool:
+    """Return whether values alone stopped a gradient."""
+    if found.nonfinite_forward is not None or found.stopped_at is not None:
+        return False
+    return found.dead or found.growth.decades == -math.inf or any(cut.depends_on_values for cut in found.cuts)
+
+
+def _agreed(found: Measurement, seen: Collection[Measurement]) -> Measurement:
+    """Return a measurement with the cuts that every look shows."""
+    cuts = []
+    for cut in found.cuts:
+        others = [next((other for other in one.cuts if other.node == cut.node), None) for one in seen]
+        if not cut.depends_on_values:
+            cuts.append(cut)
+        elif all(others):
+            starved = [set(other.starved) for other in others if other is not None]
+            cuts.append(replace(cut, starved=tuple(name for name in cut.starved if all(name in names for names in starved))))
+    return replace(found, cuts=tuple(cuts), dead=all(one.dead for one in seen))
