@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -18,7 +19,9 @@ from gradlint.frontends.base import Edit, Restartable, Tap, Tensors
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import Target, called
 from gradlint.frontends.torch import source, state
-from gradlint.frontends.torch.inputs import Feed, feed_given, feed_values, infer
+from gradlint.frontends.torch.infer.search import infer
+from gradlint.frontends.torch.infer.trial import Trial
+from gradlint.frontends.torch.inputs import Feed, feed_given, feed_values
 from gradlint.frontends.torch.record import Recorder
 from gradlint.frontends.torch.trace import eager, recording
 from gradlint.frontends.user_code import described, raising_line
@@ -105,7 +108,7 @@ class TorchRunnable:
         if feed is None:
             infer(self.module, inputs_given, self._attempt)
         elif _is_lazy(self.module):
-            self._attempt(feed)
+            self._attempt(feed, Trial())
         else:
             self._take(feed)
 
@@ -224,23 +227,28 @@ class TorchRunnable:
         self._places = [index for index, leaf in enumerate(self._leaves) if isinstance(leaf, InputSpec)]
         self.inputs = tuple(self._leaves[index] for index in self._places)
 
-    def _attempt(self, feed: Feed) -> None:
-        """Run the module once to see whether it accepts the feed. A lazy module is replaced by a copy that has its shapes."""
+    def _attempt(self, feed: Feed, trial: Trial, until: float = math.inf) -> None:
+        """Run the module once, watched, to see whether it accepts the feed; see `infer`.
+
+        A lazy module is replaced by a copy that has its shapes.
+        """
         self._take(feed)
         rng = np.random.default_rng(0)
         tensors = self._tensors([spec.draw(rng) for spec in self.inputs])
+        watching = trial.watching([str(spec.name) for spec in self.inputs], tensors, until)
         if not _is_lazy(self.module):
-            with self.untouched(), torch.no_grad():
+            with self.untouched(), torch.no_grad(), watching:
                 self._plain(self.module, tensors)
             return
         with state.untouched_process(), torch.no_grad():
             try:
-                trial = copy.deepcopy(self.module, _fresh_buffers(self.module))
+                copied = copy.deepcopy(self.module, _fresh_buffers(self.module))
             except RuntimeError as error:
                 hint = "run its forward once before handing it over"
                 raise TargetError(f"a model with lazy parameters has to be copied: {described(error)}", hint=hint) from error
-            self._plain(trial, tensors)
-        self.module = trial
+            with watching:
+                self._plain(copied, tensors)
+        self.module = copied
         self.notes.append("lazy parameters were given their shapes on a copy of the model")
 
 

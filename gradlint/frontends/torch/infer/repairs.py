@@ -1,0 +1,381 @@
+"""What to change in the arguments of a forward, from where and how a trial failed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gradlint.frontends.inputs import InputSpec
+from gradlint.frontends.torch.infer.layouts import BATCH, LARGE, LENGTH, ROUND, entries, hinted_sizes, integer, layouts
+from gradlint.frontends.torch.infer.parts import instead_of_none, mask
+from gradlint.frontends.torch.infer.trial import Trial
+
+Draft = Mapping[str, Any]  # what is passed for each argument: trees in which tensors are `InputSpec`s
+
+_PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "mv", "__rmatmul__", "dot"})
+_INDEXED = frozenset({"embedding", "gather", "index_select", "take_along_dim", "__getitem__", "scatter", "scatter_", "one_hot"})
+_LOGICAL = frozenset({"masked_fill", "masked_fill_", "where", "bitwise_not", "__invert__", "masked_select", "logical_not"})
+_RANK = re.compile(
+    r"not enough values to unpack \(expected (\d+)|too many values to unpack \(expected (\d+)|[Ee]xpected (\d+) dims|must be (\d)-?D"
+    r"|got (?:input of size|\d+)|[Ee]xpected (\d)D"
+)
+_UNPACKED = re.compile(r"values to unpack \(expected (\d+)")
+_SMALL = re.compile(r"[Kk]ernel size can't be greater|too small|should be greater|at least|less than (the )?input")
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trial that failed, with what was passed."""
+
+    module: nn.Module
+    draft: Draft
+    trial: Trial
+    error: BaseException | None
+
+    @property
+    def text(self) -> str:
+        """The message of the error with its type; empty if the forward ran but mixed samples."""
+        return f"{type(self.error).__name__}: {self.error}" if self.error is not None else ""
+
+    @property
+    def specs(self) -> dict[str, InputSpec]:
+        """The specification of each tensor that was passed, by its name."""
+        return {str(leaf.name): leaf for leaf in pytree.tree_leaves(dict(self.draft)) if isinstance(leaf, InputSpec)}
+
+    def with_spec(self, name: str, **changed: Any) -> Draft:
+        """Return the draft with one specification changed. Values that were made for another shape are dropped."""
+        old = self.specs[name]
+        if "value" not in changed and old.value is not None and changed.get("shape", old.shape) != old.shape:
+            changed["value"] = None
+        return self._mapped(name, replace(old, **changed))
+
+    def with_argument(self, name: str, value: Any) -> Draft:
+        """Return the draft with another value for an argument."""
+        return {**self.draft, name: value}
+
+    def _mapped(self, name: str, new: InputSpec) -> Draft:
+        mapped: Draft = pytree.tree_map(
+            lambda leaf: new if isinstance(leaf, InputSpec) and leaf.name == name else leaf, dict(self.draft)
+        )
+        return mapped
+
+    def direct(self, tensor: Any) -> str | None:
+        """Return the name of the input whose shape a tensor still has, if it comes from a single one."""
+        names = self.trial.sources(tensor)
+        return names[0] if len(names) == 1 and names[0] in self.specs and self.specs[names[0]].shape == tuple(tensor.shape) else None
+
+    def movable(self, tensor: Any) -> list[str]:
+        """Return the inputs that a tensor comes from and that the user did not give."""
+        return [name for name in self.trial.sources(tensor) if name in self.specs and not self.specs[name].given]
+
+
+def repaired(case: Case) -> Iterator[Draft]:
+    """Yield drafts with one thing changed, the likeliest to help first."""
+    for repair in _REPAIRS if case.trial.calls or case.trial.function else (_of_structure, _of_none, _of_rank, _of_anything):
+        yield from repair(case)
+
+
+def _of_layer(case: Case) -> Iterator[Draft]:
+    """What a layer was given directly takes the layouts of that layer; what was computed takes the width of its weight."""
+    if not case.trial.layers:
+        return
+    layer, args = case.trial.layers[-1]
+    known = layouts(layer)
+    if not known or not args or not isinstance(args[0], Tensor):
+        return
+    tensor = args[0]
+    name = case.direct(tensor)
+    if name is not None and not case.specs[name].given:
+        for dtype, shape, below in known:
+            yield case.with_spec(name, dtype=dtype, shape=shape, below=below, value=None)
+        return
+    dtype, shape, below = known[0]
+    if dtype == "int64":
+        yield from _as_indices(case, tensor, below)
+        return
+    image = len(shape) > 2 and not isinstance(layer, (nn.RNNBase, nn.MultiheadAttention))
+    if image and tensor.ndim != len(shape):
+        yield from _with_rank(case, tensor, len(shape))
+    elif tensor.ndim > 1 and tensor.shape[axis := 1 if image else -1] != shape[axis]:
+        yield from _fit(case, tensor, axis, shape[axis])
+
+
+def _of_product(case: Case) -> Iterator[Draft]:
+    """The inner sizes of a product agree."""
+    operands = [value for value in case.trial.args if isinstance(value, Tensor)]
+    if case.trial.function not in _PRODUCTS or len(operands) < 2:
+        return
+    left, right = operands[-2:] if case.trial.function in {"addmm", "baddbmm"} else operands[:2]
+    inner = -1 if case.trial.function == "linear" or right.ndim < 2 else -2
+    if left.ndim and right.ndim and left.shape[-1] != right.shape[inner]:
+        yield from _fit(case, left, -1, right.shape[inner])
+        yield from _fit(case, right, inner, left.shape[-1])
+    for one, other in ((left, right), (right, left)):
+        if one.ndim > 2 and other.ndim > 2 and one.shape[0] != other.shape[0]:
+            yield from _fit(case, one, 0, other.shape[0])
+        if one.ndim != other.ndim and other.ndim > 1:
+            yield from _with_rank(case, one, other.ndim)
+
+
+def _of_broadcast(case: Case) -> Iterator[Draft]:
+    """Operands of one operator, and tensors that are joined or compared, agree in their sizes."""
+    operands = [value for value in pytree.tree_leaves(list(case.trial.args)) if isinstance(value, Tensor)]
+    if case.trial.function in _PRODUCTS | {"", *_INDEXED} or re.search("conv|pool", case.trial.function):
+        operands = case.trial.asked[-2:] if not case.trial.function else []
+    if len(operands) < 2 or case.error is None:
+        return
+    pairs = [(operands[0], other) for other in operands[1:]]
+    for one, other in [*pairs, *((other, one) for one, other in pairs)]:
+        if case.direct(one) and one.ndim != other.ndim:
+            yield from _with_rank(case, one, other.ndim)
+        for axis in range(1, min(one.ndim, other.ndim) + 1):
+            if one.shape[-axis] != other.shape[-axis]:
+                yield from _fit(case, one, -axis, other.shape[-axis])
+
+
+def _of_view(case: Case) -> Iterator[Draft]:
+    """A view to fixed sizes says how many values a sample has."""
+    if case.error is None and case.trial.mixed is not None:
+        tensor, row = case.trial.mixed
+        yield from _with_values(case, tensor, row)
+    elif case.trial.function in {"view", "reshape", "unflatten"} and isinstance(case.trial.args[0], Tensor):
+        sizes = [size for size in map(integer, pytree.tree_leaves(list(case.trial.args[1:]))) if size is not None]
+        row = 1
+        for size in sizes[1:]:
+            row *= size if size > 0 else 1
+        yield from _with_values(case, case.trial.args[0], row)
+
+
+def _with_values(case: Case, tensor: Tensor, row: int) -> Iterator[Draft]:
+    """Bring a sample of a tensor to `row` values by the sizes of the inputs that it comes from."""
+    values = tensor.numel() / max(tensor.shape[0], 1)
+    for name in case.movable(tensor):
+        yield from _resized(case, name, row / max(values, 1.0))
+        if len(case.specs[name].shape) == 2 and case.direct(tensor):
+            yield case.with_spec(name, shape=(BATCH, row))
+
+
+def _of_indices(case: Case) -> Iterator[Draft]:
+    """Indices are integers under the size of what they index."""
+    function, args = case.trial.function, case.trial.args
+    if function not in _INDEXED or not args:
+        return
+    if function == "embedding":
+        yield from _as_indices(case, args[0], int(args[1].shape[0]))
+    elif function == "one_hot":
+        yield from _as_indices(case, args[0], next((size for size in map(integer, args[1:]) if size), None))
+    elif isinstance(args[0], Tensor):
+        dim = next((size for size in map(integer, args[1:2]) if size is not None), 0)
+        for index in pytree.tree_leaves(list(args[1:])):
+            if isinstance(index, Tensor) and args[0].ndim:
+                yield from _as_indices(case, index, int(args[0].shape[dim if abs(dim) < args[0].ndim else 0]))
+
+
+def _as_indices(case: Case, tensor: Any, below: int | None) -> Iterator[Draft]:
+    for name in case.movable(tensor):
+        spec = case.specs[name]
+        if spec.dtype != "int64" or spec.below != below:
+            table = spec.dtype == "float32" and len(spec.shape) > 1 and case.trial.function != "one_hot"
+            for shape in ((BATCH, LENGTH), (BATCH,)) if table else (spec.shape, (BATCH,)):
+                yield case.with_spec(name, dtype="int64", below=below, shape=shape, value=None)
+
+
+def _of_dtype(case: Case) -> Iterator[Draft]:
+    """Conditions are booleans, and what is multiplied with weights is of their kind."""
+    names = [name for value in case.trial.args for name in case.movable(value)]
+    for name in dict.fromkeys(names):
+        spec = case.specs[name]
+        if case.trial.function in _LOGICAL and spec.dtype != "bool" and not ("where" in case.trial.function and "index" in case.text):
+            yield case.with_spec(name, dtype="bool", below=None, value=mask(name, spec.shape).value)
+        if re.search(r"dtype|scalar type|[Tt]ype|Long|Int", case.text) and spec.dtype.startswith(("int", "bool")):
+            yield case.with_spec(name, dtype="float32", below=None, value=None)
+            if len(spec.shape) == 2:
+                yield case.with_spec(name, dtype="float32", below=None, shape=(BATCH,), value=None)
+
+
+def _of_target(case: Case) -> Iterator[Draft]:
+    """The second argument of a loss follows from the first."""
+    if "loss" not in case.trial.function and "entropy" not in case.trial.function:
+        return
+    tensors = [value for value in case.trial.args if isinstance(value, Tensor)]
+    if len(tensors) < 2:
+        return
+    output = tensors[0]
+    for name in case.movable(tensors[1]):
+        classes = (output.shape[0], *output.shape[2:])
+        kinds: list[tuple[str, tuple[int, ...], int | None]] = [("int64", classes, output.shape[1])] if output.ndim > 1 else []
+        for dtype, shape, below in (*kinds, ("float32", tuple(output.shape), None)):
+            yield case.with_spec(name, dtype=dtype, shape=shape, below=below, value=None)
+
+
+def _of_rank(case: Case) -> Iterator[Draft]:
+    """A shape that is unpacked says how many axes there are; so do an index and an error."""
+    rank = next((int(size) for size in (_RANK.search(case.text) or re.match("", "")).groups() if size), None)  # type: ignore[union-attr]
+    asked = [*reversed(case.trial.asked), *(value for value in case.trial.args if isinstance(value, Tensor))]
+    if case.trial.function == "__getitem__":
+        tensor, index = case.trial.args[0], case.trial.args[1]
+        count = sum(part is not None and part is not Ellipsis for part in index) if isinstance(index, tuple) else 1
+        if isinstance(index, str):
+            yield from _as_dict(case, tensor, index)
+        elif count > tensor.ndim:
+            yield from _with_rank(case, tensor, count)
+    elif case.trial.function in {"permute", "transpose", "movedim"} or "Dimension out of range" in case.text:
+        sizes = [size for size in map(integer, pytree.tree_leaves(list(case.trial.args[1:]))) if size is not None]
+        for tensor in asked[-1:]:
+            wanted = len(sizes) if case.trial.function == "permute" else 1 + max((abs(size) for size in sizes), default=2)
+            yield from _with_rank(case, tensor, max(wanted, 2))
+    if rank is not None:
+        for tensor in asked[:2]:
+            yield from _with_rank(case, tensor, rank + ("dims must" in case.text))
+
+
+def _as_dict(case: Case, tensor: Any, key: str) -> Iterator[Draft]:
+    for name in case.movable(tensor):
+        if name in case.draft:
+            yield case.with_argument(name, {key: replace(case.specs[name], name=f"{name}.{key}")})
+
+
+def _of_structure(case: Case) -> Iterator[Draft]:
+    """What is unpacked is a tuple, what is looked up by a key is a mapping, and what counts is a number."""
+    unpacked = _UNPACKED.search(case.text)
+    for name, value in case.draft.items():
+        if isinstance(value, InputSpec) and not value.given:
+            if unpacked and not value.name.endswith("mask"):  # type: ignore[union-attr]
+                count = int(unpacked[1])
+                yield case.with_argument(name, tuple(replace(value, name=f"{name}.{index}") for index in range(count)))
+            if re.search(r"interpreted as an integer|converted to an index|slice indices must be integers", case.text):
+                yield case.with_argument(name, 1)
+            if "must be tuple of Tensors" in case.text or "expected a non-empty list" in case.text:
+                yield case.with_argument(name, [replace(value, name=f"{name}.0")])
+        elif isinstance(value, dict) and isinstance(case.error, KeyError) and isinstance(case.error.args[0], str) and value:
+            key, first = case.error.args[0], next(iter(value.values()))
+            if isinstance(first, InputSpec) and key not in value:
+                yield case.with_argument(name, {**value, key: replace(first, name=f"{name}.{key}")})
+
+
+def _of_none(case: Case) -> Iterator[Draft]:
+    """What was left out by None is needed after all."""
+    shapes = [spec.shape for spec in case.specs.values() if spec.shape]
+    batch = shapes[0][0] if shapes else BATCH
+    length = next((shape[1] for shape in shapes if len(shape) > 1), LENGTH)
+    for name, value in case.draft.items():
+        if value is None and ("None" in case.text or case.error is not None):
+            for other in instead_of_none(case.module, name, batch, length):
+                yield case.with_argument(name, other)
+
+
+def _of_asserted(case: Case) -> Iterator[Draft]:
+    """Sizes that the error or the module names, and adjacency matrices and masks of more axes."""
+    if case.error is None:
+        return
+    numbers = [int(number) for number in _NUMBER.findall(str(case.error)) if 4 <= int(number) <= 1024]
+    for name, spec in case.specs.items():
+        if spec.given:
+            continue
+        if spec.value is not None and len(spec.shape) == 2 and spec.shape[0] == spec.shape[1]:
+            for index in ((..., None), (None, ...), (slice(None), slice(None), None)):
+                yield case.with_spec(name, value=spec.value[index], shape=spec.value[index].shape)
+        if len(spec.shape) > 2 and spec.dtype.startswith(("float", "bfloat")):
+            fixed = spec.shape[:2]
+            least = spec.shape[-1] if _SMALL.search(case.text) else 0
+            sizes = (*hinted_sizes(case.module), *(() if least else numbers), *(LARGE if least else ROUND))
+            for size in dict.fromkeys(size for size in sizes if size > least):
+                yield case.with_spec(name, shape=(*fixed, *(size,) * (len(spec.shape) - 2)))
+        if len(spec.shape) == 3 or (len(spec.shape) == 2 and spec.dtype == "int64"):
+            for size in dict.fromkeys((*hinted_sizes(case.module), *numbers)):
+                yield case.with_spec(name, shape=(spec.shape[0], size, *spec.shape[2:]))
+
+
+def _of_anything(case: Case) -> Iterator[Draft]:
+    """Other layouts that a layer of the module can read, for one argument at a time."""
+    for name, spec in case.specs.items():
+        if not spec.given and case.error is not None:
+            for each in entries(case.module):
+                dtype, shape, below = each[0]
+                yield case.with_spec(name, dtype=dtype, shape=shape, below=below, value=None)
+
+
+def _fit(case: Case, tensor: Tensor, axis: int, needed: int) -> Iterator[Draft]:
+    """Change the inputs of a tensor so that it has `needed` entries along an axis, where it has others now."""
+    actual, needed = int(tensor.shape[axis]), int(needed)
+    names = case.movable(tensor)
+    first = axis in {0, -tensor.ndim}
+    for name in names:
+        shape = case.specs[name].shape
+        for place in reversed(range(len(shape))):
+            if shape[place] == actual and (place > 0 or first or len(shape) == 1) and actual != needed:
+                yield case.with_spec(name, shape=(*shape[:place], needed, *shape[place + 1 :]))
+    widths = [case.specs[name].shape[-1] for name in names if case.specs[name].shape]
+    if len(names) > 1 and sum(widths) == actual and needed >= len(names):
+        share, rest = divmod(needed, len(names))
+        draft: Draft = case.draft
+        for place, name in enumerate(names):
+            shape = case.specs[name].shape
+            draft = replace(case, draft=draft).with_spec(name, shape=(*shape[:-1], share + (rest if place == 0 else 0)))
+        yield draft
+    for name in names:
+        shape = case.specs[name].shape
+        if shape and (shape[-1] * needed) % max(actual, 1) == 0 and len(shape) <= 3 and actual:
+            yield case.with_spec(name, shape=(*shape[:-1], shape[-1] * needed // actual))
+        yield from _resized(case, name, needed / max(actual, 1), flat=tensor.ndim <= 3)
+
+
+def _resized(case: Case, name: str, ratio: float, *, flat: bool = True) -> Iterator[Draft]:
+    """Scale the axes behind the channels so that the number of values changes by a ratio; `flat`: they are joined in one axis."""
+    shape = case.specs[name].shape
+    axes = len(shape) - 2
+    if axes < 1 or not 1e-4 < ratio < 1e4:
+        return
+    guess = shape[-1] * ratio ** (1 / axes if flat else 1)
+    near = round(guess)
+    for size in dict.fromkeys((near, near + 1, near - 1, near + 2, near - 2, near + 4, near - 4)):
+        if 1 <= size <= 2048 and size != shape[-1]:
+            yield case.with_spec(name, shape=(*shape[:2], *(size,) * axes))
+    if axes == 1 and round(shape[1] * ratio) >= 1:
+        yield case.with_spec(name, shape=(shape[0], round(shape[1] * ratio), shape[2]))
+
+
+def _with_rank(case: Case, tensor: Any, rank: int) -> Iterator[Draft]:
+    """Change the inputs of a tensor so that it has another number of axes."""
+    for name in case.movable(tensor):
+        spec = case.specs[name]
+        wanted = len(spec.shape) + rank - tensor.ndim
+        if not 1 <= wanted <= 5 or wanted == len(spec.shape):
+            continue
+        for each in entries(case.module):
+            for dtype, shape, below in each:
+                if len(shape) == wanted and dtype == spec.dtype:
+                    yield case.with_spec(name, shape=shape, below=below)
+                    break
+        if wanted < len(spec.shape):
+            yield case.with_spec(name, shape=(*spec.shape[: wanted - 1], spec.shape[-1]))
+            yield case.with_spec(name, shape=spec.shape[:wanted])
+        else:
+            more = (LENGTH,) * (wanted - len(spec.shape))
+            if wanted > 3 and spec.dtype != "int64":
+                for channels in (3, 1):
+                    yield case.with_spec(name, shape=(spec.shape[0], channels, *(64,) * (wanted - 2)))
+            yield case.with_spec(name, shape=(*spec.shape[:1], *more, *spec.shape[1:]))
+            yield case.with_spec(name, shape=(*spec.shape, *more))
+
+
+_REPAIRS: tuple[Callable[[Case], Iterator[Draft]], ...] = (
+    _of_view,
+    _of_layer,
+    _of_target,
+    _of_indices,
+    _of_product,
+    _of_dtype,
+    _of_rank,
+    _of_broadcast,
+    _of_structure,
+    _of_none,
+    _of_asserted,
+    _of_anything,
+)
