@@ -106,7 +106,7 @@ class TorchRunnable:
         elif inputs_given:
             feed = feed_given(self.module, inputs_given)
         if feed is None:
-            infer(self.module, inputs_given, self._attempt)
+            self._take(infer(self.module, inputs_given, self._attempt))
         elif _is_lazy(self.module):
             self._attempt(feed, Trial())
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,15 +96,16 @@ def fallback(module: nn.Module) -> list[Layout]:
 
 
 def last_resorts(module: nn.Module) -> list[Layout]:
-    """Return layouts to try after those of the layers: images of three and one channels, and tokens."""
+    """Return layouts to try after those of the layers: images with the channels that the module names, three or one, and tokens."""
     size = next(iter(hinted_sizes(module)), SIZES[2][0])
-    images = [("float32", (BATCH, channels, size, size), None) for channels in (3, 1)]
+    named = setting(module, "in_channels", "channels", "in_chans", "num_channels", "image_channels")
+    images = [("float32", (BATCH, channels, size, size), None) for channels in dict.fromkeys((named or 3, 3, 1))]
     table = next((integer(layer.num_embeddings) for layer in module.modules() if isinstance(layer, nn.Embedding)), None)
     volume = ("float32", (BATCH, 3, SIZES[3][0], size, size), None)
     return [*images, ("int64", (BATCH, LENGTH), table or 2), ("int64", (BATCH,), table or 2), volume]
 
 
-_SIZE_NAMES = ("size", "length", "len", "resolution", "ctx", "steps")
+_SIZE_NAME = re.compile(r"(image|img|input|seq|sequence|block|sample|context).*(size|len|length|resolution)$|^(max_)?len(gth)?$|resolution$|_ctx$")
 
 
 def hinted_sizes(module: nn.Module) -> Iterator[int]:
@@ -111,7 +113,7 @@ def hinted_sizes(module: nn.Module) -> Iterator[int]:
     seen = set()
     for owner in (module, *settings(module)):
         for key, value in vars(owner).items() if hasattr(owner, "__dict__") else ():
-            if key.lower().endswith(_SIZE_NAMES):
+            if _SIZE_NAME.search(key.lower()):
                 for entry in value if isinstance(value, (tuple, list)) else (value,):
                     size = integer(entry)
                     if size is not None and 4 <= size <= 1024 and size not in seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.torch.infer.layouts import BATCH, LENGTH, layouts, setting, spec
+from gradlint.frontends.torch.infer.layouts import BATCH, LENGTH, entries, layouts, setting, spec
+from gradlint.frontends.torch.inputs import parameters
 
 _MASK = re.compile(r"mask")
 _STATE = re.compile(r"^(h|c|hx|cx|hc|h0|c0|h_0|c_0|hn|prev|.*state.*|.*hidden.*|.*cache.*|mem|mems|past.*|carry)$")
@@ -32,7 +34,8 @@ def planned(module: nn.Module, parameter: inspect.Parameter) -> Any:
     plain = _plain(parameter.annotation)
     if plain is not None:
         return plain
-    if "Optional" in annotation or "None" in annotation or _MASK.search(name) or _STATE.match(name):
+    state = _STATE.match(name) and next(iter(parameters(module)), parameter).name != parameter.name
+    if "Optional" in annotation or "None" in annotation or _MASK.search(name) or state:
         return None
     if _ADJACENCY.match(name):
         return adjacency(parameter.name, BATCH)
@@ -90,7 +93,7 @@ def instead_of_none(module: nn.Module, name: str, batch: int, length: int) -> li
             found += _states(name, (batch, int(layer.hidden_size)))[:: -1 if isinstance(layer, nn.LSTMCell) else 1]
     width = setting(module, "hidden_size", "hidden_dim", "d_model", "n_embd", "hidden")
     found += _states(name, (batch, width)) if width else []
-    return found or [InputSpec(name, "float32", (batch, length))]
+    return [*found, *(spec(name, each[0]) for each in islice(entries(module), 3))]
 
 
 def _states(name: str, shape: tuple[int, ...], rows_of_cell: tuple[int, ...] | None = None) -> list[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.torch.infer.layouts import BATCH, LARGE, LENGTH, ROUND, entries, hinted_sizes, integer, layouts
+from gradlint.frontends.torch.infer.layouts import BATCH, LARGE, LENGTH, ROUND, entries, hinted_sizes, integer, last_resorts, layouts
 from gradlint.frontends.torch.infer.parts import instead_of_none, mask
 from gradlint.frontends.torch.infer.trial import Trial
 
@@ -76,9 +76,25 @@ class Case:
 
 
 def repaired(case: Case) -> Iterator[Draft]:
-    """Yield drafts with one thing changed, the likeliest to help first."""
-    for repair in _REPAIRS if case.trial.calls or case.trial.function else (_of_structure, _of_none, _of_rank, _of_anything):
-        yield from repair(case)
+    """Yield drafts with one thing changed, the likeliest to help first, and then in all inputs that are alike."""
+    repairs = _REPAIRS if case.trial.calls or case.trial.function else (_of_structure, _of_none, _of_rank, _of_anything)
+    for repair in repairs:
+        for draft in repair(case):
+            yield draft
+            yield from _alike(case, draft)
+
+
+def _alike(case: Case, draft: Draft) -> Iterator[Draft]:
+    """Yield a draft in which the inputs that had the layout of the one that was changed are changed with it."""
+    after = replace(case, draft=draft).specs
+    changed = [name for name, spec in case.specs.items() if name in after and after[name].text != spec.text]
+    if len(changed) == 1:
+        before, new = case.specs[changed[0]], after[changed[0]]
+        others = [name for name, spec in after.items() if not spec.given and spec.text == before.text]
+        if others:
+            for name in others:
+                draft = replace(case, draft=draft).with_spec(name, dtype=new.dtype, shape=new.shape, below=new.below, value=None)
+            yield draft
 
 
 def _of_layer(case: Case) -> Iterator[Draft]:
@@ -264,6 +280,10 @@ def _of_none(case: Case) -> Iterator[Draft]:
     shapes = [spec.shape for spec in case.specs.values() if spec.shape]
     batch = shapes[0][0] if shapes else BATCH
     length = next((shape[1] for shape in shapes if len(shape) > 1), LENGTH)
+    absent = [name for name, value in case.draft.items() if value is None and "mask" not in name]
+    if len(absent) > 1 and case.error is not None:
+        for others in zip(*(instead_of_none(case.module, name, batch, length) for name in absent), strict=False):
+            yield {**case.draft, **dict(zip(absent, others, strict=True))}
     for name, value in case.draft.items():
         if value is None and ("None" in case.text or case.error is not None):
             for other in instead_of_none(case.module, name, batch, length):
@@ -310,7 +330,8 @@ def _fit(case: Case, tensor: Tensor, axis: int, needed: int) -> Iterator[Draft]:
         shape = case.specs[name].shape
         for place in reversed(range(len(shape))):
             if shape[place] == actual and (place > 0 or first or len(shape) == 1) and actual != needed:
-                yield case.with_spec(name, shape=(*shape[:place], needed, *shape[place + 1 :]))
+                alike = len(shape) > 3 and place > 1  # images stay square
+                yield case.with_spec(name, shape=(*shape[:2], *(needed,) * (len(shape) - 2)) if alike else (*shape[:place], needed, *shape[place + 1 :]))
     widths = [case.specs[name].shape[-1] for name in names if case.specs[name].shape]
     if len(names) > 1 and sum(widths) == actual and needed >= len(names):
         share, rest = divmod(needed, len(names))
@@ -319,8 +340,14 @@ def _fit(case: Case, tensor: Tensor, axis: int, needed: int) -> Iterator[Draft]:
             shape = case.specs[name].shape
             draft = replace(case, draft=draft).with_spec(name, shape=(*shape[:-1], share + (rest if place == 0 else 0)))
         yield draft
+        for name in names:
+            shape = case.specs[name].shape
+            if shape and shape[-1] + needed - actual > 0:
+                yield case.with_spec(name, shape=(*shape[:-1], shape[-1] + needed - actual))
     for name in names:
         shape = case.specs[name].shape
+        if len(shape) > 3 and (shape[1] * needed) % max(actual, 1) == 0:
+            yield case.with_spec(name, shape=(shape[0], shape[1] * needed // actual, *shape[2:]))
         if shape and (shape[-1] * needed) % max(actual, 1) == 0 and len(shape) <= 3 and actual:
             yield case.with_spec(name, shape=(*shape[:-1], shape[-1] * needed // actual))
         yield from _resized(case, name, needed / max(actual, 1), flat=tensor.ndim <= 3)
@@ -359,8 +386,10 @@ def _with_rank(case: Case, tensor: Any, rank: int) -> Iterator[Draft]:
         else:
             more = (LENGTH,) * (wanted - len(spec.shape))
             if wanted > 3 and spec.dtype != "int64":
-                for channels in (3, 1):
-                    yield case.with_spec(name, shape=(spec.shape[0], channels, *(64,) * (wanted - 2)))
+                for dtype, shape, _ in last_resorts(case.module):
+                    if len(shape) == wanted:
+                        yield case.with_spec(name, dtype=dtype, shape=shape, value=None)
+                continue
             yield case.with_spec(name, shape=(*spec.shape[:1], *more, *spec.shape[1:]))
             yield case.with_spec(name, shape=(*spec.shape, *more))
 

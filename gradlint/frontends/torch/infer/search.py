@@ -32,6 +32,7 @@ _DEPTH = 14  # how many repairs may follow each other
 _STALLED = 3  # how many repairs in a row may come no further
 _PATIENCE = 250  # how many trials in a row may come no further than the best before,
 _IDLE = 4.0  # and seconds
+_TURNS = 3  # one trial in so many is a fresh guess, the others are repairs
 
 Attempt = Callable[[Feed, Trial, float], None]
 
@@ -69,10 +70,16 @@ class _Search:
             for example in stored.examples(self.module):
                 if self._runs(example, {}, 0, 0, 0):
                     return example
-        for place, draft in enumerate(self._guesses()):
-            heapq.heappush(self.queue, (place * 1e-3, next(self.order), 0, 0, draft))
-        while self.queue and perf_counter() < min(self.end, self.gained + _IDLE) and self.vain < _PATIENCE:
-            _, _, depth, stalled, draft = heapq.heappop(self.queue)
+        guesses = self._guesses()
+        for turn in count():
+            if perf_counter() > min(self.end, self.gained + _IDLE) or self.vain > _PATIENCE:
+                break
+            depth, stalled = 0, 0
+            draft = next(guesses, None) if turn % _TURNS == 0 or not self.queue else None
+            if draft is None:
+                if not self.queue:
+                    break
+                _, _, depth, stalled, draft = heapq.heappop(self.queue)
             whole = self._completed(draft)
             text = repr(pytree.tree_map(lambda leaf: (leaf.name, leaf.text) if isinstance(leaf, InputSpec) else leaf, whole))
             if text in self.seen:
@@ -113,7 +120,7 @@ class _Search:
         if depth < _DEPTH and stalled <= _STALLED and draft:
             case = Case(self.module, {**self._completed(draft)}, trial, error)
             priority = -float(trial.calls) + 2.0 * stalled
-            for place, repair in enumerate(islice(repaired(case), 60)):
+            for place, repair in enumerate(islice(repaired(case), 80)):
                 item = (priority + 0.05 * place, next(self.order), depth + 1, stalled, _Reached(repair, trial.calls))
                 heapq.heappush(self.queue, item)
         return False

@@ -17,17 +17,25 @@ _AUDIO_LENGTHS = (4000, 8000, 16000)  # samples of an audio signal
 
 
 def examples(module: nn.Module) -> Iterator[Feed]:
-    """Yield inputs like Lightning's `example_input_array`, and of the input size that timm stores with its models."""
-    example = getattr(module, "example_input_array", None)
+    """Yield the inputs that a module holds: `example_input_array` as of Lightning, `dummy_inputs`, and the input size of timm."""
+    names = ["example_input_array", *(["dummy_inputs"] if not hasattr(module, "main_input_name") else [])]
+    for name in names:
+        try:
+            yield from _feeds(getattr(module, name, None))
+        except Exception:  # noqa: BLE001, S112 - a property of the user's that raises holds no example
+            continue
+    size = (getattr(module, "pretrained_cfg", None) or {}).get("input_size") if hasattr(module, "pretrained_cfg") else None
+    if size:
+        yield Feed((InputSpec("x", "float32", (BATCH, *size)),))
+
+
+def _feeds(example: Any) -> Iterator[Feed]:
     if isinstance(example, Tensor):
         yield Feed((_redrawn("input", example),))
     elif isinstance(example, (tuple, list)) and all(isinstance(item, Tensor) for item in example):
         yield Feed(tuple(_redrawn(f"input.{index}", item) for index, item in enumerate(example)))
-    elif isinstance(example, dict) and all(isinstance(item, Tensor) for item in example.values()):
+    elif isinstance(example, dict) and example and all(isinstance(item, Tensor) for item in example.values()):
         yield Feed((), {name: _redrawn(name, item) for name, item in example.items()})
-    size = (getattr(module, "pretrained_cfg", None) or {}).get("input_size") if hasattr(module, "pretrained_cfg") else None
-    if size:
-        yield Feed((InputSpec("x", "float32", (BATCH, *size)),))
 
 
 def _redrawn(name: str, example: Tensor) -> InputSpec:
@@ -46,7 +54,7 @@ def from_config(module: nn.Module, taken: list[inspect.Parameter]) -> Iterator[d
         names += [name for name in ("input_ids", "pixel_values") if name in accepted and name != main]
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
         names.append("decoder_input_ids")
-    for samples in _AUDIOLENGTHS:
+    for samples in _AUDIO_LENGTHS:
         found = {name: spec for name in names if (spec := _config_spec(name, config, samples)) is not None}
         if found:
             yield found

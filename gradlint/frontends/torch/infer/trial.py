@@ -108,7 +108,7 @@ class _Watch(TorchFunctionMode):
             trial.mark(outcome, names)
             if name not in _SHAPES and len(names) == 1:
                 trial.uses.setdefault(names[0], []).append(name)
-        if name in _VIEWS and trial.mixed is None and isinstance(outcome, Tensor):
+        if name in _VIEWS and trial.mixed is None and pytree.tree_leaves(list(args[1:]))[:1] == [-1]:
             trial.mixed = _mixed(args[0], outcome)
         return outcome
 
