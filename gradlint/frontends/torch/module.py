@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from gradlint.frontends.torch.trace import eager, recording
 from gradlint.frontends.user_code import described, raising_line
 from gradlint.graph import Graph
 
+_DRAWN = 1 << 16  # how many values are drawn for a trial of inferred inputs
 _STRATEGIES: Mapping[str, Mapping[str, bool]] = {  # ways to capture the graph, in the order in which they are tried
     "calls": {"gaps": False},  # complete unless a tensor is lost; recording gaps costs time, and imports torch's compiler
     "full": {},
@@ -233,8 +235,7 @@ class TorchRunnable:
         A lazy module is replaced by a copy that has its shapes.
         """
         self._take(feed)
-        rng = np.random.default_rng(0)
-        tensors = self._tensors([spec.draw(rng) for spec in self.inputs])
+        tensors = self._tensors([_for_trial(spec) for spec in self.inputs])
         watching = trial.watching([str(spec.name) for spec in self.inputs], tensors, until)
         if not _is_lazy(self.module):
             with self.untouched(), torch.no_grad(), watching:
@@ -259,6 +260,12 @@ class _LostTensorError(Exception):
 def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call the module. The search for the user's line ends at this frame, because frames above it are not the model's."""
     return module(*args, **kwargs)
+
+
+def _for_trial(spec: InputSpec) -> Any:
+    """Return an array to try a forward on: of large arrays only the first values are drawn, and repeated."""
+    rng, several = np.random.default_rng(0), math.prod(spec.shape) > _DRAWN and spec.value is None
+    return np.resize(replace(spec, shape=(_DRAWN,)).draw(rng), spec.shape) if several else spec.draw(rng)
 
 
 def _fresh_buffers(module: nn.Module) -> dict[int, Any]:

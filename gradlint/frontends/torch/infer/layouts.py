@@ -96,7 +96,7 @@ def fallback(module: nn.Module) -> list[Layout]:
 
 
 def last_resorts(module: nn.Module) -> list[Layout]:
-    """Return layouts to try after those of the layers: images with the channels that the module names, three or one, and tokens."""
+    """Return layouts to try after those of the layers: images, with the channels that the module names first, and tokens."""
     size = next(iter(hinted_sizes(module)), SIZES[2][0])
     named = setting(module, "in_channels", "channels", "in_chans", "num_channels", "image_channels")
     images = [("float32", (BATCH, channels, size, size), None) for channels in dict.fromkeys((named or 3, 3, 1))]
@@ -105,7 +105,9 @@ def last_resorts(module: nn.Module) -> list[Layout]:
     return [*images, ("int64", (BATCH, LENGTH), table or 2), ("int64", (BATCH,), table or 2), volume]
 
 
-_SIZE_NAME = re.compile(r"(image|img|input|seq|sequence|block|sample|context).*(size|len|length|resolution)$|^(max_)?len(gth)?$|resolution$|_ctx$")
+_SIZE_NAME = re.compile(
+    r"(image|img|input|seq|sequence|block|sample|context).*(size|len|length|resolution)$|^(max_)?len(gth)?$|resolution$|_ctx$"
+)
 
 
 def hinted_sizes(module: nn.Module) -> Iterator[int]:

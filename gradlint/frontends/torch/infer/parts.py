@@ -44,11 +44,26 @@ def planned(module: nn.Module, parameter: inspect.Parameter) -> Any:
     if _LENGTHS.match(name):
         return InputSpec(parameter.name, "int64", (BATCH,), value=np.full(BATCH, LENGTH, np.int64))
     if _TIME.match(name):
-        return InputSpec(parameter.name, "int64", (BATCH,), setting(module, "num_timesteps", "timesteps", "n_steps") or _table(module, name) or 100)
+        return InputSpec(
+            parameter.name,
+            "int64",
+            (BATCH,),
+            setting(module, "num_timesteps", "timesteps", "n_steps") or _table(module, name) or 100,
+        )
     if _LABEL.match(name):
-        return InputSpec(parameter.name, "int64", (BATCH,), setting(module, "num_classes", "n_classes", "num_labels") or _table(module, name) or 2)
+        return InputSpec(
+            parameter.name,
+            "int64",
+            (BATCH,),
+            setting(module, "num_classes", "n_classes", "num_labels") or _table(module, name) or 2,
+        )
     if _TOKENS.match(name):
-        return InputSpec(parameter.name, "int64", (BATCH, LENGTH), setting(module, "vocab_size", "n_vocab", "num_tokens") or _table(module, name) or 2)
+        return InputSpec(
+            parameter.name,
+            "int64",
+            (BATCH, LENGTH),
+            setting(module, "vocab_size", "n_vocab", "num_tokens") or _table(module, name) or 2,
+        )
     own = next((found for path, layer in module.named_modules() if _named_after(path, name) and (found := layouts(layer))), None)
     return spec(parameter.name, own[0]) if own else parameter.empty
 
@@ -63,7 +78,7 @@ def _plain(annotation: Any) -> Any:
 
 def _named_after(path: str, name: str) -> bool:
     """Return whether the path of a layer begins with the name of an argument of three letters or more, as in `user_table`."""
-    return len(name) > 2 and path.split(".")[0].startswith(name.rstrip("0123456789"))
+    return len(name) > 2 and path.split(".", maxsplit=1)[0].startswith(name.rstrip("0123456789"))
 
 
 def _table(module: nn.Module, name: str) -> int | None:
@@ -82,13 +97,17 @@ def adjacency(name: str, nodes: int) -> InputSpec:
 def instead_of_none(module: nn.Module, name: str, batch: int, length: int) -> list[Any]:
     """Return what an argument may be that cannot be None: a state of a recurrence, a mask, or a tensor."""
     if _MASK.search(name.lower()):
-        return [mask(name, shape) for shape in ((length, length), (batch, length), (batch, 1, length, length), (batch, 1, length))]
+        return [
+            mask(name, shape) for shape in ((length, length), (batch, length), (batch, 1, length, length), (batch, 1, length))
+        ]
     found: list[Any] = []
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
             rows = layer.num_layers * (1 + bool(layer.bidirectional))
             shape = (rows, batch, getattr(layer, "proj_size", 0) or layer.hidden_size)
-            found += _states(name, shape, rows_of_cell=(rows, batch, layer.hidden_size))[:: -1 if isinstance(layer, nn.LSTM) else 1]
+            found += _states(name, shape, rows_of_cell=(rows, batch, layer.hidden_size))[
+                :: -1 if isinstance(layer, nn.LSTM) else 1
+            ]
         elif isinstance(layer, nn.RNNCellBase):
             found += _states(name, (batch, int(layer.hidden_size)))[:: -1 if isinstance(layer, nn.LSTMCell) else 1]
     width = setting(module, "hidden_size", "hidden_dim", "d_model", "n_embd", "hidden")

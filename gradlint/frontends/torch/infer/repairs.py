@@ -3,76 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.torch.infer.layouts import BATCH, LARGE, LENGTH, ROUND, entries, hinted_sizes, integer, last_resorts, layouts
+from gradlint.frontends.torch.infer.case import Case, Draft, fit, resized, with_rank
+from gradlint.frontends.torch.infer.layouts import BATCH, LARGE, LENGTH, ROUND, entries, hinted_sizes, integer, layouts
 from gradlint.frontends.torch.infer.parts import instead_of_none, mask
-from gradlint.frontends.torch.infer.trial import Trial
-
-Draft = Mapping[str, Any]  # what is passed for each argument: trees in which tensors are `InputSpec`s
 
 _PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "mv", "__rmatmul__", "dot"})
 _INDEXED = frozenset({"embedding", "gather", "index_select", "take_along_dim", "__getitem__", "scatter", "scatter_", "one_hot"})
 _LOGICAL = frozenset({"masked_fill", "masked_fill_", "where", "bitwise_not", "__invert__", "masked_select", "logical_not"})
-_RANK = re.compile(
-    r"not enough values to unpack \(expected (\d+)|too many values to unpack \(expected (\d+)|[Ee]xpected (\d+) dims|must be (\d)-?D"
-    r"|got (?:input of size|\d+)|[Ee]xpected (\d)D"
-)
+_RANK = re.compile(r"values to unpack \(expected (\d+)|[Ee]xpected (\d+) dims|must be (\d)-?D|[Ee]xpected (\d)D")
 _UNPACKED = re.compile(r"values to unpack \(expected (\d+)")
 _SMALL = re.compile(r"[Kk]ernel size can't be greater|too small|should be greater|at least|less than (the )?input")
 _NUMBER = re.compile(r"\d+")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A trial that failed, with what was passed."""
-
-    module: nn.Module
-    draft: Draft
-    trial: Trial
-    error: BaseException | None
-
-    @property
-    def text(self) -> str:
-        """The message of the error with its type; empty if the forward ran but mixed samples."""
-        return f"{type(self.error).__name__}: {self.error}" if self.error is not None else ""
-
-    @property
-    def specs(self) -> dict[str, InputSpec]:
-        """The specification of each tensor that was passed, by its name."""
-        return {str(leaf.name): leaf for leaf in pytree.tree_leaves(dict(self.draft)) if isinstance(leaf, InputSpec)}
-
-    def with_spec(self, name: str, **changed: Any) -> Draft:
-        """Return the draft with one specification changed. Values that were made for another shape are dropped."""
-        old = self.specs[name]
-        if "value" not in changed and old.value is not None and changed.get("shape", old.shape) != old.shape:
-            changed["value"] = None
-        return self._mapped(name, replace(old, **changed))
-
-    def with_argument(self, name: str, value: Any) -> Draft:
-        """Return the draft with another value for an argument."""
-        return {**self.draft, name: value}
-
-    def _mapped(self, name: str, new: InputSpec) -> Draft:
-        mapped: Draft = pytree.tree_map(
-            lambda leaf: new if isinstance(leaf, InputSpec) and leaf.name == name else leaf, dict(self.draft)
-        )
-        return mapped
-
-    def direct(self, tensor: Any) -> str | None:
-        """Return the name of the input whose shape a tensor still has, if it comes from a single one."""
-        names = self.trial.sources(tensor)
-        return names[0] if len(names) == 1 and names[0] in self.specs and self.specs[names[0]].shape == tuple(tensor.shape) else None
-
-    def movable(self, tensor: Any) -> list[str]:
-        """Return the inputs that a tensor comes from and that the user did not give."""
-        return [name for name in self.trial.sources(tensor) if name in self.specs and not self.specs[name].given]
 
 
 def repaired(case: Case) -> Iterator[Draft]:
@@ -117,9 +66,9 @@ def _of_layer(case: Case) -> Iterator[Draft]:
         return
     image = len(shape) > 2 and not isinstance(layer, (nn.RNNBase, nn.MultiheadAttention))
     if image and tensor.ndim != len(shape):
-        yield from _with_rank(case, tensor, len(shape))
+        yield from with_rank(case, tensor, len(shape))
     elif tensor.ndim > 1 and tensor.shape[axis := 1 if image else -1] != shape[axis]:
-        yield from _fit(case, tensor, axis, shape[axis])
+        yield from fit(case, tensor, axis, shape[axis])
 
 
 def _of_product(case: Case) -> Iterator[Draft]:
@@ -130,13 +79,13 @@ def _of_product(case: Case) -> Iterator[Draft]:
     left, right = operands[-2:] if case.trial.function in {"addmm", "baddbmm"} else operands[:2]
     inner = -1 if case.trial.function == "linear" or right.ndim < 2 else -2
     if left.ndim and right.ndim and left.shape[-1] != right.shape[inner]:
-        yield from _fit(case, left, -1, right.shape[inner])
-        yield from _fit(case, right, inner, left.shape[-1])
+        yield from fit(case, left, -1, right.shape[inner])
+        yield from fit(case, right, inner, left.shape[-1])
     for one, other in ((left, right), (right, left)):
         if one.ndim > 2 and other.ndim > 2 and one.shape[0] != other.shape[0]:
-            yield from _fit(case, one, 0, other.shape[0])
+            yield from fit(case, one, 0, other.shape[0])
         if one.ndim != other.ndim and other.ndim > 1:
-            yield from _with_rank(case, one, other.ndim)
+            yield from with_rank(case, one, other.ndim)
 
 
 def _of_broadcast(case: Case) -> Iterator[Draft]:
@@ -149,10 +98,10 @@ def _of_broadcast(case: Case) -> Iterator[Draft]:
     pairs = [(operands[0], other) for other in operands[1:]]
     for one, other in [*pairs, *((other, one) for one, other in pairs)]:
         if case.direct(one) and one.ndim != other.ndim:
-            yield from _with_rank(case, one, other.ndim)
+            yield from with_rank(case, one, other.ndim)
         for axis in range(1, min(one.ndim, other.ndim) + 1):
             if one.shape[-axis] != other.shape[-axis]:
-                yield from _fit(case, one, -axis, other.shape[-axis])
+                yield from fit(case, one, -axis, other.shape[-axis])
 
 
 def _of_view(case: Case) -> Iterator[Draft]:
@@ -172,7 +121,7 @@ def _with_values(case: Case, tensor: Tensor, row: int) -> Iterator[Draft]:
     """Bring a sample of a tensor to `row` values by the sizes of the inputs that it comes from."""
     values = tensor.numel() / max(tensor.shape[0], 1)
     for name in case.movable(tensor):
-        yield from _resized(case, name, row / max(values, 1.0))
+        yield from resized(case, name, row / max(values, 1.0))
         if len(case.specs[name].shape) == 2 and case.direct(tensor):
             yield case.with_spec(name, shape=(BATCH, row))
 
@@ -207,7 +156,11 @@ def _of_dtype(case: Case) -> Iterator[Draft]:
     names = [name for value in case.trial.args for name in case.movable(value)]
     for name in dict.fromkeys(names):
         spec = case.specs[name]
-        if case.trial.function in _LOGICAL and spec.dtype != "bool" and not ("where" in case.trial.function and "index" in case.text):
+        if (
+            case.trial.function in _LOGICAL
+            and spec.dtype != "bool"
+            and not ("where" in case.trial.function and "index" in case.text)
+        ):
             yield case.with_spec(name, dtype="bool", below=None, value=mask(name, spec.shape).value)
         if re.search(r"dtype|scalar type|[Tt]ype|Long|Int", case.text) and spec.dtype.startswith(("int", "bool")):
             yield case.with_spec(name, dtype="float32", below=None, value=None)
@@ -240,15 +193,15 @@ def _of_rank(case: Case) -> Iterator[Draft]:
         if isinstance(index, str):
             yield from _as_dict(case, tensor, index)
         elif count > tensor.ndim:
-            yield from _with_rank(case, tensor, count)
+            yield from with_rank(case, tensor, count)
     elif case.trial.function in {"permute", "transpose", "movedim"} or "Dimension out of range" in case.text:
         sizes = [size for size in map(integer, pytree.tree_leaves(list(case.trial.args[1:]))) if size is not None]
         for tensor in asked[-1:]:
             wanted = len(sizes) if case.trial.function == "permute" else 1 + max((abs(size) for size in sizes), default=2)
-            yield from _with_rank(case, tensor, max(wanted, 2))
+            yield from with_rank(case, tensor, max(wanted, 2))
     if rank is not None:
         for tensor in asked[:2]:
-            yield from _with_rank(case, tensor, rank + ("dims must" in case.text))
+            yield from with_rank(case, tensor, rank + ("dims must" in case.text))
 
 
 def _as_dict(case: Case, tensor: Any, key: str) -> Iterator[Draft]:
@@ -319,79 +272,6 @@ def _of_anything(case: Case) -> Iterator[Draft]:
             for each in entries(case.module):
                 dtype, shape, below = each[0]
                 yield case.with_spec(name, dtype=dtype, shape=shape, below=below, value=None)
-
-
-def _fit(case: Case, tensor: Tensor, axis: int, needed: int) -> Iterator[Draft]:
-    """Change the inputs of a tensor so that it has `needed` entries along an axis, where it has others now."""
-    actual, needed = int(tensor.shape[axis]), int(needed)
-    names = case.movable(tensor)
-    first = axis in {0, -tensor.ndim}
-    for name in names:
-        shape = case.specs[name].shape
-        for place in reversed(range(len(shape))):
-            if shape[place] == actual and (place > 0 or first or len(shape) == 1) and actual != needed:
-                alike = len(shape) > 3 and place > 1  # images stay square
-                yield case.with_spec(name, shape=(*shape[:2], *(needed,) * (len(shape) - 2)) if alike else (*shape[:place], needed, *shape[place + 1 :]))
-    widths = [case.specs[name].shape[-1] for name in names if case.specs[name].shape]
-    if len(names) > 1 and sum(widths) == actual and needed >= len(names):
-        share, rest = divmod(needed, len(names))
-        draft: Draft = case.draft
-        for place, name in enumerate(names):
-            shape = case.specs[name].shape
-            draft = replace(case, draft=draft).with_spec(name, shape=(*shape[:-1], share + (rest if place == 0 else 0)))
-        yield draft
-        for name in names:
-            shape = case.specs[name].shape
-            if shape and shape[-1] + needed - actual > 0:
-                yield case.with_spec(name, shape=(*shape[:-1], shape[-1] + needed - actual))
-    for name in names:
-        shape = case.specs[name].shape
-        if len(shape) > 3 and (shape[1] * needed) % max(actual, 1) == 0:
-            yield case.with_spec(name, shape=(shape[0], shape[1] * needed // actual, *shape[2:]))
-        if shape and (shape[-1] * needed) % max(actual, 1) == 0 and len(shape) <= 3 and actual:
-            yield case.with_spec(name, shape=(*shape[:-1], shape[-1] * needed // actual))
-        yield from _resized(case, name, needed / max(actual, 1), flat=tensor.ndim <= 3)
-
-
-def _resized(case: Case, name: str, ratio: float, *, flat: bool = True) -> Iterator[Draft]:
-    """Scale the axes behind the channels so that the number of values changes by a ratio; `flat`: they are joined in one axis."""
-    shape = case.specs[name].shape
-    axes = len(shape) - 2
-    if axes < 1 or not 1e-4 < ratio < 1e4:
-        return
-    guess = shape[-1] * ratio ** (1 / axes if flat else 1)
-    near = round(guess)
-    for size in dict.fromkeys((near, near + 1, near - 1, near + 2, near - 2, near + 4, near - 4)):
-        if 1 <= size <= 2048 and size != shape[-1]:
-            yield case.with_spec(name, shape=(*shape[:2], *(size,) * axes))
-    if axes == 1 and round(shape[1] * ratio) >= 1:
-        yield case.with_spec(name, shape=(shape[0], round(shape[1] * ratio), shape[2]))
-
-
-def _with_rank(case: Case, tensor: Any, rank: int) -> Iterator[Draft]:
-    """Change the inputs of a tensor so that it has another number of axes."""
-    for name in case.movable(tensor):
-        spec = case.specs[name]
-        wanted = len(spec.shape) + rank - tensor.ndim
-        if not 1 <= wanted <= 5 or wanted == len(spec.shape):
-            continue
-        for each in entries(case.module):
-            for dtype, shape, below in each:
-                if len(shape) == wanted and dtype == spec.dtype:
-                    yield case.with_spec(name, shape=shape, below=below)
-                    break
-        if wanted < len(spec.shape):
-            yield case.with_spec(name, shape=(*spec.shape[: wanted - 1], spec.shape[-1]))
-            yield case.with_spec(name, shape=spec.shape[:wanted])
-        else:
-            more = (LENGTH,) * (wanted - len(spec.shape))
-            if wanted > 3 and spec.dtype != "int64":
-                for dtype, shape, _ in last_resorts(case.module):
-                    if len(shape) == wanted:
-                        yield case.with_spec(name, dtype=dtype, shape=shape, value=None)
-                continue
-            yield case.with_spec(name, shape=(*spec.shape[:1], *more, *spec.shape[1:]))
-            yield case.with_spec(name, shape=(*spec.shape, *more))
 
 
 _REPAIRS: tuple[Callable[[Case], Iterator[Draft]], ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count, islice
@@ -17,9 +18,10 @@ from torch.utils import _pytree as pytree
 from gradlint.errors import InputError, TargetError
 from gradlint.frontends.inputs import DTYPES, InputSpec
 from gradlint.frontends.torch.infer import stored
+from gradlint.frontends.torch.infer.case import Case, Draft
 from gradlint.frontends.torch.infer.layouts import Layout, entries, fallback, last_resorts, spec
 from gradlint.frontends.torch.infer.parts import planned
-from gradlint.frontends.torch.infer.repairs import Case, Draft, repaired
+from gradlint.frontends.torch.infer.repairs import repaired
 from gradlint.frontends.torch.infer.trial import OutOfTimeError, Trial
 from gradlint.frontends.torch.inputs import Feed, feed, parameters
 from gradlint.frontends.torch.lineage import dtype_name
@@ -32,6 +34,7 @@ _DEPTH = 14  # how many repairs may follow each other
 _STALLED = 3  # how many repairs in a row may come no further
 _PATIENCE = 250  # how many trials in a row may come no further than the best before,
 _IDLE = 4.0  # and seconds
+_LARGEST = 1 << 23  # elements of the inputs of a trial
 _TURNS = 3  # one trial in so many is a fresh guess, the others are repairs
 
 Attempt = Callable[[Feed, Trial, float], None]
@@ -82,7 +85,7 @@ class _Search:
                 _, _, depth, stalled, draft = heapq.heappop(self.queue)
             whole = self._completed(draft)
             text = repr(pytree.tree_map(lambda leaf: (leaf.name, leaf.text) if isinstance(leaf, InputSpec) else leaf, whole))
-            if text in self.seen:
+            if text in self.seen or _elements(whole) > _LARGEST:
                 continue
             self.seen.add(text)
             made = self._assembled(whole)
@@ -150,8 +153,7 @@ class _Search:
 
     def _guesses(self) -> Iterator[Draft]:
         single = [p for p in self.taken if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
-        for from_config in stored.from_config(self.module, self.taken):
-            yield from_config
+        yield from stored.from_config(self.module, self.taken)
         names = [p.name for p in single if p.default is p.empty and p.name not in self.known]
         scripted = isinstance(self.module, torch.jit.ScriptModule)
         if not names and not self.known:
@@ -193,6 +195,12 @@ class _Reached(dict[str, Any]):
     def __init__(self, draft: Draft, reached: int) -> None:
         super().__init__(draft)
         self.reached = reached
+
+
+def _elements(whole: Mapping[str, Any]) -> int:
+    return sum(
+        math.prod(leaf.shape) for leaf in pytree.tree_leaves(dict(whole)) if isinstance(leaf, InputSpec) and not leaf.given
+    )
 
 
 def _by_name(taken: Sequence[inspect.Parameter], given: tuple[InputSpec, ...]) -> dict[str, InputSpec]:
