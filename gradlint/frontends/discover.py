@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gradlint.errors import TargetError
+from gradlint.frontends.targets import split
 
 MODEL_SUFFIXES = (".onnx",)
 _ATTRIBUTE = re.compile(r"^(?P<owner>[^:].*):[^\W\d]\w*(\.[^\W\d]\w*)*$")
@@ -43,8 +44,9 @@ def _expand(target: str, cwd: Path) -> Iterable[str]:
         return [target]
     if path.is_dir():
         return _models_below(target, path)
-    if match := _ATTRIBUTE.match(target):
-        _check_owner(match["owner"], cwd)
+    found, match = split(target), _ATTRIBUTE.match(target)
+    if found or match:
+        _check_owner(found[0] if found else match["owner"], cwd)  # type: ignore[index]
         return [target]
     if _MAGIC.search(target):
         return _matches(target, cwd)

@@ -10,7 +10,7 @@ from torch import nn
 
 from gradlint.errors import TargetError
 from gradlint.frontends.targets import Target, is_python_target, load_target
-from gradlint.frontends.torch.module import resolve
+from gradlint.frontends.torch.resolve import resolve
 
 NET = """
 from torch import nn

@@ -18,8 +18,7 @@ from torch.utils import _pytree as pytree
 from gradlint.errors import ForwardError, TargetError
 from gradlint.frontends.base import Edit, Restartable, Tap, Tensors
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.targets import Target, called
-from gradlint.frontends.torch import source, state
+from gradlint.frontends.torch import state
 from gradlint.frontends.torch.infer.search import infer
 from gradlint.frontends.torch.infer.trial import Trial
 from gradlint.frontends.torch.inputs import Feed, feed_given, feed_values
@@ -35,30 +34,6 @@ _STRATEGIES: Mapping[str, Mapping[str, bool]] = {  # ways to capture the graph, 
     "function-mode": {"gaps": False},
     "modules": {"functions": False, "gaps": False},
 }
-
-
-def resolve(obj: Any, name: str = "the target") -> Target:
-    """Return the module that `obj` denotes, with its arguments and its task.
-
-    `obj` is a module, a class or function without required arguments, `(module, args)`, `(module, args, kwargs)`, or an object
-    with `.module`, `.args` and `.kwargs`. `args` may be a single tensor. `name` names the object in error messages. Raises
-    TargetError for any other object, and if a factory requires arguments or raises.
-    """
-    if not isinstance(obj, nn.Module) and callable(obj):
-        with source.recorded_construction():
-            obj = called(obj, getattr(obj, "__name__", name))
-    if isinstance(obj, nn.Module):
-        return Target(obj)
-    if isinstance(obj, tuple) and len(obj) in {2, 3} and isinstance(obj[0], nn.Module):
-        obj = Target(*obj)
-    module, args, kwargs = getattr(obj, "module", None), getattr(obj, "args", ()), getattr(obj, "kwargs", {})
-    if not isinstance(module, nn.Module):
-        raise TargetError(
-            f"{name} is of type {type(obj).__name__}, not a torch.nn.Module",
-            hint="name a module, a class, or a function that returns module, (module, args) or (module, args, kwargs)",
-        )
-    asked = (getattr(obj, key, None) for key in ("loss", "target", "recipe"))
-    return Target(module, tuple(args) if isinstance(args, (tuple, list)) else (args,), dict(kwargs), *asked)
 
 
 class TorchRunnable:
