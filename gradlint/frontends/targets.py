@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,7 +119,7 @@ def load_target(text: str, cwd: Path | None = None) -> tuple[Any, str | None]:
 
 @contextmanager
 def at_home(text: str, cwd: Path | None = None) -> Iterator[None]:
-    """Give the user's code what a script sees while the body of the context runs: its folder in `sys.path`, its own `sys.argv`."""
+    """Give the user's code what a script sees while the context is open: its folder in `sys.path`, its own `sys.argv`."""
     cwd = cwd or Path.cwd()
     where = (split(text) or (text, ""))[0]
     folders = [(cwd / where).resolve().parent] if where.endswith(".py") else []
