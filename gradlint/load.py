@@ -161,7 +161,8 @@ def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progr
 def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool) -> Loaded:
     from gradlint.frontends.torch.source import recorded_construction  # noqa: PLC0415 - torch
 
-    name = target if isinstance(target, str) else type(target).__name__
+    handed = target.module if isinstance(target, Target) else target
+    name = target if isinstance(target, str) else getattr(handed, "__name__", type(handed).__name__)
     text = next((spec.name or "input" for spec in inputs if spec.dtype == "string"), None)
     if text is not None:
         raise InputError(

@@ -44,7 +44,7 @@ class Recipe:
         clip_norm: The global gradient norm that clipping allows, or None for no clipping by norm.
         clip_value: The absolute gradient entry that clipping allows, or None for no clipping by value.
         precision: One of `PRECISIONS`.
-        schedule: "constant", "cosine", "linear", "step", "warmup:STEPS", or two of them as in "warmup:500 cosine".
+        schedule: "constant", "cosine", "linear", "step", "warmup:STEPS", or two of them as in "warmup:500+cosine".
         betas: Decay rates of the first and second moment of Adam and its variants.
         eps: The number that Adam and its variants add to the denominator.
         nesterov: Whether SGD uses Nesterov momentum.
@@ -70,6 +70,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _among("optimizer", self.optimizer, OPTIMIZERS)
         _among("precision", self.precision, PRECISIONS)
+        if self.schedule is not None:
+            object.__setattr__(self, "schedule", str(self.schedule).replace("+", " "))
         for part in str(self.schedule or "").split():
             if part not in _WARMLESS and not _WARMUP.fullmatch(part):
                 raise ConfigError(f"unknown schedule {part!r}", hint=f"one of {', '.join(sorted(_WARMLESS))}, warmup:STEPS")
@@ -237,9 +239,7 @@ def _check_setting(name: str) -> None:
 def _read(name: str, value: str) -> Any:
     _check_setting(name)
     known = {field.name: field.default for field in fields(Recipe)}
-    if name == "schedule":
-        return value.replace("+", " ")
-    if isinstance(known[name], str):
+    if name == "schedule" or isinstance(known[name], str):
         return value
     if isinstance(known[name], bool):
         return value.lower() in {"1", "true", "yes"}

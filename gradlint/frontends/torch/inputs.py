@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from gradlint.errors import InputError
@@ -36,9 +38,41 @@ def parameters(module: nn.Module) -> list[inspect.Parameter]:
         return []
 
 
+class _Packed:
+    """A packed sequence in a tree whose tensors may be replaced: the values are the one leaf."""
+
+    def __init__(self, data: Any, rest: tuple[Any, ...]) -> None:
+        self.data = data
+        self.rest = rest
+
+    @staticmethod
+    def whole(leaves: Iterable[Any], rest: tuple[Any, ...]) -> Any:
+        """Return the packed sequence again once its values are a tensor."""
+        (data,) = leaves
+        return PackedSequence(data, *rest) if isinstance(data, Tensor) else _Packed(data, rest)
+
+
+pytree.register_pytree_node(
+    _Packed,
+    lambda packed: ([packed.data], packed.rest),
+    _Packed.whole,
+    flatten_with_keys_fn=lambda packed: ([(pytree.GetAttrKey("data"), packed.data)], packed.rest),
+)
+
+
+def _opened(leaf: Any) -> Any:
+    return _Packed(leaf.data, tuple(leaf)[1:]) if isinstance(leaf, PackedSequence) else leaf
+
+
 def as_spec(name: str | None, tensor: Tensor) -> InputSpec:
     """Return the specification of an input whose values are those of `tensor`."""
-    return InputSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), value=to_numpy(tensor), given=True)
+    try:
+        return InputSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), value=to_numpy(tensor), given=True)
+    except RuntimeError as error:  # nested tensors, and other tensors that have no array
+        hint = "give a padded tensor: torch.nested.to_padded_tensor(x, 0.0)" if tensor.is_nested else "give a dense tensor"
+        raise InputError(
+            f"input {name!r} is a {'nested ' if tensor.is_nested else ''}tensor that cannot be copied", hint=hint
+        ) from error
 
 
 def feed_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: tuple[InputSpec, ...]) -> Feed:
@@ -59,7 +93,8 @@ def feed_values(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         spec = as_spec(".".join(map(str, keys[1:])), leaf)
         return specs.setdefault(str(spec.name), spec)
 
-    tree = pytree.tree_map_with_path(name, (args, dict(kwargs)))
+    pack = partial(pytree.tree_map, _opened, is_leaf=lambda item: isinstance(item, PackedSequence))
+    tree = pytree.tree_map_with_path(name, pack((args, dict(kwargs))))
     merged = {spec.name: spec for spec in merge_given(tuple(specs.values()), given)}
     args, kwargs = pytree.tree_map(lambda leaf: merged[leaf.name] if isinstance(leaf, InputSpec) else leaf, tree)
     return Feed(args, kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -105,7 +105,8 @@ class TorchRunnable:
         with state.untouched(self.module):
             self._guarded = True
             try:
-                self.module.train(self.mode == "train")
+                with suppress(NotImplementedError):  # an exported program has one mode
+                    self.module.train(self.mode == "train")
                 yield
             finally:
                 self._guarded = False

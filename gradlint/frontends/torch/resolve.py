@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gradlint.errors import GradlintError, TargetError
@@ -24,6 +25,8 @@ def resolve(obj: Any, name: str = "the target") -> Target:
     error messages. Raises TargetError for any other object, if a factory requires arguments or raises, and for a module that
     nothing says how to call.
     """
+    if inspect.isfunction(obj) and _takes_arguments(obj, required=True) and _reached(obj):
+        return Target(as_module(obj, name))
     if not isinstance(obj, (nn.Module, Target)) and callable(obj) and not _is_method(obj):
         with source.recorded_construction():
             obj = called(obj, getattr(obj, "__name__", name))
@@ -124,10 +127,13 @@ def _seen_through(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
 
 def _with_forward(module: nn.Module, name: str) -> nn.Module:
     """Return the module if it has a forward. Raises TargetError, which names its methods, if nothing says how to call it."""
-    if type(module).forward is not nn.Module.forward or "forward" in vars(module) or training(module) is not None:
+    if isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module):
+        return module
+    if type(module).forward is not nn.Module.forward or training(module) is not None:
         return module
     kind = type(module).__name__
-    own = [key for key, value in vars(type(module)).items() if inspect.isfunction(value) and not key.startswith("_")]
+    users = vars(type(module)).items() if not type(module).__module__.startswith("torch.") else ()
+    own = [key for key, value in users if inspect.isfunction(value) and not key.startswith("_")]
     where = name if ":" in name else f"FILE.py:{kind}"
     hint = f"name the method that is called, as in {where}.{own[0]}" if own else "write a function that calls what it holds"
     raise TargetError(f"{name}: {kind} has no forward", hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,8 @@ from torch.utils import _pytree as pytree
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.torch.infer.case import Case, Draft, fit, resized, with_rank
 from gradlint.frontends.torch.infer.layouts import BATCH, LARGE, LENGTH, ROUND, entries, hinted_sizes, integer, layouts
-from gradlint.frontends.torch.infer.parts import instead_of_none, mask
+from gradlint.frontends.torch.infer.parts import instead_of_none, mask, planned
+from gradlint.frontends.torch.inputs import parameters
 
 _PRODUCTS = frozenset({"linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "mv", "__rmatmul__", "dot"})
 _INDEXED = frozenset({"embedding", "gather", "index_select", "take_along_dim", "__getitem__", "scatter", "scatter_", "one_hot"})
@@ -26,7 +28,7 @@ _NUMBER = re.compile(r"\d+")
 
 def repaired(case: Case) -> Iterator[Draft]:
     """Yield drafts with one thing changed, the likeliest to help first, and then in all inputs that are alike."""
-    repairs = _REPAIRS if case.trial.calls or case.trial.function else (_of_structure, _of_none, _of_rank, _of_anything)
+    repairs = _REPAIRS if case.trial.calls or case.trial.function else _EARLY
     for repair in repairs:
         for draft in repair(case):
             yield draft
@@ -228,6 +230,22 @@ def _of_structure(case: Case) -> Iterator[Draft]:
                 yield case.with_argument(name, {**value, key: replace(first, name=f"{name}.{key}")})
 
 
+def _of_open_arguments(case: Case) -> Iterator[Draft]:
+    """What is looked up in `*args` or `**kwargs` is passed there."""
+    taken = parameters(case.module)
+    kinds = {parameter.kind for parameter in taken}
+    key = case.error.args[0] if isinstance(case.error, KeyError) and case.error.args else None
+    if isinstance(key, str) and inspect.Parameter.VAR_KEYWORD in kinds and key not in case.draft:
+        plan = planned(case.module, inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY))
+        named = [] if plan is inspect.Parameter.empty else [plan]
+        for value in (*named, *(InputSpec(key, *each[0]) for each in entries(case.module))):
+            yield case.with_argument(key, value)
+    if inspect.Parameter.VAR_POSITIONAL in kinds and re.search(r"tuple index out of range|not enough values", case.text):
+        for each in entries(case.module):
+            name = f"args.{len(case.draft)}"
+            yield case.with_argument(name, InputSpec(name, *each[0]))
+
+
 def _of_none(case: Case) -> Iterator[Draft]:
     """What was left out by None is needed after all."""
     shapes = [spec.shape for spec in case.specs.values() if spec.shape]
@@ -268,12 +286,14 @@ def _of_asserted(case: Case) -> Iterator[Draft]:
 def _of_anything(case: Case) -> Iterator[Draft]:
     """Other layouts that a layer of the module can read, for one argument at a time."""
     for name, spec in case.specs.items():
-        if not spec.given and case.error is not None:
+        if not spec.given and case.error is not None and spec.dtype != "bool":
             for each in entries(case.module):
                 dtype, shape, below = each[0]
                 yield case.with_spec(name, dtype=dtype, shape=shape, below=below, value=None)
 
 
+# what Python itself raised before any function ran
+_EARLY = (_of_structure, _of_open_arguments, _of_none, _of_rank, _of_anything)
 _REPAIRS: tuple[Callable[[Case], Iterator[Draft]], ...] = (
     _of_view,
     _of_layer,
@@ -284,6 +304,7 @@ _REPAIRS: tuple[Callable[[Case], Iterator[Draft]], ...] = (
     _of_rank,
     _of_broadcast,
     _of_structure,
+    _of_open_arguments,
     _of_none,
     _of_asserted,
     _of_anything,

@@ -20,7 +20,7 @@ from gradlint.frontends.inputs import DTYPES, InputSpec
 from gradlint.frontends.torch.infer import stored
 from gradlint.frontends.torch.infer.case import Case, Draft
 from gradlint.frontends.torch.infer.layouts import Layout, entries, fallback, last_resorts, spec
-from gradlint.frontends.torch.infer.parts import planned
+from gradlint.frontends.torch.infer.parts import mask, planned
 from gradlint.frontends.torch.infer.repairs import repaired
 from gradlint.frontends.torch.infer.trial import OutOfTimeError, Trial
 from gradlint.frontends.torch.inputs import Feed, feed, parameters
@@ -31,10 +31,12 @@ BUDGET = 20.0  # seconds for all trials
 _MIXED = 3.0  # seconds to look for inputs whose samples stay apart, once others run
 _ENTRIES = 6  # how many layers are tried as the one that reads the input
 _DEPTH = 14  # how many repairs may follow each other
-_STALLED = 3  # how many repairs in a row may come no further
+_REPAIRS = 80  # how many repairs of one trial are kept
+_STEP = 0.05  # by how much each of them ranks behind the one before; progress is worth 1
 _PATIENCE = 250  # how many trials in a row may come no further than the best before,
 _IDLE = 4.0  # and seconds
 _LARGEST = 1 << 23  # elements of the inputs of a trial
+_ADDED = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__", "sub", "__sub__"})
 _TURNS = 3  # one trial in so many is a fresh guess, the others are repairs
 
 Attempt = Callable[[Feed, Trial, float], None]
@@ -60,44 +62,45 @@ class _Search:
         self.known = _by_name(self.taken, given)
         self.end = perf_counter() + budget
         self.seen: set[str] = set()
-        self.queue: list[tuple[float, int, int, int, Draft]] = []  # priority, order, repairs so far, those in vain, draft
+        self.queue: list[tuple[float, int, int, float, Draft]] = []  # rank, order, repairs so far, base of the rank, draft
         self.order = count()
         self.complaint: BaseException | None = None
         self.mixed: Feed | None = None
         self.late = False
+        self.last = Trial()
         self.best, self.vain, self.gained = -1, 0, perf_counter()
 
     def run(self) -> Feed:
         """Try until one feed runs; see `infer`."""
         if not self.known:
             for example in stored.examples(self.module):
-                if self._runs(example, {}, 0, 0, 0):
+                if self._runs(example, {}, 0, 0.0):
                     return example
         guesses = self._guesses()
         for turn in count():
             if perf_counter() > min(self.end, self.gained + _IDLE) or self.vain > _PATIENCE:
                 break
-            depth, stalled = 0, 0
+            depth, base = 0, 0.0
             draft = next(guesses, None) if turn % _TURNS == 0 or not self.queue else None
             if draft is None:
                 if not self.queue:
                     break
-                _, _, depth, stalled, draft = heapq.heappop(self.queue)
+                _, _, depth, base, draft = heapq.heappop(self.queue)
             whole = self._completed(draft)
             text = repr(pytree.tree_map(lambda leaf: (leaf.name, leaf.text) if isinstance(leaf, InputSpec) else leaf, whole))
             if text in self.seen or _elements(whole) > _LARGEST:
                 continue
             self.seen.add(text)
             made = self._assembled(whole)
-            if self._runs(made, draft, depth, stalled, getattr(draft, "reached", 0)):
-                return made
+            if self._runs(made, draft, depth, base):
+                return self._with_float_masks(made)
         if self.mixed is not None:
             return self.mixed
         raise self._refusal()
 
-    def _runs(self, made: Feed, draft: Draft, depth: int, stalled: int, before: int) -> bool:
-        """Try one feed. Where it fails, queue its repairs."""
-        trial = Trial()
+    def _runs(self, made: Feed, draft: Draft, depth: int, base: float) -> bool:
+        """Try one feed. Where it fails, queue its repairs: ahead of the others if it came further than what it repairs."""
+        trial = self.last = Trial()
         error: BaseException | None = None
         try:
             self.attempt(made, trial, self.end)
@@ -118,15 +121,24 @@ class _Search:
         self.vain += 1
         if trial.calls > self.best:
             self.best, self.vain, self.gained = trial.calls, 0, perf_counter()
-        further = trial.calls > before
-        stalled = 0 if further else stalled + 1
-        if depth < _DEPTH and stalled <= _STALLED and draft:
-            case = Case(self.module, {**self._completed(draft)}, trial, error)
-            priority = -float(trial.calls) + 2.0 * stalled
-            for place, repair in enumerate(islice(repaired(case), 80)):
-                item = (priority + 0.05 * place, next(self.order), depth + 1, stalled, _Reached(repair, trial.calls))
+        if depth < _DEPTH and draft:
+            case = Case(self.module, self._completed(draft), trial, error)
+            base += -1.0 if trial.calls > getattr(draft, "reached", -1) else 1.0
+            for place, repair in enumerate(islice(repaired(case), _REPAIRS)):
+                item = (base + _STEP * place, next(self.order), depth + 1, base, _Reached(repair, trial.calls))
                 heapq.heappush(self.queue, item)
         return False
+
+    def _with_float_masks(self, made: Feed) -> Feed:
+        """Return a feed that runs with masks of zeros where they are added to something instead of selecting."""
+        added = {name for name, uses in self.last.uses.items() if uses[0] in _ADDED}
+
+        def fitted(leaf: Any) -> Any:
+            boolean = isinstance(leaf, InputSpec) and leaf.dtype == "bool" and not leaf.given and leaf.name in added
+            return mask(str(leaf.name), leaf.shape, "float32") if boolean else leaf
+
+        other = Feed(*pytree.tree_map(fitted, (made.args, dict(made.kwargs))))
+        return other if added and self._runs(other, {}, 0, 0.0) else made
 
     def _completed(self, draft: Draft) -> dict[str, Any]:
         """Return a draft with the given inputs and in the dtype of the module's weights."""
@@ -161,7 +173,7 @@ class _Search:
         if not names:
             yield {}
             return
-        if type(self.module).forward is nn.Transformer.forward:
+        if not scripted and type(self.module).forward is nn.Transformer.forward:
             names = [name for name in ("src", "tgt") if name not in self.known]
         plans = {p.name: plan for p in single if p.name in names and (plan := planned(self.module, p)) is not p.empty}
         rest = [name for name in names if name not in plans]

@@ -7,17 +7,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.torch.infer.layouts import BATCH, LENGTH, STEPS
 from gradlint.frontends.torch.inputs import Feed, as_spec
+from gradlint.frontends.torch.lineage import dtype_name
 
 _AUDIO_LENGTHS = (4000, 8000, 16000)  # samples of an audio signal
 
 
 def examples(module: nn.Module) -> Iterator[Feed]:
-    """Yield the inputs that a module holds: `example_input_array` as of Lightning, `dummy_inputs`, and the input size of timm."""
+    """Yield the inputs that a module holds: of its export, `example_input_array`, `dummy_inputs`, and the input size of timm."""
+    if isinstance(module, fx.GraphModule):
+        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+        values = [node.meta.get("val") for node in nodes]
+        if values and all(isinstance(value, Tensor) for value in values):
+            sizes = [tuple(int(size) for size in value.shape) for value in values]
+            pairs = zip(nodes, values, sizes, strict=True)
+            yield Feed(tuple(InputSpec(str(node.target), dtype_name(value.dtype), shape) for node, value, shape in pairs))
     names = ["example_input_array", *(["dummy_inputs"] if not hasattr(module, "main_input_name") else [])]
     for name in names:
         try:

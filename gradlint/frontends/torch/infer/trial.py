@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -77,7 +77,7 @@ class Trial:
 
         hooks = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
         try:
-            with _Watch(self, until):
+            with _Watch(self, {id(tensor): name for name, tensor in zip(names, tensors, strict=True)}, until):
                 yield
         finally:
             for hook in hooks:
@@ -85,8 +85,9 @@ class Trial:
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, trial: Trial, until: float) -> None:
+    def __init__(self, trial: Trial, inputs: Mapping[int, str], until: float) -> None:
         super().__init__()
+        self.inputs = inputs
         self.trial = trial
         self.until = until
 
@@ -105,8 +106,9 @@ class _Watch(TorchFunctionMode):
         names = trial.sources((*args, *kwargs.values()))
         if names:
             trial.mark(outcome, names)
-            if name not in _SHAPES and len(names) == 1:
-                trial.uses.setdefault(names[0], []).append(name)
+        for value in (*args, *kwargs.values()) if name not in _SHAPES else ():
+            if id(value) in self.inputs:
+                trial.uses.setdefault(self.inputs[id(value)], []).append(name)
         if name in _VIEWS and trial.mixed is None and pytree.tree_leaves(list(args[1:]))[:1] == [-1]:
             trial.mixed = _mixed(args[0], outcome)
         return outcome
