@@ -59,7 +59,13 @@ def as_module(function: Callable[..., Any], name: str = "the target") -> nn.Modu
     if _is_method(function):
         assert isinstance(function, MethodType)
         assert isinstance(function.__self__, nn.Module)
-        return _seen_through(function.__self__, function.__func__)
+        owner, method = function.__self__, function.__func__
+
+        @functools.wraps(method)
+        def forward(_self: Any, *args: Any, **kwargs: Any) -> Any:
+            return method(owner, *args, **kwargs)  # on the module itself, whose own forward it may call
+
+        return _seen_through(owner, forward)
     held = {str(index): module for index, module in enumerate(_reached(function))}
     if not held:
         raise TargetError(f"{name} is a function that reaches no module", hint="hand over the module whose weights are trained")
@@ -78,8 +84,8 @@ def training(module: nn.Module) -> Target | None:
     own: Callable[..., Any] = step
     takes_index = len(inspect.signature(own).parameters) > 2
 
-    def forward(self: Any, batch: Any) -> Any:
-        outcome = own(self, batch, 0) if takes_index else own(self, batch)
+    def forward(_self: Any, batch: Any) -> Any:
+        outcome = own(module, batch, 0) if takes_index else own(module, batch)  # which may call the forward of the module itself
         return outcome.get("loss") if isinstance(outcome, Mapping) else outcome
 
     return Target(_seen_through(module, forward), loss=_as_it_is, recipe=optimizer_of(module))

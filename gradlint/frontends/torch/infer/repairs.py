@@ -209,7 +209,13 @@ def _of_rank(case: Case) -> Iterator[Draft]:
 def _as_dict(case: Case, tensor: Any, key: str) -> Iterator[Draft]:
     for name in case.movable(tensor):
         if name in case.draft:
-            yield case.with_argument(name, {key: replace(case.specs[name], name=f"{name}.{key}")})
+            yield case.with_argument(name, {key: _under(case, f"{name}.{key}", key, case.specs[name])})
+
+
+def _under(case: Case, name: str, key: str, other: InputSpec) -> InputSpec:
+    """Return the specification of an entry of a mapping: by its key if that tells its part, otherwise as that of another entry."""
+    plan = planned(case.module, inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY))
+    return replace(plan if isinstance(plan, InputSpec) else other, name=name)
 
 
 def _of_structure(case: Case) -> Iterator[Draft]:
@@ -227,7 +233,7 @@ def _of_structure(case: Case) -> Iterator[Draft]:
         elif isinstance(value, dict) and isinstance(case.error, KeyError) and isinstance(case.error.args[0], str) and value:
             key, first = case.error.args[0], next(iter(value.values()))
             if isinstance(first, InputSpec) and key not in value:
-                yield case.with_argument(name, {**value, key: replace(first, name=f"{name}.{key}")})
+                yield case.with_argument(name, {**value, key: _under(case, f"{name}.{key}", key, first)})
 
 
 def _of_open_arguments(case: Case) -> Iterator[Draft]:
