@@ -95,7 +95,10 @@ def adjacency(name: str, nodes: int) -> InputSpec:
 
 
 def instead_of_none(module: nn.Module, name: str, batch: int, length: int) -> list[Any]:
-    """Return what an argument may be that cannot be None: a state of a recurrence, a mask, or a tensor."""
+    """Return what an argument may be that cannot be None: a state of a recurrence, a mask, or a tensor.
+
+    `batch` and `length` are the sizes of the first two axes of the other inputs.
+    """
     if _MASK.search(name.lower()):
         return [
             mask(name, shape) for shape in ((length, length), (batch, length), (batch, 1, length, length), (batch, 1, length))
@@ -104,8 +107,9 @@ def instead_of_none(module: nn.Module, name: str, batch: int, length: int) -> li
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
             rows = layer.num_layers * (1 + bool(layer.bidirectional))
-            shape = (rows, batch, getattr(layer, "proj_size", 0) or layer.hidden_size)
-            found += _states(name, shape, rows_of_cell=(rows, batch, layer.hidden_size))[
+            samples = batch if layer.batch_first else length  # the second axis of what the layer reads
+            shape = (rows, samples, getattr(layer, "proj_size", 0) or layer.hidden_size)
+            found += _states(name, shape, rows_of_cell=(rows, samples, layer.hidden_size))[
                 :: -1 if isinstance(layer, nn.LSTM) else 1
             ]
         elif isinstance(layer, nn.RNNCellBase):

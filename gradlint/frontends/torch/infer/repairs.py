@@ -213,7 +213,7 @@ def _as_dict(case: Case, tensor: Any, key: str) -> Iterator[Draft]:
 
 
 def _under(case: Case, name: str, key: str, other: InputSpec) -> InputSpec:
-    """Return the specification of an entry of a mapping: by its key if that tells its part, otherwise as that of another entry."""
+    """Return the specification of an entry of a mapping: by its key if that tells its part, or else as that of another one."""
     plan = planned(case.module, inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY))
     return replace(plan if isinstance(plan, InputSpec) else other, name=name)
 

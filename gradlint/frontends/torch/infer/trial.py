@@ -120,4 +120,5 @@ def _mixed(before: Tensor, after: Tensor) -> tuple[Tensor, int] | None:
         return None
     row = math.prod(after.shape[1:])
     whole = {math.prod(before.shape[axis:]) for axis in range(before.ndim)}
-    return None if row in whole or before.shape[0] * row == before.numel() or row < before.shape[-1] else (before, row)
+    split = before.shape[-1] % row == 0  # as of the heads of attention
+    return None if row in whole or split or before.shape[0] * row == before.numel() else (before, row)
