@@ -238,7 +238,7 @@ def _attribute(owner: Any, part: str, where: str, home: str) -> Any:
     return getattr(owner, part)
 
 
-def called(factory: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+def called(factory: Callable[..., Any], name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call a factory or a class and return the result.
 
     Raises TargetError if it requires arguments that are not given (the message names them), takes others, or raises.
