@@ -76,8 +76,8 @@ def split(text: str) -> tuple[str, str] | None:
     """
     for place in (index for index, char in enumerate(text) if char == ":"):
         where, name = text[:place], text[place + 1 :]
-        if where.endswith(".py") or all(part.isidentifier() for part in where.split(".")):
-            return (where, name) if _parsed(name) is not None else None
+        if (where.endswith(".py") or all(part.isidentifier() for part in where.split("."))) and _parsed(name) is not None:
+            return where, name
     return None
 
 

@@ -140,6 +140,8 @@ def test_what_is_no_model_is_said(folder, name, message):
         ("pkg.mod:attr", True),
         ("model.onnx", False),
         ("C:\\m.onnx", False),
+        ("C:/nets/net.py:build", True),
+        ("net.py:Net('a:b')", True),
         ("a:", False),
     ],
 )

@@ -87,6 +87,11 @@ def own_cell(self, x, h):
     return self.body(torch.cat([h, x], -1)) * h
 
 
+def gated_cell(self, x, h, c):
+    add, keep, out = self.gates(torch.cat([h, x], -1)).sigmoid().chunk(3, -1)
+    return out * (keep * c + add)
+
+
 def by_key(self, batch):
     return self.table(batch["ids"]).mean(1) + self.body(batch["x"])
 
@@ -163,6 +168,7 @@ LINEAR = nn.Linear(6, 6)
             {"x": "float32[32,8,5]", "h0": "float32[2,8,4]", "c0": "float32[2,8,4]"},
         ),
         (model(own_cell, body=nn.Linear(9, 6)), {"x": "float32[8,3]", "h": "float32[8,6]"}),
+        (model(gated_cell, gates=nn.Linear(9, 18)), {"x": "float32[8,3]", "h": "float32[8,6]", "c": "float32[8,6]"}),
         (
             model(by_key, table=nn.Embedding(30, 4), body=nn.Linear(6, 4)),
             {"batch.ids": "int64[8,16]<30", "batch.x": "float32[8,6]"},

@@ -73,15 +73,15 @@ def fit(case: Case, tensor: Tensor, axis: int, needed: int) -> Iterator[Draft]:
         shape = case.specs[name].shape
         for place in reversed(range(len(shape))):
             if shape[place] == actual and (place > 0 or first or len(shape) == 1) and actual != needed:
-                alike = len(shape) > 3 and place > 1  # images stay square
-                yield case.with_spec(
-                    name,
-                    shape=(*shape[:2], *(needed,) * (len(shape) - 2)) if alike else (*shape[:place], needed, *shape[place + 1 :]),
-                )
+                square = len(shape) > 3 and place > 1  # images stay square
+                whole = (*shape[:2], *(needed,) * (len(shape) - 2)) if square else (*shape[:place], needed, *shape[place + 1 :])
+                draft = case.with_spec(name, shape=whole)
+                yield draft
+                yield from _compensated(replace(case, draft=draft), name, place, needed - actual)
     widths = [case.specs[name].shape[-1] for name in names if case.specs[name].shape]
     if len(names) > 1 and sum(widths) == actual and needed >= len(names):
         share, rest = divmod(needed, len(names))
-        draft: Draft = case.draft
+        draft = case.draft
         for place, name in enumerate(names):
             shape = case.specs[name].shape
             draft = replace(case, draft=draft).with_spec(name, shape=(*shape[:-1], share + (rest if place == 0 else 0)))
@@ -97,6 +97,15 @@ def fit(case: Case, tensor: Tensor, axis: int, needed: int) -> Iterator[Draft]:
         if shape and (shape[-1] * needed) % max(actual, 1) == 0 and len(shape) <= 3 and actual:
             yield case.with_spec(name, shape=(*shape[:-1], shape[-1] * needed // actual))
         yield from resized(case, name, needed / max(actual, 1), flat=tensor.ndim <= 3)
+
+
+def _compensated(case: Case, name: str, place: int, more: int) -> Iterator[Draft]:
+    """What one input gained in its last axis another one loses, as where both were joined to fit a weight."""
+    own = case.specs[name].shape
+    for other, spec in case.specs.items():
+        alike = len(spec.shape) == len(own) == place + 1 and spec.dtype == case.specs[name].dtype
+        if other != name and alike and not spec.given and spec.shape[:-1] == own[:-1] and spec.shape[-1] > more:
+            yield case.with_spec(other, shape=(*spec.shape[:-1], spec.shape[-1] - more))
 
 
 def resized(case: Case, name: str, ratio: float, *, flat: bool = True) -> Iterator[Draft]:

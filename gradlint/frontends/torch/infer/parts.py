@@ -82,10 +82,11 @@ def _named_after(path: str, name: str) -> bool:
 
 
 def _table(module: nn.Module, name: str) -> int | None:
-    """Return the rows of the embedding that an argument reads: the one with its name, or else the only one or the first."""
+    """Return the rows of what an argument looks up: the embedding with its name, the first one, or else the first matrix."""
     tables = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, nn.Embedding)]
     near = [layer for path, layer in tables if name[:4] in path.lower()]
-    return next((int(layer.num_embeddings) for layer in (*near, *(layer for _, layer in tables))), None)
+    rows = [int(layer.num_embeddings) for layer in (*near, *(layer for _, layer in tables))]
+    return next(iter((*rows, *(len(parameter) for parameter in module.parameters(recurse=False) if parameter.ndim == 2))), None)
 
 
 def adjacency(name: str, nodes: int) -> InputSpec:
