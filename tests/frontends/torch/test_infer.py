@@ -89,7 +89,7 @@ def own_cell(self, x, h):
 
 def gated_cell(self, x, h, c):
     add, keep, out = self.gates(torch.cat([h, x], -1)).sigmoid().chunk(3, -1)
-    return out * (keep * c + add)
+    return out * (keep * c + add) + h
 
 
 def by_key(self, batch):
