@@ -136,6 +136,37 @@ def bounded(self, x, index):
     return self.body(x) + self.table.weight[index]
 
 
+def waveform(self, wave):
+    assert wave.dim() == 2, "samples of several signals"
+    return self.conv(wave.unsqueeze(1))
+
+
+def fields(self, x):
+    return self.head(self.table(x + torch.tensor([0, 10, 20])).view(-1, 12))
+
+
+def pyramid(self, features: list[torch.Tensor]):
+    return self.first(features[0]) + self.second(features[1])
+
+
+def mixed_columns(self, cat, cont):
+    return self.head(torch.cat([self.table(cat[:, 0]), cont], 1))
+
+
+def frames(self, x):
+    batch, steps, *rest = x.shape
+    return self.conv(x.view(batch * steps, *rest)).view(batch, steps, -1)
+
+
+def padded(self, input_ids, attention_mask):
+    weights = attention_mask.unsqueeze(-1).float()
+    return (self.table(input_ids) * weights).sum(1) / weights.sum(1)
+
+
+def channels_last(self, x):
+    return self.body(x).permute(0, 3, 1, 2)[:, :, :4]
+
+
 SIZED = model(named_size, conv=nn.Conv2d(3, 2, 3))
 SIZED.image_size = 44
 LINEAR = nn.Linear(6, 6)
@@ -179,6 +210,19 @@ LINEAR = nn.Linear(6, 6)
         (model(counted, body=LINEAR), {"x": "float32[8,6]"}),
         (model(unpacked_shape, body=LINEAR), {"query": "float32[8,16,6]", "key": "float32[8,16,6]"}),
         (model(positions, patch=nn.Conv2d(3, 8, 8, 8), at=nn.Embedding(36, 8)), {"img": "float32[8,3,48,48]"}),
+        (model(waveform, conv=nn.Conv1d(1, 4, 80, 16)), {"wave": "float32[8,224]"}),
+        (model(fields, table=nn.Embedding(30, 4), head=nn.Linear(12, 1)), {"x": "int64[8,3]<6"}),
+        (
+            model(pyramid, first=nn.Conv2d(3, 4, 3), second=nn.Conv2d(5, 4, 3)),
+            {"features.0": "float32[8,3,64,64]", "features.1": "float32[8,5,64,64]"},
+        ),
+        (
+            model(mixed_columns, table=nn.Embedding(5, 3), head=nn.Linear(7, 1)),
+            {"cat": "int64[8,4]<5", "cont": "float32[8,4]"},
+        ),
+        (model(frames, conv=nn.Conv2d(3, 4, 3)), {"x": "float32[8,3,3,64,64]"}),
+        (model(padded, table=nn.Embedding(22, 4)), {"input_ids": "int64[8,16]<22", "attention_mask": "bool[8,16]"}),
+        (model(channels_last, body=nn.Linear(3, 8)), {"x": "float32[8,32,32,3]"}),
         (SIZED, {"img": "float32[8,3,44,44]"}),
         (
             model(embedded_late, body=LINEAR, table=nn.Embedding(11, 6)),
@@ -260,4 +304,4 @@ def test_a_trial_knows_where_tensors_come_from_and_what_failed():
         module(*tensors)
     assert (trial.function, trial.sources(trial.args[0])) == ("linear", ("a", "b"))
     assert type(trial.layers[-1][0]) is nn.Linear
-    assert trial.uses == {}
+    assert trial.uses == {"a": ["cat"], "b": ["cat"]}

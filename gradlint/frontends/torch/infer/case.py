@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.torch.infer.layouts import LENGTH, entries, last_resorts
+from gradlint.frontends.torch.infer.layouts import LENGTH, STEPS, entries, last_resorts
 from gradlint.frontends.torch.infer.trial import Trial
 
 Draft = Mapping[str, Any]  # what is passed for each argument: trees in which tensors are `InputSpec`s
@@ -73,7 +73,7 @@ def fit(case: Case, tensor: Tensor, axis: int, needed: int) -> Iterator[Draft]:
         shape = case.specs[name].shape
         for place in reversed(range(len(shape))):
             if shape[place] == actual and (place > 0 or first or len(shape) == 1) and actual != needed:
-                square = len(shape) > 3 and place > 1  # images stay square
+                square = len(shape) > 3 and place > 1 and len(set(shape[2:])) == 1  # images stay square
                 whole = (*shape[:2], *(needed,) * (len(shape) - 2)) if square else (*shape[:place], needed, *shape[place + 1 :])
                 draft = case.with_spec(name, shape=whole)
                 yield draft
@@ -86,12 +86,10 @@ def fit(case: Case, tensor: Tensor, axis: int, needed: int) -> Iterator[Draft]:
             shape = case.specs[name].shape
             draft = replace(case, draft=draft).with_spec(name, shape=(*shape[:-1], share + (rest if place == 0 else 0)))
         yield draft
-        for name in names:
-            shape = case.specs[name].shape
-            if shape and shape[-1] + needed - actual > 0:
-                yield case.with_spec(name, shape=(*shape[:-1], shape[-1] + needed - actual))
     for name in names:
         shape = case.specs[name].shape
+        if len(names) > 1 and shape and shape[-1] + needed - actual > 0:
+            yield case.with_spec(name, shape=(*shape[:-1], shape[-1] + needed - actual))
         if len(shape) > 3 and (shape[1] * needed) % max(actual, 1) == 0:
             yield case.with_spec(name, shape=(shape[0], shape[1] * needed // actual, *shape[2:]))
         if shape and (shape[-1] * needed) % max(actual, 1) == 0 and len(shape) <= 3 and actual:
@@ -144,6 +142,7 @@ def with_rank(case: Case, tensor: Any, rank: int) -> Iterator[Draft]:
                 for dtype, shape, _ in last_resorts(case.module):
                     if len(shape) == wanted:
                         yield case.with_spec(name, dtype=dtype, shape=shape, value=None)
+                yield case.with_spec(name, shape=(*spec.shape[:1], *(STEPS,) * (wanted - 2), spec.shape[-1]))
                 continue
             yield case.with_spec(name, shape=(*spec.shape[:1], *more, *spec.shape[1:]))
             yield case.with_spec(name, shape=(*spec.shape, *more))

@@ -20,7 +20,9 @@ _STATE = re.compile(r"^(h|c|hx|cx|hc|h0|c0|h_0|c_0|hn|prev|.*state.*|.*hidden.*|
 _ADJACENCY = re.compile(r"^(adj.*|.*_adj|a_hat|laplacian|graph|adjacency.*)$")
 _TIME = re.compile(r"^(t|ts|time|times|timestep|timesteps|time_?steps?|step|steps|noise_level|sigma|sigmas)$")
 _LABEL = re.compile(r"^(y|label|labels|class_labels|classes|cls|class_id|class_ids|target_class)$")
-_TOKENS = re.compile(r"^(ids|idx|tokens?|token_ids|.*input_ids|.*_tokens|indices|words|src_tokens|text)$")
+_TOKENS = re.compile(r"^(.*ids|idx|tokens?|.*_tokens|indices|words|src_tokens|text)$")
+_NUMBERS = re.compile(r"^(scale|temperature|temp|alpha|lam|lambda_|eps|epsilon|tau|dropout_p|ratio|.*_ratio)$")
+_SEVERAL = re.compile(r"\b(?P<kind>[Tt]uple|[Ll]ist|Sequence)\[")
 _EDGES = re.compile(r"^edge_(index|indices|list)$")
 _LENGTHS = re.compile(r"^(lengths?|lens?|seq_len(gth)?s?|.*_lengths?|.*_lens)$")
 
@@ -37,6 +39,13 @@ def planned(module: nn.Module, parameter: inspect.Parameter) -> Any:
     state = _STATE.match(name) and next(iter(parameters(module)), parameter).name != parameter.name
     if "Optional" in annotation or "None" in annotation or _MASK.search(name) or state:
         return None
+    if _NUMBERS.match(name):
+        return 1.0
+    several = _SEVERAL.search(annotation)
+    if several and "Tensor" in annotation and (layout := next((each[0] for each in entries(module)), None)):
+        count = annotation.count("Tensor") if several["kind"].lower() == "tuple" else 1
+        items = [spec(f"{parameter.name}.{index}", layout) for index in range(count)]
+        return tuple(items) if several["kind"].lower() == "tuple" else items
     if _ADJACENCY.match(name):
         return adjacency(parameter.name, BATCH)
     if _EDGES.match(name):
@@ -95,15 +104,15 @@ def adjacency(name: str, nodes: int) -> InputSpec:
     return InputSpec(name, "float32", (nodes, nodes), value=(eye + np.roll(eye, 1, 0) + np.roll(eye, -1, 0)) / 3)
 
 
-def instead_of_none(module: nn.Module, name: str, batch: int, length: int) -> list[Any]:
+def instead_of_none(module: nn.Module, name: str, batch: int, length: int, *, tokens: bool = False) -> list[Any]:
     """Return what an argument may be that cannot be None: a state of a recurrence, a mask, or a tensor.
 
-    `batch` and `length` are the sizes of the first two axes of the other inputs.
+    `batch` and `length` are the sizes of the first two axes of the other inputs; `tokens`: these are tokens, not their features.
     """
     if _MASK.search(name.lower()):
-        return [
-            mask(name, shape) for shape in ((length, length), (batch, length), (batch, 1, length, length), (batch, 1, length))
-        ]
+        padding, square = (batch, length), (length, length)
+        first, second = (padding, square) if tokens or "pad" in name.lower() else (square, padding)
+        return [mask(name, shape) for shape in (first, second, (batch, 1, length, length), (batch, 1, length))]
     found: list[Any] = []
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):

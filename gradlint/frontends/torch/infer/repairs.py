@@ -147,7 +147,10 @@ def _of_indices(case: Case) -> Iterator[Draft]:
 def _as_indices(case: Case, tensor: Any, below: int | None) -> Iterator[Draft]:
     for name in case.movable(tensor):
         spec = case.specs[name]
-        if spec.dtype != "int64" or spec.below != below:
+        if spec.dtype == "int64" and spec.below == below and below and "out of range" in case.text:
+            for fraction in (2, 5, 10):  # an offset is added to the index
+                yield case.with_spec(name, below=max(below // fraction, 1))
+        elif spec.dtype != "int64" or spec.below != below:
             table = spec.dtype == "float32" and len(spec.shape) > 1 and case.trial.function != "one_hot"
             for shape in ((BATCH, LENGTH), (BATCH,)) if table else (spec.shape, (BATCH,)):
                 yield case.with_spec(name, dtype="int64", below=below, shape=shape, value=None)
@@ -201,6 +204,10 @@ def _of_rank(case: Case) -> Iterator[Draft]:
         for tensor in asked[-1:]:
             wanted = len(sizes) if case.trial.function == "permute" else 1 + max((abs(size) for size in sizes), default=2)
             yield from with_rank(case, tensor, max(wanted, 2))
+    elif isinstance(case.error, AssertionError):
+        for tensor in asked[:1]:
+            for wanted in (2, 3, 4):
+                yield from with_rank(case, tensor, wanted)
     if rank is not None:
         for tensor in asked[:2]:
             yield from with_rank(case, tensor, rank + ("dims must" in case.text))
@@ -230,6 +237,9 @@ def _of_structure(case: Case) -> Iterator[Draft]:
                 yield case.with_argument(name, 1)
             if "must be tuple of Tensors" in case.text or "expected a non-empty list" in case.text:
                 yield case.with_argument(name, [replace(value, name=f"{name}.0")])
+        elif isinstance(value, list) and "list index out of range" in case.text:
+            for each in entries(case.module):
+                yield case.with_argument(name, [*value, InputSpec(f"{name}.{len(value)}", *each[0])])
         elif isinstance(value, dict) and isinstance(case.error, KeyError) and isinstance(case.error.args[0], str) and value:
             key, first = case.error.args[0], next(iter(value.values()))
             if isinstance(first, InputSpec) and key not in value:
@@ -257,13 +267,14 @@ def _of_none(case: Case) -> Iterator[Draft]:
     shapes = [spec.shape for spec in case.specs.values() if spec.shape]
     batch = shapes[0][0] if shapes else BATCH
     length = next((shape[1] for shape in shapes if len(shape) > 1), LENGTH)
+    tokens = any(spec.dtype == "int64" and len(spec.shape) == 2 for spec in case.specs.values())
     absent = [name for name, value in case.draft.items() if value is None and "mask" not in name]
     if len(absent) > 1 and case.error is not None:
-        for others in zip(*(instead_of_none(case.module, name, batch, length) for name in absent), strict=False):
+        for others in zip(*(instead_of_none(case.module, name, batch, length, tokens=tokens) for name in absent), strict=False):
             yield {**case.draft, **dict(zip(absent, others, strict=True))}
     for name, value in case.draft.items():
         if value is None and ("None" in case.text or case.error is not None):
-            for other in instead_of_none(case.module, name, batch, length):
+            for other in instead_of_none(case.module, name, batch, length, tokens=tokens):
                 yield case.with_argument(name, other)
 
 
@@ -284,6 +295,9 @@ def _of_asserted(case: Case) -> Iterator[Draft]:
             sizes = (*hinted_sizes(case.module), *(() if least else numbers), *(LARGE if least else ROUND))
             for size in dict.fromkeys(size for size in sizes if size > least):
                 yield case.with_spec(name, shape=(*fixed, *(size,) * (len(spec.shape) - 2)))
+        if len(spec.shape) == 2 and _SMALL.search(case.text):
+            for size in (1024, 16000):
+                yield case.with_spec(name, shape=(spec.shape[0], size))
         if len(spec.shape) == 3 or (len(spec.shape) == 2 and spec.dtype == "int64"):
             for size in dict.fromkeys((*hinted_sizes(case.module), *numbers)):
                 yield case.with_spec(name, shape=(spec.shape[0], size, *spec.shape[2:]))

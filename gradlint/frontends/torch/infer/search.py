@@ -37,6 +37,7 @@ _PATIENCE = 250  # how many trials in a row may come no further than the best be
 _IDLE = 4.0  # and seconds
 _LARGEST = 1 << 23  # elements of the inputs of a trial
 _ADDED = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__", "sub", "__sub__"})
+_JOINED = frozenset({"cat", "stack", "mul", "__mul__", "__rmul__", "div", "__truediv__", "float"})
 _TURNS = 3  # one trial in so many is a fresh guess, the others are repairs
 
 Attempt = Callable[[Feed, Trial, float], None]
@@ -67,6 +68,7 @@ class _Search:
         self.complaint: BaseException | None = None
         self.mixed: Feed | None = None
         self.late = False
+        self.named: set[str] = set()  # the arguments whose part is known by their name
         self.last = Trial()
         self.best, self.vain, self.gained = -1, 0, perf_counter()
 
@@ -87,13 +89,13 @@ class _Search:
                     break
                 _, _, depth, base, draft = heapq.heappop(self.queue)
             whole = self._completed(draft)
-            text = repr(pytree.tree_map(lambda leaf: (leaf.name, leaf.text) if isinstance(leaf, InputSpec) else leaf, whole))
+            text = _texts(whole)
             if text in self.seen or _elements(whole) > _LARGEST:
                 continue
             self.seen.add(text)
             made = self._assembled(whole)
             if self._runs(made, draft, depth, base):
-                return self._with_float_masks(made)
+                return self._by_use(made)
         if self.mixed is not None:
             return self.mixed
         raise self._refusal()
@@ -129,16 +131,22 @@ class _Search:
                 heapq.heappush(self.queue, item)
         return False
 
-    def _with_float_masks(self, made: Feed) -> Feed:
-        """Return a feed that runs with masks of zeros where they are added to something instead of selecting."""
-        added = {name for name, uses in self.last.uses.items() if uses[0] in _ADDED}
+    def _by_use(self, made: Feed) -> Feed:
+        """Return a feed that runs with floats where an input is computed with: zeros for a mask, and for guessed tokens."""
+        first = {name: uses[0] for name, uses in self.last.uses.items()}
 
         def fitted(leaf: Any) -> Any:
-            boolean = isinstance(leaf, InputSpec) and leaf.dtype == "bool" and not leaf.given and leaf.name in added
-            return mask(str(leaf.name), leaf.shape, "float32") if boolean else leaf
+            if not isinstance(leaf, InputSpec) or leaf.given:
+                return leaf
+            use, name = first.get(str(leaf.name), ""), str(leaf.name)
+            if leaf.dtype == "bool" and use in _ADDED:
+                return mask(name, leaf.shape, "float32")
+            guessed = leaf.dtype == "int64" and leaf.value is None and name not in self.named
+            return replace(leaf, dtype="float32", below=None) if guessed and use in _ADDED | _JOINED else leaf
 
-        other = Feed(*pytree.tree_map(fitted, (made.args, dict(made.kwargs))))
-        return other if added and self._runs(other, {}, 0, 0.0) else made
+        args, kwargs = pytree.tree_map(fitted, (made.args, dict(made.kwargs)))
+        other = Feed(args, kwargs)
+        return made if _texts(other) == _texts(made) or not self._runs(other, {}, 0, 0.0) else other
 
     def _completed(self, draft: Draft) -> dict[str, Any]:
         """Return a draft with the given inputs and in the dtype of the module's weights."""
@@ -176,12 +184,15 @@ class _Search:
         if not scripted and type(self.module).forward is nn.Transformer.forward:
             names = [name for name in ("src", "tgt") if name not in self.known]
         plans = {p.name: plan for p in single if p.name in names and (plan := planned(self.module, p)) is not p.empty}
+        self.named = set(plans)
         rest = [name for name in names if name not in plans]
         layouts = list(islice(entries(self.module), _ENTRIES)) or [fallback(self.module)]
         for draft in _from_layers(rest, layouts):
             yield {name: draft.get(name, plans.get(name)) for name in names}
         if plans:
-            yield from _from_layers(names, layouts)
+            masks = {name: plan for name, plan in plans.items() if "mask" in name}
+            for draft in _from_layers(names, layouts):
+                yield {**draft, **masks}
         if all(p.default is not p.empty for p in single):
             yield {}
         for layout in last_resorts(self.module):
@@ -207,6 +218,11 @@ class _Reached(dict[str, Any]):
     def __init__(self, draft: Draft, reached: int) -> None:
         super().__init__(draft)
         self.reached = reached
+
+
+def _texts(tree: Any) -> str:
+    tree = (tree.args, dict(tree.kwargs)) if isinstance(tree, Feed) else tree
+    return repr(pytree.tree_map(lambda leaf: (leaf.name, leaf.text) if isinstance(leaf, InputSpec) else leaf, tree))
 
 
 def _elements(whole: Mapping[str, Any]) -> int:

@@ -106,7 +106,7 @@ class _Watch(TorchFunctionMode):
         names = trial.sources((*args, *kwargs.values()))
         if names:
             trial.mark(outcome, names)
-        for value in (*args, *kwargs.values()) if name not in _SHAPES else ():
+        for value in pytree.tree_leaves((args, kwargs)) if name not in _SHAPES else ():
             if id(value) in self.inputs:
                 trial.uses.setdefault(self.inputs[id(value)], []).append(name)
         if name in _VIEWS and trial.mixed is None and pytree.tree_leaves(list(args[1:]))[:1] == [-1]:
