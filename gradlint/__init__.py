@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gradlint.result import Confidence, Finding, Severity, Verdict
     from gradlint.rule import Example, Rule
 
+    __version__: str
+
 _DEFINED_IN = {
     "CheckFailedError": "gradlint.api",
     "Confidence": "gradlint.result",
@@ -45,11 +47,14 @@ __all__ = [
     "Severity",
     "Target",
     "Verdict",
+    "__version__",
     "check",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("gradlint.report").tool_version()
     home = _DEFINED_IN.get(name)
     if home is None:
         raise AttributeError(f"module 'gradlint' has no attribute {name!r}")

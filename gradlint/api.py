@@ -208,7 +208,8 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return inputs.args, inputs.kwargs
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+    several = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")  # a PackedSequence is one input
+    return (tuple(inputs) if several else (inputs,)), {}
 
 
 def _specs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[InputSpec, ...]:

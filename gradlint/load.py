@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gradlint.errors import ConfigError, ForwardError, InputError, TargetError, UnsafeFileError
 from gradlint.frontends.discover import FileTarget
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.targets import is_python_target, load_target
+from gradlint.frontends.targets import Target, at_home, is_python_target, load_target
 from gradlint.graph import Graph
 from gradlint.measurements.coverage import InputInfo
 from gradlint.probe.process.isolated import Limits, worker
@@ -23,6 +23,7 @@ from gradlint.result import Measurement
 
 if TYPE_CHECKING:
     from gradlint.frontends.base import Runnable
+    from gradlint.frontends.torch.module import TorchRunnable
 
 Progress = Callable[[str], None]
 _PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib"})
@@ -190,39 +191,70 @@ def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progr
 
 
 def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool) -> Loaded:
-    from gradlint.frontends.torch.module import TorchRunnable, resolve  # noqa: PLC0415 - torch
-    from gradlint.frontends.torch.source import recorded_construction  # noqa: PLC0415
+    from gradlint.frontends.torch.source import recorded_construction  # noqa: PLC0415 - torch
 
-    name = target if isinstance(target, str) else type(target).__name__
+    handed = target.module if isinstance(target, Target) else target
+    name = target if isinstance(target, str) else getattr(handed, "__name__", type(handed).__name__)
     text = next((spec.name or "input" for spec in inputs if spec.dtype == "string"), None)
     if text is not None:
         raise InputError(
             f"{text!r} is text, and a torch module takes numbers", hint="give it as x=int64[1,16]<1000, or as @ids.npy"
         )
-    with recorded_construction():
-        found = load_target(target)[0] if isinstance(target, str) else target
-    whole = resolve(found, name)
-    module, own = whole.module, whole.task
-    name = name if isinstance(target, str) else type(module).__name__
-    task = replace(task, loss=task.loss or own.loss, recipe=task.recipe or own.recipe)
-    task = replace(task, target=own.target) if task.target is None else task
-    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
-        hint = "build it on the CPU, or give them values first: module.to_empty(device='cpu'), then initialize or load"
-        raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
-    model = TorchRunnable(module, inputs, args=whole.args, kwargs=whole.kwargs, mode=mode or "train", target_name=name)
-    if not probe:
-        import numpy as np  # noqa: PLC0415
+    home = partial(at_home, target) if isinstance(target, str) else nullcontext
+    with home():
+        with recorded_construction():
+            found = load_target(target)[0] if isinstance(target, str) else target
+        name, model, task = _runnable(found, name, inputs, mode, task)
+        if not probe:
+            import numpy as np  # noqa: PLC0415
 
-        with model.untouched():
-            model.forward([spec.draw(np.random.default_rng(0)) for spec in model.inputs])
+            with model.untouched():
+                model.forward([spec.draw(np.random.default_rng(0)) for spec in model.inputs])
+
+    def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
+        with home():
+            return _here(model, task, seeds=seeds, seed=seed, progress=progress)
+
     return Loaded(
         name,
         "torch",
         lambda: model.inputs,
-        partial(_here, model, task),
+        measure,
         lambda: model.graph,
         lambda: model.notes,
         lambda: model.capture,
         lambda: ({name: parameter.numel() for name, parameter in model.parameters().items()}, model.frozen),
         task,
     )
+
+
+def _runnable(
+    found: object, name: str, inputs: tuple[InputSpec, ...], mode: str | None, task: Task
+) -> tuple[str, TorchRunnable, Task]:
+    """Return the name of a torch target, the module as it is run, and the task with what the target says of it."""
+    from gradlint.frontends.torch.module import TorchRunnable  # noqa: PLC0415 - torch
+    from gradlint.frontends.torch.resolve import resolve, training  # noqa: PLC0415
+
+    whole = resolve(found, name)
+    module = whole.module
+    name = name if ":" in name else type(module).__name__
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        hint = "build it on the CPU, or give them values first: module.to_empty(device='cpu'), then initialize or load"
+        raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
+
+    def run(whole: Target, inputs: tuple[InputSpec, ...]) -> TorchRunnable:
+        args, kwargs = whole.args, whole.kwargs
+        return TorchRunnable(whole.module, inputs, args=args, kwargs=kwargs, mode=mode or "train", target_name=name)
+
+    trained = training(module) if not (whole.args or whole.kwargs or inputs or task.loss or whole.loss) else None
+    model = None
+    if trained is not None:
+        try:
+            model, whole = run(trained, ()), trained
+            model.notes.append("its training_step is the loss, and configure_optimizers the recipe")
+        except InputError:
+            whole = replace(whole, recipe=whole.recipe or trained.recipe)
+    model = model or run(whole, inputs)
+    own = whole.task
+    task = replace(task, loss=task.loss or own.loss, recipe=task.recipe or own.recipe)
+    return name, model, replace(task, target=own.target) if task.target is None else task

@@ -20,13 +20,27 @@ _FARTHEST = 12  # the most operators between a mask and its softmax
 _FILLS = frozenset({"masked_fill", "where"})
 _OPERANDS = 3  # queries, keys and values come before the mask of a fused attention
 _RULES_OUT = -100.0  # a number from which on it rules out a logit
+_EXTREMES = frozenset({"copy", "copy_", "minimum", "maximum", "min", "max", "Min", "Max"})
 _MIXING = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.EMBEDDING, Kind.NORM})
 
 
 def broken_weights(node: Node) -> list[Weight]:
     """Return the weights of a node that hold NaN or infinity. A fixed tensor that is -inf in some places is a mask."""
     broken = [weight for weight in node.weights.values() if not weight.statistics.finite]
-    return [weight for weight in broken if kind_of(node) in _MIXING or not _rules_out(weight)]
+    if kind_of(node) not in _MIXING:
+        broken = [weight for weight in broken if not _rules_out(weight) and not (_is_extreme(weight) and _takes_extremes(node))]
+    return broken
+
+
+def _is_extreme(weight: Weight) -> bool:
+    """Return whether a fixed tensor is infinite everywhere with one sign, as a running minimum or maximum starts."""
+    values = weight.array()
+    return not weight.trainable and values.size > 0 and bool((values == np.inf).all() or (values == -np.inf).all())
+
+
+def _takes_extremes(node: Node) -> bool:
+    """Return whether a node may write over a running minimum or maximum, or be the minimum or maximum itself."""
+    return node.op == "unknown" or node.called in _EXTREMES
 
 
 def _is_fixed(weight: Weight, sign: float) -> bool:

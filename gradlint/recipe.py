@@ -17,6 +17,18 @@ _WARMUP = re.compile(r"warmup:(\d+)")
 # A warm-up starts at this fraction of the full learning rate or above. The schedule of Vaswani 2017 (arXiv 1706.03762) starts
 # lower, because its `initial_lr` is a factor and not the full learning rate.
 _LEAST = 1e-5
+# What others call the settings.
+_ALSO = {
+    **dict.fromkeys(("learning_rate", "learningrate", "step_size", "alpha", "eta"), "lr"),
+    **dict.fromkeys(("wd", "l2", "decay", "weightdecay"), "weight_decay"),
+    **dict.fromkeys(("clip", "grad_clip", "max_norm", "max_grad_norm", "clip_grad_norm", "gradient_clip_val"), "clip_norm"),
+    **dict.fromkeys(("clip_grad_value", "grad_clip_value"), "clip_value"),
+    **dict.fromkeys(("epsilon",), "eps"),
+    **dict.fromkeys(("warmup", "warmup_steps", "scheduler", "lr_scheduler"), "schedule"),
+    **dict.fromkeys(("optim", "opt", "name"), "optimizer"),
+    **dict.fromkeys(("dtype", "amp"), "precision"),
+    **dict.fromkeys(("beta", "beta1", "beta2"), "betas"),
+}
 _WARMLESS = frozenset({"constant", "cosine", "linear", "step"})
 
 
@@ -32,7 +44,7 @@ class Recipe:
         clip_norm: The global gradient norm that clipping allows, or None for no clipping by norm.
         clip_value: The absolute gradient entry that clipping allows, or None for no clipping by value.
         precision: One of `PRECISIONS`.
-        schedule: "constant", "cosine", "linear", "step", "warmup:STEPS", or two of them as in "warmup:500 cosine".
+        schedule: "constant", "cosine", "linear", "step", "warmup:STEPS", or two of them as in "warmup:500+cosine".
         betas: Decay rates of the first and second moment of Adam and its variants.
         eps: The number that Adam and its variants add to the denominator.
         nesterov: Whether SGD uses Nesterov momentum.
@@ -58,6 +70,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _among("optimizer", self.optimizer, OPTIMIZERS)
         _among("precision", self.precision, PRECISIONS)
+        if self.schedule is not None:
+            object.__setattr__(self, "schedule", str(self.schedule).replace("+", " "))
         for part in str(self.schedule or "").split():
             if part not in _WARMLESS and not _WARMUP.fullmatch(part):
                 raise ConfigError(f"unknown schedule {part!r}", hint=f"one of {', '.join(sorted(_WARMLESS))}, warmup:STEPS")
@@ -132,6 +146,17 @@ class Recipe:
         return cls(**given)
 
     @classmethod
+    def made(cls, settings: Mapping[str, Any]) -> Recipe:
+        """Build a recipe from a mapping of settings with values of their own types. Raises ConfigError for an unknown setting."""
+        for name in settings:
+            _check_setting(str(name))
+        try:
+            return cls(**settings)
+        except (TypeError, AttributeError) as error:  # a value of another type, which a comparison does not take
+            shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            raise ConfigError(f"recipe: {shown}: {error}", hint="give numbers as numbers, as in {'lr': 0.1}") from error
+
+    @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Recipe:
         """Build a recipe from a mapping of settings, such as a table of a configuration file; raises like `parse`."""
         return cls.parse(" ".join(_written(name, value) for name, value in settings.items()))
@@ -203,15 +228,18 @@ def _among(what: str, value: str, known: Sequence[str]) -> None:
         raise ConfigError(f"unknown {what} {value!r}", hint=hint)
 
 
-def _read(name: str, value: str) -> Any:
-    known = {field.name: field.default for field in fields(Recipe)}
+def _check_setting(name: str) -> None:
+    known = [field.name for field in fields(Recipe)]
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+        close = [_ALSO[name]] if name in _ALSO else difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
         raise ConfigError(f"recipe: no setting is called {name!r}", hint=hint)
-    if name == "schedule":
-        return value.replace("+", " ")
-    if isinstance(known[name], str):
+
+
+def _read(name: str, value: str) -> Any:
+    _check_setting(name)
+    known = {field.name: field.default for field in fields(Recipe)}
+    if name == "schedule" or isinstance(known[name], str):
         return value
     if isinstance(known[name], bool):
         return value.lower() in {"1", "true", "yes"}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from gradlint.cli import cli
 from gradlint.errors import ConfigError
-from gradlint.recipe import OPTIMIZERS, Recipe
+from gradlint.frontends.targets import as_recipe
+from gradlint.recipe import _ALSO, OPTIMIZERS, Recipe
 
 TEXTS = (
     "sgd lr=0.1",
@@ -168,3 +172,34 @@ def test_adam_at_its_default_betas_is_stable_up_to_38_over_the_preconditioned_sh
 
 def test_nothing_limits_the_learning_rate_where_nothing_curves_upwards():
     assert Recipe().limit(-1.0) == Recipe("adamw", weight_decay=0.1).limit(0.0) == math.inf
+
+
+NEAR = {"learning_rate": "lr", "momentun": "momentum", "wd": "weight_decay", "max_norm": "clip_norm", "warmup_steps": "schedule"}
+
+
+@pytest.mark.parametrize(("name", "near"), NEAR.items())
+@pytest.mark.parametrize("as_text", [True, False])
+def test_an_unknown_setting_gets_the_nearest_name(name, near, as_text):
+    with pytest.raises(ConfigError, match=rf"no setting is called '{name}'\n.*did you mean {near}\?"):
+        as_recipe(f"sgd {name}=0.9" if as_text else {name: 0.9})
+
+
+def test_other_names_of_settings_lead_to_settings():
+    assert set(_ALSO.values()) <= {field.name for field in fields(Recipe)}
+    assert not set(_ALSO) & {field.name for field in fields(Recipe)}
+
+
+def test_a_value_of_another_type_is_told():
+    with pytest.raises(ConfigError, match=r"recipe: lr='0.9': .*\n.*numbers"):
+        as_recipe({"lr": "0.9"})
+
+
+def test_a_schedule_is_read_with_plus_and_with_blanks():
+    written = Recipe.parse("schedule=warmup:100+cosine")
+    assert as_recipe({"schedule": "warmup:100+cosine"}) == written == Recipe(schedule="warmup:100 cosine")
+
+
+def test_the_help_tells_the_syntax_of_recipes_and_their_settings():
+    text = " ".join(CliRunner().invoke(cli, ["check", "--help"]).output.split())
+    assert "schedule=warmup:100+cosine" in text
+    assert all(field.name in text for field in fields(Recipe) if field.name != "optimizer")

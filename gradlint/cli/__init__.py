@@ -36,6 +36,9 @@ from gradlint.errors import GradlintError
 from gradlint.report import DEFAULT, format_names, tool_version
 
 FOLDERS = click.Path(file_okay=False, path_type=Path)
+_RECIPE = """How it will be trained: an optimizer, then NAME=VALUE for lr, momentum, weight_decay, clip_norm, clip_value,
+precision, schedule, betas, eps, nesterov, loss_scale; two parts of a value go with + or /, as in
+"adamw lr=3e-4 betas=0.9/0.95 clip_norm=1 schedule=warmup:100+cosine"."""
 
 
 class _DefaultGroup(click.Group):
@@ -126,7 +129,7 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 @click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")
 @click.option("--ignore", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to leave out.")
 @rules_option
-@click.option("--recipe", metavar="RECIPE", help='How it will be trained, as in "adamw lr=3e-4 clip_norm=1 schedule=warmup:500".')
+@click.option("--recipe", metavar="RECIPE", help=_RECIPE)
 @click.option("--rehearse", type=click.IntRange(0), metavar="STEPS", help="Updates to rehearse with the recipe; 0 for none.")
 @click.option(
     "--fail-on",
@@ -166,7 +169,8 @@ def check(**given: Any) -> int:
     """Lint models; without a TARGET, those of the configuration.
 
     A TARGET is a model file (.onnx), a folder or a glob of them, - (an ONNX model on stdin), or a torch
-    model named as pkg.mod:attr or path/file.py:attr: a module, a class, or a factory without arguments.
+    model named as pkg.mod:attr or path/file.py:attr: a module, a class, a factory, or a method of a class.
+    Arguments are given as literals: "train.py:GPT(n_layer=4)".
     """
     from gradlint.cli.check import Request, run
 

@@ -206,7 +206,7 @@ def _progress(request: Request) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status("") as status:
+    with Console(stderr=True, force_jupyter=False).status("") as status:
         yield lambda text: status.update(Text(printable(text)))
 
 

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from gradlint.errors import TargetError
+from gradlint.frontends.targets import split
 
 MODEL_SUFFIXES = (".onnx",)
 _ATTRIBUTE = re.compile(r"^(?P<owner>[^:].*):[^\W\d]\w*(\.[^\W\d]\w*)*$")
@@ -58,8 +59,9 @@ def _expand(target: str, cwd: Path) -> Iterable[str]:
         return _models_below(target, path)
     if os.path.lexists(path):
         raise TargetError(f"{target}: neither a file nor a folder", hint="it is a link to nothing, a device or a pipe")
-    if match := _ATTRIBUTE.match(target):
-        _check_owner(match["owner"], cwd)
+    found, match = split(target), _ATTRIBUTE.match(target)
+    if found or match:
+        _check_owner(found[0] if found else match["owner"], cwd)  # type: ignore[index]
         return [target]
     if _MAGIC.search(target):
         return _matches(target, cwd)

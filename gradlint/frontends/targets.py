@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
@@ -17,6 +18,8 @@ from typing import Any
 from gradlint.errors import ConfigError, TargetError
 from gradlint.frontends.user_code import described, raising_line
 from gradlint.recipe import Recipe, Task
+
+_LONGEST = 10_000  # characters of what is named in a target
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ def as_recipe(given: Any) -> Recipe | None:
     if isinstance(given, str):
         return Recipe.parse(given)
     if isinstance(given, Mapping):
-        return Recipe(**given)
+        return Recipe.made(given)
     if hasattr(given, "param_groups"):
         return Recipe.from_optimizer(given)
     raise ConfigError(f"a recipe cannot be made of a {type(given).__name__}", hint="give a gradlint.Recipe or an optimizer")
@@ -63,9 +66,31 @@ def as_recipe(given: Any) -> Recipe | None:
 
 def is_python_target(text: str) -> bool:
     """Return whether `text` has the form `pkg.mod:attr` or `path/file.py:attr`, and is not the name of a file."""
-    where, separator, name = text.rpartition(":")
-    is_name = all(part.isidentifier() for part in name.split("."))
-    return bool(separator) and is_name and (where.endswith(".py") or all(part.isidentifier() for part in where.split(".")))
+    return split(text) is not None
+
+
+def split(text: str) -> tuple[str, str] | None:
+    """Split a Python target into where it is and what is named there, or return None for other text.
+
+    What is named is a chain of attributes and calls with literal arguments: `net`, `Net.encode`, `GPT(n_layer=4)`.
+    """
+    for place in (index for index, char in enumerate(text) if char == ":"):
+        where, name = text[:place], text[place + 1 :]
+        if (where.endswith(".py") or all(part.isidentifier() for part in where.split("."))) and _parsed(name) is not None:
+            return where, name
+    return None
+
+
+def _parsed(name: str) -> ast.expr | None:
+    """Return the syntax tree of a chain of attributes and calls, or None if `name` is none."""
+    try:
+        tree = ast.parse(name.strip(), mode="eval").body if len(name) < _LONGEST else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    link = tree
+    while isinstance(link, (ast.Attribute, ast.Call)):
+        link = link.value if isinstance(link, ast.Attribute) else link.func
+    return tree if isinstance(link, ast.Name) else None
 
 
 def lies_below(text: str, folder: Path) -> bool:
@@ -87,23 +112,40 @@ def lies_below(text: str, folder: Path) -> bool:
 def load_target(text: str, cwd: Path | None = None) -> tuple[Any, str | None]:
     """Import the object that `text` names; return it and the file of its module.
 
-    During the import, `sys.path` includes `cwd` and, for a file, its folder. Raises TargetError if `text` names nothing, if the
-    import raises (the message has the user's error and line), or if the attribute does not exist.
+    During the import, `sys.path` includes `cwd` and, for a file, its folder, and `sys.argv` holds the name of the script alone.
+    Arguments of calls are read as literals; nothing in `text` is evaluated. Raises TargetError if `text` names nothing, if the
+    import or a call raises (the message has the user's error and line), or if the attribute does not exist.
     """
     cwd = cwd or Path.cwd()
-    where, separator, name = text.rpartition(":")
-    if not separator or not where or not name:
+    found = split(text)
+    if found is None:
         raise TargetError(f"{text!r} does not name a model", hint="write pkg.mod:attr or path/file.py:attr, as in net.py:build")
-    if where.endswith(".py"):
-        path = (cwd / where).resolve()
-        if not path.is_file():
-            raise TargetError(f"{where}: no such file", hint=f"looked for it in {cwd}")
-        with importable(cwd, path.parent):
-            module = _imported(where, lambda: _import_file(path))
-    else:
-        with importable(cwd):
-            module = _imported(where, lambda: importlib.import_module(where))
-    return _attribute(module, where, name), getattr(module, "__file__", None)
+    where, name = found
+    path = (cwd / where).resolve()
+    if where.endswith(".py") and not path.is_file():
+        raise TargetError(f"{where}: no such file", hint=f"looked for it in {cwd}")
+    with at_home(text, cwd):
+        module = _imported(
+            where, (lambda: _import_file(path)) if where.endswith(".py") else lambda: importlib.import_module(where)
+        )
+        tree = _parsed(name)
+        assert tree is not None
+        return _evaluated(tree, module, where), getattr(module, "__file__", None)
+
+
+@contextmanager
+def at_home(text: str, cwd: Path | None = None) -> Iterator[None]:
+    """Give the user's code what a script sees while the context is open: its folder in `sys.path`, its own `sys.argv`."""
+    cwd = cwd or Path.cwd()
+    where = (split(text) or (text, ""))[0]
+    folders = [(cwd / where).resolve().parent] if where.endswith(".py") else []
+    argv = sys.argv
+    sys.argv = [where]
+    try:
+        with importable(cwd, *folders):
+            yield
+    finally:
+        sys.argv = argv
 
 
 @contextmanager
@@ -118,7 +160,9 @@ def importable(*folders: Path) -> Iterator[None]:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import one file, once per path, under a module name that no other module has."""
+    """Import one file, once per path, under a module name that no other module has; within its package if it reads from that."""
+    if _imports_relatively(path):
+        return _import_within_package(path)
     name = path.stem if sys.modules.get(path.stem) is None else f"{path.stem}@{path}"
     for module in (sys.modules.get(path.stem), sys.modules.get(name)):
         if module is not None and getattr(module, "__file__", None) == str(path):
@@ -133,6 +177,28 @@ def _import_file(path: Path) -> ModuleType:
     except BaseException:
         sys.modules.pop(name, None)
         raise
+    return module
+
+
+def _imports_relatively(path: Path) -> bool:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, OSError):
+        return False  # the import says it better
+    return any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
+
+
+def _import_within_package(path: Path) -> ModuleType:
+    """Import a file as a module of the package that its folder is, or is in: folders with an `__init__.py` belong to it."""
+    root = path.parent.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    name = ".".join(path.relative_to(root).with_suffix("").parts)
+    with importable(root):
+        importlib.invalidate_caches()
+        module = importlib.import_module(name)
+    if Path(getattr(module, "__file__", None) or "").resolve() != path:
+        raise ImportError(f"{path} has relative imports, and {name} is another module; name it as PACKAGE.{path.stem}:NAME")
     return module
 
 
@@ -153,36 +219,72 @@ def user_error(what: str, error: BaseException, *, hint: str | None = None) -> T
     return TargetError(f"{what}: {described(error)}" + (f" ({line})" if line else ""), hint=hint)
 
 
-def _attribute(module: ModuleType, where: str, name: str) -> Any:
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            public = [key for key in dir(found) if not key.startswith("_")]
-            close = difflib.get_close_matches(part, public, n=3)
-            own = [key for key in public if getattr(getattr(found, key), "__module__", None) == module.__name__]
-            hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(own[:8])}" if own else None
-            raise TargetError(f"{where} has no attribute {part!r}", hint=hint)
-        found = getattr(found, part)
-    return found
+def _evaluated(tree: ast.expr, module: ModuleType, where: str) -> Any:
+    """Follow a chain of attributes and calls from a module on. A method that is read from a class gets an instance of it."""
+    if isinstance(tree, ast.Name):
+        return _attribute(module, tree.id, where, module.__name__)
+    if isinstance(tree, ast.Attribute):
+        owner = _evaluated(tree.value, module, where)
+        found = _attribute(owner, tree.attr, where, module.__name__)
+        method = inspect.isclass(owner) and inspect.isfunction(inspect.getattr_static(owner, tree.attr, None))
+        return getattr(called(owner, owner.__name__), tree.attr) if method else found
+    assert isinstance(tree, ast.Call)
+    function = _evaluated(tree.func, module, where)
+    shown = ast.unparse(tree.func)
+    if not callable(function):
+        raise TargetError(f"{where}: {shown} cannot be called")
+    try:
+        args = [ast.literal_eval(arg) for arg in tree.args]
+        kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords if keyword.arg}
+    except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError) as error:
+        hint = "numbers, strings, True, False, None, and lists, tuples and dicts of them"
+        raise TargetError(f"{where}: the arguments of {shown} are not all literals", hint=f"write {hint}") from error
+    if len(kwargs) != len(tree.keywords):
+        raise TargetError(f"{where}: the arguments of {shown} are not all literals", hint="write name=value for each")
+    return called(function, shown, *args, **kwargs)
 
 
-def called(factory: Callable[..., Any], name: str) -> Any:
-    """Call a factory or a class without arguments and return the result.
+def _attribute(owner: Any, part: str, where: str, home: str) -> Any:
+    if not hasattr(owner, part):
+        public = [key for key in dir(owner) if not key.startswith("_")]
+        close = difflib.get_close_matches(part, public, n=3)
+        own = [key for key in public if getattr(getattr(owner, key, None), "__module__", None) == home]
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(own[:8])}" if own else None
+        raise TargetError(f"{where} has no attribute {part!r}", hint=hint)
+    return getattr(owner, part)
 
-    Raises TargetError if it requires arguments (the message names them) or if it raises.
+
+def called(factory: Callable[..., Any], name: str, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a factory or a class and return the result.
+
+    Raises TargetError if it requires arguments that are not given (the message names them), takes others, or raises.
     """
     try:
-        parameters = inspect.signature(factory).parameters.values()
+        signature: inspect.Signature | None = inspect.signature(factory)
     except (TypeError, ValueError):  # a builtin without a signature: only a call can tell
-        parameters = ()  # type: ignore[assignment]
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
-    if needed:
-        hint = f"give a function without arguments that returns the model, as in: def build(): return {name}(...)"
-        raise TargetError(f"{name} needs {', '.join(needed)}", hint=hint)
+        signature = None
+    if signature is not None:
+        _check_arguments(signature, name, args, kwargs)
     home = getattr(inspect.getmodule(factory), "__file__", None)
     try:
         with importable(Path.cwd(), *([Path(home).parent] if home else ())):
-            return factory()
+            return factory(*args, **kwargs)
     except (Exception, SystemExit) as error:
         raise user_error(f"{name}() raised", error) from error
+
+
+def _check_arguments(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    taken = signature.parameters
+    try:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError as error:
+        lost = next((key for key in kwargs if key not in taken), None)
+        close = difflib.get_close_matches(lost, taken, n=1) if lost else []
+        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(taken) or 'no arguments'}"
+        raise TargetError(f"{name}: {error}", hint=hint) from error
+    needed = [p.name for p in taken.values() if p.default is p.empty and p.kind not in variable and p.name not in bound]
+    if needed:
+        given = ", ".join(f"{key}=..." for key in needed)
+        hint = f"give literals, as in FILE.py:{name}({given}), or name a function without arguments that returns the model"
+        raise TargetError(f"{name} needs {', '.join(needed)}", hint=hint)

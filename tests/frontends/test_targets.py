@@ -8,9 +8,10 @@ import sys
 import pytest
 from torch import nn
 
+import gradlint
 from gradlint.errors import TargetError
 from gradlint.frontends.targets import Target, is_python_target, load_target
-from gradlint.frontends.torch.module import resolve
+from gradlint.frontends.torch.resolve import resolve
 
 NET = """
 from torch import nn
@@ -139,6 +140,8 @@ def test_what_is_no_model_is_said(folder, name, message):
         ("pkg.mod:attr", True),
         ("model.onnx", False),
         ("C:\\m.onnx", False),
+        ("C:/nets/net.py:build", True),
+        ("net.py:Net('a:b')", True),
         ("a:", False),
     ],
 )
@@ -149,3 +152,122 @@ def test_python_targets_are_told_from_files(text, expected):
 def test_looking_for_targets_does_not_import_torch():
     code = "import sys, gradlint.frontends.targets as t; t.load_target('json:loads'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+SCRIPT = """
+import argparse, os, sys
+from torch import nn
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", type=int, default=5)
+args = parser.parse_args()
+SEEN = list(sys.argv)
+
+def build():
+    import helper_beside
+    assert parser.parse_args().width == 5
+    return nn.Linear(args.width, helper_beside.WIDTH)
+
+class Late(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Linear(3, 3)
+
+    def forward(self, x):
+        import helper_beside
+        return self.w(x) * helper_beside.WIDTH
+
+class Net(nn.Module):
+    def __init__(self, width, depth=1, *, name="a:b", sizes=()):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.layers(x)
+
+    def encode(self, x):
+        return self(x)
+
+    @staticmethod
+    def small():
+        return Net(2)
+"""
+
+
+@pytest.fixture
+def script(folder, monkeypatch):
+    (folder / "nets" / "script.py").write_text(SCRIPT, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["gradlint", "nets/script.py:build", "--seeds", "3"])
+    return folder
+
+
+def test_a_script_sees_its_own_arguments_and_its_folder(script):
+    argv, path = list(sys.argv), list(sys.path)
+    report = gradlint.check("nets/script.py:build")
+    assert [info.spec for info in report.result.inputs] == ["float32[8,5]"]
+    assert load_target("nets/script.py:SEEN")[0] == ["nets/script.py"]
+    assert gradlint.check("nets/script.py:Late").verdict == "healthy"
+    assert (sys.argv, sys.path) == (argv, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("Net(3)", 1),
+        ("Net(width=3, depth=2)", 2),
+        ("Net(3, depth=4, name='x:y', sizes=[1, (2, 3)])", 4),
+        ("Net.small()", 1),
+        ("Net.small", 1),
+        ("Net(3).layers", None),
+        ("Net(3, 2).encode", 2),
+    ],
+)
+def test_what_is_named_may_be_called_with_literals(script, text, layers):
+    assert is_python_target(f"nets/script.py:{text}")
+    module = resolve(load_target(f"nets/script.py:{text}")[0]).module
+    assert len(module.layers if layers else module) == (layers or 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Net(widht=3)", "Net: got an unexpected keyword argument 'widht'\n.*did you mean width"),
+        ("Net(depth=3)", r"Net needs width\n.*FILE.py:Net\(width=...\)"),
+        ("Net(os.getpid())", "arguments of Net are not all literals"),
+        ("Net(**{'width': 3})", "arguments of Net are not all literals"),
+        ("Net(__import__('os').getpid())", "arguments of Net are not all literals"),
+        ("SEEN(3)", "SEEN cannot be called"),
+        ("Net('a')", r"Net\(\) raised: "),
+        ("Net(1)(2)", r"Net\(1\)\(\) raised|Net\(1\): |cannot|takes"),
+    ],
+)
+def test_calls_that_cannot_be_made_are_told_and_nothing_is_evaluated(script, text, message):
+    with pytest.raises(TargetError, match=message):
+        load_target(f"nets/script.py:{text}")
+
+
+@pytest.mark.parametrize("text", ["net.py:a+b", "net.py:(a)()if 1 else 0", "net.py:[a]", "net.py:" + "a(" * 9000, "net.py:a;b"])
+def test_other_expressions_are_no_targets(text):
+    assert not is_python_target(text)
+
+
+def test_a_file_with_relative_imports_is_imported_in_its_package(folder):
+    inner = folder / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (folder / "outer" / "__init__.py").write_text("", encoding="utf-8")
+    (inner / "__init__.py").write_text("from .parts import WIDTH\n", encoding="utf-8")
+    (inner / "parts.py").write_text("from ..sizes import WIDTH\n", encoding="utf-8")
+    (folder / "outer" / "sizes.py").write_text("WIDTH = 9\n", encoding="utf-8")
+    code = "from torch import nn\nfrom .parts import WIDTH\nfrom . import parts\nmodel = nn.Linear(WIDTH, 2)\n"
+    (inner / "whole.py").write_text(code, encoding="utf-8")
+    assert width("outer/inner/whole.py:model") == 9
+    assert sys.modules["outer.inner.whole"].__package__ == "outer.inner"
+    assert load_target("outer.inner.whole:model")[0] is load_target("outer/inner/whole.py:model")[0]
+
+
+def test_a_package_whose_name_is_taken_is_told(folder):
+    (folder / "json").mkdir()
+    (folder / "json" / "__init__.py").write_text("", encoding="utf-8")
+    (folder / "json" / "decoder.py").write_text("from . import x\n", encoding="utf-8")
+    with pytest.raises(TargetError, match=r"json.decoder is another module"):
+        load_target("json/decoder.py:model")

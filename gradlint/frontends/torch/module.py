@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,44 +18,22 @@ from torch.utils import _pytree as pytree
 from gradlint.errors import ForwardError, TargetError
 from gradlint.frontends.base import Edit, Restartable, Tap, Tensors
 from gradlint.frontends.inputs import InputSpec
-from gradlint.frontends.targets import Target, called
-from gradlint.frontends.torch import source, state
-from gradlint.frontends.torch.inputs import Feed, feed_given, feed_values, infer
+from gradlint.frontends.torch import state
+from gradlint.frontends.torch.infer.search import infer
+from gradlint.frontends.torch.infer.trial import Trial
+from gradlint.frontends.torch.inputs import Feed, feed_given, feed_values
 from gradlint.frontends.torch.record import Recorder
 from gradlint.frontends.torch.trace import eager, recording
 from gradlint.frontends.user_code import described, raising_line
 from gradlint.graph import Graph
 
+_DRAWN = 1 << 16  # how many values are drawn for a trial of inferred inputs
 _STRATEGIES: Mapping[str, Mapping[str, bool]] = {  # ways to capture the graph, in the order in which they are tried
     "calls": {"gaps": False},  # complete unless a tensor is lost; recording gaps costs time, and imports torch's compiler
     "full": {},
     "function-mode": {"gaps": False},
     "modules": {"functions": False, "gaps": False},
 }
-
-
-def resolve(obj: Any, name: str = "the target") -> Target:
-    """Return the module that `obj` denotes, with its arguments and its task.
-
-    `obj` is a module, a class or function without required arguments, `(module, args)`, `(module, args, kwargs)`, or an object
-    with `.module`, `.args` and `.kwargs`. `args` may be a single tensor. `name` names the object in error messages. Raises
-    TargetError for any other object, and if a factory requires arguments or raises.
-    """
-    if not isinstance(obj, nn.Module) and callable(obj):
-        with source.recorded_construction():
-            obj = called(obj, getattr(obj, "__name__", name))
-    if isinstance(obj, nn.Module):
-        return Target(obj)
-    if isinstance(obj, tuple) and len(obj) in {2, 3} and isinstance(obj[0], nn.Module):
-        obj = Target(*obj)
-    module, args, kwargs = getattr(obj, "module", None), getattr(obj, "args", ()), getattr(obj, "kwargs", {})
-    if not isinstance(module, nn.Module):
-        raise TargetError(
-            f"{name} is of type {type(obj).__name__}, not a torch.nn.Module",
-            hint="name a module, a class, or a function that returns module, (module, args) or (module, args, kwargs)",
-        )
-    asked = (getattr(obj, key, None) for key in ("loss", "target", "recipe"))
-    return Target(module, tuple(args) if isinstance(args, (tuple, list)) else (args,), dict(kwargs), *asked)
 
 
 class TorchRunnable:
@@ -103,9 +83,9 @@ class TorchRunnable:
         elif inputs_given:
             feed = feed_given(self.module, inputs_given)
         if feed is None:
-            infer(self.module, inputs_given, self._attempt)
+            self._take(infer(self.module, inputs_given, self._attempt))
         elif _is_lazy(self.module):
-            self._attempt(feed)
+            self._attempt(feed, Trial())
         else:
             self._take(feed)
 
@@ -125,7 +105,8 @@ class TorchRunnable:
         with state.untouched(self.module):
             self._guarded = True
             try:
-                self.module.train(self.mode == "train")
+                with suppress(NotImplementedError):  # an exported program has one mode
+                    self.module.train(self.mode == "train")
                 yield
             finally:
                 self._guarded = False
@@ -224,23 +205,27 @@ class TorchRunnable:
         self._places = [index for index, leaf in enumerate(self._leaves) if isinstance(leaf, InputSpec)]
         self.inputs = tuple(self._leaves[index] for index in self._places)
 
-    def _attempt(self, feed: Feed) -> None:
-        """Run the module once to see whether it accepts the feed. A lazy module is replaced by a copy that has its shapes."""
+    def _attempt(self, feed: Feed, trial: Trial, until: float = math.inf) -> None:
+        """Run the module once, watched, to see whether it accepts the feed; see `infer`.
+
+        A lazy module is replaced by a copy that has its shapes.
+        """
         self._take(feed)
-        rng = np.random.default_rng(0)
-        tensors = self._tensors([spec.draw(rng) for spec in self.inputs])
+        tensors = self._tensors([_for_trial(spec) for spec in self.inputs])
+        watching = trial.watching([str(spec.name) for spec in self.inputs], tensors, until)
         if not _is_lazy(self.module):
-            with self.untouched(), torch.no_grad():
+            with self.untouched(), torch.no_grad(), watching:
                 self._plain(self.module, tensors)
             return
         with state.untouched_process(), torch.no_grad():
             try:
-                trial = copy.deepcopy(self.module, _fresh_buffers(self.module))
+                copied = copy.deepcopy(self.module, _fresh_buffers(self.module))
             except RuntimeError as error:
                 hint = "run its forward once before handing it over"
                 raise TargetError(f"a model with lazy parameters has to be copied: {described(error)}", hint=hint) from error
-            self._plain(trial, tensors)
-        self.module = trial
+            with watching:
+                self._plain(copied, tensors)
+        self.module = copied
         self.notes.append("lazy parameters were given their shapes on a copy of the model")
 
 
@@ -251,6 +236,12 @@ class _LostTensorError(Exception):
 def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call the module. The search for the user's line ends at this frame, because frames above it are not the model's."""
     return module(*args, **kwargs)
+
+
+def _for_trial(spec: InputSpec) -> Any:
+    """Return an array to try a forward on: of large arrays only the first values are drawn, and repeated."""
+    rng, several = np.random.default_rng(0), math.prod(spec.shape) > _DRAWN and spec.value is None
+    return np.resize(replace(spec, shape=(_DRAWN,)).draw(rng), spec.shape) if several else spec.draw(rng)
 
 
 def _fresh_buffers(module: nn.Module) -> dict[int, Any]:

@@ -73,7 +73,9 @@ def _restored_tensors(module: nn.Module) -> Callable[[], None]:
     def restore() -> None:
         with torch.no_grad():
             for tensor, values, requires_grad, grad in kept:
-                if not same(tensor, values):
+                if tensor.shape != values.shape:
+                    tensor.data = values  # a buffer that the forward resized, as observers of a quantization do
+                elif not same(tensor, values):
                     # not `tensor.copy_`, which raises the version counter: a later backward pass of the user would fail
                     tensor.data.copy_(values)
                 if tensor.requires_grad != requires_grad:

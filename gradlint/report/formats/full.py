@@ -67,7 +67,8 @@ def _colored(lines: Sequence[Line], width: int) -> str:
     from rich.text import Text  # noqa: PLC0415
 
     out = io.StringIO()
-    console = Console(file=out, width=width, force_terminal=True, color_system="256", no_color=False, legacy_windows=False)
+    settings: dict[str, Any] = {"force_terminal": True, "force_jupyter": False, "no_color": False, "legacy_windows": False}
+    console = Console(file=out, width=width, color_system="256", **settings)
     for line in lines:
         text = Text.assemble(*line)
         text.rstrip()

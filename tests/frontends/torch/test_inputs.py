@@ -141,7 +141,7 @@ def test_an_input_that_the_forward_does_not_take_is_refused(given, message):
         TorchRunnable(Pair(), parse_inputs(given))
 
 
-def test_when_nothing_fits_the_complaint_of_the_forward_and_an_example_are_shown():
+def test_when_nothing_fits_the_complaint_of_the_forward_is_shown_and_no_input_that_failed():
     class Picky(nn.Module):
         def __init__(self):
             super().__init__()
@@ -152,7 +152,7 @@ def test_when_nothing_fits_the_complaint_of_the_forward_and_an_example_are_shown
 
     with pytest.raises(InputError, match="ValueError: lengths must be odd") as caught:
         TorchRunnable(Picky())
-    assert "--input 'x=float32[8,4]' --input 'lengths=float32[8,4]'" in str(caught.value)
+    assert "--input 'x=DTYPE[SIZES]' --input 'lengths=DTYPE[SIZES]'" in str(caught.value)
 
 
 def test_a_forward_without_inputs_needs_none():

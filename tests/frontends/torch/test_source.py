@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import torch
 
-from gradlint.frontends.torch.module import resolve
+from gradlint.frontends.torch.resolve import resolve
 from tests.models.torch_samples import run
 
 CODE = """\
