@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from gradlint import engine, report, score
+from gradlint import report, score
 from gradlint.errors import ConfigError, GradlintError
 from gradlint.frontends.inputs import InputSpec, from_array
 from gradlint.frontends.targets import Target, as_recipe
 from gradlint.measurements.coverage import Coverage, Skipped
 from gradlint.measurements.trainability import Trainability
 from gradlint.options import Options
+from gradlint.process.parent import check as check_target
 from gradlint.recipe import Task
 from gradlint.result import Confidence, Finding, Growth, Severity, SpinePoint, TargetReport, Track, Verdict
 
@@ -190,7 +191,7 @@ def check(
     task = Task(loss, target, as_recipe(recipe), rehearse, pairs)
     chosen: dict[str, Any] = {"select": tuple(select), "ignore": tuple(ignore), "inputs": specs, "lenient": lenient}
     options = Options(**chosen, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task)
-    return Report(engine.check(model, options, progress=progress))
+    return Report(check_target(model, options, progress=progress))
 
 
 def _with_inputs(model: object, inputs: Any) -> tuple[object, tuple[InputSpec, ...]]:

@@ -18,6 +18,7 @@ from gradlint.load import Loaded, load
 from gradlint.masks import broken_weights
 from gradlint.options import Options
 from gradlint.predicted_growth import PredictedGrowth
+from gradlint.probe.budget import Budget
 from gradlint.result import Finding, Measurement, SpinePoint, TargetReport, Verdict
 from gradlint.rule import Subject
 from gradlint.score import State, growth_with_claims, judge, worst_growth
@@ -110,6 +111,7 @@ def examine(
         GradlintError: The target cannot be read, imported or run.
     """
     say, clock = progress or (lambda _: None), clock or _Clock()
+    budget = Budget(options.limits.seconds) if options.limits is not None else Budget()
     say("reading")
     with clock("load"):
         loaded = load(
@@ -117,14 +119,13 @@ def examine(
             options.inputs,
             options.mode,
             probe=options.probe,
-            limits=options.limits,
             task=options.task,
             lenient=options.lenient,
         )
     measurement = None
     if options.probe:
         with clock("probe"):
-            measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say)
+            measurement = loaded.measure(seeds=options.seeds, seed=options.seed, progress=say, budget=budget)
         broken = measurement.nonfinite_forward or measurement.nonfinite_backward
         if broken is not None and not _has_broken_weight(loaded.graph_of()):
             refuse_guessed_numbers(loaded.specs)

@@ -17,7 +17,7 @@ from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import Target, at_home, is_python_target, load_target
 from gradlint.graph import Graph
 from gradlint.measurements.coverage import InputInfo
-from gradlint.probe.process.isolated import Limits, worker
+from gradlint.probe.budget import Budget
 from gradlint.recipe import Task
 from gradlint.result import Measurement
 
@@ -32,7 +32,7 @@ _PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".jobli
 class Measure(Protocol):
     """A function that probes one target."""
 
-    def __call__(self, *, seeds: int, seed: int, progress: Progress) -> Measurement:
+    def __call__(self, *, seeds: int, seed: int, progress: Progress, budget: Budget) -> Measurement:
         """Run the probe with `seeds` seeds, the first one being `seed`. Raises GradlintError if the model cannot be run."""
 
 
@@ -72,22 +72,18 @@ def load(
     mode: str | None = None,
     *,
     probe: bool = True,
-    limits: Limits | None = None,
     task: Task | None = None,
     lenient: bool = False,
 ) -> Loaded:
     """Read a target: a path, a name of Python code, a torch module, a factory, or an ONNX model in memory or as bytes.
 
-    A torch module that will not be probed is captured here by one forward pass. With `limits`, a file is probed in a child
-    process within these limits, unless the task has a loss, because a function cannot be sent to another process. With `lenient`,
-    a node of an ONNX file that its schema rejects is a note. Raises
-    GradlintError if the target cannot be read, imported or run, and UnsafeFileError, a subclass, for a file type that can run
-    code when it is read.
+    A torch module that will not be probed is captured here by one forward pass. With `lenient`, an ONNX node that its schema
+    rejects is a note. Raises GradlintError if the target cannot be read, imported or run, and UnsafeFileError, a subclass, for a
+    file type that can run code when it is read.
     """
     task = task or Task()
     if isinstance(target, Path) or (isinstance(target, str) and _is_path(target)):
-        bounds = limits if task.loss is None else None
-        return _from_path(str(target), inputs, mode, task, probe=probe, limits=bounds, lenient=lenient)
+        return _from_path(str(target), inputs, mode, task, probe=probe, lenient=lenient)
     if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
         return _onnx(target, "model", inputs, mode, task, probe=probe, lenient=lenient)
     return _torch(target, inputs, mode, task, probe=probe)
@@ -105,7 +101,6 @@ def _from_path(
     task: Task,
     *,
     probe: bool,
-    limits: Limits | None,
     lenient: bool,
 ) -> Loaded:
     if text == "-":
@@ -123,7 +118,7 @@ def _from_path(
         raise TargetError(f"{text}: which model in it?", hint=f"name the factory or module: gradlint {text}:build_model")
     if suffix != ".onnx":
         raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint="give an .onnx file")
-    return _onnx(path, text, inputs, mode, task, probe=probe, limits=limits, lenient=lenient)
+    return _onnx(path, text, inputs, mode, task, probe=probe, lenient=lenient)
 
 
 def _stated(inputs: tuple[InputSpec, ...]) -> set[str] | None:
@@ -148,7 +143,6 @@ def _onnx(
     task: Task,
     *,
     probe: bool,
-    limits: Limits | None = None,
     lenient: bool = False,
 ) -> Loaded:
     from gradlint.frontends.onnx.file import read_onnx  # noqa: PLC0415 - onnx is imported only where it is needed
@@ -159,20 +153,20 @@ def _onnx(
         raise ConfigError(f"{name}: it was exported in training mode", hint="leave --mode out, or export it with model.eval()")
     fed = [file.inputs_with(inputs) if probe else ()]
 
-    def run(specs: tuple[InputSpec, ...], *, seeds: int, seed: int, progress: Progress) -> Measurement:
-        if limits is not None and isinstance(source, Path):
-            return worker.measure(source, specs, seeds=seeds, seed=seed, limits=limits, train=train, progress=progress, task=task)
-        from gradlint.probe.process.files import measure_file  # noqa: PLC0415 - torch
+    def run(specs: tuple[InputSpec, ...], **how: Any) -> Measurement:
+        from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415 - torch
 
-        return measure_file(file, specs, seeds=seeds, seed=seed, progress=progress, task=task)
+        model = OnnxRunnable(file, specs)
+        found = _here(model, task, **how)
+        return replace(found, notes=(*model.notes, *found.notes))
 
-    def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
+    def measure(**how: Any) -> Measurement:
         try:
-            return run(fed[-1], seeds=seeds, seed=seed, progress=progress)
+            return run(fed[-1], **how)
         except ForwardError as error:
             for batch, specs in file.other_inputs(inputs):
                 with suppress(ForwardError):
-                    found = run(specs, seeds=seeds, seed=seed, progress=progress)
+                    found = run(specs, **how)
                     note = f"fed a batch of {batch}, since otherwise {str(error.args[0]).splitlines()[0]}"
                     fed.append(specs)
                     return replace(found, notes=(note, *found.notes))
@@ -184,10 +178,10 @@ def _onnx(
     return Loaded(name, "onnx", lambda: fed[-1], measure, lambda: file.graph, notes, task=task)
 
 
-def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progress) -> Measurement:
+def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progress, budget: Budget) -> Measurement:
     from gradlint.probe.measure import measure  # noqa: PLC0415 - torch
 
-    return measure(model, seeds=seeds, seed=seed, progress=progress, task=task)
+    return measure(model, seeds=seeds, seed=seed, progress=progress, task=task, budget=budget)
 
 
 def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool) -> Loaded:
@@ -211,9 +205,9 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task
             with model.untouched():
                 model.forward([spec.draw(np.random.default_rng(0)) for spec in model.inputs])
 
-    def measure(*, seeds: int, seed: int, progress: Progress) -> Measurement:
+    def measure(**how: Any) -> Measurement:
         with home():
-            return _here(model, task, seeds=seeds, seed=seed, progress=progress)
+            return _here(model, task, **how)
 
     return Loaded(
         name,

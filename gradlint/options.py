@@ -7,8 +7,19 @@ from pathlib import Path
 
 from gradlint.errors import ConfigError
 from gradlint.frontends.inputs import InputSpec
-from gradlint.probe.process.isolated import Limits
 from gradlint.recipe import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits for one target: `seconds`, and for a model file `memory` in gigabytes, without memory-mapped weights.
+
+    When the seconds are over, what was measured is reported and the rest left out. A model file that goes on all the same is
+    given up; code of the user is not interrupted.
+    """
+
+    seconds: float = 600.0
+    memory: float = 16.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class Options:
     lenient: bool = False  # whether an ONNX node that its schema rejects is a note
     rules_dirs: tuple[Path, ...] = ()
     task: Task = field(default_factory=Task)
-    limits: Limits | None = field(default_factory=Limits)  # None: model files are probed in this process, without bounds
+    limits: Limits | None = field(default_factory=Limits)  # None: model files are read in this process, without bounds
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.seed < 0:

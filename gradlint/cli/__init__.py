@@ -145,7 +145,7 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
     default=16,
     show_default=True,
     metavar="GB",
-    help="For probing a model file.",
+    help="For a model file.",
 )
 @click.option(
     "--time-limit",
@@ -154,8 +154,9 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
     default=600,
     show_default=True,
     metavar="SECONDS",
-    help="For probing a model file.",
+    help="For one target: then what was measured is reported.",
 )
+@click.option("--in-process", is_flag=True, help="Read model files in this process, without limits.")
 @click.option("--min-score", type=click.IntRange(0, 100), metavar="N", help="Exit with 1 for a score under N.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 also when there are findings.")
 @click.option("--output-format", type=click.Choice(format_names()), default=DEFAULT, show_default=True, help="How to report.")
@@ -240,14 +241,14 @@ def explain_node(*, target: str, node: str, inputs: tuple[str, ...], debug: bool
     unique beginning or end of one.
     """
     del debug  # `main` reads it from the command line
-    from gradlint.explain import explain
     from gradlint.frontends.inputs import parse_inputs
     from gradlint.options import Options
-    from gradlint.report.explanation import render as as_text
+    from gradlint.process.parent import explained as explanation
 
+    options = Options(inputs=parse_inputs(inputs), **given)
     with redirect_stdout(sys.stderr):
-        found = explain(target, node, Options(inputs=parse_inputs(inputs), **given))
-    put(as_text(found, width=columns(), unicode=supports_unicode()), color=False)
+        text = explanation(target, node, options, width=columns(), unicode=supports_unicode())
+    put(text, color=False)
     return CLEAN
 
 

@@ -56,6 +56,7 @@ class Request:
     rehearse: int | None
     memory_limit: float
     time_limit: float
+    in_process: bool
     fail_on: str
     min_score: int | None
     exit_zero: bool
@@ -83,11 +84,11 @@ def run(request: Request) -> int:
     request = replace(request, rules=chosen_rules(request.rules, request.config, code=code))
     refuse_to_overwrite(request.output_file, targets, request.inputs, request.config)
     reports: list[TargetReport] = []
-    if request.probe and any(target.endswith(".onnx") for target in targets):
-        from gradlint.probe.process.isolated import worker
-
-        worker.prepare()
     if targets:
+        from gradlint.process.parent import prepare
+
+        if not request.in_process:
+            prepare(targets, probe=request.probe)
         lint = _linter(request)
         with _progress(request) as say:
             for target in targets:
@@ -120,10 +121,9 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
     Raises GradlintError if the options are not valid.
     """
     from gradlint.catalog import load_rules, select
-    from gradlint.engine import check as check_target
     from gradlint.frontends.inputs import parse_inputs
-    from gradlint.options import Options
-    from gradlint.probe.process.isolated import Limits
+    from gradlint.options import Limits, Options
+    from gradlint.process.parent import check as check_target
     from gradlint.recipe import Recipe, Task
 
     select(load_rules(request.rules), request.select, request.ignore)  # report an unknown code once, before any work
@@ -138,7 +138,7 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
         lenient=request.lenient,
         rules_dirs=request.rules,
         task=Task(recipe=None if request.recipe is None else Recipe.parse(request.recipe), rehearse=request.rehearse),
-        limits=Limits(request.time_limit, request.memory_limit),
+        limits=None if request.in_process else Limits(request.time_limit, request.memory_limit),
     )
 
     def lint(target: str, say: Callable[[str], None]) -> TargetReport | str:

@@ -28,6 +28,7 @@ from gradlint.growth.tracks import decisive, read_tracks
 from gradlint.growth.weights import spread
 from gradlint.measurements.learning import LOUD, Learning
 from gradlint.ops import Kind, Operator, operator
+from gradlint.probe.budget import Budget
 from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
 from gradlint.probe.observers import NeedsOperators, Observer, summaries
 from gradlint.probe.recorder import Recorder, Seen, ranges_seen
@@ -90,7 +91,9 @@ def _decades(square: float, reference: float) -> float:
     return 0.5 * (math.log10(square) - math.log10(reference))
 
 
-def observe(model: Runnable, *, seeds: int, seed: int, progress: Progress, most: int = MOST_SEEDS) -> Measurement:
+def observe(
+    model: Runnable, *, seeds: int, seed: int, progress: Progress, most: int = MOST_SEEDS, budget: Budget | None = None
+) -> Measurement:
     """Run the passes and return the medians over seeds, without experiments. The caller must be inside `untouched`.
 
     Args:
@@ -98,21 +101,26 @@ def observe(model: Runnable, *, seeds: int, seed: int, progress: Progress, most:
         seeds: How many seeds to draw.
         seed: The first seed; the others follow it.
         progress: Called with one line of text before each pass.
+        budget: The time that is left. One pass is made in any case.
         most: If growth is so near to LIMIT that its spread between seeds decides, up to this many seeds are drawn.
 
     Raises:
         ForwardError: The forward or the backward pass of the model raised.
     """
     passes: list[Pass] = []
+    budget = budget or Budget()
     keep: tuple[Ref, ...] | None = None
     while True:
         progress(f"probing, seed {len(passes) + 1} of {max(seeds, len(passes) + 1)}")
         passes.append(_one_pass(model, seed + len(passes), keep, timed=not passes))
         keep = passes[-1].structure.trunk if passes[-1].stopped is None else None
         broken = first_nonfinite_forward(passes[-1].graph, passes[-1].seen) is not None
-        if len(passes) < seeds and not broken:
+        if len(passes) < seeds and not broken and not budget.is_spent:
             continue
         found = _combine(passes)
+        if budget.is_spent:
+            seeds_left = seeds - len(passes)
+            return replace(found, notes=(*found.notes, budget.lacks(f"{seeds_left} more seeds"))) if seeds_left > 0 else found
         if broken or len(passes) >= most or not _is_undecided(found):
             break
     more = f"growth lies near the limit of {LIMIT}: {len(passes) - seeds} more seeds were drawn"

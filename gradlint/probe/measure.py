@@ -10,6 +10,7 @@ from torch import nn
 
 from gradlint.frontends.base import Runnable
 from gradlint.frontends.torch.state import untouched
+from gradlint.probe.budget import Budget
 from gradlint.probe.captured_warnings import captured_warnings
 from gradlint.probe.experiments.catalog import run_experiments
 from gradlint.probe.jacobian import Progress, observe
@@ -24,7 +25,13 @@ WARNINGS = 3
 
 
 def measure(
-    model: Runnable, *, seeds: int = 3, seed: int = 0, progress: Progress | None = None, task: Task | None = None
+    model: Runnable,
+    *,
+    seeds: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+    task: Task | None = None,
+    budget: Budget | None = None,
 ) -> Measurement:
     """Probe a model and restore its state.
 
@@ -36,6 +43,7 @@ def measure(
         seeds: How many seeds to draw, each with its own random inputs and cotangents. More are drawn if growth is near the limit.
         seed: The first seed.
         progress: Called with one line of text at the start of each stage.
+        budget: The time that is left. One pass is always made; what the time does not allow is left out, and noted.
         task: Loss, target and recipe. If given, the experiments also measure what the loss and the recipe do.
 
     Returns:
@@ -45,11 +53,13 @@ def measure(
         ForwardError: The forward or the backward pass of the model raised.
         InputError: The loss of the task raised, or returned something else than one real number.
     """
-    say, task = progress or (lambda _: None), task or Task()
+    say, task, budget = progress or (lambda _: None), task or Task(), budget or Budget()
     own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have state too
     with model.untouched(), own, torch.enable_grad(), captured_warnings() as warned:
-        found = _examine(model, observe(model, seeds=seeds, seed=seed, progress=say), seeds=seeds, seed=seed, progress=say)
-        found = run_experiments(model, task, found, seed=seed, progress=say)
+        found = _examine(
+            model, observe(model, seeds=seeds, seed=seed, progress=say, budget=budget), seeds=seeds, seed=seed, progress=say
+        )
+        found = run_experiments(model, task, found, seed=seed, progress=say, budget=budget)
     return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS])))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gradlint.errors import GradlintError, InputError
 from gradlint.frontends.base import PartialRun, Runnable
+from gradlint.probe.budget import Budget
 from gradlint.probe.experiments.curvature import curvature
 from gradlint.probe.experiments.loss import inputs, loss
 from gradlint.probe.experiments.numerics import headroom, suspects
@@ -37,7 +38,13 @@ EXPERIMENTS: tuple[tuple[str, Experiment], ...] = (
 
 
 def run_experiments(
-    model: Runnable, task: Task, found: Measurement, *, seed: int, progress: Callable[[str], None]
+    model: Runnable,
+    task: Task,
+    found: Measurement,
+    *,
+    seed: int,
+    progress: Callable[[str], None],
+    budget: Budget | None = None,
 ) -> Measurement:
     """Run every experiment and return `found` with the fields that they fill.
 
@@ -46,8 +53,14 @@ def run_experiments(
     """
     if found.stopped_at is not None:
         return found
-    setting = Setting(model, task, found, seed, progress)
+    budget = budget or Budget()
+    setting = Setting(model, task, found, seed, progress, budget)
+    left = dict(EXPERIMENTS)
     for name, run in EXPERIMENTS:
+        if budget.is_spent:
+            note = budget.lacks(*left)
+            return replace(setting.found, notes=(*setting.found.notes, note))
+        del left[name]
         try:
             setting.found = replace(setting.found, **run(setting))
         except (GradlintError, PartialRun, RuntimeError) as error:  # torch raises RuntimeError for unsupported shapes and types

@@ -97,7 +97,8 @@ class _Rehearser:
         self.objective = setting.objective
         self.restore = restore
         self.steps = self.asked = setting.task.rehearse or STEPS
-        self.until = time.monotonic() + (SECONDS if setting.task.rehearse is None else math.inf)
+        own = time.monotonic() + (SECONDS if setting.task.rehearse is None else math.inf)
+        self.until = min(own, setting.budget.end)
         specs = self.objective.model.inputs
         self.varies = len(setting.task.batches) != 1 and (bool(setting.task.batches) or any(spec.value is None for spec in specs))
         self.bare: dict[str, str] = {}
@@ -148,7 +149,8 @@ class _Rehearser:
             outlook=self._outlook(run, last) if diverged is None and dead is None else None,
             leaving=gone,
         )
-        return self._with_cause(found) if found.fails or self._may_lag(found) or self._is_long(found) else found
+        doubtful = found.fails or self._may_lag(found) or self._is_long(found)
+        return self._with_cause(found) if doubtful and not self.setting.budget.is_spent else found
 
     @property
     def chance(self) -> float | None:

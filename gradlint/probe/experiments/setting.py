@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from gradlint.frontends.base import Runnable
 from gradlint.graph import Graph
+from gradlint.probe.budget import Budget
 from gradlint.probe.experiments.objective import Objective
 from gradlint.recipe import Task
 from gradlint.result import Measurement
@@ -24,6 +25,7 @@ class Setting:
         found: The measurement so far, including the results of earlier experiments.
         seed: The first seed.
         progress: Called with one line of text at the start of each stage.
+        budget: The time that is left for all.
     """
 
     model: Runnable
@@ -31,6 +33,7 @@ class Setting:
     found: Measurement
     seed: int
     progress: Callable[[str], None]
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def graph(self) -> Graph:

@@ -9,14 +9,12 @@ import types
 from collections.abc import Mapping
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import numpy as np
 
 from gradlint.frontends.inputs import InputSpec
 
 Data = TypeVar("Data")
-_hints = cache(get_type_hints)
 _ARRAY = "npy"  # the key that marks an encoded array
 
 
@@ -30,17 +28,43 @@ def pack(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, (tuple, list)):
         return [pack(item) for item in value]
+    if type(value).__module__ == "numpy":
+        return _pack_array(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value.value if isinstance(value, Enum) else value
+
+
+def _pack_array(value: Any) -> Any:
+    import numpy as np  # noqa: PLC0415 - the parent of a static check needs none
+
     if isinstance(value, np.ndarray):
         buffer = io.BytesIO()
         np.save(buffer, value, allow_pickle=False)
         return {_ARRAY: base64.b64encode(buffer.getvalue()).decode("ascii")}
-    return value.value if isinstance(value, Enum) else value
+    return value.item()
 
 
 def unpack(kind: type[Data], data: Any) -> Data:
     """Convert the output of `pack` back to the dataclass `kind`. Raises TypeError, ValueError or KeyError if it does not fit."""
-    hashable: Any = kind
-    return kind(**{name: _decode(hint, data[name]) for name, hint in _hints(hashable).items()})
+    return kind(**{name: _decode_field(kind, name, data[name]) for name in kind.__annotations__})
+
+
+def _decode_field(kind: Any, name: str, data: Any) -> Any:
+    return None if data is None else _decode(_hint(kind, name), data)
+
+
+@cache
+def _hint(kind: Any, name: str) -> Any:
+    """Return the type of a field. What `result` imports for types alone is imported only if it is there."""
+    holder = type("Holder", (), {"__annotations__": {name: kind.__annotations__[name]}, "__module__": kind.__module__})
+    try:
+        return get_type_hints(holder)[name]
+    except NameError:
+        from gradlint.theory.reading.attribution import Attribution  # noqa: PLC0415 - numpy
+        from gradlint.theory.reading.stacks import Stack  # noqa: PLC0415
+
+        return get_type_hints(holder, localns={"Attribution": Attribution, "Stack": Stack})[name]
 
 
 def _decode(hint: Any, data: Any) -> Any:
@@ -58,9 +82,13 @@ def _decode(hint: Any, data: Any) -> Any:
         return {key: _decode(arguments[1], value) for key, value in data.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return unpack(hint, data)
+    if isinstance(hint, type) and issubclass(hint, tuple):  # a named one
+        return hint(*data)
     if isinstance(data, dict) and set(data) == {_ARRAY}:
+        import numpy as np  # noqa: PLC0415
+
         return np.load(io.BytesIO(base64.b64decode(data[_ARRAY])), allow_pickle=False)
-    return hint(data) if isinstance(hint, type) and issubclass(hint, (float, Enum)) else data
+    return hint(data) if isinstance(hint, type) and issubclass(hint, (float, Enum, Path)) else data
 
 
 def unpack_inputs(data: Any) -> tuple[InputSpec, ...]:

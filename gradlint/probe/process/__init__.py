@@ -1,1 +1,0 @@
-"""Probe model files in a child process that has limits of time and memory."""
