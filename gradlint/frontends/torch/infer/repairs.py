@@ -204,10 +204,6 @@ def _of_rank(case: Case) -> Iterator[Draft]:
         for tensor in asked[-1:]:
             wanted = len(sizes) if case.trial.function == "permute" else 1 + max((abs(size) for size in sizes), default=2)
             yield from with_rank(case, tensor, max(wanted, 2))
-    elif isinstance(case.error, AssertionError):
-        for tensor in asked[:1]:
-            for wanted in (2, 3, 4):
-                yield from with_rank(case, tensor, wanted)
     if rank is not None:
         for tensor in asked[:2]:
             yield from with_rank(case, tensor, rank + ("dims must" in case.text))
@@ -301,6 +297,10 @@ def _of_asserted(case: Case) -> Iterator[Draft]:
         if len(spec.shape) == 3 or (len(spec.shape) == 2 and spec.dtype == "int64"):
             for size in dict.fromkeys((*hinted_sizes(case.module), *numbers)):
                 yield case.with_spec(name, shape=(spec.shape[0], size, *spec.shape[2:]))
+    if isinstance(case.error, AssertionError):
+        for tensor in case.trial.asked[-1:]:
+            for rank in (2, 3, 4):
+                yield from with_rank(case, tensor, rank)
 
 
 def _of_anything(case: Case) -> Iterator[Draft]:
