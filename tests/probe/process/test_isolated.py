@@ -133,3 +133,11 @@ def test_secrets_in_the_environment_are_not_passed_on(worker, monkeypatch):
         ask(worker, FOLDER / "tanh_gain_healthy.onnx")
     assert "SOME_TOKEN" not in seen["env"]
     assert "PATH" in seen["env"]
+
+
+def test_a_child_that_was_prepared_is_the_one_that_measures(worker):
+    worker.prepare()
+    started = worker._process.pid
+    ask(worker, FOLDER / "tanh_gain_healthy.onnx")
+    worker.prepare()
+    assert worker._process.pid == started
