@@ -27,7 +27,7 @@ _NORM_EXCESS = (
     0.0083  # decades a BatchNorm by which predicted growth exceeds the measured one: 0.0078 to 0.0085 in ResNets of 101 to 200
 )
 _RESIZE = frozenset({Kind.CONV, Kind.LINEAR, Kind.MATMUL, Kind.POOL})  # operators whose gains depend on their sizes
-_LOST = 5.0  # decades of a predicted signal: measured ones stay under 3.5 in the trained networks that were looked at
+_LOST = 7.0  # decades of a predicted signal: the largest measured one in 40 published networks is 4.6
 _TRAINED = 1.4  # decades: root mean square error of predicted growth over 17 trained models; 16 lie within 1.645 times it
 
 
