@@ -42,7 +42,7 @@ def begin(arguments: Sequence[str]) -> None:
     sys.stdout = sys.stdout or _Closed()
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - until the end
     warnings.showwarning = _show_warning  # type: ignore[assignment]
-    if "--no-probe" in arguments or arguments[:1] == ["rule"]:
+    if "--no-probe" in arguments or arguments[:1] == ["rule"] or any(argument.endswith(".onnx") for argument in arguments):
         gc.set_threshold(*_SELDOM)
 
 

@@ -11,8 +11,11 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gradlint.frontends.base import Runnable
+from gradlint.graph import Graph
+from gradlint.measurements.learning import Learning
 from gradlint.probe.jacobian import observe
 from gradlint.result import Measurement
+from gradlint.theory.initialization import looks_initialized
 
 SAMPLES = 16
 """The fewest samples that must agree that a layer is silent: one that 4 in 100 silence passes 1 in 10^22 times."""
@@ -47,7 +50,7 @@ def look_again(
     seen = [observe(model, seeds=1, seed=seed + index, progress=progress, most=1) for index in range(looks)]
     open_ones = [index for index, one in enumerate(seen) if not _is_silent(one)]
     if not open_ones:
-        return _agreed(found, seen), seed
+        return _of_trained(_agreed(found, seen), model.graph), seed
     first = max(open_ones, key=lambda index: (len({*range(index, index + seeds)} & {*open_ones}), -index))
     most = len({*range(first, first + seeds)} & {*open_ones})
     count = seeds if 2 * most > seeds else 1
@@ -67,6 +70,32 @@ def _is_silent(found: Measurement) -> bool:
     if found.nonfinite_forward is not None or found.stopped_at is not None:
         return False
     return found.dead or found.growth.decades == -math.inf or any(cut.depends_on_values for cut in found.cuts)
+
+
+def _of_trained(found: Measurement, graph: Graph) -> Measurement:
+    """Return a measurement without verdict on trained layers that random inputs silence: real ones may not.
+
+    If that leaves less than half of the weight matrices, their gradients count as unknown.
+    """
+    matrices = {weight.name: weight for weight in graph.weights.values() if len(weight.shape) > 1 and weight.trainable}
+
+    def is_trained(names: Collection[str]) -> bool:
+        own = [matrices[name] for name in names if name in matrices]
+        return bool(own) and not looks_initialized(own)
+
+    silent = [cut for cut in found.cuts if cut.depends_on_values and is_trained(cut.starved)]
+    dead = found.dead and not is_trained(matrices)
+    if not silent and dead is found.dead:
+        return found
+    starved = {name for cut in silent for name in cut.starved if name in matrices} if dead is found.dead else matrices.keys()
+    note = "a layer is silent for all inputs that were drawn, which need not be so for real ones: give some with --input"
+    return replace(
+        found,
+        cuts=tuple(replace(cut, on_spine=False) if cut in silent else cut for cut in found.cuts),
+        dead=dead,
+        learning=Learning() if 2 * len(starved) >= len(matrices) else found.learning,
+        notes=(*found.notes, note),
+    )
 
 
 def _agreed(found: Measurement, seen: Collection[Measurement]) -> Measurement:

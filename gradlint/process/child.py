@@ -9,6 +9,7 @@ that secrets stay out of reach.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -120,6 +121,7 @@ if __name__ == "__main__":
     _end_with(int(sys.argv[1]))
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    gc.disable()  # what is imported stays
     with suppress(ImportError):  # while the parent does something else; a request says what is missing
         import gradlint.engine
         import gradlint.frontends.onnx.file
@@ -127,5 +129,7 @@ if __name__ == "__main__":
         if sys.argv[2] == "probe":
             import gradlint.onnx_torch.runnable
             import gradlint.probe.measure  # noqa: F401
+    gc.freeze()
+    gc.enable()
     while True:
         _answer(json.loads(requests.get()))

@@ -10,7 +10,7 @@ from torch import nn
 import gradlint
 from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.probe.measure import measure
-from gradlint.probe.process.messages import pack, unpack
+from gradlint.process.messages import pack, unpack
 from gradlint.result import Measurement
 
 

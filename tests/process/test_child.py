@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +18,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from gradlint.engine import check
+from gradlint import engine
 from gradlint.errors import ForwardError, TargetError
 from gradlint.frontends.inputs import InputSpec
 from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.units import Cut
-from gradlint.options import Options
-from gradlint.probe.process import isolated
-from gradlint.probe.process.isolated import InternalError, Limits, Worker
-from gradlint.probe.process.messages import pack, unpack, unpack_inputs
-from gradlint.result import Gains, Growth, Jump, Measurement, Place, TimeGrowth
+from gradlint.options import Limits, Options
+from gradlint.process import parent
+from gradlint.process.messages import pack, unpack, unpack_inputs
+from gradlint.process.parent import InternalError, Worker, check
+from gradlint.report import format_names, render
+from gradlint.result import Gains, Growth, Jump, Measurement, Place, TargetReport, TimeGrowth
 
-FOLDER = Path(__file__).resolve().parents[3] / "sample_models"
+FOLDER = Path(__file__).resolve().parents[2] / "sample_models"
 INF = float("inf")
 
 
@@ -34,9 +41,9 @@ def worker():
     own.stop()
 
 
-def ask(worker, path, *, limits=None, inputs=None):
-    specs = inputs if inputs is not None else (InputSpec("x", "float32", (8, 24)),)
-    return worker.measure(path, specs, seeds=1, seed=0, limits=limits or Limits())
+def ask(worker, path, *, limits=None, inputs=(), **options):
+    how = Options(inputs=inputs, seeds=1, limits=limits or Limits(), **options)
+    return unpack(TargetReport, worker.run("check", str(path), how)["report"])
 
 
 def _model(folder, nodes, initializers=(), outputs=("y",)):
@@ -48,11 +55,13 @@ def _model(folder, nodes, initializers=(), outputs=("y",)):
     return path
 
 
+@pytest.mark.parametrize("probe", [True, False])
 @pytest.mark.parametrize("name", ["tanh_gain_broken", "relu_rnn_broken", "zero_init_broken", "nan_weight_broken"])
-def test_the_child_measures_what_this_process_would(name):
+def test_the_child_reports_what_this_process_would(name, probe):
     path = FOLDER / f"{name}.onnx"
-    there, here = (replace(check(path, Options(limits=limits)), timings={}) for limits in (Limits(), None))
-    assert pack(there) == pack(here) or str(pack(there)) == str(pack(here))  # NaN differs from itself
+    there, here = (replace(one(path, Options(probe=probe)), timings={}) for one in (check, engine.check))
+    for form in format_names():
+        assert render(form, [there], timings=False) == render(form, [here], timings=False)
 
 
 def test_a_measurement_survives_the_way_as_json():
@@ -82,11 +91,30 @@ def test_given_arrays_survive_the_way_as_json():
     assert second == specs[1]
 
 
-def test_a_run_that_takes_too_long_is_ended_and_the_next_one_works(worker):
-    path = FOLDER / "tanh_gain_healthy.onnx"
-    with pytest.raises(TargetError, match=r"longer than 0\.01 s"):
-        ask(worker, path, limits=Limits(seconds=0.01))
-    assert ask(worker, path).seeds == 1
+def _endless(folder):
+    """A loop of 10^18 trips."""
+    value = helper.make_tensor_value_info
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Relu", ["h"], ["g"])],
+        "step",
+        [value("i", TensorProto.INT64, []), value("c", TensorProto.BOOL, []), value("h", TensorProto.FLOAT, None)],
+        [value("d", TensorProto.BOOL, []), value("g", TensorProto.FLOAT, None)],
+    )
+    trips, true = helper.make_tensor("n", TensorProto.INT64, [], [10**18]), helper.make_tensor("t", TensorProto.BOOL, [], [1])
+    return _model(folder, [helper.make_node("Loop", ["n", "t", "x"], ["y"], body=step)], [trips, true])
+
+
+def test_a_run_that_takes_too_long_is_ended_and_the_next_one_works(worker, tmp_path):
+    with pytest.raises(TargetError, match=r"took longer than 0\.5 s"):
+        ask(worker, _endless(tmp_path), limits=Limits(seconds=0.5))
+    assert ask(worker, FOLDER / "tanh_gain_healthy.onnx").seeds == 1
+
+
+def test_what_was_measured_before_the_time_was_over_is_reported(worker):
+    options = Options(seeds=3, limits=Limits(seconds=1e-3))
+    report = engine.check(FOLDER / "tanh_gain_broken.onnx", options)
+    assert (report.verdict, report.seeds) == ("explodes", 1)
+    assert any("2 more seeds" in note and "--time-limit" in note for note in report.notes)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="memory is bounded by the operating system")
@@ -117,7 +145,7 @@ def test_a_child_that_dies_is_told_and_replaced(worker):
 def test_a_fault_of_our_own_is_not_taken_for_one_of_the_model(worker):
     path = FOLDER / "tanh_gain_healthy.onnx"
     with pytest.raises(InternalError, match="Traceback"):
-        ask(worker, path, inputs=(InputSpec("x", "no-such-dtype", (8, 24)),))
+        ask(worker, path, inputs=(InputSpec("x", "no-such-dtype", (8, 24), given=True),))
 
 
 def test_secrets_in_the_environment_are_not_passed_on(worker, monkeypatch):
@@ -128,8 +156,81 @@ def test_secrets_in_the_environment_are_not_passed_on(worker, monkeypatch):
         seen.update(options)
         raise PermissionError
 
-    monkeypatch.setattr(isolated.subprocess, "Popen", refuse)
+    monkeypatch.setattr(parent.subprocess, "Popen", refuse)
     with pytest.raises(PermissionError):
         ask(worker, FOLDER / "tanh_gain_healthy.onnx")
     assert "SOME_TOKEN" not in seen["env"]
     assert "PATH" in seen["env"]
+
+
+def test_a_child_that_was_prepared_is_the_one_that_measures(worker):
+    worker.prepare()
+    started = worker._process.pid
+    ask(worker, FOLDER / "tanh_gain_healthy.onnx")
+    worker.prepare()
+    assert worker._process.pid == started
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the operating system ends a child with its parent")
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, signal.SIGINT])
+def test_nothing_is_left_when_the_parent_ends(sent, tmp_path):
+    code = (
+        "import sys, threading; from gradlint.process.parent import worker, check\n"
+        "threading.Thread(target=check, args=(sys.argv[1],), daemon=True).start()\n"
+        "while worker._process is None: pass\n"
+        "print(worker._process.pid, flush=True); threading.Event().wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(_endless(tmp_path))], stdout=subprocess.PIPE, text=True) as own:
+        child = int(own.stdout.readline())
+        time.sleep(1.0)
+        assert _alive(child)
+        own.send_signal(sent)
+    until = time.monotonic() + 20.0
+    while _alive(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _alive(child)
+
+
+def test_weights_that_lose_their_end_while_they_are_read_cost_one_report(worker, monkeypatch):
+    monkeypatch.setattr(parent, "worker", worker)
+    worker.prepare()
+
+    ask(worker, FOLDER / "tanh_gain_healthy.onnx")
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    timer = threading.Timer(
+        0.2, lambda: (os.kill(worker._process.pid, signal.SIGBUS), os.kill(worker._process.pid, signal.SIGCONT))
+    )
+    timer.start()
+    with pytest.raises(TargetError, match="SIGBUS") as failure:
+        ask(worker, FOLDER / "tanh_gain_healthy.onnx")
+    assert "changed" in str(failure.value)
+    assert ask(worker, FOLDER / "tanh_gain_healthy.onnx").seeds == 1
+
+
+@pytest.mark.parametrize("content", [b"\0" * 4096, b"hello, this is no model", b"\xff" * 100, b""])
+def test_what_is_no_model_on_stdin_is_told(content, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(TargetError):
+        check("-", Options(probe=False))
+
+
+def test_a_stream_that_never_ends_is_not_kept(monkeypatch):
+    class Endless(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            buffer[:] = b"\x08" * len(buffer)
+            return len(buffer)
+
+    monkeypatch.setattr(parent, "_MOST", 1 << 22)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
+    with pytest.raises(TargetError, match="2 GB"):
+        check("-", Options(probe=False))

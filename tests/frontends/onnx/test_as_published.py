@@ -137,6 +137,19 @@ def test_a_layer_that_every_sample_finds_silent_is_an_error(batch):
     assert "GL806" in codes(report)
 
 
+def test_a_trained_layer_that_random_inputs_silence_is_not_judged():
+    proto, rng = mlp(bias=-30.0), np.random.default_rng(0)
+    for tensor in proto.graph.initializer[:6]:  # a direction of its own, as training makes one
+        values = numpy_helper.to_array(tensor) + 0.8 * rng.standard_normal((50, 1)) * rng.standard_normal((1, 50))
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    report = gradlint.check(proto)
+    assert report.verdict == "unknown"
+    assert {finding.severity for finding in report.findings} == {"note"}
+    assert any("give some with --input" in note for note in report.result.notes)
+    given = gradlint.check(proto, {"x": rng.standard_normal((8, 50)).astype(np.float32)})
+    assert given.verdict == "untrainable"
+
+
 # sizes that the file does not say -----------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from gradlint import Recipe, Severity, check
 from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.probe.experiments.numerics import exponent_histogram
 from gradlint.probe.measure import measure
-from gradlint.probe.process.messages import pack, unpack
+from gradlint.process.messages import pack, unpack
 from gradlint.recipe import Task
 from gradlint.result import Measurement
 

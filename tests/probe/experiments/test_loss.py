@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import gradlint
 from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.probe.measure import measure
-from gradlint.probe.process.messages import pack, unpack
+from gradlint.process.messages import pack, unpack
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Measurement
 

@@ -25,7 +25,7 @@ from gradlint.onnx_torch.runnable import OnnxRunnable
 from gradlint.probe.experiments import catalog, training
 from gradlint.probe.experiments import rehearsal as stage
 from gradlint.probe.measure import measure
-from gradlint.probe.process.messages import pack, unpack
+from gradlint.process.messages import pack, unpack
 from gradlint.recipe import Recipe, Task
 from gradlint.result import Severity
 from tests.models.exports import SCRIPT

@@ -14,7 +14,7 @@ from gradlint.growth import LIMIT
 from gradlint.probe import jacobian
 from gradlint.probe.experiments import reinitialization
 from gradlint.probe.measure import measure
-from gradlint.probe.process.messages import pack, unpack
+from gradlint.process.messages import pack, unpack
 from gradlint.result import Growth, Measurement
 
 

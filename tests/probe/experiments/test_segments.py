@@ -13,7 +13,7 @@ from gradlint.frontends.torch.module import TorchRunnable
 from gradlint.probe.experiments import segments
 from gradlint.probe.experiments.segments import segment
 from gradlint.probe.measure import measure
-from gradlint.probe.process.messages import pack, unpack
+from gradlint.process.messages import pack, unpack
 from gradlint.result import Measurement
 
 

@@ -23,7 +23,7 @@ from gradlint.measurements.curvature import Curvature
 from gradlint.onnx_torch.runnable import OnnxRunnable
 from gradlint.probe.experiments.curvature import gradient_of, measure_curvature
 from gradlint.probe.experiments.objective import Objective
-from gradlint.probe.process.messages import pack, unpack
+from gradlint.process.messages import pack, unpack
 from gradlint.recipe import Recipe, Task
 from tests.models.curvature_cases import convolutional, objective, perceptron, squared
 from tests.models.exports import SCRIPT
