@@ -95,7 +95,8 @@ def _split(
 ) -> tuple[Tensor, ...]:
     if split_input is not None or split is not None:
         return torch.split(x, list(ints(split_input if split_input is not None else split or ())), axis)
-    count = num_outputs or len(ctx.outputs)
+    del num_outputs  # the number of outputs, which a file may misstate
+    count = len(ctx.outputs)
     chunk = -(-x.shape[axis] // count)  # the last part may be smaller
     bounds = [min(index * chunk, x.shape[axis]) for index in range(count + 1)]
     return torch.split(x, [high - low for low, high in pairwise(bounds)], axis)

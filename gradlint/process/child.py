@@ -16,6 +16,7 @@ import queue
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +27,7 @@ _SPARE = 60.0
 """Seconds of processor time beyond the time limit: the parent is to be the first that ends a run."""
 
 _READING = 3.0
-"""Gigabytes that reading a file may take beyond the size of the file, if nothing is probed."""
+"""Gigabytes that reading a file may take beyond the size of the file, before anything is probed."""
 
 
 def _end_with(parent: int) -> None:
@@ -46,32 +47,36 @@ def _listen(waiting: queue.SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def _limit(memory: float, seconds: float) -> None:
+def _limit(*, memory: float | None = None, seconds: float | None = None) -> None:
+    """Limit the gigabytes of this process from now on, and its processor time to that of so many seconds on all cores."""
     try:
         import resource  # noqa: PLC0415 - not on Windows, where only time is limited
     except ImportError:
         return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cores = os.cpu_count() or 1
-    allowed = used.ru_utime + used.ru_stime + (seconds + _SPARE) * cores
-    for what, bound in ((resource.RLIMIT_DATA, memory * 2**30), (resource.RLIMIT_CPU, allowed)):
+    bounds = {}
+    if memory is not None:
+        bounds[resource.RLIMIT_DATA] = memory * 2**30
+    if seconds is not None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        bounds[resource.RLIMIT_CPU] = used.ru_utime + used.ru_stime + (seconds + _SPARE) * (os.cpu_count() or 1)
+    for what, bound in bounds.items():
         hard = resource.getrlimit(what)[1]
         most = 2**62 if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(what, (int(min(bound, most)), hard))
 
 
-def _check(target: str, options: Any, _: dict[str, Any]) -> dict[str, Any]:
+def _check(target: str, options: Any, progress: Callable[[str], None], _: dict[str, Any]) -> dict[str, Any]:
     from gradlint.engine import check  # noqa: PLC0415 - only after the limit is set
     from gradlint.process.messages import pack  # noqa: PLC0415
 
-    return {"report": pack(check(target, options, progress=_send_progress))}
+    return {"report": pack(check(target, options, progress=progress))}
 
 
-def _explain(target: str, options: Any, request: dict[str, Any]) -> dict[str, Any]:
+def _explain(target: str, options: Any, progress: Callable[[str], None], request: dict[str, Any]) -> dict[str, Any]:
     from gradlint.explain import explain  # noqa: PLC0415
     from gradlint.report.explanation import render  # noqa: PLC0415
 
-    found = explain(target, request["node"], options, progress=_send_progress)
+    found = explain(target, request["node"], options, progress=progress)
     return {"text": render(found, width=request["width"], unicode=request["unicode"])}
 
 
@@ -94,8 +99,14 @@ def _answer(request: dict[str, Any]) -> None:
             target = as_file(target)
             size = os.path.getsize(target) / 2**30  # noqa: PTH202
         memory = options.limits.memory
-        _limit(memory if options.probe else min(memory, _READING + size), options.limits.seconds)
-        _send(**_JOBS[request["job"]](target, options, request))
+        _limit(memory=min(memory, _READING + size), seconds=options.limits.seconds)
+
+        def progress(stage: str) -> None:
+            if stage.startswith("probing"):  # the file is read: the rest is for running the model
+                _limit(memory=memory)
+            _send(progress=stage)
+
+        _send(**_JOBS[request["job"]](target, options, progress, request))
     except Exception as error:  # noqa: BLE001 - the parent decides what to show
         if isinstance(error, MemoryError) or "allocate memory" in str(error) or "bad_alloc" in str(error):  # torch has no class
             _send(memory=True)
@@ -105,10 +116,6 @@ def _answer(request: dict[str, Any]) -> None:
             _send(error={**fields, "trace": traceback.format_exc()})
         else:
             _send(internal=traceback.format_exc())
-
-
-def _send_progress(text: str) -> None:
-    _send(progress=text)
 
 
 def _send(**message: Any) -> None:

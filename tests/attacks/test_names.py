@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gradlint import cli, engine
+from gradlint import cli
+from gradlint.process import parent
 from gradlint.cli import process
 from gradlint.errors import ForwardError, GradlintError
 from gradlint.graph import Source
@@ -120,7 +121,7 @@ def test_an_error_message_has_the_lines_that_it_should_have(monkeypatch, run, tm
     def check(target, options, *, progress=None):
         raise ForwardError(f"a.onnx: {name} failed", where=f"{name}:1", hint=f"look at {name}")
 
-    monkeypatch.setattr(engine, "check", check)
+    monkeypatch.setattr(parent, "check", check)
     code, out, err = run("a.onnx")
     assert (code, out) == (2, "")
     assert forged(err) == []
@@ -139,7 +140,7 @@ def test_neither_a_misused_option_nor_an_internal_error_is_forged(monkeypatch, r
     def check(target, options, *, progress=None):
         raise RuntimeError(name)
 
-    monkeypatch.setattr(engine, "check", check)
+    monkeypatch.setattr(parent, "check", check)
     assert forged(run("a.onnx", "--debug")[2]) == []
 
 
@@ -152,7 +153,7 @@ def test_the_progress_line_and_warnings_are_printable(monkeypatch, run, tmp_path
             progress(name)
         raise GradlintError("that is all")
 
-    monkeypatch.setattr(engine, "check", check)
+    monkeypatch.setattr(parent, "check", check)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("rich.status.Status.update", lambda self, text: shown.append(text.plain))
     run("a.onnx")

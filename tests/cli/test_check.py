@@ -11,7 +11,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gradlint import cli, engine
+from gradlint import cli
+from gradlint.process import parent
 from gradlint.errors import ForwardError, GradlintError, TargetError
 from gradlint.report import tool_version
 from gradlint.report.formats.json import schema
@@ -37,7 +38,7 @@ def lint(monkeypatch, run, tmp_path):
                 raise answer
             return dataclasses.replace(answer, target=target)
 
-        monkeypatch.setattr(engine, "check", check)
+        monkeypatch.setattr(parent, "check", check)
         call.seen = seen
         return run(*args)
 
@@ -233,7 +234,7 @@ def test_what_the_users_code_prints_goes_to_stderr(monkeypatch, run, tmp_path):
         sys.stdout.write("building the model\n")
         return healthy()
 
-    monkeypatch.setattr(engine, "check", check)
+    monkeypatch.setattr(parent, "check", check)
     _, out, err = run("a.onnx", "--output-format", "json")
     assert json.loads(out)
     assert err == "building the model\n"

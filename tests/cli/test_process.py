@@ -55,8 +55,9 @@ def test_a_stream_that_knows_only_ascii_is_no_obstacle(output_format, tmp_path):
 import dataclasses, sys
 sys.path.insert(0, "tests")
 from tests.models.report_samples import exploding
-from gradlint import cli, engine
-engine.check = lambda target, options, progress: dataclasses.replace(exploding(), target="modèle.onnx", notes=("naïve",))
+from gradlint import cli
+from gradlint.process import parent
+parent.check = lambda target, options, progress: dataclasses.replace(exploding(), target="modèle.onnx", notes=("naïve",))
 cli.main([sys.argv[1], "--output-format", {output_format!r}])
 """
     model = tmp_path / "a.onnx"
@@ -71,8 +72,9 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
 import sys
 sys.path.insert(0, "tests")
 from tests.models.report_samples import exploding
-from gradlint import cli, engine
-engine.check = lambda target, options, progress: exploding()
+from gradlint import cli
+from gradlint.process import parent
+parent.check = lambda target, options, progress: exploding()
 cli.main([sys.argv[1], "--output-format", "json"])
 """
     model = tmp_path / "a.onnx"
@@ -104,12 +106,13 @@ def test_progress_is_shown_where_somebody_is_watching(option, shown, tmp_path):
 import sys, time
 sys.path.insert(0, "tests")
 from tests.models.report_samples import healthy
-from gradlint import cli, engine
+from gradlint import cli
+from gradlint.process import parent
 def check(target, options, *, progress):
     progress("probing [seed 2 of 3]")
     time.sleep(0.3)
     return healthy()
-engine.check = check
+parent.check = check
 cli.main(sys.argv[1:])
 """
     model = tmp_path / "a.onnx"

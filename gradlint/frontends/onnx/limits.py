@@ -20,6 +20,12 @@ class Limits:
     nodes: int = 1_000_000
     """The most nodes of the model, including subgraphs and local functions, which count once per call."""
 
+    inlined: int = 20_000
+    """The most nodes that calls of local functions may stand for, unless they are few for each node as written."""
+
+    copies: int = 100
+    """The most nodes that a node as written may stand for on average."""
+
     rank: int = 64
     """The most axes of a tensor; numpy allows no more."""
 
@@ -55,6 +61,9 @@ def check_size(label: str, proto: onnx.ModelProto, limits: Limits) -> None:
     total = _size(proto.graph.node, sizes)
     if total > limits.nodes:
         raise too_large(label, f"has {total} nodes, more than {limits.nodes}")
+    written = _size(proto.graph.node, {}) + sum(_size(function.node, {}) for function in proto.functions)
+    if total > max(limits.inlined, limits.copies * written):
+        raise too_large(label, f"has {written} nodes that stand for {total} through calls of local functions")
 
 
 def _function_sizes(label: str, proto: onnx.ModelProto) -> Mapping[Key, int]:

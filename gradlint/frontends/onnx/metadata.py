@@ -20,6 +20,9 @@ _TORCH = re.compile(r"[/\\](?:(?:site|dist)-packages[/\\]torch|torch[/\\](?:nn|_
 _STATE = re.compile(r": (PARAMETER|BUFFER|CONSTANT_TENSOR) target='([^'\n]+)'")
 FOLDED = "batch-norm-folded"
 
+_LONGEST = 1 << 16
+"""The most characters of a list that is parsed: the parser takes 250 bytes for each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -74,8 +77,8 @@ def _dictionary(properties: Iterable[Any]) -> dict[str, str]:
 
 
 def _names(text: str | None) -> list[str]:
-    """Parse a Python list of strings. An empty list for any other text."""
-    if not text:
+    """Parse a Python list of strings. An empty list for any other text, and for one longer than any list of scopes."""
+    if not text or len(text) > _LONGEST:
         return []
     try:
         value = ast.literal_eval(text)

@@ -76,6 +76,9 @@ def schema_violation(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | N
             return f"{node.op_type} {node.name!r} has an attribute {name!r} of another type"
         if name.endswith("axis") and abs(attribute.i) > _AXES:
             return f"{node.op_type} {node.name!r} names an axis {attribute.i}"
+    parts = present.get("num_outputs")
+    if node.op_type == "Split" and not domain and parts is not None and parts.i != len(node.output):  # onnx would make them all
+        return f"Split {node.name!r} has {len(node.output)} outputs and says {parts.i}"
     return None
 
 
