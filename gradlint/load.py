@@ -32,7 +32,7 @@ _PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".jobli
 class Measure(Protocol):
     """A function that probes one target."""
 
-    def __call__(self, *, seeds: int, seed: int, progress: Progress, budget: Budget) -> Measurement:
+    def __call__(self, *, seeds: int, seed: int, progress: Progress, budget: Budget | None = None) -> Measurement:
         """Run the probe with `seeds` seeds, the first one being `seed`. Raises GradlintError if the model cannot be run."""
 
 
@@ -178,7 +178,7 @@ def _onnx(
     return Loaded(name, "onnx", lambda: fed[-1], measure, lambda: file.graph, notes, task=task)
 
 
-def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progress, budget: Budget) -> Measurement:
+def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progress, budget: Budget | None = None) -> Measurement:
     from gradlint.probe.measure import measure  # noqa: PLC0415 - torch
 
     return measure(model, seeds=seeds, seed=seed, progress=progress, task=task, budget=budget)

@@ -115,6 +115,8 @@ def test_rules_ask_the_row_what_an_activation_is_like(trials):
 NAMED = {  # strings that are names of activations, by file, and why they stand there
     "cli/skeleton.py": ("threshold", "the threshold of a rule"),
     "frontends/onnx/contrib.py": ("BiasGelu FastGelu QuickGelu silu", "weights of fused operators; QuickGelu is SiLU at alpha 1"),
+    "frontends/onnx/rewrites/classic.py": ("Sigmoid threshold", "what ai.onnx.ml calls LOGISTIC; an attribute of Binarizer"),
+    "frontends/onnx/rewrites/training.py": ("LeakyRelu PRelu Relu", "the rectifiers before which weights are drawn at He gain"),
     "frontends/onnx/roles.py": ("PRelu Sigmoid Tanh", "the slope is a weight; what recurrent operators use by default"),
     "frontends/torch/ops.py": ("relu tanh", "torch has two plain recurrences"),
     "graph_builder.py": ("relu tanh", "defaults of examples"),

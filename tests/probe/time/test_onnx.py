@@ -28,7 +28,7 @@ def over_time(nodes, inputs, outputs, weights, tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
-    return load(str(path), (), None, limits=None).measure(seeds=1, seed=0, progress=lambda _: None).time
+    return load(str(path), (), None).measure(seeds=1, seed=0, progress=lambda _: None).time
 
 
 def recurrent(kind, directions=1):
