@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gradlint import cli
-from gradlint.process import parent
 from gradlint.cli import process
 from gradlint.errors import ForwardError, GradlintError
 from gradlint.graph import Source
+from gradlint.process import parent
 from gradlint.report import format_names, printable, render
 from tests.attacks.names import COMMANDS, HALVES, NAMES, forged
 from tests.models.report_samples import exploding, non_finite, recurrent, unprobed

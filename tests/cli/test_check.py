@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 from gradlint import cli
-from gradlint.process import parent
 from gradlint.errors import ForwardError, GradlintError, TargetError
+from gradlint.process import parent
 from gradlint.report import tool_version
 from gradlint.report.formats.json import schema
 from gradlint.result import Severity

@@ -80,7 +80,7 @@ def test_the_same_input_gives_torch_and_onnx_the_same_line(kind, final, tmp_path
     more = {"linear_before_reset": 1} if kind == "GRU" else {}
     node = helper.make_node(kind, ["x", "W", "R", "B"], names, hidden_size=HIDDEN, name="rnn", **more)
     (found,) = over_time([node], {"x": [STEPS, BATCH, INPUTS]}, ["Y"], weights, tmp_path)
-    (spec,) = load(str(tmp_path / "model.onnx"), (), None, limits=None).specs
+    (spec,) = load(str(tmp_path / "model.onnx"), (), None).specs
     x = torch.from_numpy(np.asarray(spec.draw(np.random.default_rng(0))))
     (twin,) = measure(TorchRunnable(Outputs(layer), args=(x,)), seeds=1).time
     assert found.backward == pytest.approx(twin.backward, abs=1e-4)
