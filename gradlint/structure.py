@@ -116,7 +116,15 @@ class Structure:
 
     def signal_parents(self, node_id: str) -> list[str]:
         """Return the ids of a node's parents on the signal, each once, in the order of its inputs."""
-        return list(dict.fromkeys(p.id for p in self.graph.parents(node_id) if p.id in self.signal_set))
+        return self._signal_parents[node_id]
+
+    @cached_property
+    def _signal_parents(self) -> Mapping[str, list[str]]:
+        on = self.signal_set
+        return {
+            node.id: list(dict.fromkeys(ref.node for ref in node.inputs if ref is not None and ref.node in on))
+            for node in self.graph
+        }
 
     @cached_property
     def spine(self) -> tuple[str, ...]:

@@ -130,9 +130,16 @@ class Subject:
 
         The decades are None if a layer of the step hides a norm, because its weights differ from the initial ones.
         """
-        hidden = {node.id for node in self.graph if hides_norm(node)}
-        steps = propagate(self.structure, self.prediction, chain)
-        return tuple(step if hidden.isdisjoint(step.via) else replace(step, decades=None) for step in steps)
+        key = tuple(chain)
+        if key not in self._steps:
+            hidden = {node.id for node in self.graph if hides_norm(node)}
+            steps = propagate(self.structure, self.prediction, chain)
+            self._steps[key] = tuple(step if hidden.isdisjoint(step.via) else replace(step, decades=None) for step in steps)
+        return self._steps[key]
+
+    @cached_property
+    def _steps(self) -> dict[tuple[str, ...], tuple[Step, ...]]:
+        return {}
 
     @cached_property
     def tracks(self) -> tuple[tuple[str, ...], ...]:

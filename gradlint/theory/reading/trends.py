@@ -100,7 +100,8 @@ def layers(structure: Structure, steps: Sequence[Step], chain: Sequence[str] | N
         if weight is None:
             continue
         place = index[step.node]
-        act = _activation(structure, nodes[place + 1 :]) or _activation(structure, reversed(nodes[:place]))
+        behind, before = range(place + 1, len(nodes)), range(place - 1, -1, -1)
+        act = _activation(structure, map(nodes.__getitem__, behind)) or _activation(structure, map(nodes.__getitem__, before))
         critical = critical_gain(act.op, parameters(act.op, act.attrs)) if act else 1.0
         found.append(Layer(step.node, act, squared_gain(weight) ** 0.5, critical))
     return found
