@@ -107,7 +107,7 @@ def _sigmoid(z: Array) -> tuple[Array, Array]:
 
 def _hard_sigmoid(given: Attributes) -> Pointwise:
     alpha, beta = float(given.get("alpha", 1.0 / 6.0)), float(given.get("beta", 0.5))
-    low, high = sorted((-beta / alpha, (1.0 - beta) / alpha))
+    low, high = sorted((-beta / alpha, (1.0 - beta) / alpha)) if alpha else (0.0, 0.0)
     return Pointwise(
         lambda z: np.clip(alpha * z + beta, 0.0, 1.0), lambda z: np.where((z > low) & (z < high), alpha, 0.0), (low, high)
     )

@@ -69,9 +69,7 @@ class Case:
 
     def operands(self) -> list[Interval]:
         """Return the ranges of the two operands of a binary operator, of which one may be a number or a weight."""
-        slots = list(self.node.inputs[:2])
-        if len(slots) < 2:
-            slots.append(None)
+        slots = (*self.node.inputs, None, None)[:2]
         return [self.other() if ref is None else self.at(ref) for ref in slots]
 
     def other(self) -> Interval:

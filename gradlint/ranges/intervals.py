@@ -184,6 +184,8 @@ def inverse(a: Interval) -> Interval:
 def hull(intervals: Iterable[Interval]) -> Interval:
     """Return the smallest interval that contains all of several intervals."""
     found = list(intervals)
+    if not found:
+        return UNKNOWN
     low, high = min(one.low for one in found), max(one.high for one in found)
     return Interval(
         low,

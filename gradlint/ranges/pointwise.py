@@ -46,7 +46,7 @@ def added(case: Case) -> Interval:
         return hull(case.operands()).plain
     if name in {"addcmul", "addcdiv"}:
         return REALS
-    if len(node.inputs) > 2 and name in {"Sum", "Mean"}:
+    if len(node.inputs) != 2 and name in {"Sum", "Mean"}:
         return _several(case)
     one, other = case.operands()
     step = case.number("alpha")

@@ -31,7 +31,7 @@ class Call:
     operands: list[Operand]
     version: int
     make_weight: Callable[[Constant, int, bool], Weight]
-    op: str = ""
+    op: str = "unknown"
     attrs: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Weight] = field(default_factory=dict)
 

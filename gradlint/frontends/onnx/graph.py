@@ -18,7 +18,7 @@ from gradlint.frontends.onnx.metadata import Provenance, provenance, state_kinds
 from gradlint.frontends.onnx.names import assign_ids, input_id, subgraph_scope
 from gradlint.frontends.onnx.patterns import recognize
 from gradlint.frontends.onnx.roles import Weights, describe
-from gradlint.frontends.onnx.schema import opsets_of
+from gradlint.frontends.onnx.schema import opsets_of, schema_violation
 from gradlint.frontends.onnx.scope import Scope
 from gradlint.frontends.onnx.shapes import declared_types, free_inputs, infer_shapes, tensor_type
 from gradlint.frontends.onnx.skeleton import Skeleton
@@ -37,7 +37,7 @@ def build_graph(skeleton: Skeleton, violation: str | None = None) -> tuple[Graph
     Raises TargetError if a node reads a tensor that does not exist.
     """
     inferred, reason = (skeleton.proto, violation) if violation else infer_shapes(skeleton.proto, skeleton.limits)
-    return _Builder(skeleton, inferred).build(), reason
+    return _Builder(skeleton, inferred, lenient=violation is not None).build(), reason
 
 
 def _only_rounds(node: onnx.NodeProto, operand: Operand) -> bool:
@@ -50,10 +50,11 @@ def _only_rounds(node: onnx.NodeProto, operand: Operand) -> bool:
 class _Builder:
     """Collects nodes in execution order while it walks a graph and its subgraphs."""
 
-    def __init__(self, skeleton: Skeleton, inferred: onnx.ModelProto) -> None:
+    def __init__(self, skeleton: Skeleton, inferred: onnx.ModelProto, *, lenient: bool = False) -> None:
         self._skeleton = skeleton
         self._graph = inferred.graph
         self._opsets = opsets_of(skeleton.proto)
+        self._lenient = lenient  # nodes that their schema rejects are not understood
         self._folder = Folder(self._opsets, skeleton.label, skeleton.limits)
         self._kinds = state_kinds(skeleton.proto.graph)
         self._weights = Weights(dict(self._kinds))
@@ -171,7 +172,8 @@ class _Builder:
         inner: Mapping[str, Weight] = MappingProxyType({}),
     ) -> None:
         call = Call(node, operands, self._opsets.get(node.domain if node.domain != "ai.onnx" else "", 1), self._weights.make)
-        describe(call)
+        if not self._lenient or schema_violation(node, self._opsets) is None:
+            describe(call)
         origin: Provenance = provenance(node)
         first = next(filter(None, node.output), "")
         dtype, shape = types.get(first, (None, None))

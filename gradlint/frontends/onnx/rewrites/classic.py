@@ -6,6 +6,7 @@ Converters of classic models write them: scalers before a network, a linear mode
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,10 @@ def in_standard_operators(graph: onnx.GraphProto, opset: int) -> None:
     for node in graph.node:
         rewrite = _REWRITES.get(node.op_type) if _is_classic(node) else None
         made.start(node)
-        new = None if rewrite is None else rewrite(made, node, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+        new = None
+        if rewrite is not None:
+            with suppress(IndexError, KeyError, TypeError, ValueError):  # a node that lacks what it needs stays as it is
+                new = rewrite(made, node, {a.name: helper.get_attribute_value(a) for a in node.attribute})
         nodes += [node] if new is None else new
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
@@ -214,7 +218,8 @@ _REWRITES: dict[str, Rewrite] = {
 
 def _end_at_scores(graph: onnx.GraphProto) -> None:
     """Let outputs that a ZipMap makes be its input, and leave out outputs of text, and what only they need."""
-    maps = {node.output[0]: node.input[0] for node in graph.node if node.domain == DOMAIN and node.op_type == "ZipMap"}
+    zips = (node for node in graph.node if node.domain == DOMAIN and node.op_type == "ZipMap")
+    maps = {node.output[0]: node.input[0] for node in zips if node.input and node.output}
     text = {value.name for value in graph.output if value.type.tensor_type.elem_type == TensorProto.STRING}
     outputs = [
         helper.make_empty_tensor_value_info(maps[value.name]) if value.name in maps else value
