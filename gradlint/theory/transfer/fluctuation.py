@@ -103,7 +103,7 @@ def of_slope(
     sites = [index for index in range(len(sizes)) if index != axis]
     count, places, second = sizes[axis], math.prod(sizes[index] for index in sites), expect(slope * slope)
     before = before or isotropic(count)
-    if not 0.0 < second < math.inf or places < 1:
+    if not 0.0 < second < math.inf or places < 1 or count < 1:
         return 0.0, before
     slope = slope / math.sqrt(second)
     squares = slope * slope

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import numpy as np
 import onnx
@@ -51,10 +52,8 @@ def check(seed: int, count: int, *, probe: bool) -> None:
     rng = random.Random(seed)
     for index in range(count):
         model = odd(rng)
-        try:
+        with suppress(GradlintError):  # and nothing else
             engine.check(model, Options(probe=probe, seeds=1, lenient=index % 2 == 0))
-        except GradlintError as error:
-            assert str(error)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
