@@ -237,8 +237,15 @@ def _runnable(
         raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
 
     def run(whole: Target, inputs: tuple[InputSpec, ...]) -> TorchRunnable:
-        args, kwargs = whole.args, whole.kwargs
-        return TorchRunnable(whole.module, inputs, args=args, kwargs=kwargs, mode=mode or "train", target_name=name)
+        return TorchRunnable(
+            whole.module,
+            inputs,
+            args=whole.args,
+            kwargs=whole.kwargs,
+            mode=mode or "train",
+            target_name=name,
+            placeholders=task.loss is None and whole.loss is None,
+        )
 
     trained = training(module) if not (whole.args or whole.kwargs or inputs or task.loss or whole.loss) else None
     model = None

@@ -123,6 +123,42 @@ def _pull(module: nn.Module) -> None:
     y.backward(torch.randn_like(y))
 
 
+class Attention(nn.Module):
+    """Hand-written attention and a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.head = he(32, 32), he(32, 32), he(32, 32), he(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = torch.softmax(self.query(x) @ self.key(x).transpose(1, 2) / 32**0.5, -1)
+        return self.head(x + shares @ self.value(x))
+
+
+def test_sequences_of_one_token_do_not_make_attention_untrainable():
+    torch.manual_seed(0)
+    report = gradlint.check(Attention(), torch.randn(8, 1, 32))
+    assert (report.verdict, errors(report)) == ("healthy", {})
+    assert [(finding.rule, finding.module) for finding in report.findings] == [("GL806", "query, key")]
+    assert not gradlint.check(Attention(), torch.randn(8, 5, 32)).findings
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_placeholder_of_zeros_is_replaced_and_that_is_said(bias):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, bias=bias), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    report = gradlint.check(module, torch.zeros(8, 3, 8, 8))
+    assert (report.verdict, errors(report)) == ("healthy", {})
+    assert any("all zeros" in note for note in report.result.notes)
+
+
+def test_a_state_of_zeros_beside_an_input_is_left_as_it_is():
+    torch.manual_seed(0)
+    state = torch.zeros(1, 4, 16), torch.zeros(1, 4, 16)
+    report = gradlint.check(nn.LSTM(8, 16), (torch.randn(5, 4, 8), state))
+    assert not any("all zeros" in note for note in report.result.notes)
+
+
 # equal weights ---------------------------------------------------------------------------------------------------------------
 
 

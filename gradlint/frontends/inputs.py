@@ -143,6 +143,17 @@ def from_array(name: str | None, array: NDArray[Any]) -> InputSpec:
     return InputSpec(name, dtype, native.shape, value=native, given=True)
 
 
+def without_blank(specs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+    """Let the first float input be drawn if all given inputs are zeros, as in a placeholder: no weight learns from them."""
+    values = [spec.value for spec in specs]
+    blank = [index for index, spec in enumerate(specs) if spec.dtype.startswith(("float", "bfloat")) and spec.shape]
+    if not blank or any(value is None or value.dtype.kind in "US" or value.any() for value in values):
+        return specs
+    first = specs[blank[0]]
+    note = f"{first.name or 'the input'} is all zeros, from which nothing learns: random numbers were put in their place"
+    return tuple(replace(spec, value=None, note=note) if spec is first else spec for spec in specs)
+
+
 def merge_given(inferred: tuple[InputSpec, ...], given: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
     """Replace inferred inputs by given ones and return all of them in order.
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 ASIDE = "a result that reaches no output"
 """Cause of weights whose layer ran for nothing that is returned: what is kept as an attribute may still be part of a loss."""
 
+ONE_POSITION = "attention to one position"
+"""Cause of queries and keys that sequences of one token teach nothing; longer ones may."""
+
 
 @dataclass(frozen=True, slots=True)
 class Units:
@@ -63,7 +66,7 @@ class Cut:
     @property
     def depends_on_values(self) -> bool:
         """Whether the operator has a gradient, and passed none for the values that it met."""
-        return self.cause.startswith("dead ") or self.cause.endswith(" with zero gradient")
+        return self.cause == ONE_POSITION or self.cause.startswith("dead ") or self.cause.endswith(" with zero gradient")
 
     @property
     def stops_all(self) -> bool:

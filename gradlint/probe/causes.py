@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from gradlint.graph import Graph, Node
 from gradlint.growth import UNDERFLOW
 from gradlint.measurements.faults import NonFinite
-from gradlint.measurements.units import Cut, ZeroGradient
+from gradlint.measurements.units import ONE_POSITION, Cut, ZeroGradient
 from gradlint.ops import Kind, operator
 from gradlint.probe.provenance import Provenance
 from gradlint.probe.recorder import Seen
@@ -100,7 +100,9 @@ def find_cuts(structure: Structure, seen: Mapping[str, Seen]) -> tuple[Cut, ...]
         if culprit and names and not seen[node.id].gradient:
             starved[culprit].update(dict.fromkeys(names))
     spine = _spine_without_cuts(structure)
-    return tuple(Cut(culprit, _cause(graph[culprit]), tuple(names), culprit in spine) for culprit, names in starved.items())
+    return tuple(
+        Cut(culprit, _cause(graph, graph[culprit]), tuple(names), culprit in spine) for culprit, names in starved.items()
+    )
 
 
 def _leads_to_output(structure: Structure, seen: Mapping[str, Seen]) -> set[str]:
@@ -194,7 +196,7 @@ def _faded(seen: Seen) -> bool:
     return bool(seen.gradient) and (seen.gradient or 0.0) < 10.0 ** (2 * UNDERFLOW)
 
 
-def _cause(node: Node) -> str:
+def _cause(graph: Graph, node: Node) -> str:
     if "no-grad" in node.notes:
         return "no-grad region"
     if operator(node.op).cuts:
@@ -202,8 +204,18 @@ def _cause(node: Node) -> str:
     if not node.is_float:
         return "indices"
     if node.op == "softmax" and _normalized_size(node) == 1:
-        return "softmax over one position"
+        return ONE_POSITION if _reads_product(graph, node) else "softmax over one position"
     return f"{node.op} with zero gradient" if kind_of(node) is not Kind.ACTIVATION else f"dead {node.op}"
+
+
+def _reads_product(graph: Graph, node: Node) -> bool:
+    """Return whether a node reads products of activations, scaled or masked: its length is that of a sequence, not of a layer."""
+    while kind_of(node) in {Kind.SOFTMAX, Kind.ADD, Kind.MUL, Kind.SHAPE, Kind.DROPOUT}:
+        parents = [parent for parent in graph.parents(node.id) if parent.is_float]
+        if not parents:
+            return False
+        node = parents[0]
+    return kind_of(node) is Kind.MATMUL
 
 
 def _normalized_size(node: Node) -> int | None:

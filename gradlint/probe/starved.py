@@ -9,7 +9,7 @@ from dataclasses import replace
 from gradlint.graph import Graph, Node
 from gradlint.growth import LIMIT
 from gradlint.measurements.trainability import Trainability
-from gradlint.measurements.units import ASIDE, Cut, Units, ZeroGradient
+from gradlint.measurements.units import ASIDE, ONE_POSITION, Cut, Units, ZeroGradient
 from gradlint.ops import Kind
 from gradlint.result import Measurement
 from gradlint.signal_path import first_cut, is_weight_layer, kind_of, leading_to
@@ -70,7 +70,7 @@ def _lasts(graph: Graph, cut: Cut, units: Sequence[Units]) -> bool:
     """
     node = graph[cut.node]
     before = (weight for weight in graph.weights.values() if weight.name in cut.starved and len(weight.shape) > 1)
-    if not cut.depends_on_values or not looks_initialized(before):
+    if not cut.depends_on_values or cut.cause == ONE_POSITION or not looks_initialized(before):
         return False
     if kind_of(node) is Kind.ACTIVATION or node.op == "clamp":
         count = next((one.count for one in units if one.node == node.id), (node.shape or (0,))[-1])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import inliner
 
 from gradlint.errors import TargetError
-from gradlint.frontends.inputs import InputSpec, merge_given
+from gradlint.frontends.inputs import InputSpec, merge_given, without_blank
 from gradlint.frontends.onnx.folded import folding_notes
 from gradlint.frontends.onnx.graph import build_graph
 from gradlint.frontends.onnx.inputs import infer_inputs, other_batches
@@ -74,7 +74,7 @@ class OnnxFile:
         values = free_inputs(self.proto.graph)
         placed = {value.name: spec for value, spec in zip(values, given, strict=False) if spec.name is None}
         named = {spec.name: spec for spec in given if spec.name is not None}
-        return merge_given(infer_inputs(values, self.graph, placed | named, batch), given)
+        return without_blank(merge_given(infer_inputs(values, self.graph, placed | named, batch), given))
 
     def other_inputs(self, given: tuple[InputSpec, ...]) -> Iterator[tuple[int, tuple[InputSpec, ...]]]:
         """Yield other batch sizes than the inferred one, the most likely first, each with its `inputs_with`."""

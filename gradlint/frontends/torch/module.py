@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from gradlint.errors import ForwardError, TargetError
 from gradlint.frontends.base import Edit, Restartable, Tap, Tensors
-from gradlint.frontends.inputs import InputSpec
+from gradlint.frontends.inputs import InputSpec, without_blank
 from gradlint.frontends.torch import state
 from gradlint.frontends.torch.infer.search import infer
 from gradlint.frontends.torch.infer.trial import Trial
@@ -46,6 +46,7 @@ class TorchRunnable:
         kwargs: Keyword arguments of the forward. Inputs that are not given at all are inferred.
         mode: "train" or "eval".
         target_name: The name of the target.
+        placeholders: Whether inputs that are all zeros stand for any; see `without_blank`.
 
     Attributes:
         capture: How the graph was captured: "full", "function-mode" or "modules"; empty before the first forward.
@@ -68,7 +69,9 @@ class TorchRunnable:
         kwargs: Mapping[str, Any] | None = None,
         mode: str = "train",
         target_name: str = "",
+        placeholders: bool = False,
     ) -> None:
+        self._placeholders = placeholders
         self.mode = mode
         self.target_name = target_name
         self.capture = ""
@@ -203,7 +206,9 @@ class TorchRunnable:
     def _take(self, feed: Feed) -> None:
         self._leaves, self._structure = pytree.tree_flatten((feed.args, dict(feed.kwargs)))
         self._places = [index for index, leaf in enumerate(self._leaves) if isinstance(leaf, InputSpec)]
-        self.inputs = tuple(self._leaves[index] for index in self._places)
+        inputs = tuple(self._leaves[index] for index in self._places)
+        self.inputs = without_blank(inputs) if self._placeholders else inputs
+        self.notes = [spec.note for spec in self.inputs if spec.given and spec.note]
 
     def _attempt(self, feed: Feed, trial: Trial, until: float = math.inf) -> None:
         """Run the module once, watched, to see whether it accepts the feed; see `infer`.
