@@ -227,8 +227,9 @@ class _Gradient:
     def __call__(self, gradient: torch.Tensor | None) -> None:
         if gradient is None or not self.hooks.open:  # a custom backward can return None
             return
-        square, low, high = square_sum(gradient.detach())
+        square = energy(gradient.detach())
         if not math.isfinite(square):
+            square, low, high = square_sum(gradient.detach())
             self.seen.gradient_kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
         self.seen.gradient = (self.seen.gradient or 0.0) + square
         for observer in self.observers:
