@@ -17,6 +17,7 @@ import random
 import sys
 import threading
 import types
+import weakref
 import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -60,6 +61,8 @@ class Keeper:
         self._seen: dict[int, Any] = {}  # by id; it keeps the objects, so that no other one gets their id
         self._copies: dict[int, Any] = {}
         self._open: list[tuple[str, Any]] = []
+        self._empty: list[dict[Any, Any]] = []  # most tables of a module are, and this is the quick way for them
+        restoring.later("hooks and tables", self._clear)
 
     def keep(self, path: str, value: Any) -> None:
         """Save `value`, which messages call `path`, and all that can be reached from it."""
@@ -74,6 +77,11 @@ class Keeper:
                 return
             self._seen[id(value)] = value
             self._visit(path, value)
+
+    def _clear(self) -> None:
+        for table in self._empty:
+            if table:
+                table.clear()
 
     def _visit(self, path: str, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -161,12 +169,16 @@ class Keeper:
             for name, held in before:
                 if type(held) in _PLAIN:
                     continue
+                if type(held) in {dict, OrderedDict} and not held:
+                    self._empty.append(held)
+                    continue
                 copy = self._copy(held)
                 if copy is not held:
                     attributes[name] = copy
                 self._open.append((path if name in _TABLES and isinstance(value, nn.Module) else f"{prefix}{name}", copy))
-        for name in _slots(value):
-            self._keep_slot(path, value, name)
+        for name in _slots(type(value)):
+            if hasattr(value, name):
+                self._keep_slot(path, value, name)
 
     def _keep_slot(self, path: str, value: Any, name: str) -> None:
         held = object.__getattribute__(value, name)
@@ -314,6 +326,7 @@ class Keeper:
         self._restoring.later(sentence, lambda: None if unchanged() else self._restoring.say(sentence))
 
 
+_SLOTS: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDictionary()
 _TABLES = frozenset({"_parameters", "_buffers", "_modules"})
 _FILL: dict[Any, Callable[[Any, list[Any]], None]] = {
     list: list.extend,
@@ -357,14 +370,13 @@ def _equal(left: Any, right: Any) -> bool:
     return torch.equal(left, right) if isinstance(left, Tensor) else isinstance(left, int) and left == right
 
 
-def _slots(value: Any) -> Iterator[str]:
-    for kind in type(value).__mro__:
-        for name, member in vars(kind).items():
-            is_slot = (
-                isinstance(member, types.MemberDescriptorType) and kind.__module__ != "builtins" and hasattr(kind, "__slots__")
-            )
-            if is_slot and hasattr(value, name):
-                yield name
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names of the slots of a class and its bases."""
+    if kind not in _SLOTS:
+        own = [base for base in kind.__mro__ if base.__module__ != "builtins" and "__slots__" in vars(base)]
+        members = [(name, member) for base in own for name, member in vars(base).items()]
+        _SLOTS[kind] = tuple(name for name, member in members if isinstance(member, types.MemberDescriptorType))
+    return _SLOTS[kind]
 
 
 def _is_users(value: Any) -> bool:
