@@ -1,4 +1,4 @@
-"""Modules whose forward changes settings of the process, as cases of `odd_state`."""
+"""Modules that hold random generators and files, and whose forward changes settings of the process: cases as in `odd_state`."""
 
 # ruff: noqa: NPY002, PTH109 - these modules do on purpose what one should not do
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextvars
 import decimal
+import io
 import logging
 import os
 import random
@@ -55,4 +56,19 @@ CASES: dict[str, Case] = {
     ),
     "print options": Case(put(), lambda m, x: torch.set_printoptions(precision=2), lambda m: repr(torch.tensor(1.23456))),
     "autocast": Case(put(), lambda m, x: torch.set_autocast_enabled("cpu", False), lambda m: torch.is_autocast_enabled("cpu")),
+    # random generators, files and the like
+    "random": Case(put(r=lambda: random.Random(3)), lambda m, x: m.r.random(), lambda m: m.r.getstate()),
+    "torch generator": Case(
+        put(r=lambda: torch.Generator().manual_seed(3)), lambda m, x: torch.rand(3, generator=m.r), lambda m: m.r.get_state()
+    ),
+    "numpy generator": Case(
+        put(r=lambda: np.random.default_rng(3)), lambda m, x: m.r.random(), lambda m: m.r.bit_generator.state["state"]
+    ),
+    "numpy random state": Case(put(r=lambda: np.random.RandomState(3)), lambda m, x: m.r.rand(), lambda m: m.r.get_state()[2]),
+    "text stream": Case(put(r=lambda: io.StringIO("abcdef")), lambda m, x: m.r.read(1), lambda m: m.r.tell()),
+    "optimizer": Case(
+        lambda m: put(o=torch.optim.Adam(m.parameters()))(m),
+        lambda m, x: m.o.param_groups[0].update(lr=9.0),
+        lambda m: m.o.param_groups[0]["lr"],
+    ),
 }

@@ -12,10 +12,8 @@ import array
 import collections
 import dataclasses
 import functools
-import io
 import itertools
 import queue
-import random
 import types
 import weakref
 from collections.abc import Callable
@@ -330,6 +328,14 @@ CASES: dict[str, Case] = {
         lambda m: holds(m, nn.Parameter(torch.ones(3))), lambda m, x: m.held[0].data.add_(1), lambda m: m.held[0].clone()
     ),
     "expanded tensor": Case(put(t=lambda: torch.ones(1).expand(3)), lambda m, x: m.t[:1].add_(1.0), lambda m: m.t.clone()),
+    "parameter hook": Case(
+        put(), lambda m, x: m.first.bias.register_hook(print_nothing), lambda m: len(m.first.bias._backward_hooks or ())
+    ),
+    "hook after accumulation": Case(
+        put(),
+        lambda m, x: m.first.bias.register_post_accumulate_grad_hook(print_nothing),
+        lambda m: len(m.first.bias._post_accumulate_grad_hooks or ()),
+    ),
     "sparse tensor": Case(put(t=lambda: torch.eye(3).to_sparse()), lambda m, x: m.t.mul_(2.0), lambda m: m.t.to_dense().clone()),
     "integer tensor": Case(put(t=lambda: torch.zeros((), dtype=torch.int64)), lambda m, x: m.t.add_(1), lambda m: m.t.clone()),
     "buffer written": Case(lambda m: register(m, "buf", torch.zeros(3)), lambda m, x: m.buf.add_(1), lambda m: m.buf.clone()),
@@ -372,21 +378,6 @@ CASES: dict[str, Case] = {
         lambda m: put(n=nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)))(m),
         lambda m, x: m.n(x),
         lambda m: {k: v.clone() for k, v in m.state_dict().items()},
-    ),
-    # random generators, files and the like
-    "random": Case(put(r=lambda: random.Random(3)), lambda m, x: m.r.random(), lambda m: m.r.getstate()),
-    "torch generator": Case(
-        put(r=lambda: torch.Generator().manual_seed(3)), lambda m, x: torch.rand(3, generator=m.r), lambda m: m.r.get_state()
-    ),
-    "numpy generator": Case(
-        put(r=lambda: np.random.default_rng(3)), lambda m, x: m.r.random(), lambda m: m.r.bit_generator.state["state"]
-    ),
-    "numpy random state": Case(put(r=lambda: np.random.RandomState(3)), lambda m, x: m.r.rand(), lambda m: m.r.get_state()[2]),
-    "text stream": Case(put(r=lambda: io.StringIO("abcdef")), lambda m, x: m.r.read(1), lambda m: m.r.tell()),
-    "optimizer": Case(
-        lambda m: put(o=torch.optim.Adam(m.parameters()))(m),
-        lambda m, x: m.o.param_groups[0].update(lr=9.0),
-        lambda m: m.o.param_groups[0]["lr"],
     ),
 }
 

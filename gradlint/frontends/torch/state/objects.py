@@ -90,6 +90,8 @@ class Keeper:
             self._keep_array(path, value)
         elif isinstance(value, (dict, list, set, deque, bytearray, array.array)):
             self._keep_container(path, value)
+        elif isinstance(value, memoryview):
+            self._open.append((path, value.obj))
         elif isinstance(value, (tuple, frozenset)):
             self._open.extend((path, item) for item in value)
         elif isinstance(value, (*GENERATORS, types.FunctionType, types.MethodType, functools.partial, types.CellType, type)):
@@ -108,7 +110,7 @@ class Keeper:
         elif not tensor.is_inference():
             version = tensor._version  # noqa: SLF001
             self._unless(lambda: tensor._version == version, f"{path} was written, and is too large to be kept")  # noqa: SLF001
-        if not tensor.is_leaf and tensor._backward_hooks:  # noqa: SLF001
+        if tensor._backward_hooks:  # noqa: SLF001 - they may hold state of their own
             self._open.append((path, tensor._backward_hooks))  # noqa: SLF001
 
     def _keep_array(self, path: str, values: np.ndarray[Any, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _FACTS = 4  # entries of a layout that all tensors have
 _versions: Any = torch._C._autograd._unsafe_set_version_counter  # noqa: SLF001 - there is no public way
 
@@ -24,6 +25,7 @@ def kept_tensor(tensor: Tensor) -> Callable[[], None]:
     requires_grad, leaf = tensor.requires_grad, tensor.is_leaf
     version = None if tensor.is_inference() else tensor._version  # noqa: SLF001
     layout = _layout(tensor)
+    hooks = _hooks_of(tensor)
     with torch.no_grad():
         alias = tensor.detach()
         values = _core(alias).clone() if not tensor.is_meta else None
@@ -38,6 +40,12 @@ def kept_tensor(tensor: Tensor) -> Callable[[], None]:
                     _core(tensor.detach() if tensor.is_inference() else tensor.data).copy_(values)
                 else:
                     tensor.data = values
+        for name, (table, entries) in hooks.items():
+            if getattr(tensor, name) is not table:
+                setattr(tensor, name, table)
+            if table is not None and dict(table) != entries:
+                table.clear()
+                table.update(entries)
         if leaf and tensor.requires_grad != requires_grad:
             tensor.requires_grad_(requires_grad)
         if leaf and not tensor.is_inference() and tensor.grad is not grad:
@@ -46,6 +54,12 @@ def kept_tensor(tensor: Tensor) -> Callable[[], None]:
             _set_version(tensor, version)
 
     return restore
+
+
+def _hooks_of(tensor: Tensor) -> dict[str, tuple[Any, dict[Any, Any]]]:
+    """Return the tables of the hooks of a tensor, None where there is none, each with a copy of its entries."""
+    tables = {name: getattr(tensor, name, None) for name in _HOOKS if hasattr(tensor, name)}
+    return {name: (table, dict(table or {})) for name, table in tables.items()}
 
 
 def same(tensor: Tensor, values: Tensor) -> bool:
