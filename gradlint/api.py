@@ -6,6 +6,8 @@ import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,15 +154,17 @@ def check(
     seeds: int = 3,
     mode: str | None = None,
     lenient: bool = False,
+    weights: str | PathLike[str] | None = None,
+    materialize: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Check a model and return the report.
 
-    The model itself is not changed: parameters, buffers, `.grad`, hooks, mode and random states are restored.
+    The model and the process are handed back as they were, or the notes of the report say what could not be. Threads take turns.
 
     Args:
-        model: A torch module, a path to an ONNX file, an ONNX model in memory (`ModelProto` or bytes), a factory of a module, or
-            any single target that the command line takes, such as "pkg.mod:attr".
+        model: A torch module, a path to a file (.onnx, .pt2) or to a folder of Hugging Face, an ONNX model in memory
+            (`ModelProto` or bytes), a factory of a module, or any single target of the command line, such as "pkg.mod:attr".
         inputs: A tensor, a tuple (positional inputs), a dict (keyword inputs) or `Inputs(*args, **kwargs)`. If None, inputs are
             inferred, and the report says so.
         target: The second argument of `loss`.
@@ -168,16 +172,17 @@ def check(
         recipe: A `Recipe`, its text as `--recipe` takes it, a dict of its settings, or a `torch.optim.Optimizer`. If given, the
             probe measures the limit of the learning rate and rehearses optimizer steps, which it undoes.
         rehearse: Number of optimizer steps to rehearse; 0 for none, None for the default.
-        batches: Pairs (inputs, target) to rehearse on, instead of one batch over and over. At most as many are read as there are
-            steps. The first one also serves as `inputs` and `target` if neither is given.
+        batches: Pairs (inputs, target) to rehearse on, at most as many as there are steps. The first one also serves as `inputs`
+            and `target` if neither is given.
         select: Codes, prefixes or names of the rules to apply; all rules if empty.
         ignore: Codes, prefixes or names of the rules to leave out.
-        probe: Whether to run the model. If False, the analysis is static. The graph of a torch module is still captured by one
-            forward pass.
+        probe: Whether to run the model. If False, only the graph of a torch module is captured by one forward pass.
         seed: The first seed of drawn inputs and cotangents.
         seeds: How many seeds to probe, at least 1.
         mode: "train" or "eval". If None, a torch module runs in train mode and an ONNX file in the mode of its export.
         lenient: Whether a node of an ONNX file that the standard rejects is a note instead of an error.
+        weights: A `.safetensors` file with the weights of the torch module. They are loaded into a copy of it.
+        materialize: Whether a module on the meta device is initialized on the CPU, in a copy, by each layer's `reset_parameters`.
         progress: A function called with one line of text at the start of each stage.
 
     Raises ConfigError if an argument does not fit, and GradlintError if the model cannot be read or run.
@@ -190,6 +195,7 @@ def check(
     model, specs = _with_inputs(model, inputs)
     task = Task(loss, target, as_recipe(recipe), rehearse, pairs)
     chosen: dict[str, Any] = {"select": tuple(select), "ignore": tuple(ignore), "inputs": specs, "lenient": lenient}
+    chosen |= {"weights": None if weights is None else Path(weights), "materialize": materialize}
     options = Options(**chosen, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task)
     return Report(check_target(model, options, progress=progress))
 

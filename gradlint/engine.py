@@ -12,9 +12,10 @@ from gradlint.catalog import load_rules, select
 from gradlint.checking import apply_rules
 from gradlint.coverage import coverage, has_gradient, measured_all_layers, trains
 from gradlint.frontends.inputs import refuse_guessed_numbers
+from gradlint.frontends.turns import turn
 from gradlint.graph import Graph
 from gradlint.growth import spine_points
-from gradlint.load import Loaded, load
+from gradlint.load import Loaded, Values, load
 from gradlint.masks import broken_weights
 from gradlint.options import Options
 from gradlint.predicted_growth import PredictedGrowth
@@ -43,9 +44,14 @@ class _Clock:
 def check(target: object, options: Options | None = None, *, progress: Progress | None = None) -> TargetReport:
     """Check one target: a path, `pkg.mod:attr`, `file.py:attr`, a torch module or an ONNX model.
 
-    `progress` is called with the name of each stage. Raises GradlintError if the target cannot be read, imported or run.
+    `progress` is called with the name of each stage. Other threads wait until the check has ended. Raises GradlintError if the
+    target cannot be read, imported or run.
     """
-    options = options or Options()
+    with turn():
+        return _checked(target, options or Options(), progress)
+
+
+def _checked(target: object, options: Options, progress: Progress | None) -> TargetReport:
     say = progress or (lambda _: None)
     clock = _Clock()
     rules = select(load_rules(options.rules_dirs), options.select, options.ignore)
@@ -121,6 +127,7 @@ def examine(
             probe=options.probe,
             task=options.task,
             lenient=options.lenient,
+            values=Values(options.weights, options.materialize),
         )
     measurement = None
     if options.probe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +35,19 @@ class Measure(Protocol):
 
     def __call__(self, *, seeds: int, seed: int, progress: Progress, budget: Budget | None = None) -> Measurement:
         """Run the probe with `seeds` seeds, the first one being `seed`. Raises GradlintError if the model cannot be run."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """Where the values of the weights of a torch module come from, if not from its factory.
+
+    Attributes:
+        weights: A `.safetensors` file.
+        materialize: Whether a model on the meta device is initialized on the CPU.
+    """
+
+    weights: Path | None = None
+    materialize: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,7 @@ def load(
     probe: bool = True,
     task: Task | None = None,
     lenient: bool = False,
+    values: Values = Values(),
 ) -> Loaded:
     """Read a target: a path, a name of Python code, a torch module, a factory, or an ONNX model in memory or as bytes.
 
@@ -82,11 +97,16 @@ def load(
     file type that can run code when it is read.
     """
     task = task or Task()
-    if isinstance(target, Path) or (isinstance(target, str) and _is_path(target)):
+    path = Path(target) if isinstance(target, Path) or (isinstance(target, str) and _is_path(target)) else None
+    if path is not None and (path.is_dir() or (path.suffix.lower() == ".pt2" and path.exists())):
+        return _torch(path, inputs, mode, task, values, probe=probe)
+    if path is not None:
+        if values.weights is not None:
+            raise ConfigError(f"{target} has weights of its own", hint="--weights goes with a factory: gradlint train.py:build")
         return _from_path(str(target), inputs, mode, task, probe=probe, lenient=lenient)
     if isinstance(target, bytes) or type(target).__name__ == "ModelProto":
         return _onnx(target, "model", inputs, mode, task, probe=probe, lenient=lenient)
-    return _torch(target, inputs, mode, task, probe=probe)
+    return _torch(target, inputs, mode, task, values, probe=probe)
 
 
 def _is_path(target: str) -> bool:
@@ -114,10 +134,14 @@ def _from_path(
             f"{text}: reading a pickle or a TorchScript archive runs code from it",
             hint="export the model to ONNX, or name the code that builds it: gradlint file.py:build_model",
         )
+    if suffix == ".safetensors":
+        hint = f"name the code that builds the model: gradlint train.py:build --weights {text}"
+        raise TargetError(f"{text}: weights alone do not say what is computed with them", hint=hint)
     if suffix == ".py":
         raise TargetError(f"{text}: which model in it?", hint=f"name the factory or module: gradlint {text}:build_model")
     if suffix != ".onnx":
-        raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint="give an .onnx file")
+        hint = "give an .onnx or a .pt2 file"
+        raise TargetError(f"{text}: {suffix or 'this'} is not a model file that gradlint reads", hint=hint)
     return _onnx(path, text, inputs, mode, task, probe=probe, lenient=lenient)
 
 
@@ -154,9 +178,11 @@ def _onnx(
     fed = [file.inputs_with(inputs) if probe else ()]
 
     def run(specs: tuple[InputSpec, ...], **how: Any) -> Measurement:
-        from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415 - torch
+        from gradlint.frontends.torch.state import untouched_process  # noqa: PLC0415 - torch
+        from gradlint.onnx_torch.runnable import OnnxRunnable  # noqa: PLC0415
 
-        model = OnnxRunnable(file, specs)
+        with untouched_process():  # its weights are tensors with values, whatever the default device is
+            model = OnnxRunnable(file, specs)
         found = _here(model, task, **how)
         return replace(found, notes=(*model.notes, *found.notes))
 
@@ -184,11 +210,45 @@ def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progr
     return measure(model, seeds=seeds, seed=seed, progress=progress, task=task, budget=budget)
 
 
-def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, *, probe: bool) -> Loaded:
+def _stored(path: Path, inputs: tuple[InputSpec, ...]) -> tuple[Any, tuple[InputSpec, ...]]:
+    """Return the module that a file or a folder holds, and its inputs."""
+    from gradlint.frontends.torch.exported import load_exported  # noqa: PLC0415 - torch
+    from gradlint.frontends.torch.folder import is_model_folder, load_folder  # noqa: PLC0415
+
+    if path.is_dir():
+        if not is_model_folder(path):
+            raise TargetError(f"{path}: no model in this folder", hint="a model folder has a config.json and .safetensors files")
+        return load_folder(path), inputs
+    module, specs = load_exported(path)
+    return module, inputs or specs
+
+
+def _with_values(module: Any, name: str, *, values: Values, probe: bool) -> Any:
+    """Return the module with weights from a file or, if it is on the meta device and that was asked for, newly initialized."""
+    from gradlint.frontends.torch.meta import materialized, on_meta  # noqa: PLC0415 - torch
+    from gradlint.frontends.torch.weights import load_weights  # noqa: PLC0415
+
+    if values.weights is not None:
+        try:
+            module = copy.deepcopy(module)  # the user's own module keeps its values
+        except Exception as error:
+            raise TargetError(f"{name}: it cannot be copied to load weights: {error}", hint="load them in the factory") from error
+        load_weights(module, values.weights, name)
+    if not on_meta(module):
+        return module
+    if values.materialize:
+        return materialized(module, name)
+    if probe:
+        hint = "--materialize initializes it on the CPU, --no-probe judges its initialization, --weights FILE loads values"
+        raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
+    return module
+
+
+def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task: Task, values: Values, *, probe: bool) -> Loaded:
     from gradlint.frontends.torch.source import recorded_construction  # noqa: PLC0415 - torch
 
     handed = target.module if isinstance(target, Target) else target
-    name = target if isinstance(target, str) else getattr(handed, "__name__", type(handed).__name__)
+    name = str(target) if isinstance(target, (str, Path)) else getattr(handed, "__name__", type(handed).__name__)
     text = next((spec.name or "input" for spec in inputs if spec.dtype == "string"), None)
     if text is not None:
         raise InputError(
@@ -197,8 +257,14 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task
     home = partial(at_home, target) if isinstance(target, str) else nullcontext
     with home():
         with recorded_construction():
-            found = load_target(target)[0] if isinstance(target, str) else target
-        name, model, task = _runnable(found, name, inputs, mode, task)
+            if isinstance(target, Path):
+                found, inputs = _stored(target, inputs)
+            else:
+                found = load_target(target)[0] if isinstance(target, str) else target
+        name, model, task = _runnable(found, name, inputs, mode, task, valued=partial(_with_values, values=values, probe=probe))
+        if isinstance(target, Path):
+            model.target_name = name = str(target)
+            model.notes += ["an exported program keeps the mode of its export"] * (target.suffix.lower() == ".pt2")
         if not probe:
             import numpy as np  # noqa: PLC0415
 
@@ -223,18 +289,25 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task
 
 
 def _runnable(
-    found: object, name: str, inputs: tuple[InputSpec, ...], mode: str | None, task: Task
+    found: object,
+    name: str,
+    inputs: tuple[InputSpec, ...],
+    mode: str | None,
+    task: Task,
+    *,
+    valued: Callable[[Any, str], Any],
 ) -> tuple[str, TorchRunnable, Task]:
     """Return the name of a torch target, the module as it is run, and the task with what the target says of it."""
     from gradlint.frontends.torch.module import TorchRunnable  # noqa: PLC0415 - torch
     from gradlint.frontends.torch.resolve import resolve, training  # noqa: PLC0415
 
     whole = resolve(found, name)
-    module = whole.module
-    name = name if ":" in name else type(module).__name__
-    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
-        hint = "build it on the CPU, or give them values first: module.to_empty(device='cpu'), then initialize or load"
-        raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
+    name = name if ":" in name else type(whole.module).__name__
+    module = valued(whole.module, name)
+    whole = replace(whole, module=module)
+    if any(parameter.is_inference() for parameter in module.parameters()):
+        hint = "build the model outside of torch.inference_mode()"
+        raise TargetError(f"{name}: its weights were made in inference mode, and can have no gradients", hint=hint)
 
     def run(whole: Target, inputs: tuple[InputSpec, ...]) -> TorchRunnable:
         return TorchRunnable(

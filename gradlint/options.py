@@ -36,6 +36,8 @@ class Options:
     lenient: bool = False  # whether an ONNX node that its schema rejects is a note
     rules_dirs: tuple[Path, ...] = ()
     task: Task = field(default_factory=Task)
+    weights: Path | None = None
+    materialize: bool = False
     limits: Limits | None = field(default_factory=Limits)  # None: model files are read in this process, without bounds
 
     def __post_init__(self) -> None:

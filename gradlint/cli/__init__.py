@@ -124,6 +124,10 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 @mode_option
 @click.option("--train-mode", "mode", flag_value="train", help="The same as --mode train: BatchNorm on batch statistics.")
 @click.option("--lenient", is_flag=True, help="Read ONNX files with nodes that the standard rejects; the report says so.")
+@click.option(
+    "--weights", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A .safetensors file for the torch model."
+)
+@click.option("--materialize", is_flag=True, help="Initialize a model on the meta device by its reset_parameters.")
 @seed_option
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="How many seeds to probe.")
 @click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")
@@ -169,9 +173,9 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 def check(**given: Any) -> int:
     """Lint models; without a TARGET, those of the configuration.
 
-    A TARGET is a model file (.onnx), a folder or a glob of them, - (an ONNX model on stdin), or a torch
-    model named as pkg.mod:attr or path/file.py:attr: a module, a class, a factory, or a method of a class.
-    Arguments are given as literals: "train.py:GPT(n_layer=4)".
+    A TARGET is a model file (.onnx, .pt2), a folder or a glob of them, a folder of config.json and .safetensors,
+    - (an ONNX model on stdin), or a torch model named as pkg.mod:attr or path/file.py:attr: a module, a class, a
+    factory, or a method of a class. Arguments are given as literals: "train.py:GPT(n_layer=4)".
     """
     from gradlint.cli.check import Request, run
 

@@ -54,6 +54,8 @@ class Request:
     rules: tuple[Path, ...]
     recipe: str | None
     rehearse: int | None
+    weights: Path | None
+    materialize: bool
     memory_limit: float
     time_limit: float
     in_process: bool
@@ -138,6 +140,8 @@ def _linter(request: Request) -> Callable[[str, Callable[[str], None]], TargetRe
         lenient=request.lenient,
         rules_dirs=request.rules,
         task=Task(recipe=None if request.recipe is None else Recipe.parse(request.recipe), rehearse=request.rehearse),
+        weights=request.weights,
+        materialize=request.materialize,
         limits=None if request.in_process else Limits(request.time_limit, request.memory_limit),
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from gradlint.errors import TargetError
 from gradlint.frontends.targets import split
 
-MODEL_SUFFIXES = (".onnx",)
+MODEL_SUFFIXES = (".onnx", ".pt2")
 _ATTRIBUTE = re.compile(r"^(?P<owner>[^:].*):[^\W\d]\w*(\.[^\W\d]\w*)*$")
 _MODULE = re.compile(r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")
 _MAGIC = re.compile(r"[*?[]")
@@ -55,6 +55,8 @@ def _expand(target: str, cwd: Path) -> Iterable[str]:
         if path.suffix == ".py":
             raise TargetError(f"{target}: which model in it?", hint=f"name a module, class or factory: {target}:build")
         return [FileTarget(target)]
+    if path.is_dir() and (path / "config.json").is_file() and next(path.glob("*.safetensors"), None) is not None:
+        return [FileTarget(target)]  # a model as Hugging Face saves it
     if path.is_dir():
         return _models_below(target, path)
     if os.path.lexists(path):

@@ -14,6 +14,7 @@ from gradlint.frontends.base import Edit, PartialRun, Tap, Tensors
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.onnx.file import OnnxFile
 from gradlint.frontends.onnx.names import input_id
+from gradlint.frontends.torch.state import untouched_process
 from gradlint.graph import Graph, Ref
 from gradlint.onnx_torch.dtypes import from_numpy, is_float8
 from gradlint.onnx_torch.module import OnnxModule, dependent_nodes, steps_of
@@ -52,8 +53,8 @@ class OnnxRunnable:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Restore the random state of torch on exit. A run changes nothing else."""
-        with torch.random.fork_rng(devices=[]):
+        """Restore the state of the process on exit; see `gradlint.frontends.torch.state`. A run changes nothing else."""
+        with untouched_process():
             yield
 
     def parameters(self) -> Mapping[str, Tensor]:

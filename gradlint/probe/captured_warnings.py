@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gradlint.frontends.turns import own_thread
+
 _ABOUT_THE_CODE = (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
 
 
@@ -16,12 +18,17 @@ def captured_warnings() -> Iterator[list[str]]:
     """Collect warnings in a list instead of printing them, while the body of the context runs.
 
     The usual warning filters apply. Deprecations and similar remarks on the code are ignored. Warnings that differ only in
-    numbers are collected once, because a loss is called on batches of several sizes.
+    numbers are collected once, because a loss is called on batches of several sizes. Those of other threads are shown as usual.
     """
     found: list[str] = []
     known: set[str] = set()
 
-    def record(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    mine, usual = own_thread(), warnings.showwarning
+
+    def record(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not mine():
+            usual(message, category, *where, **more)
+            return
         text = str(message).split("\n")[0]
         pattern = re.sub(r"\d+", "#", text)
         if not issubclass(category, _ABOUT_THE_CODE) and pattern not in known:

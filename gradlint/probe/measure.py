@@ -6,10 +6,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from gradlint.frontends.base import Runnable
-from gradlint.frontends.torch.state import untouched
+from gradlint.frontends.torch.state import untouched, usable
 from gradlint.probe.budget import Budget
 from gradlint.probe.captured_warnings import captured_warnings
 from gradlint.probe.experiments.catalog import run_experiments
@@ -54,13 +53,16 @@ def measure(
         InputError: The loss of the task raised, or returned something else than one real number.
     """
     say, task, budget = progress or (lambda _: None), task or Task(), budget or Budget()
-    own = untouched(task.loss) if isinstance(task.loss, nn.Module) else nullcontext()  # a loss may have state too
-    with model.untouched(), own, torch.enable_grad(), captured_warnings() as warned:
+    task = replace(task, target=usable(task.target), batches=tuple(map(usable, task.batches)))
+    nothing: list[str] = []
+    own = untouched(task.loss) if task.loss is not None else nullcontext(nothing)  # a loss may have state too
+    with model.untouched(), own as left, torch.enable_grad(), captured_warnings() as warned:
         found = _examine(
             model, observe(model, seeds=seeds, seed=seed, progress=say, budget=budget), seeds=seeds, seed=seed, progress=say
         )
         found = run_experiments(model, task, found, seed=seed, progress=say, budget=budget)
-    return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS])))
+    lost = (f"the loss was not handed back as it came: {what}" for what in left)
+    return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS]), *lost))
 
 
 def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, progress: Progress) -> Measurement:

@@ -131,7 +131,7 @@ def _plain(model: Runnable, seed: int) -> _Plain | None:
     if not outputs:
         return _Plain(numbers=numbers)
     generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in outputs]
+    cotangents = [torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t.device, t.dtype) for t in outputs]
     kept = {name: parameter.grad for name, parameter in parameters.items()}
     try:
         for parameter in parameters.values():

@@ -53,7 +53,7 @@ def pull(starts: Sequence[tuple[VjpPoint, Tensor]], ends: Sequence[VjpPoint]) ->
     Only the part of the graph between them runs, and the graph is retained. Raises ForwardError if the backward pass raises.
     """
     points, cotangents = zip(*starts, strict=True)
-    kept = bool(torch.full((), _SMALL) * 1.0 == 0.0)
+    kept = bool(torch.full((), _SMALL, dtype=torch.float32) * 1.0 == 0.0)
     torch.set_flush_denormal(True)  # a vanishing gradient passes through denormals, which are many times slower
     try:
         found = torch.autograd.grad(

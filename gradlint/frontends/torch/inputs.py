@@ -65,7 +65,10 @@ def _opened(leaf: Any) -> Any:
 
 
 def as_spec(name: str | None, tensor: Tensor) -> InputSpec:
-    """Return the specification of an input whose values are those of `tensor`."""
+    """Return the specification of an input whose values are those of `tensor`. Raises InputError if it has none."""
+    if tensor.is_meta:
+        hint = "make it on the CPU: with torch.device('cpu'): ..."
+        raise InputError(f"input {name or 0!r} is on the meta device and has no values", hint=hint)
     try:
         return InputSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), value=to_numpy(tensor), given=True)
     except RuntimeError as error:  # nested tensors, and other tensors that have no array

@@ -95,7 +95,8 @@ class Lineage:
     memory of a view was written after the view was made, then the view has the origin of its base.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], initial: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._initial = initial
         self._made: dict[int, _Made] = {}
         self._weights: dict[int, tuple[Any, tuple[str, ...]]] = {}
         self._parameters = {name for name, tensor in weights.items() if isinstance(tensor, nn.Parameter)}
@@ -138,6 +139,12 @@ class Lineage:
             return Origin(None, names, now)
         return Origin(None, self.origin(base).weights if base is not None else (), now)
 
+    def _valued(self, tensor: Tensor, view: View | None) -> Tensor:
+        """Return the values that a tensor on the meta device will start with."""
+        assert self._initial is not None
+        found = self._initial(tensor)
+        return view(found) if view else found
+
     def weight(self, tensor: Tensor, *, out_axis: int = 0, view: View | None = None) -> Weight:
         """Return a parameter, a buffer, or a tensor computed from them as a `Weight` of the graph.
 
@@ -157,7 +164,7 @@ class Lineage:
             name,
             tuple(values.shape),
             dtype_name(values.dtype),
-            lambda: to_numpy(values),
+            lambda: to_numpy(self._valued(tensor, view) if values.is_meta else values),
             out_axis=min(out_axis, max(values.ndim - 1, 0)),
             trainable=tensor.requires_grad,
         )

@@ -105,14 +105,16 @@ class TorchRunnable:
         if self._guarded:
             yield
             return
-        with state.untouched(self.module):
-            self._guarded = True
-            try:
+        left: list[str] = []
+        try:
+            with state.untouched(self.module, self._leaves) as left:
+                self._guarded = True
                 with suppress(NotImplementedError):  # an exported program has one mode
                     self.module.train(self.mode == "train")
                 yield
-            finally:
-                self._guarded = False
+        finally:
+            self._guarded = False
+            self.notes += [f"not handed back as it came: {what}" for what in left if not any(what in note for note in self.notes)]
 
     def forward(self, inputs: Sequence[Any], tap: Tap | None = None, edit: Edit | None = None) -> Tensors:
         """Run on one array for each of `self.inputs`, and return one tensor for each of `graph.outputs`.
@@ -222,7 +224,7 @@ class TorchRunnable:
             with self.untouched(), torch.no_grad(), watching:
                 self._plain(self.module, tensors)
             return
-        with state.untouched_process(), torch.no_grad():
+        with state.untouched_process(self.module), torch.no_grad():
             try:
                 copied = copy.deepcopy(self.module, _fresh_buffers(self.module))
             except RuntimeError as error:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradlint.frontends.base import Edit, Tap
 from gradlint.frontends.torch import ops
 from gradlint.frontends.torch.lineage import Lineage, Origin, dtype_name, replaced, tensors, unwrapped, version
+from gradlint.frontends.torch.meta import InitialValues
 from gradlint.frontends.torch.source import Definitions
 from gradlint.frontends.user_code import calling_line
 from gradlint.graph import Graph, Node, Ref, Weight
@@ -42,7 +43,7 @@ class Recorder:
     ) -> None:
         weights: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         weights.update(module.named_buffers(remove_duplicate=False))
-        self.lineage = Lineage({_path(name): tensor for name, tensor in weights.items()})
+        self.lineage = Lineage({_path(name): tensor for name, tensor in weights.items()}, InitialValues(module))
         self.nodes: list[Node] = []
         self.failure: Exception | None = None
         self.depth = 0  # positive while recording is paused, as inside a call that is one node

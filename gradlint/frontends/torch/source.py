@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from gradlint.frontends.turns import own_thread
 from gradlint.frontends.user_code import calling_line, is_user_file, shown
 from gradlint.graph import Source
 
@@ -27,9 +28,10 @@ def recorded_construction() -> Iterator[None]:
 
     This finds lines that reading the source cannot find: in functions that build a model, in loops, in calls of `add_module`.
     """
+    mine = own_thread()
 
     def record(_parent: nn.Module, _name: str, child: nn.Module | None) -> None:
-        if child is not None and child not in _BUILT and (line := calling_line(1)) is not None:
+        if mine() and child is not None and child not in _BUILT and (line := calling_line(1)) is not None:
             _BUILT[child] = line
 
     handle = register_module_module_registration_hook(record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradlint.frontends.torch.ops import function_name
 from gradlint.frontends.torch.record import OpaqueCall, Recorder
+from gradlint.frontends.turns import own_thread, silent
 
 _jit: Any = torch.jit  # partly untyped
 _CHECKPOINTS = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")  # private names
@@ -92,8 +92,9 @@ def _asks_for_grad(func: Any, args: Any) -> bool:
 def recording(recorder: Recorder, *, functions: bool = True, gaps: bool = True) -> Iterator[None]:
     """Record what runs in the body of the context.
 
-    Module calls are always recorded. `functions` also records torch functions; without it, every module that has no children
-    becomes one node. `gaps` also records aten operators that run outside any recorded function.
+    Only this thread is recorded; others may run modules of their own meanwhile. Module calls are always recorded. `functions`
+    also records torch functions; without it, every module that has no children becomes one node. `gaps` also records aten
+    operators that run outside any recorded function.
     """
     with ExitStack() as stack:
         stack.enter_context(eager(recorder))
@@ -108,10 +109,15 @@ def recording(recorder: Recorder, *, functions: bool = True, gaps: bool = True) 
 
 @contextmanager
 def _module_hooks(recorder: Recorder, *, leaves: bool) -> Iterator[None]:
+    mine = own_thread()
+
     def before(module: nn.Module, _args: Any) -> None:
-        recorder.enter(module)
+        if mine():
+            recorder.enter(module)
 
     def after(module: nn.Module, args: Any, outcome: Any) -> Any:
+        if not mine():
+            return None
         changed = recorder.module(module, args, outcome) if leaves and not any(module.children()) else None
         recorder.leave(module, args, outcome)
         return changed
@@ -128,8 +134,7 @@ def _module_hooks(recorder: Recorder, *, leaves: bool) -> Iterator[None]:
 def eager(recorder: Recorder | None = None) -> Iterator[None]:
     """Run compiled code eagerly, checkpointed code only once, and TorchScript without optimizations; ignore warnings."""
     with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+        stack.enter_context(silent())
         if "torch._dynamo" in sys.modules:
             stack.enter_context(_uncompiled())
         stack.enter_context(_jit.optimized_execution(False))
@@ -167,12 +172,16 @@ def _checkpoints(recorder: Recorder | None) -> Iterator[None]:
 
     The second run would be neither recorded nor edited. The gradient is the same.
     """
-
-    def once(*_args: Any, **_kwargs: Any) -> Iterator[None]:
-        with _checkpointed(recorder):
-            yield
-
     found = next((name for name in _CHECKPOINTS if hasattr(checkpoint, name)), None)  # if none is there, the region runs again
+    usual, mine = getattr(checkpoint, found or "", None), own_thread()
+
+    def once(*args: Any, **kwargs: Any) -> Iterator[None]:
+        if mine():
+            with _checkpointed(recorder):
+                yield
+        elif usual is not None:
+            yield from usual(*args, **kwargs)
+
     with _replaced(checkpoint, found, once) if found else nullcontext():
         yield
 
@@ -198,13 +207,13 @@ def _custom_functions(recorder: Recorder) -> Iterator[None]:
     if owner is None or ("apply" in vars(owner)) != builtin:
         yield
         return
-    original = vars(owner).get("apply")
+    original, mine = vars(owner).get("apply"), own_thread()
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         def run() -> Any:
             return (super(owner, cls).apply if original is None else original.__get__(None, cls))(*args, **kwargs)
 
-        if recorder.depth or recorder.failure is not None:
+        if not mine() or recorder.depth or recorder.failure is not None:
             return run()
         if cls is checkpoint.CheckpointFunction:
             return _reentrant(recorder, *args)
@@ -223,11 +232,11 @@ def _bound_early(recorder: Recorder) -> Iterator[None]:
     The builtin reads `_backward_cls` from the class to make the context, and then `forward`, which is wrapped.
     """
     calls: list[tuple[Any, bool]] = []
-    usual = torch.autograd.Function.setup_context
+    usual, mine = torch.autograd.Function.setup_context, own_thread()
 
     def read(cls: Any, name: str) -> Any:
         value = type.__getattribute__(cls, name)
-        if recorder.depth or recorder.failure is not None:
+        if not mine() or recorder.depth or recorder.failure is not None:
             return value
         if name == "_backward_cls":
             calls[:] = [(cls, torch.is_grad_enabled())]

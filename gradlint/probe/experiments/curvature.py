@@ -226,7 +226,8 @@ def _sample_gradients(objective: Objective) -> tuple[Tensor, Tensor, tuple[float
         largest = max(largest, float(gradient.abs().max()))
     if not all(map(math.isfinite, norms)):
         raise ForwardError("the gradient of the loss is not finite")
-    start = torch.randn(first.shape, generator=torch.Generator().manual_seed(objective.seed)).to(first)
+    drawn = torch.randn(first.shape, generator=torch.Generator().manual_seed(objective.seed), dtype=torch.float32)
+    start = drawn.to(first)
     start /= torch.linalg.vector_norm(start)
     return start.add_(first, alpha=1.0 / norms[0] if norms[0] else 0.0), square, tuple(norms), largest
 

@@ -94,7 +94,7 @@ class Objective:
                 drawn = torch.randint(classes, tensor.shape[:-1], generator=generator).to(tensor.device)
                 terms.append(functional.cross_entropy(self._logits(tensor).reshape(-1, classes).float(), drawn.reshape(-1)))
             else:
-                goal = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+                goal = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.device)
                 terms.append(0.5 * (tensor.float() - goal).square().mean())
             self.stands_in = f"{SURROGATE}: {'cross-entropy with random classes' if logits else 'distance to random numbers'}"
         return torch.stack(terms).sum()
