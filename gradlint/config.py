@@ -22,6 +22,7 @@ from gradlint.recipe import Recipe
 _FILES = ("gradlint.toml", ".gradlint.toml", "pyproject.toml")
 _LARGEST = 1 << 20  # bytes of a configuration file
 _DEEPEST = 200  # dots of a key
+_LONG_NUMBER = re.compile(r"\b0[xob]\w{256}")  # Python limits the digits of decimal ones
 _NO_KEY = re.compile(r"[=,#\[\]{}\n]")
 _SHOWN = 60  # characters of an unknown key
 
@@ -142,13 +143,16 @@ def _toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
         text = data.decode("utf-8")
-        if len(data) <= _LARGEST and max(part.count(".") for part in _NO_KEY.split(text)) <= _DEEPEST:
+        shallow = max(part.count(".") for part in _NO_KEY.split(text)) <= _DEEPEST
+        if len(data) <= _LARGEST and shallow and not _LONG_NUMBER.search(text):
             return tomllib.loads(text)
     except RecursionError:
         raise deep from None
     except (OSError, ValueError) as error:  # not UTF-8, no TOML, or a number of too many digits
         raise ConfigError(f"{path}: {error}", hint="it has to be a TOML file") from error
-    raise ConfigError(f"{path}: has more than {_LARGEST} bytes", hint=small) if len(data) > _LARGEST else deep
+    if len(data) > _LARGEST:
+        raise ConfigError(f"{path}: has more than {_LARGEST} bytes", hint=small)
+    raise ConfigError(f"{path}: a number has too many digits", hint=small) if shallow else deep
 
 
 def _from(folder: Path, target: str) -> str:
@@ -180,6 +184,6 @@ def _inside(path: Path, folder: str) -> Path:
         found = home / folder
         if found.resolve().is_relative_to(home.resolve()):
             return found
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, RuntimeError) as error:  # the last one for a link to itself
         raise ConfigError(f"{path}: rules are folders", hint='as in rules = ["my_rules"]') from error
     raise ConfigError(f"{path}: the rules {folder!r} lie outside of {home}", hint=f"give them as --rules {folder}")

@@ -84,7 +84,7 @@ def run(request: Request) -> int:
     targets, missing = _expanded(named)
     troubles = [*refused, *missing]
     request = replace(request, rules=chosen_rules(request.rules, request.config, code=code))
-    refuse_to_overwrite(request.output_file, targets, request.inputs, request.config)
+    refuse_to_overwrite(request.output_file, targets, request.inputs, request.rules, request.config)
     reports: list[TargetReport] = []
     if targets:
         from gradlint.process.parent import prepare

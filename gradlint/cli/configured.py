@@ -22,8 +22,8 @@ from gradlint.cli.console import print_error, said
 if TYPE_CHECKING:
     from gradlint.config import Config
 
-_NOT_CONFIGURED = frozenset({"config", "isolated", "debug", "output-file", "train-mode"})
-_HIDING = {"exit_zero": True, "fail_on": "never", "probe": False}
+_NOT_CONFIGURED = frozenset({"config", "isolated", "debug", "in-process", "output-file", "train-mode"})
+_HIDING = {"exit_zero": True, "fail_on": "never", "lenient": True, "probe": False}
 _SELECTING = frozenset({"select", "ignore"})
 _LIMITS = frozenset({"memory_limit", "time_limit"})
 
@@ -56,7 +56,7 @@ def _fitting(path: Path, option: click.Option, value: Any) -> Any:
 
     key = spelled(option)
     texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
     if option.is_flag:
         fits, wanted = isinstance(value, bool), "true or false"
     elif option.multiple:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def _models_below(target: str, folder: Path) -> list[str]:
         FileTarget(Path(target, *path.relative_to(folder).parts).as_posix())
         for inner in _folders_below(folder)
         for path in _entries(inner)
-        if path.suffix in MODEL_SUFFIXES and path.is_file()
+        if path.suffix in MODEL_SUFFIXES and _is(path.is_file)
     ]
     if not found:
         raise TargetError(f"{target}: no model in this folder", hint=f"gradlint looks for {', '.join(MODEL_SUFFIXES)}")
@@ -87,7 +87,9 @@ def _matches(target: str, cwd: Path) -> list[str]:
     wanted = {*MODEL_SUFFIXES, pattern.suffix} - {"", ".py"}
     start = Path(pattern.anchor) if pattern.anchor else cwd
     matches = {
-        path for path in _matching(start, pattern.parts[bool(pattern.anchor) :]) if path.suffix in wanted and path.is_file()
+        path
+        for path in _matching(start, pattern.parts[bool(pattern.anchor) :], set())
+        if path.suffix in wanted and _is(path.is_file)
     }
     files: list[str] = sorted(FileTarget((path if pattern.anchor else path.relative_to(cwd)).as_posix()) for path in matches)
     if not files:
@@ -97,23 +99,34 @@ def _matches(target: str, cwd: Path) -> list[str]:
     return files
 
 
-def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-    """Yield the paths below `folder` that match the parts of a pattern; one may come twice. `**` does not follow links."""
+def _matching(folder: Path, parts: Sequence[str], seen: set[tuple[int, int, int]]) -> Iterator[Path]:
+    """Yield the paths below `folder` that match the parts of a pattern; one may come twice. `**` does not follow links.
+
+    `seen` holds the folders in which a part was looked for: links make many ways to one folder, and the first is enough.
+    """
     if not parts:
         yield folder
         return
+    try:
+        status = folder.stat()
+    except (OSError, ValueError):  # too long, or no name at all
+        return
+    here = status.st_dev, status.st_ino, len(parts)
+    if here in seen:
+        return
+    seen.add(here)
     part, *rest = parts
     if part == _ANY_FOLDERS:
         while rest[:1] == [_ANY_FOLDERS]:
             rest = rest[1:]
         for inner in _folders_below(folder):
-            yield from _matching(inner, rest or ["*"])
+            yield from _matching(inner, rest or ["*"], seen)
     elif not _MAGIC.search(part):
-        yield from _matching(folder / part, rest) if os.path.lexists(folder / part) else ()
+        yield from _matching(folder / part, rest, seen) if os.path.lexists(folder / part) else ()
     else:
-        for path in _entries(folder, hidden=part.startswith(".")):
+        for path in sorted(_entries(folder, hidden=part.startswith(".")), key=lambda path: (_is(path.is_symlink), path.name)):
             if fnmatch(path.name, part):
-                yield from _matching(path, rest)
+                yield from _matching(path, rest, seen)
 
 
 def _folders_below(folder: Path) -> Iterator[Path]:
@@ -122,7 +135,15 @@ def _folders_below(folder: Path) -> Iterator[Path]:
     while waiting:
         inner = waiting.pop()
         yield inner
-        waiting += [path for path in _entries(inner) if path.is_dir() and not path.is_symlink()]
+        waiting += [path for path in _entries(inner) if _is(path.is_dir) and not path.is_symlink()]
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Return what a path says of itself; no for one that is too long to be looked at."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path, *, hidden: bool = False) -> list[Path]:

@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from gradlint.errors import TargetError, UnsafeFileError
+from gradlint.frontends.onnx.external import external_file, offset_and_length
 from gradlint.frontends.onnx.limits import DEFAULT, Limits, check_size, too_large
 from gradlint.frontends.onnx.walk import has_garbled_names, sparse_tensors, tensors
 from gradlint.frontends.onnx.wire import BrokenError, without_large_tensors
 
 _SCALAR_NAMES = {"float": "float32", "double": "float64"}
+ITSELF = "\0"
+"""The external location that denotes the file itself. No file has this name, so that a model cannot ask for another one."""
+
 _MAPPED = 1 << 20  # bytes from which a tensor is mapped: to read a smaller one is faster
 
 
@@ -43,14 +47,12 @@ class Skeleton:
     Attributes:
         proto: The model, with references in place of its large weights.
         origin: The file, or its bytes if the model was in memory.
-        location: The external location in `proto` that denotes `origin` itself.
         label: The name of the model in messages.
         limits: The limits under which it was read.
     """
 
     proto: onnx.ModelProto
     origin: Path | bytes
-    location: str
     label: str
     limits: Limits = DEFAULT
 
@@ -121,55 +123,21 @@ class Skeleton:
     def _place(self, tensor: onnx.TensorProto) -> tuple[Path | bytes, int, int]:
         """Return the place of an external tensor's values: the file or the bytes, offset, and length in bytes."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        if not isinstance(location, str):
-            raise UnsafeFileError(f"{self.label}: weight {tensor.name!r} lies in a file whose name is not UTF-8 text")
-        try:
-            offset, length = int(entries.get("offset") or 0), int(entries.get("length") or -1)
-        except ValueError:
-            offset = length = -1
-        if offset < 0:
-            raise TargetError(f"{self.label}: weight {tensor.name!r} has an external reference that is not a number")
-        source = self.origin if location == self.location else self._external(tensor.name, location)
+        what, location = f"{self.label}: weight {tensor.name!r}", entries.get("location", "")
+        if not all(isinstance(value, str) for value in entries.values()):
+            raise UnsafeFileError(f"{what} lies in a file whose name is not UTF-8 text")
+        source = self.origin if location == ITSELF else self._external(tensor.name, location)
         total = len(source) if isinstance(source, bytes) else source.stat().st_size
-        rest = max(total - offset, 0)
-        return source, offset, self._expect(tensor, rest if length < 0 else min(length, rest))
+        offset, available = offset_and_length(entries, total, what)
+        return source, offset, self._expect(tensor, available)
 
     def _external(self, name: str, location: str) -> Path:
-        """Return the file that holds external data. Raises UnsafeFileError unless it is inside the model's folder.
-
-        The folder is that of the path, and for a link also that of the file behind it: a cache keeps downloads so. A file with a
-        second name elsewhere is refused, because nobody can tell whose it is.
-        """
         if self.path is None:
             raise TargetError(
                 f"{self.label}: weight {name!r} is kept in the separate file {location!r}, which has no folder here",
                 hint="give the path of the .onnx file, or load the model with its external data",
             )
-        folder = self.path.parent.resolve()
-        try:
-            target = (folder / location).resolve()
-            inside = bool(location) and not Path(location).is_absolute() and ".." not in Path(location).parts
-            homes = {folder, self.path.resolve().parent} if self.path.is_symlink() else {folder}
-            if not (inside and any(target.is_relative_to(home) for home in homes)):
-                raise UnsafeFileError(
-                    f"{self.label}: weight {name!r} points at {location!r}, outside the model's folder",
-                    hint="external data must be a file in or below the folder of the model, and no link out of it",
-                )
-            found = target.is_file()
-            if found and target.stat().st_nlink > 1:
-                raise UnsafeFileError(
-                    f"{self.label}: weight {name!r} is kept in {location!r}, which is a hard link to a file with other names",
-                    hint=f"if it is meant, give the model a copy of its own: cp {location} copy && mv copy {location}",
-                )
-        except (OSError, ValueError):  # not a valid file name
-            found = False
-        if not found:
-            raise TargetError(
-                f"{self.label}: the external data file {location!r} of weight {name!r} is missing",
-                hint=f"put it beside the model, in {self.path.parent}",
-            )
-        return target
+        return external_file(self.path, self.label, name, location)
 
 
 @lru_cache(maxsize=256)
@@ -215,13 +183,12 @@ def load_skeleton(source: str | Path | bytes | onnx.ModelProto, limits: Limits =
     """
     origin: Path | bytes
     if isinstance(source, onnx.ModelProto):
-        origin, location, label = _serialized(source), "", "the ONNX model"
+        origin, label = _serialized(source), "the ONNX model"
     elif isinstance(source, bytes):
-        origin, location, label = source, "", "standard input"
+        origin, label = source, "standard input"
     else:
-        origin = Path(source)
-        location, label = origin.name.encode("utf-8", "replace").decode(), str(source)
-    skeleton = Skeleton(_parse(origin, location, label, limits), origin, location, label, limits)
+        origin, label = Path(source), str(source)
+    skeleton = Skeleton(_parse(origin, label, limits), origin, label, limits)
     check_size(label, skeleton.proto, limits)
     for tensor in tensors(skeleton.proto):
         skeleton.check(tensor)
@@ -241,7 +208,7 @@ def _serialized(proto: onnx.ModelProto) -> bytes:
         ) from error
 
 
-def _parse(origin: Path | bytes, location: str, label: str, limits: Limits) -> onnx.ModelProto:
+def _parse(origin: Path | bytes, label: str, limits: Limits) -> onnx.ModelProto:
     damaged = "the file is empty, cut short or of another kind; export or download it again"
     try:
         if not (len(origin) if isinstance(origin, bytes) else origin.stat().st_size):
@@ -249,7 +216,7 @@ def _parse(origin: Path | bytes, location: str, label: str, limits: Limits) -> o
         with _opened(origin) as data:
             if data[:23] == b"version https://git-lfs":
                 raise TargetError(f"{label}: this is a Git LFS pointer, not the model", hint="fetch the file with `git lfs pull`")
-            small = without_large_tensors(data, (0, len(data)), "model", location)
+            small = without_large_tensors(data, (0, len(data)), "model", ITSELF)
             size = len(data) if small is None else len(small)
             if size > limits.skeleton:
                 raise too_large(label, f"has {size} bytes beside its weights, more than {limits.skeleton}")

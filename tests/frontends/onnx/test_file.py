@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gradlint.errors import InputError, TargetError, UnsafeFileError
 from gradlint.frontends.inputs import parse_inputs
 from gradlint.frontends.onnx.file import read_onnx
-from gradlint.frontends.onnx.skeleton import load_skeleton
+from gradlint.frontends.onnx.skeleton import ITSELF, load_skeleton
 from gradlint.frontends.onnx.walk import tensors
 from gradlint.ops import UNKNOWN, operator
 from tests.models.onnxruntime_sessions import by_onnxruntime
@@ -175,10 +175,10 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     ("case", "message"),
     [
         ({"location": "w.bin", "written": 0}, "is missing"),
-        ({"location": "w.bin", "written": 4095}, "4095 bytes where its shape .* needs 4096"),
-        ({"location": "w.bin", "offset": 8}, "4088 bytes"),
+        ({"location": "w.bin", "written": 4095}, "0 to 4096 of a file of 4095"),
+        ({"location": "w.bin", "offset": 8}, "8 to 4104 of a file of 4096"),
         ({"location": "w.bin", "length": 12}, "12 bytes"),
-        ({"location": "w.bin", "offset": 1 << 70}, "0 bytes"),
+        ({"location": "w.bin", "offset": 1 << 70}, "of a file of 4096"),
         ({"location": "w.bin", "offset": -4}, "not a number"),
         ({"location": "w.bin", "offset": "zero"}, "not a number"),
         ({"location": "w\0.bin", "written": 0}, "is missing"),
@@ -195,10 +195,13 @@ def test_external_data_of_a_model_in_memory_asks_for_the_path(tmp_path):
         read_onnx(model)
 
 
-def test_external_data_may_lie_in_the_file_itself(tmp_path):
+def test_references_to_the_file_itself_are_external_data_as_the_standard_has_it(tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save(linear_model(np.ones((40, 40), np.float32)), path)
     slim = load_skeleton(path).proto
+    (location,) = (entry for entry in slim.graph.initializer[0].external_data if entry.key == "location")
+    assert location.value == ITSELF
+    location.value = path.name
     onnx.load_external_data_for_model(slim, str(tmp_path))
     assert np.array_equal(numpy_helper.to_array(slim.graph.initializer[0]), np.ones((40, 40)))
 
