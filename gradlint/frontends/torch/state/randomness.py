@@ -1,16 +1,19 @@
 """Random states: seeded for the body of a context, restored after it, and of one thread alone where there are others.
 
 torch, Python and numpy each have one random state for all threads. A thread that trains a model draws from them at any time, and
-no lock of ours can keep it from that. So while other threads are alive, the thread of the check draws from states of its own: its
-seeding and its drawing are led there, and other threads keep the common states. The numbers are those of the common states.
+no lock of ours can keep it from that. So beside a thread that is at work, the thread of the check draws from states of its own:
+its seeding and its drawing are led there, and other threads keep the common states. The numbers are those of the common states.
+That doubles the time of a check of small operators, so threads that wait (of notebooks, progress bars, tests) do not count.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,11 @@ from gradlint.frontends.turns import own_thread
 SEED = 0
 _LEGACY: Any = np.random.mtrand._rand  # noqa: SLF001 - the state behind `np.random.seed` and the functions beside it
 _RANDOM: Any = torch.random
+_WAITING = frozenset(
+    {"IPython", "asyncio", "concurrent", "execnet", "gradlint", "ipykernel", "multiprocessing", "queue", "rich", "selectors"}
+    | {"socket", "ssl", "subprocess", "threading", "tornado", "tqdm", "zmq"}
+)
+"""Packages in which a thread waits for something, by the innermost frame of its stack."""
 _COMMON: Any = random._inst  # noqa: SLF001 - the same of Python
 
 
@@ -45,12 +53,26 @@ _WITHOUT_GENERATOR: Mapping[str, Callable[..., Any]] = {  # operators that take 
 }
 
 
+def has_company() -> bool:
+    """Return whether another thread is at work right now: it is inside torch or numpy, or in code that is not known to wait."""
+    mine = threading.get_ident()
+    return any(ident != mine and _is_at_work(frame) for ident, frame in sys._current_frames().items())  # noqa: SLF001
+
+
+def _is_at_work(frame: FrameType | None) -> bool:
+    roots = []
+    while frame is not None:
+        name, spec = str(frame.f_globals.get("__name__", "")), frame.f_globals.get("__spec__")
+        roots.append((spec.name if name == "__main__" and spec is not None else name).partition(".")[0])
+        frame = frame.f_back
+    return roots[0] not in _WAITING or not {"torch", "numpy"}.isdisjoint(roots)
+
+
 @contextmanager
 def seeded() -> Iterator[None]:
     """Seed the random states of torch, Python and numpy while the body of the context runs, and restore them on exit."""
     with ExitStack() as stack:
-        alone = threading.active_count() == 1
-        if alone or isinstance(_RANDOM.default_generator, _Routed):  # or a context inside another one
+        if not has_company() or isinstance(_RANDOM.default_generator, _Routed):  # or a context inside another one
             stack.callback(_restored())
         else:
             stack.enter_context(_states_of_this_thread())
