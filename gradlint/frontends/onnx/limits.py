@@ -32,6 +32,12 @@ class Limits:
     skeleton: int = 1 << 28
     """The most bytes of the file without the weights that stay on disk."""
 
+    operands: int = 1 << 14
+    """The most inputs, or outputs, of a node."""
+
+    name: int = 1 << 13
+    """The most characters of a name; reports repeat names."""
+
     elements: int = 1 << 28
     """The most elements of a constant that is computed from others."""
 
@@ -56,7 +62,9 @@ def too_large(label: str, what: str) -> TargetError:
 
 
 def check_size(label: str, proto: onnx.ModelProto, limits: Limits) -> None:
-    """Raise TargetError if local functions are recursive, or if the model has more nodes than the limit."""
+    """Raise TargetError if local functions are recursive, or if the model has more nodes or longer names than the limit."""
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        _check_nodes(label, nodes, limits)
     sizes = _function_sizes(label, proto)
     total = _size(proto.graph.node, sizes)
     if total > limits.nodes:
@@ -64,6 +72,18 @@ def check_size(label: str, proto: onnx.ModelProto, limits: Limits) -> None:
     written = _size(proto.graph.node, {}) + sum(_size(function.node, {}) for function in proto.functions)
     if total > max(limits.inlined, limits.copies * written):
         raise too_large(label, f"has {written} nodes that stand for {total} through calls of local functions")
+
+
+def _check_nodes(label: str, nodes: Iterable[onnx.NodeProto], limits: Limits) -> None:
+    for node in nodes:
+        most = max(len(node.input), len(node.output))
+        if most > limits.operands:
+            raise too_large(label, f"a node has {most} inputs or outputs, more than {limits.operands}")
+        longest = max(map(len, (node.name, node.op_type, node.domain, *node.input, *node.output)))
+        if longest > limits.name:
+            raise too_large(label, f"a name has {longest} characters, more than {limits.name}")
+        for graph in subgraphs(node):
+            _check_nodes(label, graph.node, limits)
 
 
 def _function_sizes(label: str, proto: onnx.ModelProto) -> Mapping[Key, int]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _SAME = 1e-3  # mean squared difference below which two distributions of unit level count as equal
 _EVEN = 0.05  # decades between the levels of parts that share one distribution
 _NOISE = 4e-3  # decades^2 that each concatenation adds, because its parts differ in more than their level
+_LONGEST = 1 << 20  # elements of an axis along which the profile of a concatenation is kept
 
 
 @TRANSFER.rule(Kind.CONCAT)
@@ -163,9 +164,9 @@ def _side_by_side(parts: Sequence[Part], shares: Sequence[float], layout: Signal
 
 
 def _lengthwise(parts: Sequence[Part], lengths: Sequence[int], axis: int) -> Profile:
-    """Return the profile along the axis of a concatenation."""
+    """Return the profile along the axis of a concatenation; a flat one for an axis that is too long to be kept."""
     top = max(part.log_q for part in parts)
-    if not math.isfinite(top):
+    if not math.isfinite(top) or sum(lengths) > _LONGEST:
         return FLAT
     pieces = [
         10.0 ** (part.log_q - top) * values_along(part.profile, axis, length) for part, length in zip(parts, lengths, strict=True)
