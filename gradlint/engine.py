@@ -19,7 +19,7 @@ from gradlint.load import Loaded, Values, load
 from gradlint.masks import broken_weights
 from gradlint.options import Options
 from gradlint.predicted_growth import PredictedGrowth
-from gradlint.probe.budget import Budget
+from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.result import Finding, Measurement, SpinePoint, TargetReport, Verdict
 from gradlint.rule import Subject
 from gradlint.score import State, growth_with_claims, judge, worst_growth
@@ -117,7 +117,7 @@ def examine(
         GradlintError: The target cannot be read, imported or run.
     """
     say, clock = progress or (lambda _: None), clock or _Clock()
-    budget = Budget(options.limits.seconds) if options.limits is not None else Budget()
+    budget = Budget(options.limits.seconds) if options.limits is not None else ENDLESS
     say("reading")
     with clock("load"):
         loaded = load(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gradlint.errors import ConfigError, ForwardError, InputError, TargetError, UnsafeFileError
-from gradlint.frontends.discover import FileTarget
+from gradlint.frontends.discover import FileTarget, model_on_stdin
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.targets import Target, at_home, is_python_target, load_target
 from gradlint.graph import Graph
 from gradlint.measurements.coverage import InputInfo
-from gradlint.probe.budget import Budget
+from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.recipe import Task
 from gradlint.result import Measurement
 
@@ -33,7 +32,7 @@ _PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".jobli
 class Measure(Protocol):
     """A function that probes one target."""
 
-    def __call__(self, *, seeds: int, seed: int, progress: Progress, budget: Budget | None = None) -> Measurement:
+    def __call__(self, *, seeds: int, seed: int, progress: Progress, budget: Budget = ENDLESS) -> Measurement:
         """Run the probe with `seeds` seeds, the first one being `seed`. Raises GradlintError if the model cannot be run."""
 
 
@@ -124,7 +123,9 @@ def _from_path(
     lenient: bool,
 ) -> Loaded:
     if text == "-":
-        return _onnx(_from_stdin(), "-", inputs, mode, task, probe=probe, lenient=lenient)
+        with model_on_stdin() as stream:
+            data = stream.read()
+        return _onnx(data, "-", inputs, mode, task, probe=probe, lenient=lenient)
     path = Path(text)
     if not path.exists():
         raise TargetError(f"{text}: no such file", hint="give a model file, a folder of them, pkg.mod:attr or file.py:attr")
@@ -148,15 +149,6 @@ def _from_path(
 def _stated(inputs: tuple[InputSpec, ...]) -> set[str] | None:
     """Return the names of the given inputs; None if several are given by position, so that all graph inputs are meant."""
     return None if sum(spec.name is None for spec in inputs) > 1 else {spec.name for spec in inputs if spec.name}
-
-
-def _from_stdin() -> bytes:
-    if sys.stdin is None:
-        raise TargetError("-: stdin is closed", hint="send the model there, as in: gradlint - < model.onnx")
-    try:
-        return sys.stdin.buffer.read()
-    except OSError as error:  # a folder, say
-        raise TargetError(f"-: stdin cannot be read: {error.strerror}", hint="send the model there") from error
 
 
 def _onnx(
@@ -204,7 +196,7 @@ def _onnx(
     return Loaded(name, "onnx", lambda: fed[-1], measure, lambda: file.graph, notes, task=task)
 
 
-def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progress, budget: Budget | None = None) -> Measurement:
+def _here(model: Runnable, task: Task, *, seeds: int, seed: int, progress: Progress, budget: Budget = ENDLESS) -> Measurement:
     from gradlint.probe.measure import measure  # noqa: PLC0415 - torch
 
     return measure(model, seeds=seeds, seed=seed, progress=progress, task=task, budget=budget)

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -99,7 +100,7 @@ mode_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="First seed of inputs and cotangents."
 )
-_AMOUNT = click.FloatRange(min=0.0, min_open=True, max=1e9)
+_limit = partial(click.option, type=click.FloatRange(min=0.0, min_open=True, max=1e9), callback=_amount, show_default=True)
 color_option = click.option(
     "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colors; NO_COLOR is heeded."
 )
@@ -142,24 +143,8 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
     show_default=True,
     help="Least severity that makes the exit code 1.",
 )
-@click.option(
-    "--memory-limit",
-    type=_AMOUNT,
-    callback=_amount,
-    default=16,
-    show_default=True,
-    metavar="GB",
-    help="For a model file.",
-)
-@click.option(
-    "--time-limit",
-    type=_AMOUNT,
-    callback=_amount,
-    default=600,
-    show_default=True,
-    metavar="SECONDS",
-    help="For one target: then what was measured is reported.",
-)
+@_limit("--memory-limit", default=16, metavar="GB", help="For a model file.")
+@_limit("--time-limit", default=600, metavar="SECONDS", help="For one target: then what was measured is reported.")
 @click.option("--in-process", is_flag=True, help="Read model files in this process, without limits.")
 @click.option("--min-score", type=click.IntRange(0, 100), metavar="N", help="Exit with 1 for a score under N.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 also when there are findings.")

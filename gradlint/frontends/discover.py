@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 from gradlint.errors import TargetError
 from gradlint.frontends.targets import split
@@ -23,6 +26,17 @@ class FileTarget(str):
     """A target that was found as a file. It is read, whatever its name, and never imported."""
 
     __slots__ = ()
+
+
+@contextmanager
+def model_on_stdin() -> Iterator[BinaryIO]:
+    """Give the stream of a model on stdin. Raises TargetError if it is closed, or cannot be read in the body of the context."""
+    if sys.stdin is None:
+        raise TargetError("-: stdin is closed", hint="send the model there, as in: gradlint - < model.onnx")
+    try:
+        yield sys.stdin.buffer
+    except OSError as error:  # a folder, say
+        raise TargetError(f"-: stdin cannot be read: {error.strerror}", hint="send the model there") from error
 
 
 def is_name(target: str) -> bool:

@@ -32,3 +32,7 @@ class Budget:
     def lacks(self, *what: str) -> str:
         """Return the note that names what was not measured."""
         return f"the time limit of {self.seconds:g} s was reached: not measured: {', '.join(what)} (--time-limit allows more)"
+
+
+ENDLESS = Budget()
+"""The budget of a measurement without a time limit."""

@@ -1,4 +1,4 @@
-"""Seed a backward pass with cotangents, without what torch does for them.
+"""Draw cotangents and seed a backward pass with them, without what torch does for them.
 
 `torch.autograd.grad(outputs, inputs, cotangents)` compares shapes by a module that imports sympy: a third of a second, which is a
 quarter of the check of a small file.
@@ -27,6 +27,16 @@ class _Seed(torch.autograd.Function):
         """Return the cotangents."""
         del one
         return (None, *ctx.cotangents)
+
+
+def drawn(outputs: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Return a cotangent of independent N(0, 1) values for each output, of its shape, dtype and device."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(t.shape, generator=generator, dtype=_draw_dtype(t)).to(t.device, t.dtype) for t in outputs]
+
+
+def _draw_dtype(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype in {torch.float64, torch.complex64, torch.complex128} else torch.float32
 
 
 def seeded(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ from gradlint.growth.tracks import decisive, read_tracks
 from gradlint.growth.weights import spread
 from gradlint.measurements.learning import LOUD, Learning
 from gradlint.ops import Kind, Operator, operator
-from gradlint.probe.budget import Budget
+from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.probe.causes import find_cuts, find_zero_gradients, first_nonfinite_backward, first_nonfinite_forward, is_dead
 from gradlint.probe.observers import NeedsOperators, Observer, summaries
 from gradlint.probe.recorder import Recorder, Seen, ranges_seen
@@ -92,7 +92,7 @@ def _decades(square: float, reference: float) -> float:
 
 
 def observe(
-    model: Runnable, *, seeds: int, seed: int, progress: Progress, most: int = MOST_SEEDS, budget: Budget | None = None
+    model: Runnable, *, seeds: int, seed: int, progress: Progress, most: int = MOST_SEEDS, budget: Budget = ENDLESS
 ) -> Measurement:
     """Run the passes and return the medians over seeds, without experiments. The caller must be inside `untouched`.
 
@@ -108,7 +108,6 @@ def observe(
         ForwardError: The forward or the backward pass of the model raised.
     """
     passes: list[Pass] = []
-    budget = budget or Budget()
     keep: tuple[Ref, ...] | None = None
     while True:
         progress(f"probing, seed {len(passes) + 1} of {max(seeds, len(passes) + 1)}")

@@ -9,7 +9,7 @@ import torch
 
 from gradlint.frontends.base import Runnable
 from gradlint.frontends.torch.state import untouched, usable
-from gradlint.probe.budget import Budget
+from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.probe.captured_warnings import captured_warnings
 from gradlint.probe.experiments.catalog import run_experiments
 from gradlint.probe.jacobian import Progress, observe
@@ -30,7 +30,7 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
     task: Task | None = None,
-    budget: Budget | None = None,
+    budget: Budget = ENDLESS,
 ) -> Measurement:
     """Probe a model and restore its state.
 
@@ -52,7 +52,7 @@ def measure(
         ForwardError: The forward or the backward pass of the model raised.
         InputError: The loss of the task raised, or returned something else than one real number.
     """
-    say, task, budget = progress or (lambda _: None), task or Task(), budget or Budget()
+    say, task = progress or (lambda _: None), task or Task()
     task = replace(task, target=usable(task.target), batches=tuple(map(usable, task.batches)))
     nothing: list[str] = []
     own = untouched(task.loss) if task.loss is not None else nullcontext(nothing)  # a loss may have state too

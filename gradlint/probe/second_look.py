@@ -48,14 +48,14 @@ def look_again(
     if not _is_silent(found):
         return found, seed
     seen = [observe(model, seeds=1, seed=seed + index, progress=progress, most=1) for index in range(looks)]
-    open_ones = [index for index, one in enumerate(seen) if not _is_silent(one)]
-    if not open_ones:
+    passing = [not _is_silent(one) for one in seen]
+    if not any(passing):
         return _of_trained(_agreed(found, seen), model.graph), seed
-    first = max(open_ones, key=lambda index: (len({*range(index, index + seeds)} & {*open_ones}), -index))
-    most = len({*range(first, first + seeds)} & {*open_ones})
-    count = seeds if 2 * most > seeds else 1
+    reach = [sum(passing[index : index + seeds]) if own else 0 for index, own in enumerate(passing)]
+    first = reach.index(max(reach))
+    count = seeds if 2 * reach[first] > seeds else 1
     told = observe(model, seeds=count, seed=seed + first, progress=progress)
-    silent = [one for one in seen if _is_silent(one)]
+    silent = [one for one, passes in zip(seen, passing, strict=True) if not passes]
     places = sorted({cut.node for one in silent for cut in one.cuts if cut.depends_on_values})
     where = f" {places[0]}" if len(places) == 1 else " a layer"
     many = (

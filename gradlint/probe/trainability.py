@@ -19,7 +19,7 @@ from gradlint.frontends.torch.record import returned_tensors
 from gradlint.graph import Graph
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.trainability import Trainability
-from gradlint.probe.cotangents import seeded
+from gradlint.probe.cotangents import drawn, seeded
 from gradlint.probe.recorder import square_sum
 from gradlint.signal_path import passes_gradient
 
@@ -130,8 +130,7 @@ def _plain(model: Runnable, seed: int) -> _Plain | None:
     outputs = [tensor for tensor in made if tensor.requires_grad]
     if not outputs:
         return _Plain(numbers=numbers)
-    generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t.device, t.dtype) for t in outputs]
+    cotangents = drawn(outputs, seed)
     kept = {name: parameter.grad for name, parameter in parameters.items()}
     try:
         for parameter in parameters.values():

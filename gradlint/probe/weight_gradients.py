@@ -10,7 +10,7 @@ import torch
 from gradlint.errors import ForwardError
 from gradlint.frontends.user_code import described
 from gradlint.graph import Weight
-from gradlint.probe.cotangents import seeded
+from gradlint.probe.cotangents import drawn, seeded
 from gradlint.probe.recorder import energy, square_sum
 
 _BLOCKS = (1, 2, 3, 4)
@@ -71,8 +71,7 @@ def pull(
     Raises:
         ForwardError: The backward pass of the model raised.
     """
-    generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(t.shape, generator=generator, dtype=_draw_dtype(t)).to(t.device, t.dtype) for t in trunk]
+    cotangents = drawn(trunk, seed)
     found: dict[str, WeightGradient] = {}
     if sources:
         axes = {name: weights[name].out_axis if name in weights else 0 for name in tensors}
@@ -137,7 +136,3 @@ def _are_alike(gradient: torch.Tensor, axis: int) -> bool:
         if float((parts - parts[:, :1]).abs().max()) <= _ALIKE * largest:
             return True
     return False
-
-
-def _draw_dtype(tensor: torch.Tensor) -> torch.dtype:
-    return tensor.dtype if tensor.dtype in {torch.float64, torch.complex64, torch.complex128} else torch.float32

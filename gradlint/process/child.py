@@ -84,9 +84,9 @@ _JOBS = {"check": _check, "explain": _explain}
 
 
 def _answer(request: dict[str, Any]) -> None:
+    from gradlint.frontends.discover import FileTarget  # noqa: PLC0415
     from gradlint.options import Options  # noqa: PLC0415
     from gradlint.process.messages import unpack  # noqa: PLC0415
-    from gradlint.process.parent import as_file  # noqa: PLC0415
 
     try:
         options, target = unpack(Options, request["options"]), request["target"]
@@ -96,7 +96,7 @@ def _answer(request: dict[str, Any]) -> None:
         if request["stdin"] is not None:
             sys.stdin = open(request["stdin"], encoding="utf-8")  # noqa: PTH123, SIM115 - closed with the next one
         else:
-            target = as_file(target)
+            target = FileTarget(target)
             size = os.path.getsize(target) / 2**30  # noqa: PTH202
         memory = options.limits.memory
         _limit(memory=min(memory, _READING + size), seconds=options.limits.seconds)

@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gradlint.frontends.inputs import InputSpec
-
 Data = TypeVar("Data")
 _ARRAY = "npy"  # the key that marks an encoded array
 
@@ -89,8 +87,3 @@ def _decode(hint: Any, data: Any) -> Any:
 
         return np.load(io.BytesIO(base64.b64decode(data[_ARRAY])), allow_pickle=False)
     return hint(data) if isinstance(hint, type) and issubclass(hint, (float, Enum, Path)) else data
-
-
-def unpack_inputs(data: Any) -> tuple[InputSpec, ...]:
-    """Convert packed input specifications back."""
-    return tuple(unpack(InputSpec, item) for item in data)

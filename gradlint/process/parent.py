@@ -1,4 +1,4 @@
-"""The parent's side: `check` and `explain_text`, which start a child for a model file, send it a job, and enforce the limits."""
+"""The parent's side: `check` and `explained`, which start a child for a model file, send it a job, and enforce the limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gradlint import errors
 from gradlint.errors import ForwardError, GradlintError, TargetError
-from gradlint.frontends.discover import FileTarget
+from gradlint.frontends.discover import model_on_stdin
 from gradlint.options import Limits, Options
 
 if TYPE_CHECKING:
@@ -232,15 +232,10 @@ def _nothing() -> Iterator[None]:
 @contextmanager
 def _copied_stdin() -> Iterator[str]:
     """Copy a model from stdin to a private file. Raises TargetError if there is none, or more than a model can have."""
-    if sys.stdin is None:
-        raise TargetError("-: stdin is closed", hint="send the model there, as in: gradlint - < model.onnx")
     with tempfile.TemporaryDirectory(prefix="gradlint-") as folder:
         path = Path(folder) / "stdin"
-        with path.open("wb") as file:
-            try:
-                _copy(sys.stdin.buffer, file)
-            except OSError as error:  # a folder, say, or a full disk
-                raise TargetError(f"-: stdin cannot be read: {error.strerror}", hint="send the model there") from error
+        with model_on_stdin() as stream, path.open("wb") as file:
+            _copy(stream, file)
         yield str(path)
 
 
@@ -261,11 +256,6 @@ def _restored_error(error: dict[str, Any]) -> GradlintError:
         return ForwardError(error["message"], where=error["where"], hint=error["hint"])
     restored: GradlintError = kind(error["message"], hint=error["hint"])
     return restored
-
-
-def as_file(target: str) -> FileTarget:
-    """Return a target as one that is a file whatever its name."""
-    return FileTarget(target)
 
 
 worker = Worker()

@@ -25,7 +25,7 @@ from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.units import Cut
 from gradlint.options import Limits, Options
 from gradlint.process import parent
-from gradlint.process.messages import pack, unpack, unpack_inputs
+from gradlint.process.messages import pack, unpack
 from gradlint.process.parent import InternalError, Worker, check
 from gradlint.report import format_names, render
 from gradlint.result import Gains, Growth, Jump, Measurement, Place, TargetReport, TimeGrowth
@@ -85,7 +85,7 @@ def test_a_measurement_survives_the_way_as_json():
 
 def test_given_arrays_survive_the_way_as_json():
     specs = (InputSpec("x", "float32", (2, 3), value=np.arange(6.0).reshape(2, 3), given=True), InputSpec(None, "int64", (4,), 7))
-    first, second = unpack_inputs(json.loads(json.dumps(pack(specs))))
+    first, second = (unpack(InputSpec, one) for one in json.loads(json.dumps(pack(specs))))
     assert np.array_equal(first.value, specs[0].value)
     assert replace(first, value=None) == replace(specs[0], value=None)
     assert second == specs[1]

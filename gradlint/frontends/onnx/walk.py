@@ -51,7 +51,7 @@ def captured(graph: onnx.GraphProto) -> Iterable[str]:
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     found: dict[str, None] = {}
     for node in graph.node:
-        for name in (*node.input, *(name for sub in subgraphs(node) for name in captured(sub))):
+        for name in (*node.input, *captured_by(node)):
             if name and name not in own:
                 found[name] = None
         own.update(node.output)
@@ -59,12 +59,17 @@ def captured(graph: onnx.GraphProto) -> Iterable[str]:
     return found
 
 
+def captured_by(node: onnx.NodeProto) -> list[str]:
+    """Return the names that the subgraphs of a node read from the graph around it."""
+    return [name for graph in subgraphs(node) for name in captured(graph)]
+
+
 def leading_to(nodes: Sequence[onnx.NodeProto], needed: set[str]) -> list[onnx.NodeProto]:
     """Return copies of the nodes, of a graph in order, that make what is needed, and extend that by what they read."""
     found = []
     for node in reversed(nodes):
         if needed & set(node.output):
-            needed.update(node.input, *(captured(graph) for graph in subgraphs(node)))
+            needed.update(node.input, captured_by(node))
             found.append(onnx.NodeProto.FromString(node.SerializeToString()))
     return found[::-1]
 

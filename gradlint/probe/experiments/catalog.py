@@ -9,7 +9,7 @@ from typing import Any
 
 from gradlint.errors import GradlintError, InputError
 from gradlint.frontends.base import PartialRun, Runnable
-from gradlint.probe.budget import Budget
+from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.probe.experiments.curvature import curvature
 from gradlint.probe.experiments.loss import inputs, loss
 from gradlint.probe.experiments.numerics import headroom, suspects
@@ -44,7 +44,7 @@ def run_experiments(
     *,
     seed: int,
     progress: Callable[[str], None],
-    budget: Budget | None = None,
+    budget: Budget = ENDLESS,
 ) -> Measurement:
     """Run every experiment and return `found` with the fields that they fill.
 
@@ -53,7 +53,6 @@ def run_experiments(
     """
     if found.stopped_at is not None:
         return found
-    budget = budget or Budget()
     setting = Setting(model, task, found, seed, progress, budget)
     left = dict(EXPERIMENTS)
     for name, run in EXPERIMENTS:

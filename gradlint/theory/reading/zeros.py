@@ -12,7 +12,7 @@ import numpy as np
 
 from gradlint.graph import Graph, Node
 from gradlint.ops import Kind
-from gradlint.signal_path import kind_of, leading_to, passes_gradient
+from gradlint.signal_path import kind_of, passes_gradient
 from gradlint.theory.gaussian.functions import function_of
 
 _PRODUCTS = frozenset({Kind.LINEAR, Kind.CONV, Kind.MATMUL, Kind.MUL, Kind.EMBEDDING, Kind.NORM})
@@ -79,7 +79,7 @@ def _reached(graph: Graph, zeros: Collection[str], silent: Collection[str]) -> s
             flat = parent in silent and kind_of(node) in _POINTWISE and _is_flat_at_zero(node)
             if not (blocked or product or flat):
                 found.add(parent)
-    return found & leading_to(graph, graph.outputs)
+    return found
 
 
 def _weights(node: Node, zeros: Collection[str]) -> tuple[list[bool], list[bool]]:

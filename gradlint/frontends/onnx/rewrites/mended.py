@@ -14,7 +14,7 @@ import onnx
 from gradlint.frontends.onnx.rewrites.classic import in_standard_operators, needs_rewriting
 from gradlint.frontends.onnx.schema import STANDARD, opsets_of
 from gradlint.frontends.onnx.skeleton import Skeleton
-from gradlint.frontends.onnx.walk import captured, graphs_of
+from gradlint.frontends.onnx.walk import captured_by, graphs_of
 
 _KEEPS_CODES = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Clip"})  # operators on codes
 
@@ -75,11 +75,6 @@ def order_of(nodes: Sequence[onnx.NodeProto]) -> list[int] | None:
             if not waiting[reader]:
                 heapq.heappush(ready, reader)
     return order + [index for index, count in enumerate(waiting) if count]
-
-
-def captured_by(node: onnx.NodeProto) -> Sequence[str]:
-    """Return the names that the subgraphs of a node read from the graph around it."""
-    return [name for attribute in node.attribute for graph in (attribute.g, *attribute.graphs) for name in captured(graph)]
 
 
 def _idle_casts(graph: onnx.GraphProto) -> list[int]:

@@ -25,6 +25,12 @@ _NUMBERS = re.compile(r"^(scale|temperature|temp|alpha|lam|lambda_|eps|epsilon|t
 _SEVERAL = re.compile(r"\b(?P<kind>[Tt]uple|[Ll]ist|Sequence)\[")
 _EDGES = re.compile(r"^edge_(index|indices|list)$")
 _LENGTHS = re.compile(r"^(lengths?|lens?|seq_len(gth)?s?|.*_lengths?|.*_lens)$")
+_INDICES: tuple[tuple[re.Pattern[str], tuple[int, ...], tuple[str, ...], int], ...] = (
+    (_TIME, (BATCH,), ("num_timesteps", "timesteps", "n_steps"), 100),
+    (_LABEL, (BATCH,), ("num_classes", "n_classes", "num_labels"), 2),
+    (_TOKENS, (BATCH, LENGTH), ("vocab_size", "n_vocab", "num_tokens"), 2),
+)
+"""Arguments that are indices: the pattern of the name, the shape, settings that may bound them, and the bound without any."""
 
 
 def planned(module: nn.Module, parameter: inspect.Parameter) -> Any:
@@ -52,27 +58,9 @@ def planned(module: nn.Module, parameter: inspect.Parameter) -> Any:
         return InputSpec(parameter.name, "int64", (2, 2 * BATCH), BATCH)
     if _LENGTHS.match(name):
         return InputSpec(parameter.name, "int64", (BATCH,), value=np.full(BATCH, LENGTH, np.int64))
-    if _TIME.match(name):
-        return InputSpec(
-            parameter.name,
-            "int64",
-            (BATCH,),
-            setting(module, "num_timesteps", "timesteps", "n_steps") or _table(module, name) or 100,
-        )
-    if _LABEL.match(name):
-        return InputSpec(
-            parameter.name,
-            "int64",
-            (BATCH,),
-            setting(module, "num_classes", "n_classes", "num_labels") or _table(module, name) or 2,
-        )
-    if _TOKENS.match(name):
-        return InputSpec(
-            parameter.name,
-            "int64",
-            (BATCH, LENGTH),
-            setting(module, "vocab_size", "n_vocab", "num_tokens") or _table(module, name) or 2,
-        )
+    for pattern, shape, settings, usual in _INDICES:
+        if pattern.match(name):
+            return InputSpec(parameter.name, "int64", shape, setting(module, *settings) or _table(module, name) or usual)
     own = next((found for path, layer in module.named_modules() if _named_after(path, name) and (found := layouts(layer))), None)
     return spec(parameter.name, own[0]) if own else parameter.empty
 
