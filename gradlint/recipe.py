@@ -6,12 +6,14 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gradlint.errors import ConfigError
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "adamax", "nadam", "radam")
+MODELED = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "adamax", "nadam", "radam")
+OPTIMIZERS = (*MODELED, "adadelta", "adafactor", "asgd", "lbfgs", "muon", "rprop", "sparseadam")
+_PLAIN = frozenset({"sgd", "asgd", "lbfgs"})
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 _WARMUP = re.compile(r"warmup:(\d+)")
 # A warm-up starts at this fraction of the full learning rate or above. The schedule of Vaswani 2017 (arXiv 1706.03762) starts
@@ -49,6 +51,8 @@ class Recipe:
         eps: The number that Adam and its variants add to the denominator.
         nesterov: Whether SGD uses Nesterov momentum.
         loss_scale: The factor that multiplies the loss in fp16; None if the user gives none.
+        own: The optimizers of the user, which may be of any class. The rehearsal steps with copies of them, parameter groups
+            and all; the settings above are those of their largest learning rate.
 
     Raises:
         ConfigError: A setting is unknown or out of range.
@@ -66,9 +70,11 @@ class Recipe:
     eps: float = 1e-8
     nesterov: bool = False
     loss_scale: float | None = None
+    own: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _among("optimizer", self.optimizer, OPTIMIZERS)
+        if not self.own:
+            _among("optimizer", self.optimizer, OPTIMIZERS)
         _among("precision", self.precision, PRECISIONS)
         if self.schedule is not None:
             object.__setattr__(self, "schedule", str(self.schedule).replace("+", " "))
@@ -94,7 +100,12 @@ class Recipe:
     @property
     def adaptive(self) -> bool:
         """Whether the optimizer divides the gradient of each weight by a running estimate of its size."""
-        return self.optimizer != "sgd"
+        return self.optimizer not in _PLAIN
+
+    @property
+    def is_modeled(self) -> bool:
+        """Whether the learning rate up to which the optimizer is stable follows from the curvature; see `limit`."""
+        return self.optimizer in MODELED
 
     @property
     def clips(self) -> bool:
@@ -110,12 +121,15 @@ class Recipe:
         """Return the learning rate above which steps along one eigenvector of the Hessian grow, or infinity if none does.
 
         `eigenvalue` is an eigenvalue h of the Hessian H, including weight decay where the optimizer adds that to the gradient,
-        or of P^-1/2 H P^-1/2 for an optimizer that divides by P. The limit is infinite for h <= 0.
+        or of P^-1/2 H P^-1/2 for an optimizer that divides by P. The limit is infinite for h <= 0, and for optimizers that are
+        not modeled.
 
         Each limit is the learning rate at which the characteristic polynomial of the linear recurrence of weights and
         momentum has the root -1. It is 2 / h for gradient descent. Heavy-ball momentum follows Polyak 1964, averaged gradients
         (Adam) follow Cohen 2022, arXiv 2207.14484, and Nesterov momentum follows Cohen 2021, arXiv 2103.00065.
         """
+        if not self.is_modeled:
+            return math.inf
         averaged = self.optimizer in {"adam", "adamw", "adamax", "nadam", "radam"}
         beta = self.betas[0] if averaged else self.momentum if self.optimizer != "adagrad" else 0.0
         ahead = 1.0 + 2.0 * beta if self.nesterov or self.optimizer == "nadam" else 1.0
@@ -126,8 +140,8 @@ class Recipe:
     @property
     def text(self) -> str:
         """The recipe in the form that `--recipe` takes: the optimizer, the learning rate, and settings that are not defaults."""
-        settings = [field for field in fields(self) if field.name != "optimizer"]
-        told = [field.name for field in settings if field.name == "lr" or getattr(self, field.name) != field.default]
+        settings = [one for one in fields(self) if one.compare and one.name != "optimizer"]
+        told = [one.name for one in settings if one.name == "lr" or getattr(self, one.name) != one.default]
         return " ".join([self.optimizer, *(_written(name, getattr(self, name)) for name in told)])
 
     @classmethod
@@ -162,28 +176,32 @@ class Recipe:
         return cls.parse(" ".join(_written(name, value) for name, value in settings.items()))
 
     @classmethod
-    def from_optimizer(cls, optimizer: Any, **more: Any) -> Recipe:
-        """Build a recipe from a `torch.optim.Optimizer`.
+    def from_optimizer(cls, optimizer: Any, *others: Any, **more: Any) -> Recipe:
+        """Build a recipe from a `torch.optim.Optimizer`, or from several that train one model.
 
         Settings come from the parameter group with the largest learning rate. If a scheduler holds the learning rate of an
         unused optimizer below its full value, the recipe gets the full value and a warm-up schedule whose length follows from
         the ratio of both, or 100 steps for a learning rate of zero.
 
         Args:
-            optimizer: The optimizer; only its class name and `param_groups` are read.
+            optimizer: The optimizer, of any class; its class name, `param_groups` and `state` are read.
+            *others: Further optimizers, each with weights of its own.
             **more: Settings that an optimizer does not hold: clip_norm, clip_value, precision, schedule.
 
         Raises:
-            ConfigError: The class of the optimizer is not in `OPTIMIZERS`, or a setting is invalid.
+            ConfigError: A setting is invalid.
         """
-        groups: Sequence[dict[str, Any]] = optimizer.param_groups
-        group, warmup = max((_started(one, used=bool(optimizer.state)) for one in groups), key=lambda one: float(one[0]["lr"]))
-        known: dict[str, Any] = {
-            key: group[key] for key in ("momentum", "weight_decay", "betas", "eps", "nesterov") if key in group
-        }
-        if "betas" in known:
-            known["betas"] = tuple(map(float, known["betas"]))
-        return cls(**{"optimizer": type(optimizer).__name__.lower(), "lr": float(group["lr"]), **warmup, **known, **more})
+        own = (optimizer, *others)
+        groups = [(one, started(group, used=bool(one.state))) for one in own for group in one.param_groups]
+        if not groups:
+            raise ConfigError("the optimizer has no parameters", hint="give one that holds the weights of the model")
+        leading, (group, warmup) = max(groups, key=lambda pair: float(pair[1][0]["lr"]))
+        keys = ("momentum", "weight_decay", "eps", "nesterov")
+        known: dict[str, Any] = {key: group[key] for key in keys if isinstance(group.get(key), (bool, int, float))}
+        if len(betas := group.get("betas", ())) == 2:  # others have three, or two eps, which are no settings of a recipe
+            known["betas"] = tuple(map(float, betas))
+        name = type(leading).__name__.lower()
+        return cls(**{"optimizer": name, "lr": float(group["lr"]), "own": own, **warmup, **known, **more})
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +231,15 @@ class Task:
             raise ConfigError(f"rehearse is {self.rehearse}", hint="give a number of steps, or 0 for none")
 
 
-def _started(group: dict[str, Any], *, used: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a parameter group with its full learning rate, and the warm-up schedule if a scheduler starts lower."""
-    now, full = float(group["lr"]), float(group.get("max_lr") or group.get("initial_lr") or group["lr"])
+def started(group: dict[str, Any], *, used: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a parameter group with its full learning rate, and the warm-up schedule if a scheduler starts lower.
+
+    The learning rate of an optimizer that has none is 1. `used` says whether the optimizer has taken steps.
+    """
+    now = float(group.get("lr", 1.0))
+    full = float(group.get("max_lr") or group.get("initial_lr") or now)
     if used or full <= now or 0.0 < now < _LEAST * full:
-        return group, {}
+        return {**group, "lr": now}, {}
     return {**group, "lr": full}, {"schedule": f"warmup:{round(full / now) if now else 100}"}
 
 
@@ -229,7 +251,7 @@ def _among(what: str, value: str, known: Sequence[str]) -> None:
 
 
 def _check_setting(name: str) -> None:
-    known = [field.name for field in fields(Recipe)]
+    known = [one.name for one in fields(Recipe) if one.compare]
     if name not in known:
         close = [_ALSO[name]] if name in _ALSO else difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
@@ -238,7 +260,7 @@ def _check_setting(name: str) -> None:
 
 def _read(name: str, value: str) -> Any:
     _check_setting(name)
-    known = {field.name: field.default for field in fields(Recipe)}
+    known = {one.name: one.default for one in fields(Recipe)}
     if name == "schedule" or isinstance(known[name], str):
         return value
     if isinstance(known[name], bool):

@@ -98,6 +98,8 @@ class LearningRateAboveStabilityLimit(Rule):
 
     def applies(self, subject: Subject) -> str | None:
         """Only where the curvature was measured."""
+        if not subject.recipe.is_modeled:
+            return f"no formula gives the stability limit of {subject.recipe.optimizer}"
         return None if subject.training.curvature is not None else "the curvature was not measured"
 
     def relates(self, cause: Finding, symptom: Finding) -> bool:

@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gradlint.rule import Example, Finding, GraphBuilder, Needs, Recipe, Rule, Severity, Subject, probed
@@ -71,8 +72,8 @@ class LearningRateOutOfRange(Rule):
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""
         recipe = subject.recipe
-        smallest, largest = RANGES[recipe.optimizer]
-        if smallest <= recipe.lr <= largest:
+        smallest, largest = RANGES.get(recipe.optimizer, (0.0, math.inf))
+        if recipe.lr and smallest <= recipe.lr <= largest:
             return
         bound, side = (largest, "above") if recipe.lr > largest else (smallest, "below")
         severity = Severity.NOTE if subject.training.trains else Severity.WARNING

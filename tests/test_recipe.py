@@ -86,13 +86,16 @@ def test_what_an_optimizer_does_not_know_can_be_added():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_a_recipe_is_one_of_torch(name: str):
     kinds = {kind.lower(): kind for kind in dir(torch.optim)}
-    optimizer = getattr(torch.optim, kinds[name])(_linear(), lr=0.01)
+    if name not in kinds:
+        pytest.skip(f"torch {torch.__version__} has no {name}")
+    weights = [weight for weight in _linear() if weight.ndim == 2]  # all that Muon takes
+    optimizer = getattr(torch.optim, kinds[name])(weights, lr=0.01)
     assert Recipe.from_optimizer(optimizer).optimizer == name
 
 
-def test_optimizer_that_is_not_known_is_refused():
-    with pytest.raises(ConfigError, match="unknown optimizer 'lbfgs'"):
-        Recipe.from_optimizer(torch.optim.LBFGS(_linear()))
+def test_name_that_torch_has_not_is_refused():
+    with pytest.raises(ConfigError, match="unknown optimizer 'adamx'"):
+        Recipe("adamx")
 
 
 def test_scheduler_that_starts_low_is_a_warmup_to_the_full_learning_rate():
@@ -202,4 +205,4 @@ def test_a_schedule_is_read_with_plus_and_with_blanks():
 def test_the_help_tells_the_syntax_of_recipes_and_their_settings():
     text = " ".join(CliRunner().invoke(cli, ["check", "--help"]).output.split())
     assert "schedule=warmup:100+cosine" in text
-    assert all(field.name in text for field in fields(Recipe) if field.name != "optimizer")
+    assert all(field.name in text for field in fields(Recipe) if field.compare and field.name != "optimizer")

@@ -49,7 +49,7 @@ class Target:
 
 
 def as_recipe(given: Any) -> Recipe | None:
-    """Convert `given` to a `Recipe`: a Recipe, its text, a mapping of its settings, or an optimizer. None stays None.
+    """Convert `given` to a `Recipe`: a Recipe, its text, a mapping of its settings, an optimizer, or several. None stays None.
 
     Raises ConfigError for any other object, and for settings that are not valid.
     """
@@ -61,6 +61,8 @@ def as_recipe(given: Any) -> Recipe | None:
         return Recipe.made(given)
     if hasattr(given, "param_groups"):
         return Recipe.from_optimizer(given)
+    if isinstance(given, (tuple, list)) and given and all(hasattr(one, "param_groups") for one in given):
+        return Recipe.from_optimizer(*given)
     raise ConfigError(f"a recipe cannot be made of a {type(given).__name__}", hint="give a gradlint.Recipe or an optimizer")
 
 

@@ -92,16 +92,23 @@ def training(module: nn.Module) -> Target | None:
 
 
 def optimizer_of(module: nn.Module) -> Any:
-    """Return the recipe of the optimizer that `configure_optimizers` returns, or None if it raises or is not known."""
+    """Return the recipe of the optimizers that `configure_optimizers` returns, or None if it raises or returns none."""
     configure = getattr(module, "configure_optimizers", None)
     try:
         found = configure() if callable(configure) and not inspect.signature(configure).parameters else None
-        while isinstance(found, (tuple, list)) and found:
-            found = found[0]
-        found = found.get("optimizer") if isinstance(found, Mapping) else found
-        return as_recipe(found) if hasattr(found, "param_groups") else None
+        each = _optimizers(found)
+        return as_recipe(each) if each else None
     except (GradlintError, Exception):  # noqa: BLE001 - the module can be examined without its recipe
         return None
+
+
+def _optimizers(found: Any) -> list[Any]:
+    """Return the optimizers in what `configure_optimizers` returned: one, a dict with one, a list, or two lists."""
+    if isinstance(found, Mapping):
+        found = found.get("optimizer")
+    if isinstance(found, (tuple, list)):
+        return [optimizer for one in found for optimizer in _optimizers(one)]
+    return [found] if hasattr(found, "param_groups") else []
 
 
 def _as_it_is(output: Tensor, _target: Any) -> Tensor:

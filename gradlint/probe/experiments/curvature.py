@@ -62,7 +62,7 @@ def measure_curvature(objective: Objective, recipe: Recipe, progress: Callable[[
         plain = extremes(hessian, start)
     decay = 0.0 if recipe.decoupled else recipe.weight_decay
     top, scaled = plain.largest + decay, None
-    if recipe.adaptive:
+    if recipe.adaptive and recipe.is_modeled:
         root = (square.sqrt_() + recipe.eps).rsqrt_()
         top = scaled = extremes(lambda vector: root * (hessian(root * vector) + decay * root * vector), start).largest
     return Curvature(

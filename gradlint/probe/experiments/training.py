@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import time
@@ -15,26 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gradlint.errors import ConfigError, ForwardError, GradlintError, InputError
+from gradlint.errors import ForwardError, GradlintError, InputError
 from gradlint.frontends.inputs import InputSpec
 from gradlint.frontends.torch.lineage import to_numpy
 from gradlint.frontends.user_code import described
 from gradlint.probe.experiments.objective import Objective, raw_gradients
+from gradlint.probe.experiments.optimizers import Optimizers, copies_of
 from gradlint.probe.recorder import real
 from gradlint.recipe import Recipe
 
-_CLASSES = {
-    "sgd": "SGD",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "rmsprop": "RMSprop",
-    "adagrad": "Adagrad",
-    "adamax": "Adamax",
-    "nadam": "NAdam",
-    "radam": "RAdam",
-}
-_SETTINGS = ("lr", "momentum", "weight_decay", "betas", "eps", "nesterov")
-_STATES = {"sgd": 1, "rmsprop": 3, "adagrad": 1}  # tensors of state per weight; 2 for Adam and its variants
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LOSS_SCALE = 65536.0  # the initial scale of torch.amp.GradScaler
 HOPELESS = 1e4  # times the first loss: a run with five such losses in a row does not recover
@@ -81,7 +69,7 @@ class Trainer:
         self.names = list(objective.parameters)
         self.weights = list(objective.parameters.values())
         self.sizes = _norms([weight.detach() for weight in self.weights])
-        self.optimizer = optimizer_of(recipe, self.weights)
+        self.optimizers = Optimizers(recipe, self.weights)
         self.scale = (recipe.loss_scale or LOSS_SCALE) if recipe.precision == "fp16" else 1.0
         self.index = 0
         self.state = torch.get_rng_state()
@@ -131,26 +119,39 @@ class Trainer:
         return torch.autocast(self.weights[0].device.type, dtype=half) if half else nullcontext()
 
     def _update(self, loss: Tensor, run: Run) -> None:
-        gradients = _writable(raw_gradients(loss * self.scale, self.weights))
-        if self.scale != 1.0:
-            gradients = [None if g is None else g.mul_(1.0 / self.scale) for g in gradients]
-        norms = _norms(gradients)
+        norms = self._assign(loss)
         run.norms.append(math.hypot(*norms))
         for name, norm in zip(self.names, norms, strict=True):
             run.layers[name].append(norm)
         if not math.isfinite(run.norms[-1]):
             self._handle_overflow(run)
             return
-        for weight, gradient in zip(self.weights, gradients, strict=True):
-            weight.grad = gradient
         moved = [weight.detach().clone() for weight in self.weights]
-        self._step()
+        self._clip()
+        self.optimizers.step(self.index, self._evaluated)
         for old, weight in zip(moved, self.weights, strict=True):
             old.sub_(weight.detach())
         pairs = zip(_norms(moved), self.sizes, self.weights, strict=True)
         for name in self.watched:
             run.paths.setdefault(name, []).append(self.objective.parameters[name].detach().clone())
         run.changes.append(max((change / size for change, size, weight in pairs if size and weight.dim() > 1), default=0.0))
+
+    def _assign(self, loss: Tensor) -> list[float]:
+        """Put the gradients into the weights, and return their norms before any clipping."""
+        gradients = _writable(raw_gradients(loss * self.scale, self.weights))
+        if self.scale != 1.0:
+            gradients = [None if g is None else g.mul_(1.0 / self.scale) for g in gradients]
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        return _norms(gradients)
+
+    def _evaluated(self) -> Tensor:
+        """Compute the loss of the batch and its gradients again, for optimizers that ask for that within a step."""
+        with torch.enable_grad():
+            loss = self.loss(self.index)
+        self._assign(loss)
+        self._clip()
+        return loss.detach()
 
     def _handle_overflow(self, run: Run) -> None:
         """Handle a gradient that is not finite: end the run, or in fp16 skip the update and halve the loss scale."""
@@ -163,34 +164,14 @@ class Trainer:
         if self.scale < 1.0:
             run.ended = "scale"
 
-    def _step(self) -> None:
-        warmup = self.recipe.warmup
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * min(1.0, (self.index + 1) / max(warmup, 1))
+    def _clip(self) -> None:
         try:
             if self.recipe.clip_value is not None:
                 nn.utils.clip_grad_value_(self.weights, self.recipe.clip_value)
             if self.recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.weights, self.recipe.clip_norm)
-            self.optimizer.step()
-        except (RuntimeError, MemoryError) as error:
-            raise ForwardError(f"the optimizer raised {described(error)}") from error
-
-
-def optimizer_of(recipe: Recipe, weights: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Return the torch optimizer that a recipe names. Raises ConfigError if it does not accept the settings."""
-    kind = getattr(torch.optim, _CLASSES[recipe.optimizer])
-    taken = inspect.signature(kind).parameters
-    try:
-        optimizer: torch.optim.Optimizer = kind(weights, **{key: getattr(recipe, key) for key in _SETTINGS if key in taken})
-    except ValueError as error:
-        raise ConfigError(f"torch.optim.{kind.__name__}: {error}") from error
-    return optimizer
-
-
-def copies_of(recipe: Recipe) -> int:
-    """Return how many copies of the weights a step needs: initial values, gradients, changes, and the optimizer's state."""
-    return 3 + _STATES.get(recipe.optimizer, 2)
+        except RuntimeError as error:
+            raise ForwardError(f"clipping raised {described(error)}") from error
 
 
 def check_memory(recipe: Recipe, weights: Sequence[Tensor]) -> None:
