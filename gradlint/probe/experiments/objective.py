@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from gradlint.errors import ForwardError, InputError
 from gradlint.frontends.base import Runnable
-from gradlint.frontends.torch.state import same
+from gradlint.frontends.torch.state import has_memory, same
 from gradlint.frontends.user_code import described, raising_line
 from gradlint.measurements import SURROGATE
 from gradlint.ops import operator
@@ -39,7 +39,8 @@ class Objective:
         self.stands_in = "" if task.loss is not None else "the loss that the model returns"
         self.parameters: Mapping[str, Tensor] = model.parameters()
         module = getattr(model, "module", None)
-        self._buffers = [(b, b.detach().clone()) for b in module.buffers()] if module is not None else []
+        buffers = module.buffers() if module is not None else ()
+        self._buffers = [(b, b.detach().clone()) for b in buffers if has_memory(b)]
 
     def batch(self, index: int = 0) -> list[Any]:
         """Return the arrays of one batch: the given ones, and for inferred inputs new ones for each `index`."""
@@ -52,7 +53,8 @@ class Objective:
         np.random.seed(self.seed + index)  # noqa: NPY002 - user code draws from the global state
         torch.manual_seed(self.seed + index)
         for buffer, values in self._buffers:
-            buffer.data.copy_(values)
+            if has_memory(buffer):
+                buffer.data.copy_(values)
 
     def __call__(self, arrays: Sequence[Any] | None = None, target: Any = None) -> Tensor:
         """Run the model on one batch and return the loss, a scalar that requires grad."""
@@ -184,13 +186,13 @@ def output_cotangents(loss: Tensor, returned: Any, outputs: Sequence[Tensor]) ->
 @contextmanager
 def preserved(parameters: Mapping[str, Tensor]) -> Iterator[Callable[[], None]]:
     """Restore the values of the weights on exit. The context gives a function that restores them at once."""
-    kept = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    kept = {name: tensor.detach().clone() for name, tensor in parameters.items() if has_memory(tensor)}
 
     def restore() -> None:
         with torch.no_grad():
-            for name, tensor in parameters.items():
-                if not same(tensor, kept[name]):
-                    tensor.data.copy_(kept[name])
+            for name, values in kept.items():
+                if has_memory(parameters[name]) and not same(parameters[name], values):
+                    parameters[name].data.copy_(values)
 
     try:
         yield restore

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import gradlint
 from gradlint.errors import ForwardError
 from gradlint.frontends.inputs import parse_inputs
 from gradlint.frontends.torch.module import TorchRunnable
@@ -180,3 +181,22 @@ def test_an_error_in_a_later_run_is_told_too():
     runnable.forward([np.ones(3)])
     with pytest.raises(ForwardError, match="ValueError: too much"):
         runnable.forward([np.full(3, 1e3)])
+
+
+def test_a_buffer_whose_memory_the_forward_frees_is_not_read():
+    """Reading it would end the process."""
+
+    class Freeing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.register_buffer("cache", torch.ones(1000))
+
+        def forward(self, x):
+            self.cache.untyped_storage().resize_(0)
+            return self.layer(x)
+
+    module = Freeing()
+    task = {"loss": nn.functional.mse_loss, "target": torch.zeros(4, 8), "recipe": "sgd lr=0.1"}
+    assert gradlint.check(module, torch.randn(4, 8), seeds=1, **task).verdict == "healthy"
+    assert module.cache.untyped_storage().nbytes() == 4000

@@ -15,10 +15,10 @@ from gradlint.frontends.torch.state.objects import Keeper
 from gradlint.frontends.torch.state.process import keep_settings, usual_context
 from gradlint.frontends.torch.state.randomness import seeded
 from gradlint.frontends.torch.state.restoring import Restoring
-from gradlint.frontends.torch.state.tensors import same
+from gradlint.frontends.torch.state.tensors import has_memory, same
 from gradlint.frontends.turns import turn
 
-__all__ = ["same", "untouched", "untouched_process", "usable"]
+__all__ = ["has_memory", "same", "untouched", "untouched_process", "usable"]
 
 
 @contextmanager

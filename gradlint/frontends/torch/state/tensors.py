@@ -62,6 +62,18 @@ def _hooks_of(tensor: Tensor) -> dict[str, tuple[Any, dict[Any, Any]]]:
     return {name: (table, dict(table or {})) for name, table in tables.items()}
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Return whether the values of a tensor exist: a forward may free the memory of a buffer, and torch crashes on reading it."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested or not tensor.numel():
+        return True
+    try:
+        there = tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):  # a subclass without memory of its own
+        return True
+    last = tensor.storage_offset() + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size() <= there
+
+
 def same(tensor: Tensor, values: Tensor) -> bool:
     """Return whether two tensors hold the same values. False if torch cannot compare them."""
     try:
