@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from gradlint.agreement import attribution, repeated_stack
+from gradlint.calibration.evidence import evidence
 from gradlint.catalog import load_rules, select
 from gradlint.checking import apply_rules
 from gradlint.coverage import coverage, has_gradient, measured_all_layers, trains
@@ -15,6 +16,7 @@ from gradlint.frontends.inputs import refuse_guessed_numbers
 from gradlint.frontends.turns import turn
 from gradlint.graph import Graph
 from gradlint.growth import spine_points
+from gradlint.growth.tracks import counted
 from gradlint.load import Loaded, Values, load
 from gradlint.masks import broken_weights
 from gradlint.options import Options
@@ -79,6 +81,14 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
         trains=trained,
     )
     verdict, score = judge(measurement, growth, findings, state, learning)
+    known = evidence(
+        measurement,
+        findings,
+        growth=counted(growth.decades, learning) if growth is not None else None,
+        conclusive=conclusive and growth is not None,
+        learning=learning,
+        recipe=loaded.task.recipe,
+    )
     return TargetReport(
         target=loaded.name,
         frontend=loaded.frontend,
@@ -104,6 +114,7 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
         weights=learning,
         trainability=subject.trainability,
         tracks=measurement.tracks if measurement else (),
+        evidence=known,
         stack=repeated_stack(subject),
     )
 

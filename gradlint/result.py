@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gradlint.graph import Source
 from gradlint.measurements.coverage import Coverage, InputInfo, Skipped
 from gradlint.measurements.curvature import Curvature
+from gradlint.measurements.evidence import Evidence
 from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.loss import InputFacts, LossFacts
@@ -367,4 +368,5 @@ class TargetReport:
     weights: Learning = field(default_factory=Learning)  # gradients of weights, measured or predicted
     trainability: Trainability | None = None  # None without a probe
     tracks: tuple[Track, ...] = ()  # chains of weight layers beside the one of `spine`
+    evidence: Evidence | None = None  # the numbers that the score is made of
     stack: Stack | None = None  # the longest stack of one repeated layer, with its phase

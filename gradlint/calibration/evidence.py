@@ -1,101 +1,17 @@
-"""What is known of a model when its score is made: plain numbers, the same in a check and in the benchmark that fits it."""
+"""Collect the evidence of one check."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import Any
 
+from gradlint.measurements.evidence import Evidence, Level
+from gradlint.measurements.learning import Learning
 from gradlint.measurements.reach import shortest_reach
-from gradlint.result import Confidence, Severity
-
-if TYPE_CHECKING:
-    from gradlint.measurements.learning import Learning
-    from gradlint.recipe import Recipe
-    from gradlint.result import Finding, Measurement
-
-
-class Level(StrEnum):
-    """How much is known of a model."""
-
-    STATIC = "static"  # the graph and the weights
-    MODEL = "model"  # the same, and the model was run
-    LOSS = "loss"  # the loss and the target as well
-    RECIPE = "recipe"  # the recipe as well, and it was rehearsed
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """The numbers that a score is made of. What is not known is None.
-
-    Attributes:
-        level: How much is known.
-        conclusive: Whether the growth is that of the whole model.
-        growth: Growth that counts, in decades; see `gradlint.growth.tracks.counted`.
-        spread: Spread of the gradients of like weights, in decades.
-        tangent: Level of the gradients of all weights together, in decades.
-        output: Level of the output, in decades.
-        reach: Share of tasks that the reach of recurrences allows, 1 without any.
-        along: Growth along time, in decades, at least 0.
-        silent: Largest share of units of one activation that are dead in every seed.
-        errors: Codes of the rules with an error that is not refuted.
-        warnings: The same with a warning.
-        inputs: Largest distance of the level of a given float input from 1, in decades.
-        value: First loss.
-        constant: Loss of the best constant.
-        neutral: Loss of an uninformative prediction of a known loss.
-        ratio: Whether ratios of the loss have a meaning.
-        gradient: Norm of the gradient of the loss.
-        magnitude: Root mean square of the output.
-        target: Root mean square of the target.
-        rate: First learning rate over the stability limit.
-        first: First loss of the rehearsal.
-        last: Last loss of the rehearsal; NaN if it is not finite.
-        peak: Largest loss of the rehearsal.
-        steps: Updates that were taken.
-        diverged: Whether the rehearsal diverged.
-        outlook: `Outlook` of a rehearsal that ended no better than the best constant.
-        broken: Whether a layer died, or a weight left its domain.
-        behind: Whether a loss rose, or fell only with another recipe.
-        stalled: Whether a loss at chance did not move.
-        moved: Median over updates of the largest relative change of a weight.
-        skipped: Share of updates that were skipped because gradients overflowed.
-    """
-
-    level: Level
-    conclusive: bool = True
-    growth: float | None = None
-    spread: float | None = None
-    tangent: float | None = None
-    output: float | None = None
-    reach: float = 1.0
-    along: float = 0.0
-    silent: float = 0.0
-    errors: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    inputs: float = 0.0
-    value: float | None = None
-    constant: float | None = None
-    neutral: float | None = None
-    ratio: bool = False
-    gradient: float | None = None
-    magnitude: float | None = None
-    target: float | None = None
-    rate: float | None = None
-    first: float | None = None
-    last: float | None = None
-    peak: float | None = None
-    steps: int = 0
-    diverged: bool = False
-    outlook: str = ""
-    broken: bool = False
-    behind: bool = False
-    stalled: bool = False
-    moved: float | None = None
-    skipped: float = 0.0
+from gradlint.recipe import Recipe
+from gradlint.result import Confidence, Finding, Measurement, Severity
 
 
 def evidence(
@@ -110,7 +26,7 @@ def evidence(
     """Collect the evidence of one check. `growth` is the growth that counts, in decades, or None if it is unknown."""
     held = [finding for finding in findings if finding.confidence is not Confidence.REFUTED]
     reach = shortest_reach(measurement.time if measurement is not None else (), findings)
-    known: dict[str, object] = {
+    known: dict[str, Any] = {
         "conclusive": conclusive,
         "growth": growth,
         "spread": learning.spread,
@@ -121,7 +37,7 @@ def evidence(
         "warnings": tuple(sorted({finding.rule for finding in held if finding.severity is Severity.WARNING})),
     }
     if measurement is None:
-        return Evidence(Level.STATIC, **known)  # type: ignore[arg-type]
+        return Evidence(Level.STATIC, **known)
     known |= {
         "along": max((item.growth.decades for item in measurement.time), default=0.0),
         "silent": max((units.always for units in measurement.units), default=0.0),
@@ -130,14 +46,14 @@ def evidence(
     known |= _of_loss(measurement) | _of_rehearsal(measurement, recipe)
     rehearsed = measurement.rehearsal is not None and not measurement.rehearsal.is_surrogate
     level = Level.RECIPE if rehearsed else Level.LOSS if measurement.loss is not None else Level.MODEL
-    return Evidence(level, **known)  # type: ignore[arg-type]
+    return Evidence(level, **known)
 
 
 def _decades(level: float) -> float:
     return abs(math.log10(level)) if 0.0 < level < math.inf else 0.0
 
 
-def _of_loss(measurement: Measurement) -> dict[str, object]:
+def _of_loss(measurement: Measurement) -> dict[str, Any]:
     loss = measurement.loss
     if loss is None:
         return {}
@@ -152,9 +68,9 @@ def _of_loss(measurement: Measurement) -> dict[str, object]:
     }
 
 
-def _of_rehearsal(measurement: Measurement, recipe: Recipe | None) -> dict[str, object]:
+def _of_rehearsal(measurement: Measurement, recipe: Recipe | None) -> dict[str, Any]:
     found, curvature = measurement.rehearsal, measurement.curvature
-    told: dict[str, object] = {}
+    told: dict[str, Any] = {}
     if recipe is not None and curvature is not None and not curvature.is_surrogate and 0.0 < curvature.limit < math.inf:
         told["rate"] = recipe.lr / max(recipe.warmup, 1) / curvature.limit
     if found is None or found.is_surrogate:
