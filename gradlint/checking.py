@@ -10,7 +10,7 @@ from gradlint.growth.tracks import Places
 from gradlint.measurements.coverage import Skipped
 from gradlint.result import Confidence, Finding
 from gradlint.rule import Rule, Subject
-from gradlint.verify import relate, verify
+from gradlint.verify import forgiven, relate, verify
 
 
 def apply_rules(rules: Iterable[type[Rule]], subject: Subject) -> tuple[tuple[Finding, ...], tuple[Skipped, ...]]:
@@ -32,7 +32,7 @@ def apply_rules(rules: Iterable[type[Rule]], subject: Subject) -> tuple[tuple[Fi
             skipped.append(Skipped(rule.code, reason))
             continue
         applied[rule.code] = rule
-        findings.extend(verify(finding, subject.measurement, places) for finding in rule.check(subject))
+        findings.extend(forgiven(verify(finding, measured, places), measured) for finding in rule.check(subject))
     told = [replace(finding, fingerprint=_fingerprint(finding)) for finding in relate(findings, applied)]
     return tuple(sorted(told, key=_order)), tuple(skipped)
 

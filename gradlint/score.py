@@ -83,11 +83,12 @@ def judge(
         return Verdict.UNTRAINABLE, 0
     decades = counted(growth.decades, learning or Learning()) if growth is not None else 0.0
     score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
-    if abs(decades) >= LIMIT and (state.conclusive or measurement is not None):
+    rehearsed = measurement.rehearsal if measurement is not None else None
+    trains = rehearsed is not None and rehearsed.learned  # what training does overrules what gradients look like
+    if abs(decades) >= LIMIT and (state.conclusive or measurement is not None) and not trains:
         return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
     if Verdict.UNTRAINABLE in made:
         return Verdict.UNTRAINABLE, 0
-    rehearsed = measurement.rehearsal if measurement is not None else None
     if Verdict.UNSTABLE in made or (rehearsed is not None and rehearsed.is_certain):
         return Verdict.UNSTABLE, 0
     reach = shortest_reach(measurement.time if measurement is not None else (), findings)

@@ -43,6 +43,19 @@ def verify(finding: Finding, measurement: Measurement | None, places: Places) ->
     return replace(finding, confidence=Confidence.MEASURED, severity=severity, evidence=evidence)
 
 
+def forgiven(finding: Finding, measurement: Measurement | None) -> Finding:
+    """Return an error about growth as a warning if the rehearsal of the user's own recipe clearly learned in spite of it.
+
+    Adaptive optimizers divide the scale of a gradient away, so a stack whose gradient shrinks a million-fold may train well.
+    """
+    rehearsed = measurement.rehearsal if measurement is not None else None
+    about_growth = finding.effect is not None or finding.states_growth
+    if finding.severity is not Severity.ERROR or not about_growth or rehearsed is None or not rehearsed.learned:
+        return finding
+    message = f"{finding.message}; the recipe trains it all the same"
+    return replace(finding, severity=Severity.WARNING, message=message)
+
+
 def _measured_over(finding: Finding, measurement: Measurement, places: Places) -> float | None:
     """Return the sustained growth over the span of a finding, or over the spine without a span; None if it is unknown."""
     if measurement.dead:

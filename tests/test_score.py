@@ -7,9 +7,12 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import gradlint
 from gradlint.growth import HEALTHY, LIMIT
 from gradlint.measurements import SURROGATE
 from gradlint.measurements.coverage import Coverage
@@ -300,3 +303,17 @@ def test_decay_without_a_sequence_costs_nothing_and_growth_decides_where_it_is_w
 def test_a_predicted_decay_costs_what_a_measured_one_does():
     predicted = replace(finding(Severity.NOTE), evidence={"horizon": 20.0, "steps": 80, "reads": "last"})
     assert judged(None, 0.0, [predicted]) == (Verdict.HEALTHY, 75)
+
+
+@pytest.mark.parametrize(("optimizer", "verdict"), [("adam lr=1e-3", "healthy"), ("sgd lr=1e-3", "vanishes")])
+def test_growth_does_not_overrule_a_rehearsal_that_learns(optimizer, verdict):
+    """Adam divides the scale of a gradient away; gradient descent does not."""
+    torch.manual_seed(0)
+    layers = [part for index in range(10) for part in (nn.Linear(32 if index else 16, 32), nn.SiLU())]
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
+    task = {"loss": nn.functional.mse_loss, "target": x[:, :4].sin().sum(1, keepdim=True)}
+    report = gradlint.check(nn.Sequential(*layers, nn.Linear(32, 1)), x, recipe=optimizer, seeds=1, **task)
+    assert report.verdict == verdict
+    about_growth = [finding for finding in report.findings if finding.rule == "GL802"]
+    assert [finding.severity for finding in about_growth] == ["warning" if verdict == "healthy" else "error"]
+    assert ("the recipe trains it" in str(report)) is (verdict == "healthy")

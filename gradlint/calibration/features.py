@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 
 from gradlint.measurements.evidence import Evidence, Level
+from gradlint.measurements.rehearsal import LEARNED_CLEARLY
 
 QUIET, STRONG = -0.8, 2.7  # decades between which the gradients of all weights together lie in 101 healthy trained models
 USUAL = 100.0  # a gradient norm of the loss; larger ones are the usual sign of trouble
 FAINT = 1e-2  # a gradient norm of the loss; smaller ones are faint
-LEARNED = 0.25  # of the best constant: a loss that ends so far below it in a rehearsal has clearly learned
 RECIPE_RULES = frozenset({"GL107", "GL601", "GL703", "GL704", "GL807"})
 """Rules whose facts are features of their own."""
 
@@ -42,7 +42,7 @@ def _over(value: float | None, constant: float | None) -> float:
 
 
 def _unlearned(evidence: Evidence) -> float:
-    """Return 1 for a rehearsal that ends at the best constant or above, and 0 for one that ends `LEARNED` below it.
+    """Return 1 for a rehearsal that ends at the best constant or above, and 0 for one that ends `LEARNED_CLEARLY` below it.
 
     Where no constant is known, the first loss stands for it.
     """
@@ -51,7 +51,7 @@ def _unlearned(evidence: Evidence) -> float:
         return 0.0
     if not math.isfinite(last):
         return 1.0
-    return 1.0 - min(max((floor - last) / max(LEARNED * abs(floor), 1e-12), 0.0), 1.0)
+    return 1.0 - min(max((floor - last) / max(LEARNED_CLEARLY * abs(floor), 1e-12), 0.0), 1.0)
 
 
 MODEL: Mapping[str, Callable[[Evidence], float]] = {

@@ -14,6 +14,7 @@ FLAT = 1e-3  # relative change of the first loss below which a loss did not move
 RISEN = 0.1  # relative rise over the first loss above which a run did not train
 ABOVE = 1.5  # a run that ends above this multiple of chance did not train
 LEARNED = 0.03  # of the loss by chance: a run that learned something ends more than this below it
+LEARNED_CLEARLY = 0.25  # of the best constant: a run that ends so far below it trains, whatever its gradients look like
 CLEARLY = 1.25  # the factor by which the progress of one run must exceed that of another to be clearly better
 
 
@@ -204,6 +205,13 @@ class Rehearsal:
         """
         broke = self.diverged_at is not None or self.dead is not None or self.breaks
         return (broke or self.is_lost or (self.behind and self._is_high)) and not self.is_surrogate
+
+    @property
+    def learned(self) -> bool:
+        """Whether the loss that the model will have came down clearly below that of the best constant."""
+        if self.chance is None or self.is_surrogate or self.fails:
+            return False
+        return self.last <= self.chance - LEARNED_CLEARLY * abs(self.chance)
 
     @property
     def breaks(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from gradlint.growth import LIMIT
 from gradlint.measurements.reach import shortest_reach
 from gradlint.report import printable
 from gradlint.report.chart import Row
@@ -43,6 +44,8 @@ def headline(report: TargetReport, rows: Sequence[Row]) -> str:
         return f"{_size(Verdict.HEALTHY, growth)} at first, but training fails within {count(rehearsed.steps, 'update')}"
     if not math.isfinite(growth.decades):
         return "gradient overflows" if growth.decades > 0 else "no gradient reaches the input"
+    if report.verdict is Verdict.HEALTHY and abs(growth.decades) >= LIMIT and rehearsed is not None and rehearsed.learned:
+        return f"{_size(Verdict.EXPLODES, growth)}, but the recipe trains it: loss {rehearsed.first:.3g} -> {rehearsed.last:.3g}"
     pace = _pace(growth, rows, report.verdict, alone=not report.tracks)
     return f"{origin}{_size(report.verdict, growth)}{pace}{_memory(report)}"
 

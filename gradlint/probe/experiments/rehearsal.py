@@ -122,6 +122,8 @@ class _Rehearser:
         dead = _dead_layer(before, self._dead_units()) if not run.ended and _gradient_vanished(run) else None
         gone = self._confirmed(leaving(self.objective, self.bare, run.paths)) if not run.ended and not self.recipe.warmup else ()
         first, last = self._ends(run)
+        if self._constant is not None and last < self._constant - LEARNED * abs(self._constant):
+            dead = None  # units may be dead where others learn
         size = max(abs(first), 1e-12)
         diverged = None
         if run.ended:
