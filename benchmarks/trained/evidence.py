@@ -36,7 +36,7 @@ class Known:
 
     @property
     def split(self) -> str:
-        """ "fit" or "test"."""
+        """The side of its family."""
         return self.case.spec.split
 
     def visible_at(self, level: Level) -> bool:
@@ -49,9 +49,9 @@ def known(level: Level, file: Path = FILE) -> list[Known]:
     """The cases that are not grey with their evidence at a level; that of a check with a recipe where no other was kept."""
     rows: dict[int, dict[str, Any]] = {}
     for row in _rows(file):
-        if row.get("evidence") and (row["level"] == level or (row["level"] == Level.RECIPE and level is not Level.STATIC)):
-            if row["number"] not in rows or row["level"] == level:
-                rows[row["number"]] = row
+        serves = row["level"] == level or (row["level"] == Level.RECIPE and level is not Level.STATIC)
+        if row.get("evidence") and serves and (row["number"] not in rows or row["level"] == level):
+            rows[row["number"]] = row
     cases = (case for case in read(grey=False) if case.spec.number in rows)
     return [Known(case, rows[case.spec.number], _evidence(rows[case.spec.number]["evidence"])) for case in cases]
 

@@ -105,11 +105,8 @@ def main() -> None:
             row = examined(case, options.level, several=options.several)
             stream.write(json.dumps(row, separators=(",", ":")) + "\n")
             stream.flush()
-            said = row.get("verdict") or row["error"]
-            print(
-                f"{case.spec.number:5} {case.spec.family:18} {case.label:9} {case.spec.planted:18} {said:12} {row['seconds']:6.1f} s",
-                flush=True,
-            )
+            said = f"{row.get('verdict') or row['error']:12} {row['seconds']:6.1f} s"
+            print(f"{case.spec.number:5} {case.spec.family:18} {case.label:9} {case.spec.planted:18} {said}", flush=True)
 
 
 if __name__ == "__main__":

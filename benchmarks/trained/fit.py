@@ -62,6 +62,7 @@ class Fitted:
     weights: Mapping[str, float]
 
     def __call__(self, table: Mapping[str, Values]) -> Values:
+        """The probabilities of failing, one for each row of the table."""
         total = self.offset + sum((weight * table[name] for name, weight in self.weights.items()), np.zeros(1))
         size = len(next(iter(table.values())))
         return 1.0 / (1.0 + np.exp(-np.broadcast_to(total, (size,))))
