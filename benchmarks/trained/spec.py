@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Fixed before anything was fitted. Each kind of architecture (convolution, recurrence, attention, residual, gated, custom loss) is
-# on both sides, so that what is held out is new in its form and not in its kind.
+# Fixed before anything was fitted. Each kind (convolution, recurrence, attention, residual, gated, custom loss) is on both sides,
+# so that what is held out is new in its form and not in its kind.
 FIT = (
     "mlp",
     "cnn",
@@ -148,7 +148,7 @@ class Spec:
 
     @property
     def split(self) -> str:
-        """ "fit" or "test"."""
+        """The side that the family is on: "fit" or "test"."""
         return "fit" if self.family in FIT else "test"
 
 
