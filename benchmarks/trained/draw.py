@@ -11,7 +11,22 @@ from benchmarks.trained.spec import FAMILIES, Architecture, Loss, Problem, Spec,
 
 PLANTED = 0.93  # share of cases that get a fault; many of these faults do nothing
 GENTLE = ("adam", "adam", "adamw", "adamw", "rmsprop", "adagrad", "lion", "muon")
-ANY = ("sgd", "sgd", "momentum", "momentum", "nesterov", "adam", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "lion", "muon", "lbfgs")
+ANY = (
+    "sgd",
+    "sgd",
+    "momentum",
+    "momentum",
+    "nesterov",
+    "adam",
+    "adam",
+    "adamw",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "lion",
+    "muon",
+    "lbfgs",
+)
 # What each optimizer usually takes, on networks of this size.
 _RATES = {
     "sgd": 0.1,
@@ -51,7 +66,9 @@ class Family:
 _TABLE = {
     "mlp": Family(_VECTORS, (2, 48), (24, 32, 48, 64)),
     "highway": Family(_VECTORS, (2, 30), (24, 32, 48), norms=("none", "none", "layer")),
-    "moe": Family((("pieces", "mse"), ("clusters", "ce"), ("pieces", "huber")), (1, 4), (16, 24, 32), norms=("none", "layer"), residual=1.0),
+    "moe": Family(
+        (("pieces", "mse"), ("clusters", "ce"), ("pieces", "huber")), (1, 4), (16, 24, 32), norms=("none", "layer"), residual=1.0
+    ),
     "hypernet": Family((("context", "mse"), ("context", "l1")), (1, 16), (24, 32, 48)),
     "siren": Family((("signal", "mse"), ("signal", "l1")), (2, 8), (32, 48), ("sine",), ("none",), 0.0, GENTLE, (128,), 150, 0.5),
     "autoencoder": Family((("rebuild", "mse"), ("rebuild", "l1")), (1, 12), (32, 48, 64)),
@@ -61,14 +78,20 @@ _TABLE = {
     "cnn": Family(_IMAGES, (2, 20), (8, 12), norms=("none", "layer", "batch")),
     "resnet": Family(_IMAGES, (1, 10), (8, 12), ("relu", "relu", "silu"), ("batch", "batch", "layer"), 1.0),
     "densenet": Family(_IMAGES, (2, 12), (8, 12), ("relu", "relu", "gelu"), ("batch", "batch", "layer"), 0.0),
-    "unet": Family((("denoise", "mse"), ("mask", "bce"), ("denoise", "l1")), (1, 4), (8, 12), norms=("none", "batch", "layer"), batches=(24,)),
+    "unet": Family(
+        (("denoise", "mse"), ("mask", "bce"), ("denoise", "l1")), (1, 4), (8, 12), norms=("none", "batch", "layer"), batches=(24,)
+    ),
     "mixer": Family(_IMAGES, (1, 10), (16, 24), ("gelu", "relu", "silu"), ("layer", "layer", "rms"), 1.0, batches=(24, 32)),
     "rnn": Family(_SEQUENCES, (1, 3), (24, 32, 48), ("tanh",), ("none",), 0.0),
     "lstm": Family(_SEQUENCES, (1, 3), (24, 32), ("tanh",), ("none",), 0.0, GENTLE),
     "gru": Family(_SEQUENCES, (1, 3), (24, 32), ("tanh",), ("none",), 0.0, GENTLE),
     "seq2seq": Family((("translate", "ce"),), (1, 2), (24, 32), ("tanh", "relu"), ("none",), 0.0, GENTLE, speed=2.0),
-    "pre_transformer": Family((("markov", "ce"), ("topic", "ce")), (1, 8), (24, 32), ("gelu", "relu"), ("layer", "layer", "rms"), 1.0, GENTLE, (24,)),
-    "post_transformer": Family((("markov", "ce"), ("topic", "ce")), (1, 6), (24, 32), ("gelu", "relu"), ("layer",), 1.0, GENTLE, (24,), speed=0.6),
+    "pre_transformer": Family(
+        (("markov", "ce"), ("topic", "ce")), (1, 8), (24, 32), ("gelu", "relu"), ("layer", "layer", "rms"), 1.0, GENTLE, (24,)
+    ),
+    "post_transformer": Family(
+        (("markov", "ce"), ("topic", "ce")), (1, 6), (24, 32), ("gelu", "relu"), ("layer",), 1.0, GENTLE, (24,), speed=0.6
+    ),
     "gnn": Family((("nodes", "ce"), ("levels", "mse")), (1, 16), (16, 24, 32), batches=(24, 32)),
 }
 

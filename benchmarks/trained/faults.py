@@ -100,11 +100,26 @@ def _too_deep(spec: Spec, by: random.Random) -> Spec:
         low, high = (2, 6) if spec.family == "unet" else (4, 12)
     depth = round(low * (high / low) ** (by.random() ** 1.3))
     act = by.choice(("relu", "relu", "tanh", "sigmoid", "sigmoid", "gelu", "softsign"))
-    return _shape(spec, depth, depth=depth, act=act, norm="none", residual=False, branch=1.0, init=by.choice(("default", "default", "xavier")))
+    return _shape(
+        spec,
+        depth,
+        depth=depth,
+        act=act,
+        norm="none",
+        residual=False,
+        branch=1.0,
+        init=by.choice(("default", "default", "xavier")),
+    )
 
 
 def _no_norm(spec: Spec, by: random.Random) -> Spec:
-    low, high = (4, 12) if spec.family in SKIPS | {"cnn", "densenet", "post_transformer"} else (1, 5) if spec.family == "unet" else (4, 28)
+    low, high = (
+        (4, 12)
+        if spec.family in SKIPS | {"cnn", "densenet", "post_transformer"}
+        else (1, 5)
+        if spec.family == "unet"
+        else (4, 28)
+    )
     depth = round(low * (high / low) ** by.random())
     return _shape(spec, depth, depth=depth, norm="none", branch=1.0, residual=True)
 
@@ -112,7 +127,9 @@ def _no_norm(spec: Spec, by: random.Random) -> Spec:
 def _saturating(spec: Spec, by: random.Random) -> Spec:
     gain = _power(by, 0, 1.3)
     act = by.choice(("sigmoid", "sigmoid", "tanh", "hardtanh"))
-    return _shape(spec, gain, act=act, gain=gain, norm="none", residual=False, depth=max(spec.architecture.depth, by.choice((4, 6, 8, 10))))
+    return _shape(
+        spec, gain, act=act, gain=gain, norm="none", residual=False, depth=max(spec.architecture.depth, by.choice((4, 6, 8, 10)))
+    )
 
 
 def _branch(spec: Spec, by: random.Random) -> Spec:
@@ -253,7 +270,11 @@ def _eps(spec: Spec, by: random.Random) -> Spec:
 def _decay(spec: Spec, by: random.Random) -> Spec:
     # What the weights lose in a step is rate x decay for decoupled decay, and competes with the gradient otherwise.
     strength = _power(by, -1.5, 1.5)
-    decay = strength if spec.training.optimizer not in {"adamw", "lion", "muon"} else float(f"{0.1 * strength / spec.training.lr:.3g}")
+    decay = (
+        strength
+        if spec.training.optimizer not in {"adamw", "lion", "muon"}
+        else float(f"{0.1 * strength / spec.training.lr:.3g}")
+    )
     return _training(spec, decay, weight_decay=decay)
 
 
@@ -268,7 +289,11 @@ def _omits(spec: Spec, by: random.Random) -> Spec:
         names = [name for name, _ in build(spec).named_parameters()]
     roots = sorted({name.split(".")[0] for name in names})
     kept = by.choice(roots) if by.random() < 0.4 else by.choice(names)
-    omitted = [name for name in names if not name.startswith(kept)] if by.random() < 0.7 else [name for name in names if name.startswith(kept)]
+    omitted = (
+        [name for name in names if not name.startswith(kept)]
+        if by.random() < 0.7
+        else [name for name in names if name.startswith(kept)]
+    )
     tops = sorted({name.split(".")[0] for name in omitted}) if by.random() < 0.3 else omitted
     tops = tops if len(tops) < len(roots) or tops is omitted else omitted
     return _training(spec, len(omitted) / len(names), omits=tuple(tops))
@@ -287,7 +312,7 @@ def _half(spec: Spec) -> bool:
 
 
 def _classes(spec: Spec) -> bool:
-    return spec.loss.name == "ce" and spec.family not in {"seq2seq"}
+    return spec.loss.name == "ce" and spec.family not in {"seq2seq", "gnn"}  # a softmax takes one input
 
 
 def _chain(spec: Spec) -> bool:

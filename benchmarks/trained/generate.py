@@ -28,7 +28,17 @@ from benchmarks.trained.train import trained
 
 COUNT, EVERY = 1300, 20
 LABELS = ("trains", "diverged", "stuck", "grey")
-COLUMNS = ("number", "family:<16", "fault:<25", "strength:>9", "seen in:<7", "optimizer:<9", "label:<9", "last / floor:<26", "seconds")
+COLUMNS = (
+    "number",
+    "family:<16",
+    "fault:<25",
+    "strength:>9",
+    "seen in:<7",
+    "optimizer:<9",
+    "label:<9",
+    "last / floor:<26",
+    "seconds",
+)
 
 
 def train_case(spec: Spec) -> Trained:
@@ -98,7 +108,9 @@ def tabulate(cases: list[Trained]) -> None:
     total = Counter(case.label for case in cases)
     clear = sum(total[each] for each in LABELS[:3])
     shares = ", ".join(f"{total[each] / max(clear, 1):.0%} {each}" for each in LABELS[:3])
-    print(f"{len(cases)} cases, {clear} without grey: {shares}; {sum(case.seconds for case in cases) / 60:.0f} minutes of training")
+    print(
+        f"{len(cases)} cases, {clear} without grey: {shares}; {sum(case.seconds for case in cases) / 60:.0f} minutes of training"
+    )
 
 
 def main() -> int:

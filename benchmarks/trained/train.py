@@ -55,7 +55,12 @@ def train(spec: Spec, seed: int) -> dict[str, Any]:
             kept = statistics.fmean(float(loss(model(*inputs), target)) for inputs, target in held_out(spec))
         if not math.isfinite(kept):
             broken, kept = spec.steps, None
-    return {**_summary([value for value in losses if math.isfinite(value)]), "broken": broken, "held_out": kept, "floor": floor(spec)}
+    return {
+        **_summary([value for value in losses if math.isfinite(value)]),
+        "broken": broken,
+        "held_out": kept,
+        "floor": floor(spec),
+    }
 
 
 def _precision(training: Training) -> torch.autocast:

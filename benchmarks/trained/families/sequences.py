@@ -100,7 +100,11 @@ class Layer(nn.Module):
     def __init__(self, shape: Architecture, *, first: bool, causal: bool) -> None:
         super().__init__()
         self.attention = Attention(shape, causal=causal)
-        self.up, self.act, self.down = nn.Linear(shape.width, 2 * shape.width), active(shape), nn.Linear(2 * shape.width, shape.width)
+        self.up, self.act, self.down = (
+            nn.Linear(shape.width, 2 * shape.width),
+            active(shape),
+            nn.Linear(2 * shape.width, shape.width),
+        )
         self.norm1, self.norm2 = norm(shape.norm, shape.width), norm(shape.norm, shape.width)
         self.first, self.branch, self.residual = first, shape.branch, shape.residual
 
