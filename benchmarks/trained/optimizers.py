@@ -129,9 +129,9 @@ def recipe_text(training: Training) -> str | None:
     words += ["nesterov=true"] * (training.optimizer == "nesterov")
     words += [f"weight_decay={training.weight_decay:g}"] * bool(training.weight_decay)
     words += [f"eps={training.eps:g}"] * (training.eps != 1e-8)
-    words += [f"clip_norm={training.clip_norm:g}"] * (training.clip_norm is not None)
-    words += [f"clip_value={training.clip_value:g}"] * (training.clip_value is not None)
+    words += [f"clip_norm={training.clip_norm:g}"] if training.clip_norm is not None else []
+    words += [f"clip_value={training.clip_value:g}"] if training.clip_value is not None else []
     words += [f"precision={training.precision}"] * (training.precision != "fp32")
-    words += [f"loss_scale={training.loss_scale:g}"] * (training.loss_scale is not None)
+    words += [f"loss_scale={training.loss_scale:g}"] if training.loss_scale is not None else []
     parts = [f"warmup:{training.warmup}"] * bool(training.warmup) + ["cosine"] * training.cosine
     return " ".join(words + (["schedule=" + "+".join(parts)] if parts else []))
