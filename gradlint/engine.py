@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from gradlint.agreement import attribution, repeated_stack
 from gradlint.calibration.evidence import evidence
+from gradlint.calibration.score import scored
 from gradlint.catalog import load_rules, select
 from gradlint.checking import apply_rules
 from gradlint.coverage import coverage, has_gradient, measured_all_layers, trains
@@ -80,7 +81,7 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
         idle=subject.is_idle,
         trains=trained,
     )
-    verdict, score = judge(measurement, growth, findings, state, learning)
+    judgment = judge(measurement, growth, findings, state, learning)
     known = evidence(
         measurement,
         findings,
@@ -89,12 +90,13 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
         learning=learning,
         recipe=loaded.task.recipe,
     )
+    made = scored(known, judgment.most) if judgment.most is not None else None
     return TargetReport(
         target=loaded.name,
         frontend=loaded.frontend,
         mode=graph.mode,
-        verdict=verdict,
-        score=score,
+        verdict=judgment.verdict,
+        score=made.points if made is not None else None,
         growth=growth,
         spine=_spine(graph, measurement, expected),
         findings=tuple(_attributed(finding, made_of) for finding in findings),
@@ -115,6 +117,7 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
         trainability=subject.trainability,
         tracks=measurement.tracks if measurement else (),
         evidence=known,
+        made=made,
         stack=repeated_stack(subject),
     )
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gradlint.graph import Source
 from gradlint.measurements.coverage import Coverage, InputInfo, Skipped
 from gradlint.measurements.curvature import Curvature
-from gradlint.measurements.evidence import Evidence
+from gradlint.measurements.evidence import Evidence, Score
 from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.loss import InputFacts, LossFacts
@@ -369,4 +369,5 @@ class TargetReport:
     trainability: Trainability | None = None  # None without a probe
     tracks: tuple[Track, ...] = ()  # chains of weight layers beside the one of `spine`
     evidence: Evidence | None = None  # the numbers that the score is made of
+    made: Score | None = None  # how the score came about; None where there is none
     stack: Stack | None = None  # the longest stack of one repeated layer, with its phase

@@ -1,4 +1,4 @@
-"""Compute the verdict and the score of a model from its growth, its measurement and its findings."""
+"""Compute the verdict of a model from its growth, its measurement and its findings, and what it allows of a score."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradlint.growth import HEALTHY, LIMIT
+from gradlint.growth import LIMIT
 from gradlint.growth.tracks import counted
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.reach import shortest_reach
 from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
 
-# P(trouble) is a logistic function of sustained growth: 1/2 at LIMIT, 2 % at HEALTHY.
-_SLOPE = math.log(49.0) / (LIMIT - HEALTHY)
 _DOUBT = 49  # the highest score of a model that is not more likely to train than to fail
 
 
@@ -44,8 +42,8 @@ class State:
 
     Attributes:
         conclusive: Whether the growth is that of the whole model: the probe ran every weight layer or, without a probe, the
-            predicted interval does not contain the limit. A score that is not conclusive is capped below 50. A measured
-            growth beyond the limit decides the verdict in any case.
+            predicted interval does not contain the limit. The score is below 50 if it is not. A measured growth beyond the
+            limit decides the verdict in any case.
         broken_weight: Whether a weight of the model is not finite.
         idle: Whether the model has parameters and none of them can learn.
         trains: Whether the model has a parameter, trainable or frozen. Without one there is no score.
@@ -57,45 +55,56 @@ class State:
     trains: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """The verdict, and the highest score that it allows; None where there is no score."""
+
+    verdict: Verdict
+    most: int | None = 100
+
+
 def judge(
     measurement: Measurement | None,
     growth: Growth | None,
     findings: Sequence[Finding],
     state: State,
     learning: Learning | None = None,
-) -> tuple[Verdict, int | None]:
-    """Return the verdict and the score, an integer from 0 to 100 that falls as the absolute growth rises.
+) -> Judgment:
+    """Return the verdict and the highest score that it allows.
+
+    A rehearsal of the user's recipe that clearly learned overrules growth, and lifts every limit of the score but that of a pass
+    that is not finite: the truth about a model is what training does with it.
 
     Args:
         measurement: What the probe measured, or None without a probe.
         growth: The growth that decides, in decades. None if it is unknown.
-        findings: All findings. An error that is not refuted caps the score below 50, and makes the
-            verdict that its rule declares, if any.
+        findings: All findings. An error that is not refuted keeps the score below 50, and makes the verdict that its rule
+            declares, if any.
         state: What else is known.
         learning: The gradients of weights, which bear the growth out or not. None if they are not known.
     """
-    made = {finding.verdict for finding in findings if failing(finding, Severity.ERROR)}
+    errors = [finding for finding in findings if failing(finding, Severity.ERROR)]
+    made = {finding.verdict for finding in errors}
     if state.broken_weight or Verdict.NON_FINITE in made or (measurement is not None and _is_not_finite(measurement)):
-        return Verdict.NON_FINITE, 0
+        return Judgment(Verdict.NON_FINITE, 0)
     if not state.trains:
-        return Verdict.NOTHING_TO_TRAIN, None
+        return Judgment(Verdict.NOTHING_TO_TRAIN, None)
     if state.idle or (measurement is not None and _stops(measurement)):
-        return Verdict.UNTRAINABLE, 0
-    decades = counted(growth.decades, learning or Learning()) if growth is not None else 0.0
-    score = round(100.0 / (1.0 + math.exp(min(_SLOPE * (abs(decades) - LIMIT), 700.0))))
+        return Judgment(Verdict.UNTRAINABLE, 0)
     rehearsed = measurement.rehearsal if measurement is not None else None
-    trains = rehearsed is not None and rehearsed.learned  # what training does overrules what gradients look like
-    if abs(decades) >= LIMIT and (state.conclusive or measurement is not None) and not trains:
-        return (Verdict.EXPLODES if decades > 0 else Verdict.VANISHES), score
+    learned = rehearsed is not None and rehearsed.learned
+    doubt = 100 if learned else _DOUBT
+    decades = counted(growth.decades, learning or Learning()) if growth is not None else 0.0
+    if abs(decades) >= LIMIT and (state.conclusive or measurement is not None) and not learned:
+        return Judgment(Verdict.EXPLODES if decades > 0 else Verdict.VANISHES, doubt)
     if Verdict.UNTRAINABLE in made:
-        return Verdict.UNTRAINABLE, 0
+        return Judgment(Verdict.UNTRAINABLE, doubt)
     if Verdict.UNSTABLE in made or (rehearsed is not None and rehearsed.is_certain):
-        return Verdict.UNSTABLE, 0
-    reach = shortest_reach(measurement.time if measurement is not None else (), findings)
-    score = min(score, reach.score) if reach is not None else score
+        return Judgment(Verdict.UNSTABLE, doubt)
     known = state.conclusive and growth is not None
-    error = any(failing(finding, Severity.ERROR) for finding in findings)
-    return (Verdict.HEALTHY if known else Verdict.UNKNOWN), min(score, _DOUBT) if error or not known else score
+    reach = shortest_reach(measurement.time if measurement is not None else (), findings)
+    most = reach.score if reach is not None and not learned else 100
+    return Judgment(Verdict.HEALTHY if known else Verdict.UNKNOWN, min(most, doubt) if errors or not known else most)
 
 
 def _is_not_finite(measurement: Measurement) -> bool:

@@ -46,13 +46,10 @@ def finding(severity=Severity.ERROR, effect=None, decades=0.0, confidence=Confid
 
 
 def judged(found, growth, findings=(), *, conclusive=True, broken_weight=False):
+    """The verdict, and the highest score that it allows."""
     growth = Growth(growth) if isinstance(growth, float) else growth
-    return judge(found, growth, findings, State(conclusive=conclusive, broken_weight=broken_weight))
-
-
-def probability(decades):
-    """Of trouble: a logistic function that is 1/2 at the limit and 2 % where 90 % of healthy architectures stay below."""
-    return 1.0 / (1.0 + 49.0 ** ((LIMIT - abs(decades)) / (LIMIT - HEALTHY)))
+    judgment = judge(found, growth, findings, State(conclusive=conclusive, broken_weight=broken_weight))
+    return judgment.verdict, judgment.most
 
 
 # which growth is judged ---------------------------------------------------------------------------------------------------
@@ -103,16 +100,7 @@ def test_nothing_is_predicted_without_growth_and_without_a_claim():
     assert growth_with_claims(None, [finding(effect=Effect.EXPLODES, decades=0.5)]) == Growth(0.5)
 
 
-# the score ----------------------------------------------------------------------------------------------------------------
-
-
-@given(st.floats(-30.0, 30.0))
-def test_the_score_is_the_probability_that_nothing_is_wrong_in_percent(decades):
-    assert judged(measurement(), decades)[1] == pytest.approx(100.0 * (1.0 - probability(decades)), abs=0.5 + 1e-9)
-
-
-def test_the_score_is_half_at_the_limit_and_falls_to_zero_without_bounds():
-    assert [judged(measurement(), decades)[1] for decades in (0.0, HEALTHY, LIMIT, 1e4, 1e308, INF)] == [100, 98, 50, 0, 0, 0]
+# the verdict --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -155,7 +143,7 @@ def test_an_error_that_is_not_refuted_makes_trouble_more_likely_than_not(severit
 
 
 def test_an_error_raises_no_score():
-    assert judged(measurement(), 9.0, [finding()])[1] == judged(measurement(), 9.0)[1] == 0
+    assert judged(measurement(), 9.0, [finding()])[1] == judged(measurement(), 9.0)[1] == 49
     nearly = [judged(None, LIMIT - 0.5, findings, conclusive=False)[1] for findings in ([], [finding()])]
     assert nearly == [49, 49]
 
@@ -229,7 +217,8 @@ def test_an_error_whose_rule_makes_a_verdict_makes_it_by_itself(verdict, severit
     makers = [replace(finding(severity, confidence=confidence), verdict=verdict)]
     growth = 9.0 if verdict is Verdict.NON_FINITE else 0.0  # of both, growth is the cause
     for findings in (makers, [finding(), *makers]):
-        assert judged(found, growth, findings) == ((verdict, 0) if makes else judged(found, growth, findings))
+        most = 0 if verdict is Verdict.NON_FINITE else 49
+        assert judged(found, growth, findings) == ((verdict, most) if makes else judged(found, growth, findings))
 
 
 def test_a_pass_that_is_not_finite_comes_before_a_gradient_that_stops():
@@ -245,14 +234,25 @@ FAILS = [{"diverged_at": 2}, {"dead": UNITS}, {"dead": UNITS, "diverged_at": 0},
 def test_a_rehearsal_that_certainly_fails_makes_a_model_below_the_limit_unstable(fields):
     found = measurement(rehearsal=replace(REHEARSED, **fields))
     below = math.nextafter(LIMIT, 0.0)
-    assert [judged(found, growth) for growth in (0.0, below, -below, None)] == [(Verdict.UNSTABLE, 0)] * 4
-    assert judged(found, -LIMIT) == (Verdict.VANISHES, 50)
-    assert judged(found, LIMIT) == (Verdict.EXPLODES, 50)
+    assert [judged(found, growth) for growth in (0.0, below, -below, None)] == [(Verdict.UNSTABLE, 49)] * 4
+    assert judged(found, -LIMIT) == (Verdict.VANISHES, 49)
+    assert judged(found, LIMIT) == (Verdict.EXPLODES, 49)
 
 
 def test_a_rehearsal_that_may_have_failed_is_no_verdict():
     for fields in ({"stalled": True}, {"behind": True}, {"diverged_at": 2, "stands_in": SURROGATE}):
         assert judged(measurement(rehearsal=replace(REHEARSED, **fields)), 0.0)[0] is Verdict.HEALTHY
+
+
+@pytest.mark.parametrize("growth", [0.0, 9.0, -9.0])
+def test_a_rehearsal_that_clearly_learned_overrules_growth_and_lifts_the_limit_of_errors(growth):
+    """Not that of a pass that is not finite, nor of weights without any gradient."""
+    learned = {"rehearsal": replace(REHEARSED, chance=1.0)}
+    assert judged(measurement(**learned), growth, [finding()]) == (Verdict.HEALTHY, 100)
+    assert judged(measurement(**learned, dead=True), growth) == (Verdict.UNTRAINABLE, 0)
+    assert judged(measurement(**learned, nonfinite_forward=NON_FINITE), growth) == (Verdict.NON_FINITE, 0)
+    for less in ({"chance": 0.6}, {"chance": None}, {"chance": 1.0, "stands_in": SURROGATE}):
+        assert (judged(measurement(rehearsal=replace(REHEARSED, **less)), growth)[0] is Verdict.HEALTHY) is (growth == 0.0)
 
 
 # checks that fail ---------------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def test_decay_over_more_than_two_reaches_costs_the_share_of_tasks_that_are_not_
 
 def test_decay_without_a_sequence_costs_nothing_and_growth_decides_where_it_is_worse():
     assert judged(measurement(time=(fading(80, "last", axis=None),)), 0.0)[1] == 100
-    assert judged(measurement(time=(fading(80, "last"),)), 9.0) == (Verdict.EXPLODES, 0)
+    assert judged(measurement(time=(fading(80, "last"),)), 9.0) == (Verdict.EXPLODES, 49)
 
 
 def test_a_predicted_decay_costs_what_a_measured_one_does():

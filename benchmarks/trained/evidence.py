@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.trained.kept import FILE as TRAINED
 from benchmarks.trained.kept import Trained, read
-
 from gradlint.measurements.evidence import Evidence, Level
 
 FILE = Path(__file__).with_name("evidence.jsonl.gz")
@@ -45,23 +45,20 @@ class Known:
         return not self.fails or (bool(least) and _ORDER.index(Level(least)) <= max(_ORDER.index(level), 1))
 
 
-def known(level: Level, file: Path = FILE) -> list[Known]:
+def known(level: Level, file: Path = FILE, cases: Path = TRAINED) -> list[Known]:
     """The cases that are not grey with their evidence at a level; that of a check with a recipe where no other was kept."""
     rows: dict[int, dict[str, Any]] = {}
     for row in _rows(file):
         serves = row["level"] == level or (row["level"] == Level.RECIPE and level is not Level.STATIC)
         if row.get("evidence") and serves and (row["number"] not in rows or row["level"] == level):
             rows[row["number"]] = row
-    cases = (case for case in read(grey=False) if case.spec.number in rows)
-    return [Known(case, rows[case.spec.number], _evidence(rows[case.spec.number]["evidence"])) for case in cases]
+    there = (case for case in read(cases, grey=False) if case.spec.number in rows)
+    return [Known(case, rows[case.spec.number], _evidence(rows[case.spec.number]["evidence"])) for case in there]
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    plain = file.with_suffix("")
-    if plain.exists():  # not compressed yet
-        return [json.loads(line) for line in plain.read_text().splitlines()]
-    with gzip.open(file, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
+    text = gzip.decompress(file.read_bytes()).decode() if file.suffix == ".gz" else file.read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _evidence(table: dict[str, Any]) -> Evidence:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.trained import evidence, kept
 from benchmarks.trained.evidence import Known, known
 from gradlint.calibration.features import FEATURES
 from gradlint.measurements.evidence import Level
@@ -111,11 +112,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the coefficients into the package")
     parser.add_argument("--quick", action="store_true", help="accepted as everywhere; fitting takes seconds")
+    parser.add_argument("--cases", type=Path, default=kept.FILE, help="the trained cases")
+    parser.add_argument("--evidence", type=Path, default=evidence.FILE, help="what gradlint knows of them")
     options = parser.parse_args()
     print(f"{'level, side':24} {'cases':>5} {'diverged':>8} {'fails':>8} {'recall':>8} {'ECE':>8}")
     levels = {}
     for level in Level:
-        cases = known(level)
+        cases = known(level, options.evidence, options.cases)
         sides = {side: [case for case in cases if case.split == side] for side in ("fit", "test")}
         if not all(sides.values()):
             continue

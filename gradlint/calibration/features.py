@@ -75,6 +75,7 @@ LOSS: Mapping[str, Callable[[Evidence], float]] = {
 RECIPE: Mapping[str, Callable[[Evidence], float]] = {
     "unlearned": _unlearned,
     "above": lambda e: _over(e.last, e.constant if e.constant is not None else e.first),
+    "peak": lambda e: _capped(_decades(e.peak / abs(e.first)), 4.0, 0.5) if e.peak and e.first else 0.0,
     "diverged": lambda e: float(e.diverged),
     "lost": lambda e: float(e.outlook not in {"", "open"}),
     "open": lambda e: float(e.outlook == "open"),

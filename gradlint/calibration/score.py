@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from gradlint.calibration.features import features
-from gradlint.measurements.evidence import Evidence, Level
+from gradlint.measurements.evidence import Evidence, Level, Score
 
 _FILE = Path(__file__).with_name("coefficients.json")  # written by benchmarks/trained/fit.py, which says from what
 _SHOWN = 0.5  # the least points that are told
@@ -29,21 +29,6 @@ class Coefficients:
         return 1.0 / (1.0 + math.exp(-min(max(self.offset + terms, -700.0), 700.0)))
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The score of a model.
-
-    Attributes:
-        points: An integer from 0 to 100.
-        best: The score of a model with the same knowledge and nothing against it.
-        moved: What moved it from there, as feature and points, the largest first; their sum is the difference but for rounding.
-    """
-
-    points: int
-    best: int
-    moved: tuple[tuple[str, float], ...]
-
-
 @cache
 def coefficients() -> Mapping[Level, Coefficients]:
     """Return the coefficients of each level of knowledge."""
@@ -51,8 +36,8 @@ def coefficients() -> Mapping[Level, Coefficients]:
     return {Level(name): Coefficients(held["offset"], held["weights"]) for name, held in levels.items()}
 
 
-def scored(evidence: Evidence) -> Score:
-    """Return the score of a model."""
+def scored(evidence: Evidence, most: int = 100) -> Score:
+    """Return the score of a model, at most `most`."""
     fitted, values = coefficients()[evidence.level], features(evidence)
     reached: dict[str, float] = {}
     before = best = 100.0 * (1.0 - fitted.probability({}))
@@ -62,4 +47,5 @@ def scored(evidence: Evidence) -> Score:
         after = 100.0 * (1.0 - fitted.probability(reached))
         moved.append((name, after - before))
         before = after
-    return Score(round(before), round(best), tuple((name, points) for name, points in moved if points <= -_SHOWN))
+    told = tuple((name, round(points)) for name, points in moved if points <= -_SHOWN)
+    return Score(min(round(before), most), round(best), told)

@@ -84,3 +84,18 @@ class Evidence:
     stalled: bool = False
     moved: float | None = None
     skipped: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The score of a model, and how it came about.
+
+    Attributes:
+        points: An integer from 0 to 100: 100 times the probability that training does not fail.
+        best: The points of a model of which as much is known, with nothing against it.
+        moved: What moved the score down from there, by feature, in points; the largest first.
+    """
+
+    points: int
+    best: int
+    moved: tuple[tuple[str, int], ...] = ()

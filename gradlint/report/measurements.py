@@ -10,6 +10,7 @@ from gradlint.measurements.curvature import Curvature
 from gradlint.measurements.loss import LossFacts
 from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.measurements.trainability import Trainability
+from gradlint.report.scoring import scoring
 from gradlint.report.wording import count
 from gradlint.result import TargetReport, TimeGrowth, Track
 
@@ -19,6 +20,8 @@ _SHOWN = 3  # recurrences that are listed
 def remarks(report: TargetReport) -> Iterator[tuple[str, str]]:
     """Yield label and text of each result that is shown whether or not a rule reports it."""
     found = report.observed
+    if text := scoring(report):
+        yield "score", text
     if report.trainability is not None and (text := _trainability(report.trainability)):
         yield "learns", text
     for track in report.tracks:

@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from importlib import resources
 from typing import Any
 
+from gradlint.measurements.evidence import Score
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.trainability import Trainability
 from gradlint.report import printable
@@ -59,6 +60,7 @@ def _target(report: TargetReport, *, refuted: bool, timings: bool) -> dict[str, 
         "seeds": report.seeds,
         "verdict": report.verdict.value,
         "score": report.score,
+        "score_made_of": _made(report.made),
         "growth": _growth(report),
         "phase": _phase(report),
         "weights": _weights(report.weights),
@@ -81,6 +83,11 @@ def _target(report: TargetReport, *, refuted: bool, timings: bool) -> dict[str, 
         "notes": list(report.notes),
     }
     return document | ({"timings": {name: _decades(spent) for name, spent in report.timings.items()}} if timings else {})
+
+
+def _made(made: Score | None) -> dict[str, Any] | None:
+    """Return the best score that what is known allows, and the points that each feature took from it."""
+    return None if made is None else {"best": made.best, "moved": dict(made.moved)}
 
 
 def _growth(report: TargetReport) -> dict[str, Any] | None:
