@@ -124,14 +124,18 @@ def recipe_text(training: Training) -> str | None:
     """The recipe in gradlint's words, or None for an optimizer that has no name there."""
     if training.optimizer in {"adadelta", "lion", "muon", "lbfgs"}:
         return None
-    words = [("sgd" if training.optimizer == "nesterov" else training.optimizer), f"lr={training.lr:g}"]
-    words += [f"momentum={training.momentum:g}"] * bool(training.momentum)
-    words += ["nesterov=true"] * (training.optimizer == "nesterov")
-    words += [f"weight_decay={training.weight_decay:g}"] * bool(training.weight_decay)
-    words += [f"eps={training.eps:g}"] * (training.eps != 1e-8)
-    words += [f"clip_norm={training.clip_norm:g}"] * (training.clip_norm is not None)
-    words += [f"clip_value={training.clip_value:g}"] * (training.clip_value is not None)
-    words += [f"precision={training.precision}"] * (training.precision != "fp32")
-    words += [f"loss_scale={training.loss_scale:g}"] * (training.loss_scale is not None)
-    parts = [f"warmup:{training.warmup}"] * bool(training.warmup) + ["cosine"] * training.cosine
-    return " ".join(words + (["schedule=" + "+".join(parts)] if parts else []))
+    nesterov = training.optimizer == "nesterov"
+    settings = {
+        "lr": f"{training.lr:g}",
+        "momentum": training.momentum and f"{training.momentum:g}",
+        "nesterov": nesterov and "true",
+        "weight_decay": training.weight_decay and f"{training.weight_decay:g}",
+        "eps": training.eps != 1e-8 and f"{training.eps:g}",
+        "clip_norm": training.clip_norm and f"{training.clip_norm:g}",
+        "clip_value": training.clip_value and f"{training.clip_value:g}",
+        "precision": training.precision != "fp32" and training.precision,
+        "loss_scale": training.loss_scale and f"{training.loss_scale:g}",
+        "schedule": "+".join([f"warmup:{training.warmup}"] * bool(training.warmup) + ["cosine"] * training.cosine),
+    }
+    told = [f"{name}={value}" for name, value in settings.items() if value]
+    return " ".join(["sgd" if nesterov else training.optimizer, *told])

@@ -148,7 +148,7 @@ def mixing(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d | nn.C
 
 
 def start(model: nn.Module, shape: Architecture) -> None:
-    """Draw the weights of linear layers and convolutions by the architecture's scheme; a module with `own_start` keeps its own."""
+    """Draw the weights of linear layers and convolutions by the architecture's scheme; one with `own_start` keeps its own."""
     for _, module in mixing(model):
         if shape.init != "default" and not getattr(module, "own_start", False):
             if shape.init == "kaiming":
