@@ -68,16 +68,17 @@ class MuonAndAdam(Optimizer):
         return value
 
     def _change(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
-        state, lr, beta = self.state[weight], group["lr"], group["momentum"]
+        state, lr, beta, gradient = self.state[weight], group["lr"], group["momentum"], weight.grad
+        assert gradient is not None
         mean = state.setdefault("mean", torch.zeros_like(weight))
         if weight.ndim == 2:
-            mean.lerp_(weight.grad, 1 - beta)
+            mean.lerp_(gradient, 1 - beta)
             size = math.sqrt(max(1.0, weight.shape[0] / weight.shape[1]))
-            return lr * size * orthogonalized(torch.lerp(weight.grad, mean, beta))
+            return lr * size * orthogonalized(torch.lerp(gradient, mean, beta))
         square = state.setdefault("square", torch.zeros_like(weight))
         state["count"] = count = state.get("count", 0) + 1
-        mean.lerp_(weight.grad, 0.1)
-        square.lerp_(weight.grad.square(), 0.01)
+        mean.lerp_(gradient, 0.1)
+        square.lerp_(gradient.square(), 0.01)
         return 0.1 * lr * (mean / (1 - 0.9**count)) / ((square / (1 - 0.99**count)).sqrt() + 1e-8)
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from benchmarks.trained.families.parts import Block, Sine, active, dense
+from benchmarks.trained.families.parts import Block, OwnStart, Sine, active, dense
 from benchmarks.trained.spec import Architecture
 
 
@@ -32,9 +32,8 @@ class Gate(nn.Module):
     def __init__(self, shape: Architecture) -> None:
         super().__init__()
         self.change = Block(nn.Linear(shape.width, shape.width), shape, shape.width)
-        self.gate = nn.Linear(shape.width, shape.width)
+        self.gate = OwnStart(shape.width, shape.width)
         nn.init.constant_(self.gate.bias, -1.0 if shape.gate_bias is None else shape.gate_bias)
-        self.gate.own_start = True
 
     def forward(self, x: Tensor) -> Tensor:
         """From (batch, width) to the same."""
@@ -172,9 +171,8 @@ class Coupling(nn.Module):
         self.middle, self.swap = size // 2, swap
         self.stem, self.act = nn.Linear(self.middle, shape.width), active(shape)
         self.body = dense(shape, 1)
-        self.head = nn.Linear(shape.width, size)
-        nn.init.normal_(self.head.weight, std=0.02)
-        self.head.own_start = True  # a flow starts near the identity
+        self.head = OwnStart(shape.width, size)
+        nn.init.normal_(self.head.weight, std=0.02)  # a flow starts near the identity
         self.branch = shape.branch
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
