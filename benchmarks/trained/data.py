@@ -262,11 +262,10 @@ def batch(spec: Spec, seed: int, index: int) -> Data:
     return _rows(spec, chosen)
 
 
-def held_out(spec: Spec, count: int = 4) -> list[Data]:
-    """The first `count` batches of rows that no run trains on."""
-    kept = torch.arange(ROWS - HELD_OUT, ROWS)
-    size = min(spec.batch, HELD_OUT // count)
-    return [_rows(spec, kept[i * size : (i + 1) * size]) for i in range(count)]
+def held_out(spec: Spec) -> list[Data]:
+    """Batches of rows that no run trains on, of `spec.batch` rows each: at least two batches, and 128 rows."""
+    kept = torch.arange(ROWS - HELD_OUT, ROWS).split(spec.batch)
+    return [_rows(spec, chosen) for chosen in kept[: max(2, 128 // spec.batch)]]
 
 
 def _rows(spec: Spec, chosen: Tensor) -> Data:

@@ -72,13 +72,13 @@ def _gain_large(spec: Spec, by: random.Random) -> Spec:
 
 def _gain_small(spec: Spec, by: random.Random) -> Spec:
     depth = max(2, spec.architecture.depth)
-    gain = float(f"{10 ** (-by.uniform(1.5, 22) / (depth + 4)):.3g}")
-    return _shape(spec, gain, gain=gain, norm=by.choice(("none", spec.architecture.norm)))
+    gain = float(f"{10 ** (-by.uniform(4, 26) / (depth + 4)):.3g}")
+    return _shape(spec, gain, gain=gain, norm=by.choice(("none", "none", spec.architecture.norm)))
 
 
 def _layer_large(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, 0.5, 4.5)
-    spec = _shape(spec, strength, norm=by.choice(("none", spec.architecture.norm)))
+    strength = _power(by, 0.8, 5)
+    spec = _shape(spec, strength, norm=by.choice(("none", "none", "none", spec.architecture.norm)))
     return _operation(spec, by, "scale", strength, strength)
 
 
@@ -89,7 +89,7 @@ def _layer_small(spec: Spec, by: random.Random) -> Spec:
 
 def _constant(spec: Spec, by: random.Random) -> Spec:
     value = by.choice((0.0, 0.0, 0.0, 0.001, 0.03, 0.3))
-    if by.random() < 0.6:
+    if by.random() < 0.75:
         return replace(spec, surgery=(Surgery("", "constant", value),), strength=value)
     return _operation(spec, by, "constant", value, value)
 
@@ -133,12 +133,12 @@ def _saturating(spec: Spec, by: random.Random) -> Spec:
 
 
 def _branch(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, 0.2, 2)
+    strength = _power(by, 0.5, 2.5)
     return _shape(spec, strength, branch=strength, norm=by.choice(("none", "none", spec.architecture.norm)))
 
 
 def _dead(spec: Spec, by: random.Random) -> Spec:
-    strength = -_power(by, -0.1, 1.9)
+    strength = -_power(by, 0, 2)
     spec = _shape(spec, strength, act="relu", norm="none", residual=False, depth=min(spec.architecture.depth, 8))
     if by.random() < 0.4:
         return _operation(spec, by, "bias", strength, strength)
@@ -163,18 +163,18 @@ def _relu_cell(spec: Spec, by: random.Random) -> Spec:
 
 
 def _gate(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, 0.3, 2) * by.choice((-1, -1, 1))
+    strength = _power(by, 0.6, 2) * by.choice((-1, -1, 1))
     depth = spec.architecture.depth if spec.family in RECURRENT else max(6, spec.architecture.depth)
-    return _shape(spec, strength, gate_bias=strength, depth=depth)
+    return _shape(spec, strength, "rnn" if spec.family in RECURRENT else "", gate_bias=strength, depth=depth)
 
 
 def _logits(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, 0.5, 4)
+    strength = _power(by, 1, 5)
     return _shape(spec, strength, logits=strength)
 
 
 def _embedding(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, 0.7, 5) if by.random() < 0.7 else _power(by, -5, -0.7)
+    strength = _power(by, 1, 5.5) if by.random() < 0.8 else _power(by, -5, -1)
     place = "source" if spec.family == "seq2seq" else "embed"
     norm = spec.architecture.norm if by.random() < 0.5 else "none"
     return _shape(spec, strength, place, embedding=strength, norm=norm)
@@ -198,17 +198,17 @@ def _input_large(spec: Spec, by: random.Random) -> Spec:
 
 
 def _input_small(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, -6, -0.7)
+    strength = _power(by, -8, -2.5)
     return _problem(spec, strength, input_scale=strength)
 
 
 def _input_offset(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, 0.5, 4) * by.choice((-1, 1))
+    strength = _power(by, 1, 4.3) * by.choice((-1, 1))
     return _problem(spec, strength, input_offset=strength)
 
 
 def _target(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, 0.5, 5) if by.random() < 0.8 else _power(by, -5, -0.5)
+    strength = _power(by, 1, 5) if by.random() < 0.8 else _power(by, -5, -1.5)
     return _problem(spec, strength, target_scale=strength)
 
 
@@ -232,7 +232,7 @@ def _weight(spec: Spec, by: random.Random) -> Spec:
 
 
 def _lr(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, 0.7, 3.5)
+    strength = _power(by, 0.9, 3.7)
     return _training(spec, strength, lr=float(f"{spec.training.lr * strength:.2g}"))
 
 
@@ -243,17 +243,17 @@ def _no_warmup(spec: Spec, by: random.Random) -> Spec:
 
 
 def _momentum(spec: Spec, by: random.Random) -> Spec:
-    momentum, factor = by.choice((0.97, 0.99, 0.995)), _power(by, -0.2, 1.6)
+    momentum, factor = by.choice((0.97, 0.99, 0.995)), _power(by, 0, 1.8)
     return _training(spec, momentum, momentum=momentum, lr=float(f"{spec.training.lr * factor:.2g}"))
 
 
 def _clip(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, -7, -1.5)
+    strength = _power(by, -8, -2.5)
     return _training(spec, strength, **{by.choice(("clip_norm", "clip_value")): strength})
 
 
 def _underflow(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, -8, -2)
+    strength = _power(by, -10, -4)
     return _training(_loss(spec, strength, weight=strength), strength, precision="fp16")
 
 
@@ -263,13 +263,13 @@ def _overflow(spec: Spec, by: random.Random) -> Spec:
 
 
 def _eps(spec: Spec, by: random.Random) -> Spec:
-    strength = _power(by, -3, 4)
+    strength = _power(by, -1.5, 4)
     return _training(spec, strength, eps=strength)
 
 
 def _decay(spec: Spec, by: random.Random) -> Spec:
     # What the weights lose in a step is rate x decay for decoupled decay, and competes with the gradient otherwise.
-    strength = _power(by, -1.5, 1.5)
+    strength = _power(by, -0.9, 1.8)
     decay = (
         strength
         if spec.training.optimizer not in {"adamw", "lion", "muon"}
@@ -328,10 +328,10 @@ def _activated(spec: Spec) -> bool:
 
 
 FAULTS = {
-    "gain too large": Fault("model", lambda spec: spec.family != "siren", _gain_large, 2.8),
+    "gain too large": Fault("model", lambda spec: spec.family != "siren", _gain_large, 2.2),
     "gain too small": Fault("model", lambda spec: spec.family != "siren", _gain_small, 1.4),
     "one layer too large": Fault("model", lambda _: True, _layer_large, 1.4),
-    "one layer too small": Fault("model", lambda _: True, _layer_small, 0.5),
+    "one layer too small": Fault("model", lambda _: True, _layer_small, 0.3),
     "constant start": Fault("model", lambda _: True, _constant, 0.8),
     "too deep": Fault("model", _chain, _too_deep, 1.8),
     "norm missing": Fault("model", lambda spec: _residual(spec) and spec.family != "flow", _no_norm, 1.2),
@@ -341,24 +341,24 @@ FAULTS = {
     "super-linear activation": Fault("model", _activated, _super_linear),
     "recurrence too large": Fault("model", lambda spec: spec.family in RECURRENT, _recurrence, 1.6),
     "unbounded recurrence": Fault("model", lambda spec: spec.family == "rnn", _relu_cell, 3.0),
-    "gate bias": Fault("model", lambda spec: spec.family in {"lstm", "gru", "highway"}, _gate, 2.5),
-    "attention logits": Fault("model", lambda spec: spec.family in TOKENS | {"moe"}, _logits, 1.2),
+    "gate bias": Fault("model", lambda spec: spec.family in {"lstm", "gru", "highway"}, _gate, 1.5),
+    "attention logits": Fault("model", lambda spec: spec.family in TOKENS | {"moe"}, _logits, 1.5),
     "embedding scale": Fault("model", lambda spec: spec.family in TOKENS, _embedding, 2.0),
     "frequency": Fault("model", lambda spec: spec.family == "siren", _frequency, 4.0),
     "cut": Fault("model", lambda _: True, _cut, 0.9),
     "input too large": Fault("model", _floating, _input_large, 0.9),
     "input too small": Fault("model", _floating, _input_small, 0.5),
     "input offset": Fault("model", _floating, _input_offset, 1.0),
-    "target scale": Fault("loss", lambda spec: spec.loss.name in REGRESSIONS, _target, 2.5),
-    "summed loss": Fault("loss", lambda spec: spec.loss.name in REGRESSIONS | {"ce", "bce"}, _summed, 0.6),
-    "softmax twice": Fault("loss", _classes, _double, 0.6),
-    "unguarded log": Fault("loss", _classes, _log, 1.2),
-    "loss weight": Fault("loss", _sgd, _weight, 1.5),
-    "rate too high": Fault("recipe", lambda spec: spec.training.optimizer != "lbfgs", _lr, 4.2),
+    "target scale": Fault("loss", lambda spec: spec.loss.name in REGRESSIONS, _target, 3.2),
+    "summed loss": Fault("loss", lambda spec: spec.loss.name in REGRESSIONS | {"ce", "bce"}, _summed, 0.4),
+    "softmax twice": Fault("loss", _classes, _double, 1.0),
+    "unguarded log": Fault("loss", _classes, _log, 2.0),
+    "loss weight": Fault("loss", _sgd, _weight, 2.2),
+    "rate too high": Fault("recipe", lambda spec: spec.training.optimizer != "lbfgs", _lr, 3.4),
     "no warm-up": Fault("recipe", lambda spec: spec.family == "post_transformer", _no_warmup, 3.0),
     "momentum too high": Fault("recipe", _sgd, _momentum, 2.0),
     "clipping too tight": Fault("recipe", lambda spec: spec.training.optimizer in {"sgd", "nesterov", "adagrad"}, _clip, 1.5),
-    "half precision underflow": Fault("recipe", lambda spec: _half(spec) and not _sgd(spec), _underflow, 0.4),
+    "half precision underflow": Fault("recipe", lambda spec: _half(spec) and not _sgd(spec), _underflow, 0.5),
     "loss scale overflow": Fault("recipe", _half, _overflow, 0.5),
     "epsilon": Fault("recipe", lambda spec: spec.training.optimizer in {"adam", "adamw", "rmsprop"}, _eps, 1.2),
     "weight decay": Fault("recipe", lambda spec: spec.training.optimizer != "lbfgs", _decay, 1.5),

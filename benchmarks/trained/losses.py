@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.trained.data import HELD_OUT, dataset
+from benchmarks.trained.data import HELD_OUT, dataset, held_out
 from benchmarks.trained.spec import Loss, Spec
 
 TEMPERATURE = 0.2
@@ -69,30 +69,34 @@ def loss_function(loss: Loss) -> LossFunction:
     return value
 
 
-def floor(spec: Spec) -> float | None:
-    """The loss of the best constant output on held-out rows, or None where the loss knows none.
+def floors(spec: Spec) -> tuple[float, float]:
+    """The loss of the best constant output, on the rows of training and on the held-out batches.
 
     The constant is fitted on the rows of training and may differ from output to output: the mean for squared errors, the median
-    for absolute and Huber losses, base rates for cross-entropies. The best uninformative prediction is the mean image with an empty
-    code for the ELBO, a normal distribution of each coordinate for a flow, and equal similarities for two towers.
+    for absolute and Huber losses, base rates for cross-entropies. The ELBO, a flow and two towers know no constant; the best that
+    knows nothing of a row is the mean image with an empty code, a normal distribution of each coordinate, and equal similarities.
     """
     _, target = dataset(spec)
-    seen, kept = target[:-HELD_OUT], target[-HELD_OUT:]
+    seen, kept = target[:-HELD_OUT], torch.cat([aim for _, aim in held_out(spec)])
+    scale = spec.loss.weight * (spec.batch * target[0].numel() if spec.loss.summed else 1)
+    return scale * _floor(spec, seen, seen), scale * _floor(spec, seen, kept)
+
+
+def _floor(spec: Spec, seen: Tensor, rows: Tensor) -> float:
     name = spec.loss.name
     if name == "ce":
-        constant = torch.bincount(seen.flatten(), minlength=int(target.max()) + 1).float().clamp_min(1).log()
-        value = functional.cross_entropy(constant.expand(kept.numel(), -1), kept.flatten())
+        constant = torch.bincount(seen.flatten(), minlength=int(seen.max()) + 1).float().clamp_min(1).log()
+        value = functional.cross_entropy(constant.expand(rows.numel(), -1), rows.flatten())
     elif name == "bce":
-        value = functional.binary_cross_entropy(seen.mean(0).clamp(1e-3, 1 - 1e-3).expand_as(kept), kept)
+        value = functional.binary_cross_entropy(seen.mean(0).clamp(1e-3, 1 - 1e-3).expand_as(rows), rows)
     elif name == "elbo":
-        value = 0.5 * (kept - seen.mean(0)).pow(2).flatten(1).sum(-1).mean()
+        value = 0.5 * (rows - seen.mean(0)).pow(2).flatten(1).sum(-1).mean()
     elif name == "nll":
         spread = seen.std(0)
-        value = (0.5 * ((kept - seen.mean(0)) / spread).pow(2) + 0.5 * math.log(2 * math.pi) + spread.log()).mean()
+        value = (0.5 * ((rows - seen.mean(0)) / spread).pow(2) + 0.5 * math.log(2 * math.pi) + spread.log()).mean()
     elif name == "infonce":
         value = torch.tensor(math.log(spec.batch))
     else:
         constant = seen.mean(0) if name == "mse" else seen.median(0).values
-        value = _LOSSES[name](constant.expand_as(kept), kept)
-    scale = spec.loss.weight * (spec.batch * target[0].numel() if spec.loss.summed else 1)
-    return float(value) * scale
+        value = _LOSSES[name](constant.expand_as(rows), rows)
+    return float(value)

@@ -68,16 +68,17 @@ class MuonAndAdam(Optimizer):
         return value
 
     def _change(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
-        state, lr, beta = self.state[weight], group["lr"], group["momentum"]
+        state, lr, beta, gradient = self.state[weight], group["lr"], group["momentum"], weight.grad
+        assert gradient is not None
         mean = state.setdefault("mean", torch.zeros_like(weight))
         if weight.ndim == 2:
-            mean.lerp_(weight.grad, 1 - beta)
+            mean.lerp_(gradient, 1 - beta)
             size = math.sqrt(max(1.0, weight.shape[0] / weight.shape[1]))
-            return lr * size * orthogonalized(torch.lerp(weight.grad, mean, beta))
+            return lr * size * orthogonalized(torch.lerp(gradient, mean, beta))
         square = state.setdefault("square", torch.zeros_like(weight))
         state["count"] = count = state.get("count", 0) + 1
-        mean.lerp_(weight.grad, 0.1)
-        square.lerp_(weight.grad.square(), 0.01)
+        mean.lerp_(gradient, 0.1)
+        square.lerp_(gradient.square(), 0.01)
         return 0.1 * lr * (mean / (1 - 0.9**count)) / ((square / (1 - 0.99**count)).sqrt() + 1e-8)
 
 
@@ -124,14 +125,18 @@ def recipe_text(training: Training) -> str | None:
     """The recipe in gradlint's words, or None for an optimizer that has no name there."""
     if training.optimizer in {"adadelta", "lion", "muon", "lbfgs"}:
         return None
-    words = [("sgd" if training.optimizer == "nesterov" else training.optimizer), f"lr={training.lr:g}"]
-    words += [f"momentum={training.momentum:g}"] * bool(training.momentum)
-    words += ["nesterov=true"] * (training.optimizer == "nesterov")
-    words += [f"weight_decay={training.weight_decay:g}"] * bool(training.weight_decay)
-    words += [f"eps={training.eps:g}"] * (training.eps != 1e-8)
-    words += [f"clip_norm={training.clip_norm:g}"] if training.clip_norm is not None else []
-    words += [f"clip_value={training.clip_value:g}"] if training.clip_value is not None else []
-    words += [f"precision={training.precision}"] * (training.precision != "fp32")
-    words += [f"loss_scale={training.loss_scale:g}"] if training.loss_scale is not None else []
-    parts = [f"warmup:{training.warmup}"] * bool(training.warmup) + ["cosine"] * training.cosine
-    return " ".join(words + (["schedule=" + "+".join(parts)] if parts else []))
+    nesterov = training.optimizer == "nesterov"
+    settings = {
+        "lr": f"{training.lr:g}",
+        "momentum": training.momentum and f"{training.momentum:g}",
+        "nesterov": nesterov and "true",
+        "weight_decay": training.weight_decay and f"{training.weight_decay:g}",
+        "eps": training.eps != 1e-8 and f"{training.eps:g}",
+        "clip_norm": training.clip_norm and f"{training.clip_norm:g}",
+        "clip_value": training.clip_value and f"{training.clip_value:g}",
+        "precision": training.precision != "fp32" and training.precision,
+        "loss_scale": training.loss_scale and f"{training.loss_scale:g}",
+        "schedule": "+".join([f"warmup:{training.warmup}"] * bool(training.warmup) + ["cosine"] * training.cosine),
+    }
+    told = [f"{name}={value}" for name, value in settings.items() if value]
+    return " ".join(["sgd" if nesterov else training.optimizer, *told])

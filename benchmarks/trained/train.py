@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.trained.data import Data, batch, held_out
 from benchmarks.trained.families import build
 from benchmarks.trained.labels import run_label
-from benchmarks.trained.losses import LossFunction, floor, loss_function
+from benchmarks.trained.losses import LossFunction, floors, loss_function
 from benchmarks.trained.optimizers import optimizer, rate
 from benchmarks.trained.spec import Spec, Training
 
@@ -36,7 +36,7 @@ def train(spec: Spec, seed: int) -> dict[str, Any]:
         highest: The largest loss over the first.
         broken: The step at which the loss was not finite, the number of steps if weights are not finite after it, or None.
         held_out: The mean loss on held-out batches afterwards, in train mode, or None where it is not finite.
-        floor: The loss of the best constant on held-out rows.
+        floor, held_out_floor: The loss of the best constant on the rows of training and on the held-out batches.
     """
     model = network(spec, seed)
     loss = loss_function(spec.loss)
@@ -55,11 +55,13 @@ def train(spec: Spec, seed: int) -> dict[str, Any]:
             kept = statistics.fmean(float(loss(model(*inputs), target)) for inputs, target in held_out(spec))
         if not math.isfinite(kept):
             broken, kept = spec.steps, None
+    seen, unseen = floors(spec)
     return {
         **_summary([value for value in losses if math.isfinite(value)]),
         "broken": broken,
         "held_out": kept,
-        "floor": floor(spec),
+        "floor": seen,
+        "held_out_floor": unseen,
     }
 
 
@@ -85,7 +87,8 @@ def _step(model: nn.Module, loss: LossFunction, opt: torch.optim.Optimizer, data
     params = [weight for weight in model.parameters() if weight.grad is not None]
     if scale != 1.0:
         for weight in params:
-            weight.grad /= scale
+            assert weight.grad is not None
+            weight.grad.div_(scale)
     if training.clip_norm is not None:
         nn.utils.clip_grad_norm_(params, training.clip_norm)
     if training.clip_value is not None:
@@ -114,7 +117,10 @@ def _summary(losses: list[float]) -> dict[str, Any]:
 
 
 def trained(spec: Spec, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
-    """The runs of all seeds, or of those after which they disagree for good: numbers at four digits, and the seconds of processor time that they took."""
+    """Train on each seed, or until one run trained and another failed, which is grey whatever follows.
+
+    Returns "runs", as `train` returns them, at four digits, and "seconds", the processor time that they took.
+    """
     start = time.process_time()
     runs: list[dict[str, Any]] = []
     for seed in seeds:

@@ -98,6 +98,10 @@ class Rows(nn.Module):
         return self.norm(x.flatten(0, -2)).view_as(x)
 
 
+class OwnStart(nn.Linear):
+    """A linear layer whose initial weights are its family's own."""
+
+
 def norm(name: str, width: int, *, image: bool = False) -> nn.Module:
     """The norm of that name over `width` features, or over `width` channels of an image."""
     if name == "none":
@@ -148,9 +152,9 @@ def mixing(model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d | nn.C
 
 
 def start(model: nn.Module, shape: Architecture) -> None:
-    """Draw the weights of linear layers and convolutions by the architecture's scheme; a module with `own_start` keeps its own."""
+    """Draw the weights of linear layers and convolutions by the architecture's scheme; `OwnStart` keeps its own."""
     for _, module in mixing(model):
-        if shape.init != "default" and not getattr(module, "own_start", False):
+        if shape.init != "default" and not isinstance(module, OwnStart):
             if shape.init == "kaiming":
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             elif shape.init == "xavier":

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from benchmarks.trained.families.parts import Block, Sine, active, dense
+from benchmarks.trained.families.parts import Block, OwnStart, Sine, active, dense
 from benchmarks.trained.spec import Architecture
 
 
@@ -32,9 +32,8 @@ class Gate(nn.Module):
     def __init__(self, shape: Architecture) -> None:
         super().__init__()
         self.change = Block(nn.Linear(shape.width, shape.width), shape, shape.width)
-        self.gate = nn.Linear(shape.width, shape.width)
+        self.gate = OwnStart(shape.width, shape.width)
         nn.init.constant_(self.gate.bias, -1.0 if shape.gate_bias is None else shape.gate_bias)
-        self.gate.own_start = True
 
     def forward(self, x: Tensor) -> Tensor:
         """From (batch, width) to the same."""
@@ -94,19 +93,19 @@ class Hypernet(nn.Module):
 
     def __init__(self, shape: Architecture, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.half, self.inner, self.outputs = inputs // 2, 8, outputs
-        self.stem = nn.Linear(inputs - self.half, shape.width)
+        self.middle, self.inner, self.outputs = inputs // 2, 8, outputs
+        self.stem = nn.Linear(inputs - self.middle, shape.width)
         self.body = dense(shape)
-        self.first = nn.Linear(shape.width, self.inner * (self.half + 1))
+        self.first = nn.Linear(shape.width, self.inner * (self.middle + 1))
         self.last = nn.Linear(shape.width, outputs * (self.inner + 1))
         self.act = active(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """From (batch, inputs) to (batch, outputs)."""
-        code = self.body(self.act(self.stem(x[:, self.half :])))
-        first = self.first(code).view(-1, self.half + 1, self.inner) / math.sqrt(self.half) * 2
+        code = self.body(self.act(self.stem(x[:, self.middle :])))
+        first = self.first(code).view(-1, self.middle + 1, self.inner) / math.sqrt(self.middle) * 2
         last = self.last(code).view(-1, self.inner + 1, self.outputs) / math.sqrt(self.inner) * 2
-        hidden = torch.tanh(torch.bmm(x[:, None, : self.half], first[:, :-1]) + first[:, -1:])
+        hidden = torch.tanh(torch.bmm(x[:, None, : self.middle], first[:, :-1]) + first[:, -1:])
         return (torch.bmm(hidden, last[:, :-1]) + last[:, -1:])[:, 0]
 
 
@@ -169,12 +168,11 @@ class Coupling(nn.Module):
 
     def __init__(self, shape: Architecture, size: int, *, swap: bool) -> None:
         super().__init__()
-        self.half, self.swap = size // 2, swap
-        self.stem, self.act = nn.Linear(self.half, shape.width), active(shape)
+        self.middle, self.swap = size // 2, swap
+        self.stem, self.act = nn.Linear(self.middle, shape.width), active(shape)
         self.body = dense(shape, 1)
-        self.head = nn.Linear(shape.width, size)
-        nn.init.normal_(self.head.weight, std=0.02)
-        self.head.own_start = True  # a flow starts near the identity
+        self.head = OwnStart(shape.width, size)
+        nn.init.normal_(self.head.weight, std=0.02)  # a flow starts near the identity
         self.branch = shape.branch
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
