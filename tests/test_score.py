@@ -8,12 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 import gradlint
-from gradlint.growth import HEALTHY, LIMIT
+from gradlint.growth import LIMIT
 from gradlint.measurements import SURROGATE
 from gradlint.measurements.coverage import Coverage
 from gradlint.measurements.faults import NonFinite

@@ -96,6 +96,18 @@ def table_of(cases: Sequence[Known], level: Level) -> dict[str, Values]:
     return {name: np.array([value(case.evidence) for case in cases], float) for name, value in FEATURES[level].items()}
 
 
+def held_out(cases: Sequence[Known], level: Level) -> Values:
+    """The probabilities of some cases, each by a fit to all families but its own."""
+    table, fails = table_of(cases, level), np.array([case.fails for case in cases])
+    families = np.array([case.case.spec.family for case in cases])
+    chances = np.zeros(len(cases))
+    for family in sorted(set(families)):
+        own = families == family
+        fitted = fit({name: column[~own] for name, column in table.items()}, fails[~own])
+        chances[own] = fitted({name: column[own] for name, column in table.items()})
+    return chances
+
+
 def row(name: str, cases: Sequence[Known], chances: Values) -> str:
     """One line of figures."""
     fails = np.array([case.fails for case in cases])
@@ -124,6 +136,7 @@ def main() -> None:
             continue
         fitted = fit(table_of(sides["fit"], level), np.array([case.fails for case in sides["fit"]]))
         levels[str(level)] = {"offset": round(fitted.offset, 4), "weights": {k: round(v, 4) for k, v in fitted.weights.items()}}
+        print(row(f"{level}, family left out", sides["fit"], held_out(sides["fit"], level)), flush=True)
         for side, some in sides.items():
             print(row(f"{level}, {side}", some, fitted(table_of(some, level))), flush=True)
         seen = [case for case in sides["test"] if case.visible_at(level)]
