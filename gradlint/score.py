@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from gradlint.growth import LIMIT
 from gradlint.growth.tracks import counted
 from gradlint.measurements.learning import Learning
-from gradlint.measurements.reach import shortest_reach
 from gradlint.result import Confidence, Effect, Finding, Growth, Measurement, Severity, TargetReport, Verdict
 
 _DOUBT = 49  # the highest score of a model that is not more likely to train than to fail
@@ -19,7 +18,7 @@ def worst_growth(measurement: Measurement) -> Growth:
     """Return the growth over the spine, or the growth along time if that exceeds `LIMIT` and is larger.
 
     Decay along time does not count here. Recurrences decay at initialization, which limits their memory but does not make
-    training fail; it costs score, see `gradlint.measurements.reach`, and rules report it.
+    training fail; it costs score, see `gradlint.calibration`, and rules report it.
     """
     recurrent = max((item.growth for item in measurement.time), key=lambda growth: growth.decades, default=None)
     if recurrent is not None and recurrent.decades >= LIMIT and recurrent.decades > abs(measurement.growth.decades):
@@ -102,9 +101,7 @@ def judge(
     if Verdict.UNSTABLE in made or (rehearsed is not None and rehearsed.is_certain):
         return Judgment(Verdict.UNSTABLE, doubt)
     known = state.conclusive and growth is not None
-    reach = shortest_reach(measurement.time if measurement is not None else (), findings)
-    most = reach.score if reach is not None and not learned else 100
-    return Judgment(Verdict.HEALTHY if known else Verdict.UNKNOWN, min(most, doubt) if errors or not known else most)
+    return Judgment(Verdict.HEALTHY if known else Verdict.UNKNOWN, doubt if errors or not known else 100)
 
 
 def _is_not_finite(measurement: Measurement) -> bool:

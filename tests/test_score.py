@@ -278,31 +278,6 @@ def test_a_report_fails_by_a_finding_or_by_its_score():
     assert failed(warned, Severity.WARNING, 10)
 
 
-# decay along time ---------------------------------------------------------------------------------------------------------
-
-
-def fading(steps, reads, horizon=20.0, axis=1):
-    return TimeGrowth("rnn", (), Growth(-3.0 * steps / horizon), -3.0 / horizon, 0.0, horizon, (), axis, steps, reads=reads)
-
-
-@pytest.mark.parametrize(
-    ("steps", "reads", "score"),
-    [(40, "last", 100), (50, "last", 90), (80, "last", 75), (2000, "last", 51), (80, "every", 88), (80, "pooled", 100)],
-)
-def test_decay_over_more_than_two_reaches_costs_the_share_of_tasks_that_are_not_learned(steps, reads, score):
-    assert judged(measurement(time=(fading(steps, reads),)), 0.0) == (Verdict.HEALTHY, score)
-
-
-def test_decay_without_a_sequence_costs_nothing_and_growth_decides_where_it_is_worse():
-    assert judged(measurement(time=(fading(80, "last", axis=None),)), 0.0)[1] == 100
-    assert judged(measurement(time=(fading(80, "last"),)), 9.0) == (Verdict.EXPLODES, 49)
-
-
-def test_a_predicted_decay_costs_what_a_measured_one_does():
-    predicted = replace(finding(Severity.NOTE), evidence={"horizon": 20.0, "steps": 80, "reads": "last"})
-    assert judged(None, 0.0, [predicted]) == (Verdict.HEALTHY, 75)
-
-
 @pytest.mark.parametrize(("optimizer", "verdict"), [("adam lr=1e-3", "healthy"), ("sgd lr=1e-3", "vanishes")])
 def test_growth_does_not_overrule_a_rehearsal_that_learns(optimizer, verdict):
     """Adam divides the scale of a gradient away; gradient descent does not."""

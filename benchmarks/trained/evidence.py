@@ -46,11 +46,10 @@ class Known:
 
 
 def known(level: Level, file: Path = FILE, cases: Path = TRAINED) -> list[Known]:
-    """The cases that are not grey with their evidence at a level; that of a check with a recipe where no other was kept."""
+    """The cases that are not grey, with their evidence at a level."""
     rows: dict[int, dict[str, Any]] = {}
     for row in _rows(file):
-        serves = row["level"] == level or (row["level"] == Level.RECIPE and level is not Level.STATIC)
-        if row.get("evidence") and serves and (row["number"] not in rows or row["level"] == level):
+        if row.get("evidence") and row["level"] == level:
             rows[row["number"]] = row
     there = (case for case in read(cases, grey=False) if case.spec.number in rows)
     return [Known(case, rows[case.spec.number], _evidence(rows[case.spec.number]["evidence"])) for case in there]

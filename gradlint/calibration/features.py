@@ -11,8 +11,6 @@ from gradlint.measurements.rehearsal import LEARNED_CLEARLY
 QUIET, STRONG = -0.8, 2.7  # decades between which the gradients of all weights together lie in 101 healthy trained models
 USUAL = 100.0  # a gradient norm of the loss; larger ones are the usual sign of trouble
 FAINT = 1e-2  # a gradient norm of the loss; smaller ones are faint
-RECIPE_RULES = frozenset({"GL107", "GL601", "GL703", "GL704", "GL807"})
-"""Rules whose facts are features of their own."""
 
 
 def _capped(value: float | None, most: float, least: float = 0.0) -> float:
@@ -41,7 +39,7 @@ def _over(value: float | None, constant: float | None) -> float:
     return _capped(_decades(value / constant), 6.0)
 
 
-def _unlearned(evidence: Evidence) -> float:
+def unlearned(evidence: Evidence) -> float:
     """Return 1 for a rehearsal that ends at the best constant or above, and 0 for one that ends `LEARNED_CLEARLY` below it.
 
     Where no constant is known, the first loss stands for it.
@@ -60,10 +58,9 @@ MODEL: Mapping[str, Callable[[Evidence], float]] = {
     "output": lambda e: _capped(abs(e.output or 0.0), 6.0),
     "tangent": _outside,
     "along": lambda e: _capped(e.along, 6.0),
-    "reach": lambda e: 1.0 - e.reach,
     "silent": lambda e: e.silent,
-    "errors": lambda e: min(len(set(e.errors) - RECIPE_RULES), 2),
-    "warnings": lambda e: min(len(set(e.warnings) - RECIPE_RULES), 3),
+    "errors": lambda e: min(len(e.errors), 2),
+    "warnings": lambda e: min(len(e.warnings), 3),
     "unknown": lambda e: float(not e.conclusive),
 }
 LOSS: Mapping[str, Callable[[Evidence], float]] = {
@@ -73,7 +70,7 @@ LOSS: Mapping[str, Callable[[Evidence], float]] = {
     "inputs": lambda e: _capped(e.inputs, 4.0, 0.5),
 }
 RECIPE: Mapping[str, Callable[[Evidence], float]] = {
-    "unlearned": _unlearned,
+    "unlearned": unlearned,
     "above": lambda e: _over(e.last, e.constant if e.constant is not None else e.first),
     "peak": lambda e: _capped(_decades(e.peak / abs(e.first)), 4.0, 0.5) if e.peak and e.first else 0.0,
     "diverged": lambda e: float(e.diverged),

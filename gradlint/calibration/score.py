@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from gradlint.calibration.features import features
+from gradlint.calibration.features import features, unlearned
 from gradlint.measurements.evidence import Evidence, Level, Score
 
 _FILE = Path(__file__).with_name("coefficients.json")  # written by benchmarks/trained/fit.py, which says from what
@@ -47,5 +47,9 @@ def scored(evidence: Evidence, most: int = 100) -> Score:
         after = 100.0 * (1.0 - fitted.probability(reached))
         moved.append((name, after - before))
         before = after
+    forgotten = 1.0 - evidence.reach  # the share of tasks that a short memory costs, unless one was seen to be learned
+    forgotten *= unlearned(evidence) if evidence.level is Level.RECIPE else 1.0
+    moved.append(("reach", -forgotten * before))
+    before *= 1.0 - forgotten
     told = tuple((name, round(points)) for name, points in moved if points <= -_SHOWN)
     return Score(min(round(before), most), round(best), told)

@@ -95,6 +95,19 @@ def test_a_limit_holds():
     assert scored(SOUND, 0).points == 0
 
 
+@pytest.mark.parametrize("level", [Level.STATIC, Level.MODEL, Level.LOSS])
+def test_a_short_memory_costs_its_share_of_tasks(level):
+    kept, whole = (scored(replace(SOUND, level=level, reach=reach)) for reach in (0.75, 1.0))
+    assert kept.points == pytest.approx(0.75 * whole.points, abs=1.0)
+    assert kept.moved[-1] == ("reach", pytest.approx(-0.25 * whole.points, abs=1.0))
+
+
+def test_a_short_memory_costs_nothing_where_the_task_was_seen_to_be_learned():
+    assert scored(replace(SOUND, reach=0.5)) == scored(SOUND)
+    stuck = replace(SOUND, last=1.0)
+    assert scored(replace(stuck, reach=0.5)).points < scored(stuck).points
+
+
 def test_coefficients_are_few_not_negative_and_of_features_that_exist():
     assert set(coefficients()) == set(Level)
     for level, fitted in coefficients().items():
