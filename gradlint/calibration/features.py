@@ -62,12 +62,12 @@ MODEL: Mapping[str, Callable[[Evidence], float]] = {
     "errors": lambda e: min(len(e.errors), 2),
     "warnings": lambda e: min(len(e.warnings), 3),
     "unknown": lambda e: float(not e.conclusive),
+    "inputs": lambda e: _capped(e.inputs, 4.0, 0.5),
 }
 LOSS: Mapping[str, Callable[[Evidence], float]] = {
     "excess": lambda e: _over(e.value, e.constant) if e.ratio else 0.0,
     "gradient": lambda e: _capped(_decades(e.gradient), 6.0, math.log10(USUAL)) if e.gradient else 0.0,
     "faint": lambda e: _capped(-_decades(e.gradient), 6.0, -math.log10(FAINT)) if e.gradient is not None else 0.0,
-    "inputs": lambda e: _capped(e.inputs, 4.0, 0.5),
 }
 RECIPE: Mapping[str, Callable[[Evidence], float]] = {
     "unlearned": unlearned,

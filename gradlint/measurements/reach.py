@@ -2,7 +2,7 @@
 
 `benchmarks/recurrent_memory.py` trains 170 small recurrences. Where the last state alone is read, the first of all tokens is
 learned by 20 of 24 over up to one reach, by 6 of 15 over up to two (`MEMORY`), and by 1 of 29 over more; a token of two steps
-before by 10 of 12 there. The score is multiplied by the share of tasks that are learned, if half of them are near and the others ask
+before by 10 of 12 there. The score is multiplied by the share of tasks that are learned, if half are near and the others ask
 for something at any distance in the sequence. With a result for every step, the first token is learned by 11 of 12 over more than
 two reaches if it is asked for at every step, and by none of 12 if at the last one: the cost is half. Pooled states, where 12 of
 12 learn it, cost nothing: every step has a gradient of its own. No decay is an error, for near tasks are learned in spite of it.

@@ -27,9 +27,9 @@ from gradlint.probe.experiments.training import batch_of
 from gradlint.probe.recorder import real
 from gradlint.recipe import Recipe
 
-STEPS = 30  # the most products with the Hessian
-LEAST = 10  # the fewest: with fewer, the iteration may stop at the second eigenvalue
-ACCURACY = 0.002  # relative error of the largest eigenvalue at which the iteration stops
+STEPS = 20  # the most products with the Hessian
+LEAST = 6  # the fewest: with fewer, the iteration may stop at the second eigenvalue
+ACCURACY = 0.02  # relative error of the largest eigenvalue at which the iteration stops; a rate is chosen to no more
 ASYMMETRY = 0.02  # relative: exact products with more are wrong, because a custom backward hides what it depends on
 DRAWS = 4  # batches, or draws of dropout, for which the gradient is computed
 SHIFT = 3e-4  # step of central differences, relative to the norm of the weights

@@ -18,6 +18,7 @@ from gradlint.growth import LIMIT
 from gradlint.measurements.rehearsal import (
     FLAT,
     LEARNED,
+    LEARNED_CLEARLY,
     RISEN,
     Cause,
     DeadUnits,
@@ -43,6 +44,8 @@ from gradlint.signal_path import is_weight_layer
 STEPS = 40  # the default number of steps
 LONGER = 5  # times as many, where the loss has not fallen below that of the best constant
 ENOUGH = 20  # steps in which a loss should change
+SETTLED = 5  # losses in a row that lie far below the constant
+SMOOTH = 1.2  # times the first loss: 110 healthy runs end at most there
 SECONDS = 60.0  # for all steps together, if the user did not give their number
 SECONDS_LONGER = 20.0  # for the longer run
 BEYOND = 2.0  # times the step with which a weight is expected to leave its domain: momentum goes on, gradients fade
@@ -208,9 +211,18 @@ class _Rehearser:
         self.restore()
         self.objective.restart()
         trainer = Trainer(self.objective, recipe, self.bare)
-        run = trainer.run(steps or self.steps, min(until, self.until))
+        own = self.setting.task.rehearse is not None or steps is not None
+        enough = self._has_learned if not own else lambda _: False
+        run = trainer.run(steps or self.steps, min(until, self.until), enough)
         self._first_losses.setdefault(0, run.losses[0])
         return trainer, run
+
+    def _has_learned(self, losses: Sequence[float]) -> bool:
+        """Return whether a loss has come down smoothly, and stays far below that of the best constant: more steps tell no more."""
+        if self._constant is None or self.varies or len(losses) <= ENOUGH:
+            return False
+        below = self._constant - 2.0 * LEARNED_CLEARLY * abs(self._constant)
+        return max(losses[-SETTLED:]) <= below and max(losses) <= SMOOTH * abs(losses[0]) and losses[-1] <= losses[-SETTLED]
 
     def _confirmed(self, items: tuple[Leaving, ...]) -> tuple[Leaving, ...]:
         """Take as many steps as the first weight needs to leave its domain, and return the weights if the run breaks.

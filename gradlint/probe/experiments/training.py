@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,8 +74,8 @@ class Trainer:
         self.index = 0
         self.state = torch.get_rng_state()
 
-    def run(self, steps: int, until: float = math.inf) -> Run:
-        """Take up to `steps` steps and return their record.
+    def run(self, steps: int, until: float = math.inf, enough: Callable[[Sequence[float]], bool] = lambda _: False) -> Run:
+        """Take up to `steps` steps, or as many as `enough` asks for, and return their record.
 
         The run ends early if the loss or the gradient is not finite, if the loss is hopelessly large, or if `time.monotonic()`
         exceeds `until`. Raises the error of the loss or of the model only if it occurs before the first update.
@@ -96,7 +96,7 @@ class Trainer:
                 run.ended = "loss"
             elif self.index < steps:
                 self._update(loss, run)
-            if run.ended or _is_hopeless(run.losses):
+            if run.ended or _is_hopeless(run.losses) or enough(run.losses):
                 break
             if time.monotonic() > until and FEWEST <= self.index < steps:
                 run.stopped = f"stopped after {self.index} of {steps} steps, as its time was over"

@@ -166,8 +166,8 @@ def test_onnx_model_has_the_sharpness_of_the_module_that_it_was_exported_from(tm
     with runnable.untouched():
         curvature = measure_curvature(Objective(runnable, task), Recipe("adam"))
     assert curvature.exact
-    assert curvature.sharpness == pytest.approx(expected.sharpness, rel=0.01)
-    assert curvature.preconditioned == pytest.approx(expected.preconditioned, rel=0.01)
+    assert curvature.sharpness == pytest.approx(expected.sharpness, rel=0.03)
+    assert curvature.preconditioned == pytest.approx(expected.preconditioned, rel=0.03)
 
 
 def test_curvature_survives_the_way_between_processes():
