@@ -222,7 +222,8 @@ class _Rehearser:
         if self._constant is None or self.varies or len(losses) <= ENOUGH:
             return False
         below = self._constant - 2.0 * LEARNED_CLEARLY * abs(self._constant)
-        return max(losses[-SETTLED:]) <= below and max(losses) <= SMOOTH * abs(losses[0]) and losses[-1] <= losses[-SETTLED]
+        lately = losses[-SETTLED:]
+        return max(lately) <= below and lately[-1] <= lately[0] and max(losses) <= SMOOTH * abs(losses[0])
 
     def _confirmed(self, items: tuple[Leaving, ...]) -> tuple[Leaving, ...]:
         """Take as many steps as the first weight needs to leave its domain, and return the weights if the run breaks.
