@@ -218,7 +218,7 @@ class _Rehearser:
         return trainer, run
 
     def _has_learned(self, losses: Sequence[float]) -> bool:
-        """Return whether a loss has come down smoothly, and stays far below that of the best constant: more steps tell no more."""
+        """Return whether a loss came down smoothly, and stays far below that of the best constant: more steps tell no more."""
         if self._constant is None or self.varies or len(losses) <= ENOUGH:
             return False
         below = self._constant - 2.0 * LEARNED_CLEARLY * abs(self._constant)
