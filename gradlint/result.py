@@ -25,6 +25,7 @@ from gradlint.measurements.evidence import Evidence, Score
 from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.loss import InputFacts, LossFacts
+from gradlint.measurements.means import Bare, Floor, Held
 from gradlint.measurements.numbers import Headroom, Range, Suspect
 from gradlint.measurements.rehearsal import Rehearsal
 from gradlint.measurements.reinitialization import Redraws
@@ -239,6 +240,9 @@ class Measurement:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     suspects: tuple[Suspect, ...] = ()  # operators of the loss function that may break
     headroom: Headroom | None = None  # what a low-precision format holds of the values
+    held: Held | None = None  # which weights the user's optimizers hold
+    floor: Floor | None = None  # how low the loss of a classifier comes
+    bare: tuple[Bare, ...] = ()  # weights that stand under a log, a root or a fraction bar
 
     @property
     def observed(self) -> Mapping[str, Any]:

@@ -6,7 +6,8 @@ What it finds:
     the same of P^-1/2 H P^-1/2. With a warm-up the learning rate of the first step counts. Networks often survive more: the loss
     rises, the weights move to where it is flatter, and training goes on. So it speaks where the rehearsal failed, or, without
     one, where SGD is far over the limit of the loss that was given. A limit a thousand times below the learning rate is the
-    consequence of a scale, if a finding about one (GL107, GL601) is there.
+    consequence of a scale, if a finding about one (GL107, GL601) is there; so is one that the scale explains, for the sharpness
+    grows with the square of the last layer's gain (GL107), and of the growth along the layers (GL101).
 
 Why it explodes:
     Along the sharpest direction each step multiplies the distance to the valley by 1 - lr h. Beyond 2 / h that is below -1: the
@@ -38,6 +39,8 @@ from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Needs, Rec
 # BatchNorm survives 64 times: without a rehearsal nothing is said.
 PLAIN = 32.0
 MOMENTUM = 12.0
+OWN = frozenset({"GL105", "GL110", "GL401", "GL710"})
+"""Rules that say themselves what they explain."""
 SURROGATE = "a surrogate: distance to random numbers"
 SCALED = 1000.0  # times the limit: published learning rates of one optimizer span less for models at a usual scale
 OTHERS = frozenset({probed.Cause.OPERATOR, probed.Cause.PRECISION, probed.Cause.GROWTH, probed.Cause.SLOW})
@@ -80,7 +83,7 @@ class LearningRateAboveStabilityLimit(Rule):
     name = "learning-rate-above-stability-limit"
     severity = Severity.ERROR
     needs = Needs.RECIPE
-    explained_by = ("GL107", "GL601")
+    explained_by = ("GL101", "GL107", "GL601")
     examples = (
         Example(lambda: _builder(0.3, 0.1, fails=True), fires_on=("linear0",)),
         Example(lambda: _builder(3.3, 0.1), fires_on=("linear0",)),
@@ -103,9 +106,11 @@ class LearningRateAboveStabilityLimit(Rule):
         return None if subject.training.curvature is not None else "the curvature was not measured"
 
     def relates(self, cause: Finding, symptom: Finding) -> bool:
-        """A scale explains a limit that is far below the learning rate."""
-        del cause
-        return bool(symptom.evidence["factor"] >= SCALED)
+        """A scale explains a limit that is far below the learning rate, or one by whose square it is too low."""
+        factor = symptom.evidence["factor"]
+        if cause.rule in OWN:
+            return True
+        return bool(factor >= SCALED or max(cause.evidence.get("gain") or 0.0, 10.0**cause.decades) ** 2 >= factor)
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """At most one finding."""

@@ -52,6 +52,8 @@ REMEDIES = {
 }
 SCALES = frozenset({"GL107", "GL601"})
 """Rules about the scale of outputs, inputs and targets."""
+BREAKS = frozenset({"GL602", "GL603", "GL605", "GL708"})
+"""Rules about operators and formats that break."""
 
 
 def _builder(**fields: Any) -> GraphBuilder:
@@ -111,9 +113,11 @@ class RehearsalDiverges(Rule):
         return None if subject.training.rehearsal is not None else "nothing was rehearsed"
 
     def relates(self, cause: Finding, symptom: Finding) -> bool:
-        """Findings about operators, number formats and scales explain failures that these made."""
-        made = {Cause.SCALE} if cause.rule in SCALES else {Cause.OPERATOR, Cause.PRECISION}
-        return symptom.evidence.get("cause") in made
+        """Findings about operators and number formats explain failures that these made, and all others the rest."""
+        made = symptom.evidence.get("cause")
+        if cause.rule in SCALES and cause.severity is not Severity.ERROR:
+            return bool(made is Cause.SCALE)
+        return (made in {Cause.OPERATOR, Cause.PRECISION}) == (cause.rule in BREAKS)
 
     def check(self, subject: Subject) -> Iterator[Finding]:
         """One finding, with the cause and what was tried."""

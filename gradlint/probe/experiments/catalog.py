@@ -12,6 +12,7 @@ from gradlint.frontends.base import PartialRun, Runnable
 from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.probe.experiments.curvature import curvature
 from gradlint.probe.experiments.loss import inputs, loss
+from gradlint.probe.experiments.means import bare, floor, held
 from gradlint.probe.experiments.numerics import headroom, suspects
 from gradlint.probe.experiments.rehearsal import rehearsal
 from gradlint.probe.experiments.reinitialization import redraws
@@ -28,6 +29,9 @@ Experiment = Callable[[Setting], Mapping[str, Any]]
 EXPERIMENTS: tuple[tuple[str, Experiment], ...] = (
     ("inputs", inputs),
     ("loss", loss),
+    ("held weights", held),
+    ("floor of the loss", floor),
+    ("bare weights", bare),
     ("operators of the loss", suspects),
     ("headroom", headroom),
     ("segments", segments),
