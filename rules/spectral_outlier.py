@@ -28,7 +28,9 @@ from collections.abc import Iterator
 
 from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Node, Rule, Severity, Subject, Weight, is_weight_layer
 
-RATIO = 3.0  # of 1900 drawn weights of 88 architectures the largest has 1.1; trained ones reach 5.2 with a mean of 0.55 deviations
+RATIO = (
+    3.0  # of 1900 drawn weights of 88 architectures the largest has 1.1; trained ones reach 5.2 with a mean of 0.55 deviations
+)
 EXCESS = 3.0  # decades: eight layers with a ratio of 3 have 3.8 and do not train, three with 8 have 2.7 and train
 BLOWN = 2.25  # decades of the output at which a drawn model is as likely to fail as not; see benchmarks/planted_faults.py
 SMALLEST = 8  # rows and columns

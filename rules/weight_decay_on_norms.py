@@ -21,7 +21,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradlint.rule import Confidence, Example, Finding, GraphBuilder, Kind, Needs, Recipe, Rule, Severity, Subject, kind_of, probed
+from gradlint.rule import (
+    Confidence,
+    Example,
+    Finding,
+    GraphBuilder,
+    Kind,
+    Needs,
+    Recipe,
+    Rule,
+    Severity,
+    Subject,
+    kind_of,
+    probed,
+)
 
 STRONG = 0.05  # the least decay of published recipes that leave norms and biases out (DeiT, Swin, ConvNeXt)
 

@@ -72,7 +72,9 @@ class WeightsNotOptimized(Rule):
         yield self.finding(
             subject,
             nodes,
-            f"the optimizer holds {what}" if not held.held else f"the optimizer does not hold {what}, {share:.0%} of the elements",
+            f"the optimizer holds {what}"
+            if not held.held
+            else f"the optimizer does not hold {what}, {share:.0%} of the elements",
             severity=Severity.ERROR if not held.held else severity,
             confidence=Confidence.MEASURED,
             remedy="build it from model.parameters() once the model is complete, or freeze what should stay",

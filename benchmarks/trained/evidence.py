@@ -35,6 +35,16 @@ class Known:
         return self.case.label != "trains"
 
     @property
+    def least(self) -> float:
+        """The least probability of failing that the verdict allows."""
+        return 1.0 - self.row["most"] / 100.0
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the verdict alone says that it fails."""
+        return bool(self.row["most"] == 0)
+
+    @property
     def split(self) -> str:
         """The side of its family."""
         return self.case.spec.split

@@ -71,7 +71,7 @@ def examined(kept: Trained, level: Level, *, several: bool = False) -> dict[str,
     held = [f for f in result.findings if f.confidence != "refuted" and f.severity in {"error", "warning"}]
     return row | {
         "verdict": str(result.verdict),
-        "score": result.score,
+        "most": result.made.most if result.made else 100,
         "findings": [[f.rule, str(f.severity), f.module, f.caused_by or ""] for f in held],
         "evidence": {name: _plain(value) for name, value in asdict(result.evidence).items()} if result.evidence else None,
         "notes": [note for note in result.notes if "not measured" in note],

@@ -96,15 +96,25 @@ def table_of(cases: Sequence[Known], level: Level) -> dict[str, Values]:
     return {name: np.array([value(case.evidence) for case in cases], float) for name, value in FEATURES[level].items()}
 
 
+def chances_of(cases: Sequence[Known], level: Level, fitted: Fitted) -> Values:
+    """The probabilities of failing, at least those that the verdicts allow."""
+    return np.maximum(fitted(table_of(cases, level)), [case.least for case in cases])
+
+
+def fit_to(cases: Sequence[Known], level: Level) -> Fitted:
+    """Fit the coefficients of a level to the cases that a verdict does not decide."""
+    open_ones = [case for case in cases if not case.is_certain]
+    return fit(table_of(open_ones, level), np.array([case.fails for case in open_ones]))
+
+
 def held_out(cases: Sequence[Known], level: Level) -> Values:
     """The probabilities of some cases, each by a fit to all families but its own."""
-    table, fails = table_of(cases, level), np.array([case.fails for case in cases])
-    families = np.array([case.case.spec.family for case in cases])
+    families = sorted({case.case.spec.family for case in cases})
     chances = np.zeros(len(cases))
-    for family in sorted(set(families)):
-        own = families == family
-        fitted = fit({name: column[~own] for name, column in table.items()}, fails[~own])
-        chances[own] = fitted({name: column[own] for name, column in table.items()})
+    for family in families:
+        fitted = fit_to([case for case in cases if case.case.spec.family != family], level)
+        own = [index for index, case in enumerate(cases) if case.case.spec.family == family]
+        chances[own] = chances_of([cases[index] for index in own], level, fitted)
     return chances
 
 
@@ -134,13 +144,13 @@ def main() -> None:
         sides = {side: [case for case in cases if case.split == side] for side in ("fit", "test")}
         if not all(sides.values()):
             continue
-        fitted = fit(table_of(sides["fit"], level), np.array([case.fails for case in sides["fit"]]))
+        fitted = fit_to(sides["fit"], level)
         levels[str(level)] = {"offset": round(fitted.offset, 4), "weights": {k: round(v, 4) for k, v in fitted.weights.items()}}
         print(row(f"{level}, family left out", sides["fit"], held_out(sides["fit"], level)), flush=True)
         for side, some in sides.items():
-            print(row(f"{level}, {side}", some, fitted(table_of(some, level))), flush=True)
+            print(row(f"{level}, {side}", some, chances_of(some, level, fitted)), flush=True)
         seen = [case for case in sides["test"] if case.visible_at(level)]
-        print(row(f"{level}, visible", seen, fitted(table_of(seen, level))), flush=True)
+        print(row(f"{level}, visible", seen, chances_of(seen, level, fitted)), flush=True)
         print("   ", levels[str(level)])
     if options.write:
         provenance = "benchmarks/trained/fit.py on the families for fitting of benchmarks/trained/models.jsonl.gz"

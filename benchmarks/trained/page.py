@@ -46,7 +46,7 @@ def _fails(cases: Sequence[Known]) -> NDArray[np.bool_]:
 
 def _chances(cases: Sequence[Known], level: Level) -> Values:
     fitted = coefficients()[level]
-    return np.array([fitted.probability(features(case.evidence, level)) for case in cases])
+    return np.array([max(fitted.probability(features(case.evidence, level)), case.least) for case in cases])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -52,4 +52,4 @@ def scored(evidence: Evidence, most: int = 100) -> Score:
     moved.append(("reach", -forgotten * before))
     before *= 1.0 - forgotten
     told = tuple((name, round(points)) for name, points in moved if points <= -_SHOWN)
-    return Score(min(round(before), most), round(best), told)
+    return Score(min(round(before), most), round(best), told, most)

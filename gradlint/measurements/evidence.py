@@ -94,8 +94,10 @@ class Score:
         points: An integer from 0 to 100: 100 times the probability that training does not fail.
         best: The points of a model of which as much is known, with nothing against it.
         moved: What moved the score down from there, by feature, in points; the largest first.
+        most: The most points that the verdict allows.
     """
 
     points: int
     best: int
     moved: tuple[tuple[str, int], ...] = ()
+    most: int = 100

@@ -23,7 +23,9 @@ from gradlint.probe.experiments.setting import Setting
 from gradlint.signal_path import is_weight_layer, kind_of
 
 GAPS = (1.0, 3.0, 50.0)  # logits: with smoothed labels the best ones are small, and with 50 a prediction is certain
-_RAW = frozenset({Kind.ADD, Kind.MUL, Kind.MATH, Kind.SOFTMAX, Kind.ACTIVATION, Kind.UNKNOWN})  # kinds that may take a bare weight
+_RAW = frozenset(
+    {Kind.ADD, Kind.MUL, Kind.MATH, Kind.SOFTMAX, Kind.ACTIVATION, Kind.UNKNOWN}
+)  # kinds that may take a bare weight
 
 
 def held(setting: Setting) -> Mapping[str, Any]:
