@@ -64,13 +64,15 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
     with clock("theory"):
         expected = subject.predicted_growth
         conclusive = expected.conclusive if measurement is None else measured_all_layers(graph, measurement)
+        conclusive = conclusive and not options.given_up
     with clock("rules"):
         findings, skipped = apply_rules(rules, subject)
     if not (trained := trains(loaded.frontend, graph, measurement)):  # how it would train does not matter
         findings = tuple(finding for finding in findings if finding.verdict is Verdict.NON_FINITE)
     if measurement is None:
         growth = growth_with_claims(expected.growth, findings)
-        conclusive = conclusive or growth is not expected.growth  # an error claims this growth
+        if growth is not expected.growth and not options.given_up:  # an error claims this growth
+            conclusive = True
     else:
         growth = worst_growth(measurement) if has_gradient(measurement) else None
     made_of = attribution(subject, growth)
@@ -106,7 +108,7 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
         timings=clock.stages,
         seeds=measurement.seeds if measurement else 0,
         rules_checked=len(rules) - len(skipped),
-        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ())),
+        notes=(*loaded.notes_of(), *(measurement.notes if measurement else ()), *filter(None, [options.given_up])),
         capture=loaded.capture_of(),
         predicted=expected.growth if measurement else growth,
         time=measurement.time if measurement else (),
@@ -119,6 +121,7 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
         evidence=known,
         made=made,
         stack=repeated_stack(subject),
+        given_up=options.given_up,
     )
 
 
