@@ -36,32 +36,30 @@ def largest_run(backward: Sequence[float]) -> Run:
     if steps.size == 0:
         return Run(0.0, 0, 0)
     left, right = _spans(steps)
-    highest, lowest = _Extremes(levels), _Extremes(-levels)
-    best = Run(0.0, 0, 0)
-    for index, step in enumerate(steps):
-        start = highest.argmax(int(left[index]), index)
-        end = lowest.argmax(index + 1, int(right[index]))
-        total = float(levels[start] - levels[end] - step)
-        if total > best.decades:
-            best = Run(total, start, end)
-    return best
+    index = np.arange(steps.size)
+    starts = _Extremes(levels).argmax(left, index)
+    ends = _Extremes(-levels).argmax(index + 1, right)
+    totals = levels[starts] - levels[ends] - steps
+    best = int(totals.argmax())
+    return Run(float(totals[best]), int(starts[best]), int(ends[best])) if totals[best] > 0.0 else Run(0.0, 0, 0)
 
 
 def _spans(steps: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return, for each step, the first and last chain index of the widest run in which no step is larger."""
     count = steps.size
-    left, right = np.zeros(count, dtype=np.int64), np.full(count, count, dtype=np.int64)
+    left, right = [0] * count, [count] * count
+    sizes = steps.tolist()
     stack: list[int] = []
-    for index in range(count):
-        while stack and steps[stack[-1]] < steps[index]:
+    for index, size in enumerate(sizes):
+        while stack and sizes[stack[-1]] < size:
             right[stack.pop()] = index
         left[index] = stack[-1] + 1 if stack else 0
         stack.append(index)
-    return left, right
+    return np.array(left, dtype=np.int64), np.array(right, dtype=np.int64)
 
 
 class _Extremes:
-    """A sparse table that finds the index of the largest value in a range in constant time, after O(n log n) set-up."""
+    """A sparse table that finds the indices of the largest values in ranges in constant time, after O(n log n) set-up."""
 
     def __init__(self, values: NDArray[np.float64]) -> None:
         self._values = values
@@ -73,9 +71,12 @@ class _Extremes:
             self._table.append(np.where(values[first] >= values[second], first, second))
             width *= 2
 
-    def argmax(self, low: int, high: int) -> int:
-        """Return the index of the largest value from index `low` to `high`, both included."""
-        level = (high - low + 1).bit_length() - 1
-        row = self._table[level]
-        first, second = int(row[low]), int(row[high - (1 << level) + 1])
-        return first if self._values[first] >= self._values[second] else second
+    def argmax(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the index of the largest value from each index in `low` to that in `high`, both included."""
+        levels = np.frexp(high - low + 1)[1] - 1  # the bit length minus one
+        found = np.empty_like(low)
+        for level, row in enumerate(self._table):
+            own = np.flatnonzero(levels == level)
+            first, second = row[low[own]], row[high[own] - (1 << level) + 1]
+            found[own] = np.where(self._values[first] >= self._values[second], first, second)
+        return found
