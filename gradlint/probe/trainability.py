@@ -44,7 +44,7 @@ def examine_trainability(
     *,
     budget: Budget = ENDLESS,
 ) -> Trainability | None:
-    """Find out which parameters learn; None if the time is over before that is known.
+    """Find out which parameters learn; None if the time of `budget` is over before that is known.
 
     Plain passes are made only if they can show something: a parameter lacks a gradient, a re-entrant checkpoint may behave
     otherwise on inputs that require no grad, or a module returns something that carries no gradient. An exported file may end in
@@ -61,11 +61,10 @@ def examine_trainability(
     parameters = model.parameters()
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     used = {weight.name for node in graph for weight in node.weights.values()}
-    checkpointed = any("checkpoint" in node.notes for node in graph)
     is_silent = (
         model.frontend == "torch" and model.mode == "train" and not all(passes_gradient(graph[ref.node]) for ref in graph.outputs)
     )
-    if all(map(probed.learns, parameters)) and not checkpointed and not is_silent:
+    if all(map(probed.learns, parameters)) and not is_silent and not any("checkpoint" in node.notes for node in graph):
         return Trainability(sizes, model.frozen)
     plain = _plain(model, seed)
     if plain is None:
