@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradlint import report, score
-from gradlint.errors import ConfigError, GradlintError
+from gradlint.errors import ConfigError, GivenUpError, GradlintError
 from gradlint.frontends.inputs import InputSpec, from_array
 from gradlint.frontends.targets import Target, as_recipe
 from gradlint.measurements.coverage import Coverage, Skipped
@@ -124,12 +124,15 @@ class Report:
         """Raise CheckFailedError if the model fails the check. The message of the error is the full report.
 
         The model fails if a finding that the probe did not refute has a severity of at least `fail_on` ("error", "warning" or
-        "note"; None: no finding fails), or if the score is less than `min_score`.
+        "note"; None: no finding fails), or if the score is less than `min_score`. Raises GivenUpError if nothing fails, but the
+        probe of a file was given up.
         """
         if score.failed(self.result, Severity(fail_on) if fail_on else None, min_score):
             error = CheckFailedError(self.to("full"))
             error.report = self
             raise error
+        if self.result.given_up:
+            raise GivenUpError(f"{self.result.target}: {self.result.given_up}")
 
     def __str__(self) -> str:
         return self.to("full")

@@ -51,12 +51,13 @@ def check(target: object, options: Options | None = None, *, progress: Progress 
     target cannot be read, imported or run.
     """
     with turn():
-        return _checked(target, options or Options(), progress)
+        options = options or Options()
+        report = _checked(target, options, progress or (lambda _: None), _Clock())
+    why = options.given_up
+    return replace(report, notes=(*report.notes, why), given_up=why) if why else report
 
 
-def _checked(target: object, options: Options, progress: Progress | None) -> TargetReport:
-    say = progress or (lambda _: None)
-    clock = _Clock()
+def _checked(target: object, options: Options, say: Progress, clock: _Clock) -> TargetReport:
     rules = select(load_rules(options.rules_dirs), options.select, options.ignore)
     loaded, subject = examine(target, options, say, clock)
     graph, measurement = subject.graph, subject.measurement
@@ -70,17 +71,12 @@ def _checked(target: object, options: Options, progress: Progress | None) -> Tar
         findings = tuple(finding for finding in findings if finding.verdict is Verdict.NON_FINITE)
     if measurement is None:
         growth = growth_with_claims(expected.growth, findings)
-        conclusive = conclusive or growth is not expected.growth  # an error claims this growth
+        conclusive = (conclusive or growth is not expected.growth) and not options.given_up  # an error claims this growth
     else:
         growth = worst_growth(measurement) if has_gradient(measurement) else None
     made_of = attribution(subject, growth)
     learning = measurement.learning if measurement is not None else expected.learning
-    state = State(
-        conclusive=conclusive,
-        broken_weight=_has_broken_weight(graph),
-        idle=subject.is_idle,
-        trains=trained,
-    )
+    state = State(conclusive=conclusive, broken_weight=_has_broken_weight(graph), idle=subject.is_idle, trains=trained)
     judgment = judge(measurement, growth, findings, state, learning)
     known = evidence(
         measurement,

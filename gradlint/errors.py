@@ -22,6 +22,10 @@ class TargetError(GradlintError):
     """Raised when the model cannot be found, read or imported."""
 
 
+class GivenUpError(TargetError):
+    """Raised when the probe of a model file that was read reached a limit, or died."""
+
+
 class UnsafeFileError(TargetError):
     """Raised when reading the file would run code from it or open a file outside its folder."""
 

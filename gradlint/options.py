@@ -14,8 +14,9 @@ from gradlint.recipe import Task
 class Limits:
     """Limits for one target: `seconds`, and for a model file `memory` in gigabytes, without memory-mapped weights.
 
-    When the seconds are over, what was measured is reported and the rest left out. A model file that goes on all the same is
-    given up; code of the user is not interrupted.
+    When the seconds are over, what was measured is reported and the rest left out. The probe of
+    a model file that goes on all the same is given up, and the report is that of the static analysis; code of the user is not
+    interrupted.
     """
 
     seconds: float = 600.0
@@ -39,6 +40,7 @@ class Options:
     weights: Path | None = None
     materialize: bool = False
     limits: Limits | None = field(default_factory=Limits)  # None: model files are read in this process, without bounds
+    given_up: str = ""  # why a probe that was asked for was given up, so that the verdict is left open
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.seed < 0:

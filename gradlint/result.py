@@ -375,3 +375,4 @@ class TargetReport:
     evidence: Evidence | None = None  # the numbers that the score is made of
     made: Score | None = None  # how the score came about; None where there is none
     stack: Stack | None = None  # the longest stack of one repeated layer, with its phase
+    given_up: str = ""  # why a probe that was asked for was given up; what is reported is then the static analysis

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from functools import cached_property
 
 from gradlint.graph import Graph, Node, Ref
-from gradlint.ops import Kind, operator
+from gradlint.ops import OPERATORS, UNKNOWN, Kind, operator
 
 _TRANSPARENT = frozenset({Kind.SHAPE, Kind.DROPOUT})
 _LAYERS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.ATTENTION})
@@ -18,12 +18,12 @@ _LAYERS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RNN, Kind.ATTENTION})
 
 def kind_of(node: Node) -> Kind:
     """Return the kind of a node's operator."""
-    return operator(node.op).kind
+    return OPERATORS.get(node.op, UNKNOWN).kind
 
 
 def is_weight_layer(node: Node) -> bool:
     """Return whether a node is a linear, convolution, recurrent or attention operator that has weights."""
-    return kind_of(node) in _LAYERS and bool(node.weights)
+    return bool(node.weights) and OPERATORS.get(node.op, UNKNOWN).kind in _LAYERS
 
 
 def passes_gradient(node: Node) -> bool:

@@ -175,11 +175,13 @@ def _unprobed(request: Request, reports: Sequence[TargetReport]) -> list[str]:
     return [
         f"{printable(report.target)}: {_shortfall(report)}\n  --no-probe asks for the static analysis alone"
         for report in reports
-        if request.probe and report.verdict is Verdict.UNKNOWN
+        if report.given_up or (request.probe and report.verdict is Verdict.UNKNOWN)
     ]
 
 
 def _shortfall(report: TargetReport) -> str:
+    if report.given_up:
+        return f"only the static analysis was made; {printable(report.given_up)}"
     probed, nodes = report.coverage.probed, report.coverage.nodes
     if 0 < probed == nodes:
         return "it ran, but no output passes a gradient back, so nothing could be measured"

@@ -9,6 +9,7 @@ import torch
 
 from gradlint.frontends.base import Runnable
 from gradlint.frontends.torch.state import untouched, usable
+from gradlint.measurements.trainability import Trainability
 from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.probe.captured_warnings import captured_warnings
 from gradlint.probe.experiments.catalog import run_experiments
@@ -57,25 +58,26 @@ def measure(
     nothing: list[str] = []
     own = untouched(task.loss) if task.loss is not None else nullcontext(nothing)  # a loss may have state too
     with model.untouched(), own as left, torch.enable_grad(), captured_warnings() as warned:
-        found = _examine(
-            model, observe(model, seeds=seeds, seed=seed, progress=say, budget=budget), seeds=seeds, seed=seed, progress=say
-        )
+        found = observe(model, seeds=seeds, seed=seed, progress=say, budget=budget)
+        found = _examine(model, found, seeds=seeds, seed=seed, progress=say, budget=budget)
         found = run_experiments(model, task, found, seed=seed, progress=say, budget=budget)
     lost = (f"the loss was not handed back as it came: {what}" for what in left)
     return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS]), *lost))
 
 
-def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, progress: Progress) -> Measurement:
+def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, progress: Progress, budget: Budget) -> Measurement:
     """Add which parameters learn. If zeros block all gradients at first, growth is that after the steps that open them."""
     if found.nonfinite_forward is not None or found.stopped_at is not None:
         return found
-    found, seed = look_again(model, found, seeds=seeds, seed=seed, progress=progress)
+    found, seed = look_again(model, found, seeds=seeds, seed=seed, progress=progress, budget=budget)
     graph, doubtful = model.graph, {name for cut in found.cuts if cut.depends_on_values for name in cut.starved}
-    learn = examine_trainability(model, graph, found.learning, seed, doubtful)
+    learn = examine_trainability(model, graph, found.learning, seed, doubtful, budget=budget)
+    if learn is None:
+        learn, found = Trainability(), replace(found, notes=(*found.notes, budget.lacks("which parameters learn")))
     if found.dead and opens_layers(graph, learn):
         steps = max(learn.opened.values())
         with virtual_steps(model, seed, steps):
-            opened = observe(model, seeds=seeds, seed=seed, progress=progress)
+            opened = observe(model, seeds=seeds, seed=seed, progress=progress, budget=budget)
         note = f"zeros block all gradients at first: growth was measured after {steps} virtual steps"
         found = replace(opened, cuts=found.cuts, idle=found.idle, notes=(*opened.notes, note))
     return explain_starved(found, graph, learn, training=model.frontend == "torch" and model.mode == "train")

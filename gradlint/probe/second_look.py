@@ -13,6 +13,7 @@ from dataclasses import replace
 from gradlint.frontends.base import Runnable
 from gradlint.graph import Graph
 from gradlint.measurements.learning import Learning
+from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.probe.jacobian import observe
 from gradlint.result import Measurement
 from gradlint.theory.initialization import looks_initialized
@@ -24,7 +25,13 @@ _HALF = 0.5  # the share of dead units that symmetric weights give where all sam
 
 
 def look_again(
-    model: Runnable, found: Measurement, *, seeds: int, seed: int, progress: Callable[[str], None]
+    model: Runnable,
+    found: Measurement,
+    *,
+    seeds: int,
+    seed: int,
+    progress: Callable[[str], None],
+    budget: Budget = ENDLESS,
 ) -> tuple[Measurement, int]:
     """Return what holds for every sample, and the seed to go on with.
 
@@ -37,17 +44,25 @@ def look_again(
         seeds: How many seeds to draw.
         seed: The first seed.
         progress: Called with one line of text before each pass.
+        budget: The time that is left. What is silent in the looks that it allows counts as unknown.
     """
     if not model.inputs or all(spec.value is not None for spec in model.inputs):
         return found, seed
     batch = max((spec.shape[0] for spec in model.inputs if len(spec.shape) > 1), default=1)
     looks = max(seeds, math.ceil(SAMPLES / max(batch, 1)))
     if looks > seeds and any(units.always > _HALF for units in found.units):
-        more = observe(model, seeds=looks, seed=seed, progress=progress, most=looks)
-        found = replace(found, units=more.units)
+        more = observe(model, seeds=looks, seed=seed, progress=progress, most=looks, budget=budget)
+        if more.seeds < looks:
+            found = replace(found, units=(), notes=(*found.notes, budget.lacks("units that are always dead")))
+        else:
+            found = replace(found, units=more.units)
     if not _is_silent(found):
         return found, seed
-    seen = [observe(model, seeds=1, seed=seed + index, progress=progress, most=1) for index in range(looks)]
+    seen = []
+    for index in range(looks):
+        if budget.is_spent:
+            return _unsure(found, budget), seed
+        seen.append(observe(model, seeds=1, seed=seed + index, progress=progress, most=1))
     passing = [not _is_silent(one) for one in seen]
     if not any(passing):
         return _of_trained(_agreed(found, seen), model.graph), seed
@@ -63,6 +78,17 @@ def look_again(
     )
     note = f"{many}{where}: the gradients of others are shown"
     return replace(told, units=found.units if looks > seeds else told.units, notes=(*told.notes, note)), seed + first
+
+
+def _unsure(found: Measurement, budget: Budget) -> Measurement:
+    """Return a measurement without verdict on layers that are silent in the few samples that were seen."""
+    return replace(
+        found,
+        cuts=tuple(replace(cut, on_spine=False) if cut.depends_on_values else cut for cut in found.cuts),
+        dead=False,
+        learning=Learning(),
+        notes=(*found.notes, budget.lacks("whether other samples pass a gradient through layers that are silent here")),
+    )
 
 
 def _is_silent(found: Measurement) -> bool:

@@ -19,6 +19,7 @@ from gradlint.frontends.torch.record import returned_tensors
 from gradlint.graph import Graph
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.trainability import Trainability
+from gradlint.probe.budget import ENDLESS, Budget
 from gradlint.probe.cotangents import drawn, seeded
 from gradlint.probe.recorder import square_sum
 from gradlint.signal_path import passes_gradient
@@ -35,9 +36,15 @@ _LEAST = 0.01
 
 
 def examine_trainability(
-    model: Runnable, graph: Graph, probed: Learning, seed: int, doubtful: Collection[str] = ()
-) -> Trainability:
-    """Find out which parameters learn.
+    model: Runnable,
+    graph: Graph,
+    probed: Learning,
+    seed: int,
+    doubtful: Collection[str] = (),
+    *,
+    budget: Budget = ENDLESS,
+) -> Trainability | None:
+    """Find out which parameters learn; None if the time of `budget` is over before that is known.
 
     Plain passes are made only if they can show something: a parameter lacks a gradient, a re-entrant checkpoint may behave
     otherwise on inputs that require no grad, or a module returns something that carries no gradient. An exported file may end in
@@ -49,15 +56,15 @@ def examine_trainability(
         probed: The gradients in the pass of the probe, on inputs that require grad.
         seed: The first seed of inputs and cotangents; each step has its own.
         doubtful: Names of parameters that values may have silenced for once. All steps are taken as long as one is silent.
+        budget: The time that is left.
     """
     parameters = model.parameters()
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     used = {weight.name for node in graph for weight in node.weights.values()}
-    checkpointed = any("checkpoint" in node.notes for node in graph)
     is_silent = (
         model.frontend == "torch" and model.mode == "train" and not all(passes_gradient(graph[ref.node]) for ref in graph.outputs)
     )
-    if all(map(probed.learns, parameters)) and not checkpointed and not is_silent:
+    if all(map(probed.learns, parameters)) and not is_silent and not any("checkpoint" in node.notes for node in graph):
         return Trainability(sizes, model.frozen)
     plain = _plain(model, seed)
     if plain is None:
@@ -68,6 +75,8 @@ def examine_trainability(
     if gradients.keys() > learning:
         with _moved(parameters) as move:
             for step in range(1, STEPS + 1):
+                if budget.is_spent:
+                    return None
                 move(gradients)
                 gradients = _gradients(model, seed + step)
                 fresh = {name for name, gradient in gradients.items() if bool(gradient.any())} - learning

@@ -26,6 +26,7 @@ _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _SPARE = 60.0
 """Seconds of processor time beyond the time limit: the parent is to be the first that ends a run."""
 
+_SELDOM = (100_000, 50, 100)
 _READING = 3.0
 """Gigabytes that reading a file may take beyond the size of the file, before anything is probed."""
 
@@ -137,6 +138,7 @@ if __name__ == "__main__":
             import gradlint.onnx_torch.runnable
             import gradlint.probe.measure  # noqa: F401
     gc.freeze()
+    gc.set_threshold(*_SELDOM)  # graphs and predictions stay until their report is made
     gc.enable()
     while True:
         _answer(json.loads(requests.get()))

@@ -12,11 +12,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gradlint import errors
-from gradlint.errors import ForwardError, GradlintError, TargetError
+from gradlint.errors import ForwardError, GivenUpError, GradlintError, TargetError
 from gradlint.frontends.discover import model_on_stdin
 from gradlint.options import Limits, Options
 
@@ -27,7 +28,10 @@ _PASSED_ON = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "TEMP", "
 _PREFIXES = ("LC_", "MKL_", "OMP_", "OPENBLAS_", "TORCH_")
 _PARSED = frozenset({".onnx", ".pt2"})
 _GRACE = 0.25
-"""Share of the time limit that a child has left to report what it measured before the limit."""
+"""Share of the time limit that a child has left to report what it measured before the limit, and after a kill another has for
+the static analysis."""
+
+_LEAST = 10.0  # seconds that the static analysis has in any case
 
 _MOST = 1 << 31
 """The most bytes of a model on stdin: as many as a protobuf file may have."""
@@ -49,7 +53,8 @@ class RemoteTraceback(Exception):  # noqa: N818 - the cause of an error, never r
 def check(target: object, options: Options | None = None, *, progress: Progress | None = None) -> TargetReport:
     """Check one target as `gradlint.engine.check` does, a model file in the child process.
 
-    A task with a loss is checked in this process, because a function cannot be sent to another one.
+    If the probe of a file reaches a limit before anything was measured, or dies, the report is the static one, with a verdict
+    left open and `given_up` set. A task with a loss is checked in this process, because a function cannot be sent to another one.
 
     Raises:
         GradlintError: The target cannot be read, imported or run, or a limit was reached.
@@ -119,6 +124,8 @@ class Worker:
             progress: Called with one line of text at the start of each stage.
             arguments: What else the job needs, as JSON values.
 
+        If the probe in a check has to be given up, the answer is that of a check without it.
+
         Raises:
             TargetError: A limit was reached, or the child died.
             GradlintError: The error that the child raised, of the same class.
@@ -130,10 +137,12 @@ class Worker:
         with _copied_stdin() if target == "-" else _nothing() as copy:
             request = {"job": job, "target": target, "stdin": copy, "cwd": str(Path.cwd()), "options": pack(options), **arguments}
             with self._lock:
-                answer = self._ask(request, options.limits, progress or (lambda _: None), probe=options.probe)
-        if "memory" in answer:
-            limit = f"more than {options.limits.memory:g} GB of memory"
-            raise TargetError(f"{target}: needs {limit}", hint="allow more with --memory-limit GB")
+                try:
+                    answer = self._ask(request, options, progress)
+                except GivenUpError as error:
+                    if job != "check":
+                        raise
+                    answer = self._ask_for_less(request, options, error, progress)
         if "error" in answer:
             raise _restored_error(answer["error"]) from RemoteTraceback(answer["error"]["trace"])
         if "internal" in answer:
@@ -151,8 +160,30 @@ class Worker:
                         pipe.close()
             self._process = None
 
-    def _ask(self, request: dict[str, Any], limits: Limits, progress: Progress, *, probe: bool) -> dict[str, Any]:
-        process = self._started(probe=probe)
+    def _ask_for_less(
+        self, request: dict[str, Any], options: Options, error: GivenUpError, progress: Progress | None
+    ) -> dict[str, Any]:
+        """Ask for the static analysis where the probe raised `error`, which is raised again if this fails too."""
+        from gradlint.process.messages import pack  # noqa: PLC0415
+
+        assert options.limits is not None
+        self.stop()
+        why = f"the probe was given up: {error.args[0].removeprefix(request['target'] + ': ')} ({error.hint})"
+        limits = replace(options.limits, seconds=max(options.limits.seconds * _GRACE, _LEAST))
+        static = replace(options, probe=False, limits=limits, given_up=why)
+        try:
+            answer = self._ask({**request, "options": pack(static)}, static, progress)
+        except TargetError:
+            answer = {}
+        if "report" not in answer:
+            raise error
+        return answer
+
+    def _ask(self, request: dict[str, Any], options: Options, progress: Progress | None) -> dict[str, Any]:
+        """Send a request and return the answer. Raises TargetError if there is none, GivenUpError if it was read before."""
+        limits, failure = options.limits, TargetError
+        assert limits is not None
+        process = self._started(probe=options.probe)
         assert process.stdin is not None
         assert process.stdout is not None
         late = threading.Event()
@@ -170,8 +201,11 @@ class Worker:
             for line in process.stdout:
                 answer: dict[str, Any] = json.loads(line)
                 if "progress" not in answer:
-                    return answer
-                progress(answer["progress"])
+                    return _in_memory(answer, request["target"], limits, failure)
+                if answer["progress"].startswith("probing"):
+                    failure = GivenUpError
+                if progress is not None:
+                    progress(answer["progress"])
         except BrokenPipeError:
             pass
         except BaseException:  # interrupted: the pending answer must not be read for the next request
@@ -184,8 +218,8 @@ class Worker:
         label = request["target"]
         if late.is_set():
             hint = "allow more with --time-limit SECONDS"
-            raise TargetError(f"{label}: took longer than {limits.seconds:g} s", hint=hint)
-        raise TargetError(f"{label}: the process that read it {_ending(code)}", hint=_reason(code, limits))
+            raise failure(f"{label}: took longer than {limits.seconds:g} s", hint=hint)
+        raise failure(f"{label}: the process that read it {_ending(code)}", hint=_reason(code, limits))
 
     def _started(self, *, probe: bool) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is not None:
@@ -206,6 +240,12 @@ class Worker:
                 env={**passed, "PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])},
             )
         return self._process
+
+
+def _in_memory(answer: dict[str, Any], label: str, limits: Limits, failure: type[TargetError]) -> dict[str, Any]:
+    if "memory" in answer:
+        raise failure(f"{label}: needs more than {limits.memory:g} GB of memory", hint="allow more with --memory-limit GB")
+    return answer
 
 
 def _ending(code: int) -> str:

@@ -206,7 +206,7 @@ def _backward(structure: Structure, forward: _Forward) -> dict[str, Cotangent]:
         if math.isnan(cotangent.energy):  # 0/0
             continue
         cotangents[node_id] = cotangent
-        result = forward.pullbacks.get(node_id)
+        result = forward.pullbacks.pop(node_id, None)  # it holds arrays
         if result is None or operator(graph[node_id].op).cuts:
             continue
         try:

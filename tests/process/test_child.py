@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +20,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from gradlint import engine
-from gradlint.errors import ForwardError, TargetError
+from gradlint.api import Report
+from gradlint.cli import main
+from gradlint.cli.process import NOT_ANALYZED
+from gradlint.errors import ForwardError, GradlintError, TargetError
 from gradlint.frontends.inputs import InputSpec
 from gradlint.measurements.faults import NonFinite
 from gradlint.measurements.units import Cut
@@ -92,22 +96,72 @@ def test_given_arrays_survive_the_way_as_json():
 
 
 def _endless(folder):
-    """A loop of 10^18 trips."""
+    """A loop of 90,000 trips through twenty operators, each for some microseconds; more trips are refused."""
     value = helper.make_tensor_value_info
+    steps = [helper.make_node("Tanh", [f"h{i}" if i else "h"], [f"h{i + 1}" if i < 19 else "g"]) for i in range(20)]
     step = helper.make_graph(
-        [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Relu", ["h"], ["g"])],
+        [helper.make_node("Identity", ["c"], ["d"]), *steps],
         "step",
         [value("i", TensorProto.INT64, []), value("c", TensorProto.BOOL, []), value("h", TensorProto.FLOAT, None)],
         [value("d", TensorProto.BOOL, []), value("g", TensorProto.FLOAT, None)],
     )
-    trips, true = helper.make_tensor("n", TensorProto.INT64, [], [10**18]), helper.make_tensor("t", TensorProto.BOOL, [], [1])
+    trips, true = helper.make_tensor("n", TensorProto.INT64, [], [90_000]), helper.make_tensor("t", TensorProto.BOOL, [], [1])
     return _model(folder, [helper.make_node("Loop", ["n", "t", "x"], ["y"], body=step)], [trips, true])
 
 
-def test_a_run_that_takes_too_long_is_ended_and_the_next_one_works(worker, tmp_path):
-    with pytest.raises(TargetError, match=r"took longer than 0\.5 s"):
-        ask(worker, _endless(tmp_path), limits=Limits(seconds=0.5))
+def test_a_probe_that_takes_too_long_leaves_the_static_analysis_and_the_next_one_works(worker, tmp_path):
+    ask(worker, FOLDER / "tanh_gain_healthy.onnx")  # the child has started
+    report = ask(worker, _endless(tmp_path), limits=Limits(seconds=1.0))
+    assert (report.seeds, report.coverage.probed) == (0, 0)
+    assert "took longer than 1 s" in report.given_up
+    assert report.given_up in report.notes
     assert ask(worker, FOLDER / "tanh_gain_healthy.onnx").seeds == 1
+
+
+def test_a_file_that_was_not_read_in_time_has_no_report(worker):
+    with pytest.raises(TargetError, match=r"took longer than 1e-06 s"):
+        ask(worker, FOLDER / "tanh_gain_healthy.onnx", limits=Limits(seconds=1e-6))
+
+
+def test_of_a_broken_model_that_cannot_be_probed_in_time_the_findings_remain(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(parent, "worker", worker)
+    model = onnx.load(_endless(tmp_path))
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [24, 24], [math.nan] * 576))
+    model.graph.node.append(helper.make_node("MatMul", ["y", "w"], ["z"]))
+    model.graph.output[0].name = "z"
+    path = tmp_path / "broken.onnx"
+    onnx.save(model, path)
+    ask(worker, FOLDER / "tanh_gain_healthy.onnx")
+    report = check(path, Options(limits=Limits(seconds=1.0)))
+    assert report.verdict == "non-finite"
+    with pytest.raises(SystemExit) as end:
+        main([str(path), "--time-limit", "1", "--exit-zero"])
+    assert end.value.code == NOT_ANALYZED
+    with pytest.raises(GradlintError):
+        Report(report).raise_if_failed(None)
+
+
+def test_a_probe_that_dies_leaves_the_static_analysis(worker, monkeypatch):
+    def kill(stage):
+        if stage.startswith("probing"):
+            worker._process.kill()
+
+    options = Options(seeds=100_000)
+    answer = worker.run("check", str(FOLDER / "tanh_gain_broken.onnx"), options, kill)
+    report = unpack(TargetReport, answer["report"])
+    assert report.verdict == "unknown"
+    assert "SIGKILL" in report.given_up
+    assert any(finding.rule == "GL101" for finding in report.findings)
+
+
+def test_passes_that_fit_into_the_time_are_reported(worker):
+    ask(worker, FOLDER / "tanh_gain_healthy.onnx")
+    options = Options(seeds=100_000, limits=Limits(seconds=4.0))  # a second is left for a slow pass
+    report = unpack(TargetReport, worker.run("check", str(FOLDER / "tanh_gain_broken.onnx"), options)["report"])
+    assert report.verdict == "explodes"
+    assert 0 < report.seeds < 100_000
+    assert not report.given_up
+    assert any("more seeds" in note and "--time-limit" in note for note in report.notes)
 
 
 def test_what_was_measured_before_the_time_was_over_is_reported(worker):
@@ -118,13 +172,13 @@ def test_what_was_measured_before_the_time_was_over_is_reported(worker):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="memory is bounded by the operating system")
-def test_a_run_that_needs_too_much_memory_is_an_error_with_the_way_out(worker, tmp_path):
+def test_a_probe_that_needs_too_much_memory_leaves_the_static_analysis_with_the_way_out(worker, tmp_path):
     size = helper.make_tensor("size", TensorProto.INT64, [2], [16000, 16000])  # 1 GB in float32, within the element budget
     wide = [helper.make_node("ReduceMean", ["x"], ["m"], keepdims=1), helper.make_node("Expand", ["m", "size"], ["y"])]
     path = _model(tmp_path, wide, [size])
-    with pytest.raises(TargetError, match=r"more than 0\.8 GB") as failure:
-        ask(worker, path, limits=Limits(memory=0.8))
-    assert "--memory-limit" in str(failure.value)
+    report = ask(worker, path, limits=Limits(memory=0.8))
+    assert "more than 0.8 GB" in report.given_up
+    assert "--memory-limit" in report.given_up
 
 
 def test_errors_of_the_model_come_back_as_they_were(worker, tmp_path):

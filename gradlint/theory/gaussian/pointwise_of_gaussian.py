@@ -159,6 +159,19 @@ class Distribution:
     neighbor_correlation: float = 0.0
     settled: float = 0.0
 
+    def with_values(self, values: Array) -> Distribution:
+        """Return another function of the same base. It is made for every operator, and `replace` takes three times as long."""
+        return Distribution(
+            self.base,
+            values,
+            self.correlation,
+            self.shift,
+            self.sphere,
+            self.chance,
+            self.neighbor_correlation,
+            self.settled,
+        )
+
     @cached_property
     def second(self) -> float:
         """Second moment E h^2, in units of 10^(2 shift)."""
@@ -317,7 +330,7 @@ def apply(function: Function, distribution: Distribution) -> Mapped:
         found = with_slope(function, distribution.values)
         values, slope = (np.asarray(item, dtype=np.float64) for item in found)
         if distribution.shift == 0.0:
-            return Mapped(rescaled(replace(distribution, values=values)), *_rescaled_slope(slope, 0.0))
+            return Mapped(rescaled(distribution.with_values(values)), *_rescaled_slope(slope, 0.0))
         inside = distribution.values * (0.1 if distribution.shift > 0.0 else 10.0)
         step = -1.0 if distribution.shift > 0.0 else 1.0
         near = with_slope(function, inside)

@@ -69,7 +69,7 @@ def mapped(call: Call) -> TransferResult | None:
     if result is None:
         return None
     linear = call.node.op == "neg" or (isinstance(function, Pointwise) and function.sides is not None)
-    value, bend = _degrees(function, signal, call) if signal.profile and not linear else (1.0, 0.0)
+    value, bend = _degrees(function, distribution) if signal.profile and not linear else (1.0, 0.0)
     output = of_distribution(result.distribution, signal, power(signal.profile, value), _degree(result, distribution))
 
     def back(terms: Sequence[CotangentTerm]) -> OperandCotangents:
@@ -101,10 +101,9 @@ def _degree(result: Mapped, distribution: Distribution) -> float:
     return float(min(max(degree, -3.0), 3.0))
 
 
-def _degrees(function: Function, signal: Signal, call: Call) -> tuple[float, float]:
+def _degrees(function: Function, distribution: Distribution) -> tuple[float, float]:
     """Return the powers of q with which the second moments of a function and of its slope scale near this signal."""
-    distribution = signal.distribution_at(call.tensor(call.signals[0][0]))
-    near, far = (apply(function, replace(distribution, values=distribution.values * factor)) for factor in (0.8, 1.25))
+    near, far = (apply(function, distribution.with_values(distribution.values * factor)) for factor in (0.8, 1.25))
     step = 2.0 * math.log10(1.25 / 0.8)
     found = [
         2.0 * (far.distribution.level - near.distribution.level) / step,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gradlint.theory.reading.sustained import Run, _Extremes, largest_run
+from gradlint.theory.reading.sustained import Run, largest_run
 
 # quarters are exact in binary, so that sums of them can be compared without a tolerance
 LEVELS = st.lists(st.integers(-20, 20).map(lambda value: value / 4), min_size=1, max_size=20)
@@ -65,10 +65,3 @@ def test_growth_of_any_size_is_a_run(scale):
 def test_gains_in_single_precision_are_summed_in_double_precision():
     levels = np.array([1e8, 3.0, 1.0, 0.0], np.float32)
     assert largest_run(levels) == largest_run([float(level) for level in levels])
-
-
-@given(COARSE)
-def test_an_extreme_is_the_first_of_the_largest_values_of_its_range(values):
-    extremes = _Extremes(np.array(values))
-    for low, high in itertools.combinations_with_replacement(range(len(values)), 2):
-        assert extremes.argmax(low, high) == low + int(np.argmax(values[low : high + 1]))
