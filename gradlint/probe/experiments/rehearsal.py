@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from gradlint.errors import GradlintError
-from gradlint.graph import Node
 from gradlint.growth import LIMIT
 from gradlint.measurements.rehearsal import (
     FLAT,
@@ -21,7 +20,6 @@ from gradlint.measurements.rehearsal import (
     LEARNED_CLEARLY,
     RISEN,
     Cause,
-    DeadUnits,
     Leaving,
     NonFiniteUpdate,
     Outlook,
@@ -29,9 +27,7 @@ from gradlint.measurements.rehearsal import (
     Trial,
     rise_of,
 )
-from gradlint.measurements.units import Units
-from gradlint.ops import activation, operator
-from gradlint.probe.dead_units import UnitObserver
+from gradlint.probe.experiments.dead_layers import dead_layer, dead_units, gradient_vanished
 from gradlint.probe.experiments.domains import bare_weights, leaving
 from gradlint.probe.experiments.non_finite import non_finite_update
 from gradlint.probe.experiments.objective import preserved
@@ -61,7 +57,6 @@ HIGHER = 1e1, 1e2, 1e3, 1e4, 1e5, 1e6  # times the learning rate, where it is to
 HIGHEST = 0.03, 1.0  # the highest learning rates to try: of adaptive optimizers, and of SGD
 FAR = 1e-2  # change of a weight tensor in one update, relative to its norm
 ORDINARY = 1e6  # larger operands overflow because the signal grew, whatever the operator
-DEAD = 0.99  # share of units
 SHOWN = 16  # the most layers whose gradient norms are kept
 
 
@@ -110,7 +105,7 @@ class _Rehearser:
     def rehearse(self) -> Rehearsal:
         """Take the steps, judge whether they fail, and if so find the cause."""
         self.setting.progress(f"rehearsing {self.steps} steps of {self.recipe.text}")
-        before = self._dead_units()
+        before = dead_units(self.setting)
         self.bare = bare_weights(self.objective) if self.setting.task.loss is not None else {}
         trainer, run = self._run(self.recipe)
         if self._is_too_short(run):
@@ -122,7 +117,7 @@ class _Rehearser:
         if run.raised:
             self.restore()
             self._first_loss(trainer.index)  # raises if the loss of that batch fails even with the initial weights
-        dead = _dead_layer(before, self._dead_units()) if not run.ended and _gradient_vanished(run) else None
+        dead = dead_layer(before, dead_units(self.setting)) if not run.ended and gradient_vanished(run) else None
         gone = self._confirmed(leaving(self.objective, self.bare, run.paths)) if not run.ended and not self.recipe.warmup else ()
         first, last = self._ends(run)
         if self._constant is not None and last < self._constant - LEARNED * abs(self._constant):
@@ -348,28 +343,6 @@ class _Rehearser:
         layer = breach.node in graph and is_weight_layer(graph[breach.node])
         return not layer and all(max(abs(low), abs(high)) < ORDINARY for low, high in breach.operands)
 
-    def _dead_units(self) -> dict[str, Units]:
-        """Measure the share of units of each hidden rectifier that are zero for the whole first batch, by node.
-
-        Rectifiers after the last weight layer are left out, because outputs may be zero on purpose.
-        """
-        graph = self.setting.graph
-        last = max((graph.position[node.id] for node in graph if is_weight_layer(node)), default=0)
-        nodes = {node.id for node in graph if _has_zero_floor(node) and graph.position[node.id] < last}
-        if not nodes:
-            return {}
-        observer = UnitObserver()
-        observer.operators = lambda node: [operator(graph[node].op)]
-        arrays, _ = batch_of(self.objective, 0)
-        self.objective.model.forward(arrays, tap=observer.forward)
-        return {units.node: units for units in UnitObserver.summary([observer], self.setting.structure) if units.node in nodes}
-
-
-def _has_zero_floor(node: Node) -> bool:
-    """Return whether a node is a rectifier whose value and slope are zero for sufficiently negative arguments."""
-    function = activation(node.op, node.attrs)
-    return operator(node.op).rectifier and operator(node.op).monotone and function is not None and function.has_floor
-
 
 def is_post_norm(setting: Setting) -> bool:
     """Return whether the model is post-norm: most residual sums are read by a norm and by nothing else."""
@@ -389,19 +362,6 @@ def _updates_until(losses: Sequence[float], limit: float) -> int:
     """Return the number of updates after which the loss stays above the limit."""
     below = [index for index, loss in enumerate(losses[:-1]) if loss <= limit]
     return min(below[-1] + 1 if below else 1, len(losses) - 1)
-
-
-def _gradient_vanished(run: Run) -> bool:
-    """Return whether some weight has a gradient that is not zero at the start, and zero at the end."""
-    return any(norms and norms[0] > 0.0 and norms[-1] == 0.0 for norms in run.layers.values())
-
-
-def _dead_layer(before: Mapping[str, Units], after: Mapping[str, Units]) -> DeadUnits | None:
-    """Return the first layer of rectifiers whose units died during the run; None if there is none."""
-    for node, units in after.items():
-        if units.dead >= DEAD and node in before and before[node].dead < 0.5:
-            return DeadUnits(node, units.count, before[node].dead, units.dead)
-    return None
 
 
 def _steepest_layers(layers: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
