@@ -1,6 +1,6 @@
 """Draws the cases, trains each on three seeds in plain torch, labels them, and keeps them in `models.jsonl.gz`.
 
-    python -m benchmarks.trained.generate [--count 1260] [--out FILE]
+    python -m benchmarks.trained.generate [--count 1218] [--out FILE]
     python -m benchmarks.trained.generate --quick
 
 Each case is printed as soon as it is trained and is added to FILE.part, from which an interrupted run goes on; at the end FILE is
@@ -27,7 +27,7 @@ from benchmarks.trained.labels import label
 from benchmarks.trained.spec import Spec
 from benchmarks.trained.train import trained
 
-COUNT, EVERY = 1260, 20
+COUNT, EVERY = 1218, 20
 LABELS = ("trains", "diverged", "stuck", "grey")
 COLUMNS = (
     "number",
