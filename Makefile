@@ -53,6 +53,7 @@ docs: $(READY)  ## Regenerate the rule pages and the output shown in the README
 
 bench: $(READY)  ## Run the short form of every benchmark
 	for script in $(BENCHMARKS); do echo "# $$script" && $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
+	$(BIN)/python -m benchmarks.trained.generate --quick
 
 accuracy: $(READY)  ## Compare what theory predicts with what the probe measures, on random, standard, trained and recurrent networks
 	$(BIN)/python benchmarks/theory_random.py

@@ -96,11 +96,32 @@ _TABLE = {
 }
 
 
+# From this round through the families on, in each second one, costly families leave their turn to a deep network of a cheap one.
+DEEP_FROM, DEEP = 24, (12, 56)
+_DEEP_INSTEAD = {
+    "cnn": "mlp",
+    "seq2seq": "mlp",
+    "pre_transformer": "highway",
+    "densenet": "gnn",
+    "unet": "contrastive",
+    "mixer": "contrastive",
+    "gru": "hypernet",
+    "post_transformer": "hypernet",
+}
+
+
+def _turn(number: int) -> tuple[str, Family]:
+    turn, name = number // len(FAMILIES), FAMILIES[number % len(FAMILIES)]
+    if turn >= DEEP_FROM and turn % 2 and name in _DEEP_INSTEAD:
+        name = _DEEP_INSTEAD[name]
+        return name, replace(_TABLE[name], depths=DEEP)
+    return name, _TABLE[name]
+
+
 def draw(number: int, *, intact: bool = False) -> Spec:
     """The case of that number, the same at every call; with `intact`, before a fault is planted."""
     by = random.Random(7919 * number + 13)  # noqa: S311 - a benchmark, no secret
-    name = FAMILIES[number % len(FAMILIES)]
-    family = _TABLE[name]
+    name, family = _turn(number)
     shape = _architecture(by, family)
     kind, loss = by.choice(family.tasks)
     training, steps = _training(by, family, shape)

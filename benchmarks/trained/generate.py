@@ -1,6 +1,6 @@
 """Draws the cases, trains each on three seeds in plain torch, labels them, and keeps them in `models.jsonl.gz`.
 
-    python -m benchmarks.trained.generate [--count 1260] [--out FILE]
+    python -m benchmarks.trained.generate [--count 1218] [--out FILE]
     python -m benchmarks.trained.generate --quick
 
 Each case is printed as soon as it is trained and is added to FILE.part, from which an interrupted run goes on; at the end FILE is
@@ -14,8 +14,6 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,10 +23,10 @@ from benchmarks.trained.draw import draw
 from benchmarks.trained.kept import FILE, Trained, line, read, write
 from benchmarks.trained.labels import label
 from benchmarks.trained.spec import Spec
+from benchmarks.trained.tables import tables
 from benchmarks.trained.train import trained
 
-COUNT, EVERY = 1260, 20
-LABELS = ("trains", "diverged", "stuck", "grey")
+COUNT, EVERY = 1218, 20
 COLUMNS = (
     "number",
     "family:<16",
@@ -91,30 +89,6 @@ def compare(kept: list[Trained]) -> int:
     return wrong
 
 
-def tabulate(cases: list[Trained]) -> None:
-    """Print counts of labels: in all, by split, family and fault."""
-    keys: dict[str, Callable[[Trained], str]] = {
-        "split": lambda case: case.spec.split,
-        "family": lambda case: case.spec.family,
-        "seen in": lambda case: case.spec.visible or "intact",
-        "fault": lambda case: case.spec.planted or "intact",
-    }
-    for title, key in keys.items():
-        rows = Rows(title, *LABELS)
-        counts: dict[str, Counter[str]] = {}
-        for case in cases:
-            counts.setdefault(key(case), Counter())[case.label] += 1
-        for name in sorted(counts):
-            rows.add(name, *(counts[name][each] for each in LABELS))
-        print(flush=True)
-    total = Counter(case.label for case in cases)
-    clear = sum(total[each] for each in LABELS[:3])
-    shares = ", ".join(f"{total[each] / max(clear, 1):.0%} {each}" for each in LABELS[:3])
-    print(
-        f"{len(cases)} cases, {clear} without grey: {shares}; {sum(case.seconds for case in cases) / 60:.0f} minutes of training"
-    )
-
-
 def main() -> int:
     """Run; return 1 if a label is not reproduced."""
     options = parser(__doc__, f"every {EVERY}-th kept case is trained again and compared")
@@ -130,7 +104,7 @@ def main() -> int:
     else:
         kept, wrong = generate(given.count, given.out), 0
     print()
-    tabulate(kept)
+    print(tables(kept))
     print(f"{wrong} of the trained cases differ from the kept ones; {time.perf_counter() - start:.0f} s")
     return int(wrong > 0)
 

@@ -17,22 +17,27 @@ FAR = 10.0  # times the floor: exploded, even if it was never lower and still fa
 LATE = 10  # index in `losses` of what the loss was when a fifth of the steps was left
 
 
-def run_label(run: dict[str, Any]) -> str:
-    """The label of one run of `train`.
+def ending(run: dict[str, Any]) -> tuple[float, float, float]:
+    """How much of the floor is left at the end of training and on held-out rows, and the floor (of a run that is not broken).
 
     The floor counts from zero. Where it is not over zero, the first loss takes its place.
     """
+    if run["floor"] > 0 and run["held_out_floor"] > 0:
+        return run["last"] / run["floor"], run["held_out"] / run["held_out_floor"], run["floor"]
+    unit = abs(run["first"])
+    return run["last"] / unit, run["held_out"] / unit, unit
+
+
+def run_label(run: dict[str, Any]) -> str:
+    """The label of one run of `train`."""
     if run["broken"] is not None:
         return "diverged"
-    first, last, floor = run["first"], run["last"], run["floor"]
-    above_zero = floor > 0 and run["held_out_floor"] > 0
-    unit = floor if above_zero else abs(first)
-    left, held = last / unit, run["held_out"] / (run["held_out_floor"] if above_zero else unit)
-    later = left - 2.5 * (run["losses"][LATE] - last) / unit  # half as many steps more at the pace of the last fifth
+    left, held, unit = ending(run)
+    later = left - 2.5 * (run["losses"][LATE] - run["last"]) / unit  # half as many steps more at the pace of the last fifth
     if left <= TRAINS and held <= TRAINS:
         return "trains"
     if left > LOST:
-        if left > FAR or left > LOST * first / unit or left > LOST * run["least"] / unit:
+        if left > FAR or left > LOST * run["first"] / unit or left > LOST * run["least"] / unit:
             return "diverged"
         return "grey" if later < LOST / 2 else "stuck"
     if (left + held) / 2 >= STUCK:
