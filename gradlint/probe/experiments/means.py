@@ -31,7 +31,7 @@ _RAW = frozenset(
 def held(setting: Setting) -> Mapping[str, Any]:
     """Return the field `held` of `Measurement`, if the user gave optimizers. The model does not run."""
     recipe = setting.task.recipe
-    if recipe is None or not recipe.own:
+    if recipe is None or not recipe.own or setting.task.copied:
         return {}
     names = {id(weight): name for name, weight in setting.model.parameters().items()}
     decay: dict[str, float] = {}
@@ -77,7 +77,7 @@ def floor(setting: Setting) -> Mapping[str, Any]:
     logits = [value for gap in GAPS if (value := of(gap * (2.0 * right - 1.0))) is not None]
     ends = setting.graph.outputs
     last = {operator(setting.graph[ref.node].op).name for ref in ends if operator(setting.graph[ref.node].op).final}
-    bounded = bool(last) or float(leaves[0].max()) <= 0.0
+    bounded = bool(last) or float(leaves[0].detach().max()) <= 0.0
     deep = len(logits) == len(GAPS) and logits[0] < 0.0 and math.isclose(logits[2], logits[0] * GAPS[2], rel_tol=1e-3)
     certain = of(right) if last & {"softmax", "sigmoid"} else None
     return {"floor": Floor(certain, min(logits, default=None), bottomless=deep, bounded=bounded)}
