@@ -3,9 +3,9 @@
 What it finds:
     Squares, cubes, other powers above 1, exponentials, and products of a signal with itself, in layers that no norm and no
     bounded activation separates, so that the output is a polynomial of degree 8 or more in the scale of the signal. An
-    exponential counts as a square, which it outgrows; products of the results of two layers (gates) are not counted. It is an
-    error from degree 16 on in a model of drawn weights without residual sums between. A single square, or one in each block
-    behind a norm (squared ReLU), is far below.
+    exponential of the result of a layer counts as a square, which it outgrows; products of the results of two layers (gates) are
+    not counted. It is an error from degree 16 on in a model of drawn weights without residual sums between. A single square, or
+    one in each block behind a norm (squared ReLU), is far below.
 
 Why it explodes:
     Three squares in a row are x^8: a signal twice as large gives 256 times the output, and one half as large a 256th. Weights
@@ -52,12 +52,11 @@ ROOTS = {"sqrt": 0.5, "rsqrt": 0.0, "reciprocal": 0.0, "log": 0.0}
 class _Power:
     """The degree of a signal in the scale of what it was made from, and what raised it.
 
-    `by` are the operators that raised it, `base` is the layer that it is a function of, and `summed` whether sums lie between.
+    `by` are the operators that raised it, and `summed` is whether sums lie between.
     """
 
     degree: float
     by: tuple[str, ...] = ()
-    base: str = ""
     summed: bool = False
 
 
@@ -129,33 +128,37 @@ def _power(subject: Subject, node: Node, found: dict[str, _Power]) -> _Power:
     top = max(before, key=lambda item: item.degree, default=_Power(0.0))
     kind, row = kind_of(node), operator(node.op)
     if node.op == "input" or kind is Kind.EMBEDDING or subject.normalizes(node):
-        return _Power(1.0, base=node.id)
+        return _Power(1.0)
     if row.bounded or kind is Kind.SOFTMAX or row.cuts or kind is Kind.CUT:
         return _Power(0.0)
     if kind is Kind.RNN or kind is Kind.ATTENTION:
-        return _Power(max(1.0, before[-1].degree if before else 1.0), top.by, node.id, top.summed)
+        return _Power(max(1.0, before[-1].degree if before else 1.0), top.by, top.summed)
     if is_weight_layer(node):
-        return _Power(max(top.degree, 1.0), top.by, node.id, top.summed)
+        return _Power(max(top.degree, 1.0), top.by, top.summed)
     degree = min(_degree(subject, node, before, top.degree), LARGEST)
     by = tuple(dict.fromkeys(name for item in before for name in item.by)) if degree > top.degree else top.by
     by = (*by, node.id) if degree >= RAISES * top.degree > 0.0 and degree > 1.0 else by
     sums = kind is Kind.ADD and sum(item.degree > 0.0 for item in before) > 1
-    base = top.base if all(item.base in {top.base, ""} for item in before) else node.id
-    return _Power(degree, by if degree > 1.0 else (), base, top.summed or sums)
+    return _Power(degree, by if degree > 1.0 else (), top.summed or sums)
 
 
 def _degree(subject: Subject, node: Node, before: list[_Power], top: float) -> float:
     constant = node.attrs.get("constant", node.attrs.get("exponent"))
     exponent = constant if isinstance(constant, (int, float)) else None
-    if node.op == "square" or (node.op == "exp" and before and before[0].base in subject.graph):
-        layer = node.op == "square" or is_weight_layer(subject.graph[before[0].base])
-        return 2.0 * top if layer else top  # differences are exponents of what is bounded: of a softmax over time
+    parents = subject.graph.parents(node.id)
+    if node.op == "square" or (node.op == "exp" and len(parents) == 1 and is_weight_layer(parents[0])):
+        return 2.0 * top
     if node.op == "pow" and exponent is not None and node.inputs and node.inputs[0] is not None:
         return max(float(exponent), 0.0) * top
     if node.op in ROOTS:
         return ROOTS[node.op] * top
     if node.op == "div" and len(before) == 2:
         return max(before[0].degree - before[1].degree, 0.0)
-    if node.op == "mul" and len({item.base for item in before}) == 1:  # of a signal with itself, as in x * x
+    if node.op == "mul" and len(parents) == 2 and (parents[0] is parents[1] or _is_power_of(subject, *parents)):
         return sum(item.degree for item in before)
     return top
+
+
+def _is_power_of(subject: Subject, one: Node, other: Node) -> bool:
+    """Whether one factor is the other or a product of it, as in x * (x * x)."""
+    return one in subject.graph.parents(other.id) or other in subject.graph.parents(one.id)
