@@ -196,7 +196,7 @@ def check(
     if pairs and inputs is None and target is None:
         inputs, target = pairs[0]
     model, specs = _with_inputs(model, inputs)
-    task = Task(loss, target, as_recipe(recipe), rehearse, pairs)
+    task = Task(loss, target, as_recipe(recipe), rehearse, pairs, copied=weights is not None or materialize)
     chosen: dict[str, Any] = {"select": tuple(select), "ignore": tuple(ignore), "inputs": specs, "lenient": lenient}
     chosen |= {"weights": None if weights is None else Path(weights), "materialize": materialize}
     options = Options(**chosen, probe=probe, seed=seed, seeds=seeds, mode=mode, task=task)

@@ -182,7 +182,8 @@ def select(rules: Iterable[_C], chosen: Sequence[str] = (), ignored: Sequence[st
             import difflib
 
             words = [rule.code for rule in known] + [rule.name for rule in known]
-            near = difflib.get_close_matches(entry, words, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(entry, words, n=5, cutoff=0.5)
+            near.sort(key=lambda word: sum(map(str.__ne__, word, entry)))  # of codes that share letters, one with a slip
             hint = f"did you mean {near[0]}?" if near else "gradlint rule --all lists them"
             raise ConfigError(f"unknown rule {entry!r}", hint=hint)
     return tuple(rule for rule in known if _best(chosen or ("ALL",), rule) > _best(ignored, rule))

@@ -215,6 +215,7 @@ class Task:
         rehearse: The largest number of optimizer steps of the rehearsal. None means the default if there is a recipe; 0
             means no rehearsal.
         batches: Further (inputs, target) pairs for the rehearsal.
+        copied: Whether a copy of the model is examined, so that optimizers of the user hold the weights of the original.
 
     Raises:
         ConfigError: `rehearse` is negative.
@@ -225,6 +226,7 @@ class Task:
     recipe: Recipe | None = None
     rehearse: int | None = None
     batches: tuple[tuple[Any, Any], ...] = ()
+    copied: bool = False
 
     def __post_init__(self) -> None:
         if self.rehearse is not None and self.rehearse < 0:

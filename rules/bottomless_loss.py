@@ -57,8 +57,8 @@ class BottomlessLoss(Rule):
         yield self.finding(
             subject,
             subject.outputs,
-            f"the loss falls in proportion to the output, to {found.logits:.3g} for outputs of 50, and the output is no logarithm "
-            "of probabilities",
+            f"the loss falls in proportion to the output, to {found.logits:.3g} for outputs of 50, and the output is no "
+            "logarithm of probabilities",
             remedy="end the model with log_softmax, or take cross_entropy",
             lowest=found.logits,
         )

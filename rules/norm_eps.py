@@ -8,8 +8,8 @@ What it finds:
 Why it vanishes:
     A norm divides by sqrt(variance + eps). With an eps far above the variance it is a division by a constant: the output is
     smaller than one by sqrt(1 + eps / variance), so is the next input, and neither signal nor gradient is brought back to size.
-    Ten layers with an eps that is 30 times the variance lose 6 to 10 points under Adam and stay at the base rate under SGD; with
-    300 times they stay there under both.
+    Ten layers behind a signal of variance 1/3: an eps of 0.1 costs nothing, one of 10 costs 6 to 10 points of accuracy under
+    Adam, and SGD stays at the base rate; with one of 100 both stay there.
 
 How to fix it:
     Take the default: 1e-5, for BatchNorm in 16 bits 1e-3. If the signal is that small, draw the weights before it larger.
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 from gradlint.rule import LIMIT, Confidence, Example, Finding, GraphBuilder, Kind, Node, Rule, Severity, Subject, kind_of
 
-OVER = 30.0  # times the variance: of 88 architectures the largest is 8 (EfficientNet, 1e-3), but for RWKV's at an embedding
+OVER = 30.0  # times the variance: of 1055 norms the largest is 8 (EfficientNet, 1e-3), but for that of RWKV at an embedding
 NEAR = frozenset({Kind.INPUT, Kind.EMBEDDING, Kind.SHAPE, Kind.DROPOUT})
 SINGLE = frozenset({"layer_norm", "group_norm", "instance_norm", "batch_norm", "rms_norm"})
 
@@ -106,7 +106,8 @@ class NormEps(Rule):
         level = subject.measurement.gains[parents[0].id].forward
         if kind_of(node) in NEAR or level is None or not math.isfinite(level):
             return None
-        return (_eps(norm) or 0.0) / 10.0 ** (2.0 * level)
+        square: float = 10.0 ** (2.0 * level)
+        return (_eps(norm) or 0.0) / square
 
 
 def _eps(node: Node) -> float | None:

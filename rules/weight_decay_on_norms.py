@@ -14,7 +14,8 @@ How to fix it:
 References:
     Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv 1706.02677, 5.3 (no decay on BatchNorm scales).
     He et al. 2019, Bag of Tricks for Image Classification, arXiv 1812.01187, 3.1 (no bias decay).
-    Touvron et al. 2021, Training data-efficient image transformers, arXiv 2012.12877 (0.05); Brown et al. 2020, arXiv 2005.14165 (0.1).
+    Touvron et al. 2021, Training data-efficient image transformers, arXiv 2012.12877 (a decay of 0.05).
+    Brown et al. 2020, Language Models are Few-Shot Learners, arXiv 2005.14165 (a decay of 0.1).
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.trained.case import Case, task
-from benchmarks.trained.kept import Trained, read
 
 import gradlint
+from benchmarks.trained.case import Case, task
+from benchmarks.trained.kept import Trained, read
 from gradlint.errors import GradlintError
 from gradlint.measurements.evidence import Level
 

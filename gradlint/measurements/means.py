@@ -1,4 +1,4 @@
-"""What the means of training do not fit: weights that no optimizer holds, a loss that cannot fall far, weights that stand bare."""
+"""Whether the means of training fit: what optimizers hold, how low a loss comes, and weights that stand bare."""
 
 from __future__ import annotations
 

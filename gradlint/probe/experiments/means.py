@@ -31,7 +31,7 @@ _RAW = frozenset(
 def held(setting: Setting) -> Mapping[str, Any]:
     """Return the field `held` of `Measurement`, if the user gave optimizers. The model does not run."""
     recipe = setting.task.recipe
-    if recipe is None or not recipe.own:
+    if recipe is None or not recipe.own or setting.task.copied:
         return {}
     names = {id(weight): name for name, weight in setting.model.parameters().items()}
     decay: dict[str, float] = {}
@@ -79,7 +79,7 @@ def floor(setting: Setting) -> Mapping[str, Any]:
     last = {operator(setting.graph[ref.node].op).name for ref in ends if operator(setting.graph[ref.node].op).final}
     bounded = bool(last) or float(leaves[0].detach().max()) <= 0.0
     deep = len(logits) == len(GAPS) and logits[0] < 0.0 and math.isclose(logits[2], logits[0] * GAPS[2], rel_tol=1e-3)
-    certain = of(right) if last & {"softmax", "sigmoid"} else None
+    certain = of(right) if last and not any(name.startswith("log") for name in last) else None
     return {"floor": Floor(certain, min(logits, default=None), bottomless=deep, bounded=bounded)}
 
 
