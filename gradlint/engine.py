@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -20,10 +20,12 @@ from gradlint.growth import spine_points
 from gradlint.growth.tracks import counted
 from gradlint.load import Loaded, Values, load
 from gradlint.masks import broken_weights
+from gradlint.measurements.evidence import Evidence, Score
+from gradlint.measurements.learning import Learning
 from gradlint.options import Options
 from gradlint.predicted_growth import PredictedGrowth
 from gradlint.probe.budget import ENDLESS, Budget
-from gradlint.result import Finding, Measurement, SpinePoint, TargetReport, Verdict
+from gradlint.result import Finding, Growth, Measurement, SpinePoint, TargetReport, Verdict
 from gradlint.rule import Subject
 from gradlint.score import State, growth_with_claims, judge, worst_growth
 from gradlint.theory.reading.attribution import Attribution
@@ -76,22 +78,12 @@ def _checked(target: object, options: Options, say: Progress, clock: _Clock) -> 
         growth = worst_growth(measurement) if has_gradient(measurement) else None
     made_of = attribution(subject, growth)
     learning = measurement.learning if measurement is not None else expected.learning
-    state = State(conclusive=conclusive, broken_weight=_has_broken_weight(graph), idle=subject.is_idle, trains=trained)
-    judgment = judge(measurement, growth, findings, state, learning)
-    known = evidence(
-        measurement,
-        findings,
-        growth=counted(growth.decades, learning) if growth is not None else None,
-        conclusive=conclusive and growth is not None,
-        learning=learning,
-        recipe=loaded.task.recipe,
-    )
-    made = scored(known, judgment.most) if judgment.most is not None else None
+    verdict, known, made = _judged(subject, findings, growth, learning, conclusive=conclusive, trained=trained)
     return TargetReport(
         target=loaded.name,
         frontend=loaded.frontend,
         mode=graph.mode,
-        verdict=judgment.verdict,
+        verdict=verdict,
         score=made.points if made is not None else None,
         growth=growth,
         spine=_spine(graph, measurement, expected),
@@ -116,6 +108,24 @@ def _checked(target: object, options: Options, say: Progress, clock: _Clock) -> 
         made=made,
         stack=repeated_stack(subject),
     )
+
+
+def _judged(
+    subject: Subject, findings: Sequence[Finding], growth: Growth | None, learning: Learning, *, conclusive: bool, trained: bool
+) -> tuple[Verdict, Evidence, Score | None]:
+    """Return the verdict, and the score with the evidence that it is made of; no score where there is nothing to train."""
+    broken = _has_broken_weight(subject.graph)
+    state = State(conclusive=conclusive, broken_weight=broken, idle=subject.is_idle, trains=trained)
+    judgment = judge(subject.measurement, growth, findings, state, learning)
+    known = evidence(
+        subject.measurement,
+        findings,
+        growth=counted(growth.decades, learning) if growth is not None else None,
+        conclusive=conclusive and growth is not None,
+        learning=learning,
+        recipe=subject.task.recipe,
+    )
+    return judgment.verdict, known, scored(known, judgment.most) if judgment.most is not None else None
 
 
 def examine(
