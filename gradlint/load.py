@@ -53,7 +53,7 @@ class Values:
     memory: float | None = None
 
     def room(self) -> int:
-        """Return how many bytes the weights of a model may take: a quarter of the memory, since gradients and others take more."""
+        """Return how many bytes the weights of a model may take: a quarter of the memory, the rest is for gradients."""
         return int(min(available(), math.inf if self.memory is None else self.memory * (1 << 30))) // 4
 
 
@@ -216,6 +216,12 @@ def _stored(path: Path, inputs: tuple[InputSpec, ...]) -> tuple[Any, tuple[Input
     from gradlint.frontends.torch.folder import is_model_folder, load_folder  # noqa: PLC0415
 
     if path.is_dir():
+        pickled = next((file for file in path.iterdir() if file.suffix in _PICKLES), None)
+        if not is_model_folder(path) and pickled is not None:
+            hint = "save the model again with save_pretrained(folder), which writes .safetensors"
+            raise UnsafeFileError(
+                f"{path}: its weights are in {pickled.name!r}, and reading a pickle runs code from it", hint=hint
+            )
         if not is_model_folder(path):
             raise TargetError(f"{path}: no model in this folder", hint="a model folder has a config.json and .safetensors files")
         return load_folder(path), inputs

@@ -24,6 +24,7 @@ from gradlint.frontends.torch.initialization import Scheme, inner_first, is_unse
 from gradlint.frontends.torch.lineage import tensors
 from gradlint.graph import Statistics
 
+_SMALL = 1 << 16  # elements of a tensor that is kept
 _PARTS = 4  # blocks that the room for weights holds at least
 
 
@@ -40,7 +41,7 @@ class _Block:
         return sum(map(_size, self.tensors))
 
 
-class Blocks(TorchDispatchMode):  # type: ignore[misc]
+class Blocks(TorchDispatchMode):
     """A copy of a model on the meta device with weights on demand: while this mode is active, `module` can run.
 
     Args:
@@ -67,6 +68,7 @@ class Blocks(TorchDispatchMode):  # type: ignore[misc]
         self._modules = dict(self.module.named_modules())
         self._scheme = Scheme(self.module, name)
         self._statistics: dict[int, Statistics] = {}
+        self._small: dict[int, Tensor] = {}  # copies: rules read vectors of weights again and again
         self._lost: set[int] = set()
         self._blocks: list[_Block] = []
         self._owners: dict[int, _Block] = {}
@@ -90,6 +92,8 @@ class Blocks(TorchDispatchMode):  # type: ignore[misc]
     def values(self, tensor: Tensor) -> Tensor:
         """Return a copy of the initial values of a tensor that is held."""
         block = self._owner(tensor)
+        if (known := self._small.get(id(tensor))) is not None:
+            return known.clone()
         if block is not None:
             self._summon([block])
         return tensor.detach().clone()
@@ -109,7 +113,7 @@ class Blocks(TorchDispatchMode):  # type: ignore[misc]
             raise TargetError(
                 f"{self._name}: {path or type(module).__name__} initializes the layers within it all at once, and its "
                 f"{total / 1e9:.3g} GB of weights do not fit in the memory",
-                hint="give it a method _init_weights(module), which is called for one layer at a time, or allow more: --memory-limit",
+                hint="give it a method _init_weights(module), which is called for one layer at a time, or --memory-limit",
             )
         own = _Block(inner_first(module, path) if whole else [path])
         for inner in own.paths:
@@ -180,6 +184,8 @@ class Blocks(TorchDispatchMode):  # type: ignore[misc]
     def _learn(self, tensor: Tensor) -> None:
         """Remember of a tensor that was drawn for the first time whether it was, and its statistics."""
         values = tensor.data
+        if values.numel() <= _SMALL:
+            self._small[id(tensor)] = values.clone()
         if is_unset(values):
             self._lost.add(_memory(tensor))
         elif values.is_floating_point() and values.numel():
@@ -194,7 +200,9 @@ class Blocks(TorchDispatchMode):  # type: ignore[misc]
     def refuse_lost(self) -> None:
         """Raise TargetError if nothing initializes a tensor that was read."""
         if self._lost:
-            lost = [path for path, module in self._modules.items() if self._lost.intersection(map(_memory, _own(module).values()))]
+            lost = [
+                path for path, module in self._modules.items() if self._lost.intersection(map(_memory, _own(module).values()))
+            ]
             raise not_initialized(self._name, [f"{path or self._name} ({type(self._modules[path]).__name__})" for path in lost])
 
     @contextmanager
@@ -211,7 +219,7 @@ class Blocks(TorchDispatchMode):  # type: ignore[misc]
         for module in chosen.values():
             for table in (module._parameters, module._buffers):  # noqa: SLF001
                 for key, tensor in table.items():
-                    if tensor is None or _memory(tensor) not in self._owners and not every:
+                    if tensor is None or (_memory(tensor) not in self._owners and not every):
                         continue
                     alias = aliases.get(id(tensor))
                     if id(tensor) not in made:
@@ -219,7 +227,7 @@ class Blocks(TorchDispatchMode):  # type: ignore[misc]
                         is_parameter = isinstance(tensor, nn.Parameter)
                         made[id(tensor)] = nn.Parameter(stand_in, tensor.requires_grad) if is_parameter else stand_in
                     kept.append((table, key, tensor, made[id(tensor)]))
-                    table[key] = made[id(tensor)]  # type: ignore[assignment]
+                    table[key] = made[id(tensor)]
         try:
             yield
             for table, key, tensor, _ in kept:
@@ -231,7 +239,7 @@ class Blocks(TorchDispatchMode):  # type: ignore[misc]
                 table[key] = tensor
 
 
-class _Writes(TorchDispatchMode):  # type: ignore[misc]
+class _Writes(TorchDispatchMode):
     """A mode that notes which memory operators write to."""
 
     def __init__(self) -> None:

@@ -54,7 +54,9 @@ class Scheme:
                     except Exception as error:
                         method = getattr(step, "__qualname__", "its initialization")
                         hint = "build the model on the CPU"
-                        raise TargetError(f"{self._name}: {method} of {path or 'it'} raised {described(error)}", hint=hint) from error
+                        raise TargetError(
+                            f"{self._name}: {method} of {path or 'it'} raised {described(error)}", hint=hint
+                        ) from error
 
 
 def inner_first(module: nn.Module, prefix: str = "") -> list[str]:

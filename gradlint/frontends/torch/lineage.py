@@ -179,7 +179,9 @@ class Lineage:
             lambda: to_numpy(self._valued(tensor, view)),
             out_axis=min(out_axis, max(values.ndim - 1, 0)),
             trainable=tensor.requires_grad,
-            statistics=self._initial.statistics(tensor) if self._initial is not None and values.numel() == tensor.numel() else None,
+            statistics=self._initial.statistics(tensor)
+            if self._initial is not None and values.numel() == tensor.numel()
+            else None,
         )
         if own:
             self._seen[id(tensor), out_axis] = tensor, weight  # keep the tensor, so that no other one gets its id

@@ -39,7 +39,13 @@ class Recorder:
     """
 
     def __init__(
-        self, module: nn.Module, *, tap: Tap | None, edit: Edit | None, known: Graph | None, stop: CodeType | None = None,
+        self,
+        module: nn.Module,
+        *,
+        tap: Tap | None,
+        edit: Edit | None,
+        known: Graph | None,
+        stop: CodeType | None = None,
         blocks: Blocks | None = None,
     ) -> None:
         weights: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
