@@ -25,6 +25,7 @@ from gradlint.frontends.torch.lineage import tensors
 from gradlint.graph import Statistics
 
 _SMALL = 1 << 16  # elements of a tensor that is kept
+_ROW = 1 << 12  # elements that are summed in their own precision
 _PARTS = 4  # blocks that the room for weights holds at least
 
 
@@ -190,8 +191,10 @@ class Blocks(TorchDispatchMode):
             self._lost.add(_memory(tensor))
         elif values.is_floating_point() and values.numel():
             low, high = (float(end) for end in torch.aminmax(values))
-            mean = float(values.mean(dtype=torch.float64))
-            square = float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2 / values.numel()
+            whole = values.numel() // _ROW * _ROW
+            rows, rest = values.reshape(-1)[:whole].reshape(-1, _ROW), values.reshape(-1)[whole:].double()
+            mean = float(rows.sum(1).double().sum() + rest.sum()) / values.numel()
+            square = float(torch.linalg.vector_norm(rows, dim=1).double().square().sum() + rest.square().sum()) / values.numel()
             largest = max(abs(low), abs(high))
             if math.isfinite(low) and math.isfinite(high) and math.isfinite(square):
                 self._statistics[_memory(tensor)] = Statistics(mean, square, largest, finite=True)
