@@ -185,7 +185,7 @@ def check(
         mode: "train" or "eval". If None, a torch module runs in train mode and an ONNX file in the mode of its export.
         lenient: Whether a node of an ONNX file that the standard rejects is a note instead of an error.
         weights: A `.safetensors` file with the weights of the torch module. They are loaded into a copy of it.
-        materialize: Whether a module on the meta device is initialized on the CPU, in a copy, by each layer's `reset_parameters`.
+        materialize: Whether a module on the meta device is initialized on the CPU, in a copy; block by block if it is large.
         progress: A function called with one line of text at the start of each stage.
 
     Raises ConfigError if an argument does not fit, and GradlintError if the model cannot be read or run.

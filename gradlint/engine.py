@@ -147,7 +147,7 @@ def examine(
             probe=options.probe,
             task=options.task,
             lenient=options.lenient,
-            values=Values(options.weights, options.materialize),
+            values=Values(options.weights, options.materialize, options.limits.memory if options.limits is not None else None),
         )
     measurement = None
     if options.probe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gradlint.errors import ConfigError, ForwardError, InputError, TargetError, UnsafeFileError
 from gradlint.frontends.discover import FileTarget, model_on_stdin
 from gradlint.frontends.inputs import InputSpec
+from gradlint.frontends.memory import available
 from gradlint.frontends.targets import Target, at_home, is_python_target, load_target
 from gradlint.graph import Graph
 from gradlint.measurements.coverage import InputInfo
@@ -43,10 +45,16 @@ class Values:
     Attributes:
         weights: A `.safetensors` file.
         materialize: Whether a model on the meta device is initialized on the CPU.
+        memory: Gigabytes that the check may take; None for what the machine has.
     """
 
     weights: Path | None = None
     materialize: bool = False
+    memory: float | None = None
+
+    def room(self) -> int:
+        """Return how many bytes the weights of a model may take: a quarter of the memory, the rest is for gradients."""
+        return int(min(available(), math.inf if self.memory is None else self.memory * (1 << 30))) // 4
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,12 @@ def _stored(path: Path, inputs: tuple[InputSpec, ...]) -> tuple[Any, tuple[Input
     from gradlint.frontends.torch.folder import is_model_folder, load_folder  # noqa: PLC0415
 
     if path.is_dir():
+        pickled = next((file for file in path.iterdir() if file.suffix in _PICKLES), None)
+        if not is_model_folder(path) and pickled is not None:
+            hint = "save the model again with save_pretrained(folder), which writes .safetensors"
+            raise UnsafeFileError(
+                f"{path}: its weights are in {pickled.name!r}, and reading a pickle runs code from it", hint=hint
+            )
         if not is_model_folder(path):
             raise TargetError(f"{path}: no model in this folder", hint="a model folder has a config.json and .safetensors files")
         return load_folder(path), inputs
@@ -217,7 +231,7 @@ def _stored(path: Path, inputs: tuple[InputSpec, ...]) -> tuple[Any, tuple[Input
 
 def _with_values(module: Any, name: str, *, values: Values, probe: bool) -> Any:
     """Return the module with weights from a file or, if it is on the meta device and that was asked for, newly initialized."""
-    from gradlint.frontends.torch.meta import materialized, on_meta  # noqa: PLC0415 - torch
+    from gradlint.frontends.torch.meta import bytes_of, materialized, on_meta  # noqa: PLC0415 - torch
     from gradlint.frontends.torch.weights import load_weights  # noqa: PLC0415
 
     if values.weights is not None:
@@ -229,7 +243,7 @@ def _with_values(module: Any, name: str, *, values: Values, probe: bool) -> Any:
     if not on_meta(module):
         return module
     if values.materialize:
-        return materialized(module, name)
+        return materialized(module, name) if bytes_of(module) <= values.room() else module
     if probe:
         hint = "--materialize initializes it on the CPU, --no-probe judges its initialization, --weights FILE loads values"
         raise TargetError(f"{name}: its weights are on the meta device and have no values", hint=hint)
@@ -257,6 +271,7 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task
         if isinstance(target, Path):
             model.target_name = name = str(target)
             model.notes += ["an exported program keeps the mode of its export"] * (target.suffix.lower() == ".pt2")
+        _draw_by_blocks(model, values.room(), probe=probe)
         if not probe:
             import numpy as np  # noqa: PLC0415
 
@@ -278,6 +293,23 @@ def _torch(target: object, inputs: tuple[InputSpec, ...], mode: str | None, task
         lambda: ({name: parameter.numel() for name, parameter in model.parameters().items()}, model.frozen),
         task,
     )
+
+
+def _draw_by_blocks(model: TorchRunnable, room: int, *, probe: bool) -> None:
+    """Let a model that is still on the meta device draw its weights block by block.
+
+    That is one that is too large for the memory, or of which theory reads the weights one after the other.
+    """
+    from gradlint.frontends.torch.blocks import Blocks  # noqa: PLC0415 - torch
+    from gradlint.frontends.torch.meta import bytes_of, on_meta  # noqa: PLC0415
+
+    if not on_meta(model.module):
+        return
+    blocks = Blocks(model.module, model.target_name, room if probe else min(room, 1 << 30))
+    if probe:
+        whole = f"its weights take {bytes_of(model.module) / 1e9:.3g} GB"
+        model.notes.append(f"{whole}: {blocks.count} blocks, the largest of {blocks.largest / 1e9:.2g} GB, were drawn one by one")
+    model.draw_by_blocks(blocks)
 
 
 def _runnable(

@@ -128,7 +128,7 @@ debug_option = click.option("--debug", is_flag=True, help="Show the traceback of
 @click.option(
     "--weights", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A .safetensors file for the torch model."
 )
-@click.option("--materialize", is_flag=True, help="Initialize a model on the meta device by its reset_parameters.")
+@click.option("--materialize", is_flag=True, help="Initialize a model on the meta device; block by block if it is large.")
 @seed_option
 @click.option("--seeds", type=click.IntRange(1, 10_000), default=3, show_default=True, help="How many seeds to probe.")
 @click.option("--select", multiple=True, callback=_entries, metavar="RULES", help="Codes, prefixes or names to apply.")

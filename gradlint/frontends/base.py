@@ -59,6 +59,10 @@ class Runnable(Protocol):
     inputs: tuple[InputSpec, ...]
 
     @property
+    def by_blocks(self) -> bool:
+        """Whether weights have values only while they are read, so that nothing may hold or change all of them."""
+
+    @property
     def frozen(self) -> int:
         """Number of elements of the parameters that do not require grad."""
 

@@ -19,6 +19,7 @@ MODEL_SUFFIXES = (".onnx", ".pt2")
 _ATTRIBUTE = re.compile(r"^(?P<owner>[^:].*):[^\W\d]\w*(\.[^\W\d]\w*)*$")
 _MODULE = re.compile(r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")
 _MAGIC = re.compile(r"[*?[]")
+_WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
 _ANY_FOLDERS = "**"
 
 
@@ -69,7 +70,7 @@ def _expand(target: str, cwd: Path) -> Iterable[str]:
         if path.suffix == ".py":
             raise TargetError(f"{target}: which model in it?", hint=f"name a module, class or factory: {target}:build")
         return [FileTarget(target)]
-    if path.is_dir() and (path / "config.json").is_file() and next(path.glob("*.safetensors"), None) is not None:
+    if path.is_dir() and os.path.lexists(path / "config.json") and _has_weights(path):
         return [FileTarget(target)]  # a model as Hugging Face saves it
     if path.is_dir():
         return _models_below(target, path)
@@ -82,6 +83,10 @@ def _expand(target: str, cwd: Path) -> Iterable[str]:
     if _MAGIC.search(target):
         return _matches(target, cwd)
     raise TargetError(f"{target}: no such file or folder", hint=_suggestion(target, cwd))
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(Path(name).suffix in _WEIGHTS for name in os.listdir(folder))  # noqa: PTH208 - names
 
 
 def _models_below(target: str, folder: Path) -> list[str]:

@@ -32,6 +32,7 @@ class OnnxRunnable:
     """
 
     frontend = "onnx"
+    by_blocks = False
 
     def __init__(self, file: OnnxFile, inputs: tuple[InputSpec, ...] | None = None) -> None:
         self.mode = file.mode

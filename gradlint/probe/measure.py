@@ -58,11 +58,23 @@ def measure(
     nothing: list[str] = []
     own = untouched(task.loss) if task.loss is not None else nullcontext(nothing)  # a loss may have state too
     with model.untouched(), own as left, torch.enable_grad(), captured_warnings() as warned:
-        found = observe(model, seeds=seeds, seed=seed, progress=say, budget=budget)
-        found = _examine(model, found, seeds=seeds, seed=seed, progress=say, budget=budget)
-        found = run_experiments(model, task, found, seed=seed, progress=say, budget=budget)
+        if model.by_blocks:
+            found = _by_blocks(model, observe(model, seeds=seeds, seed=seed, progress=say, most=seeds, budget=budget))
+        else:
+            found = observe(model, seeds=seeds, seed=seed, progress=say, budget=budget)
+            found = _examine(model, found, seeds=seeds, seed=seed, progress=say, budget=budget)
+            found = run_experiments(model, task, found, seed=seed, progress=say, budget=budget)
     lost = (f"the loss was not handed back as it came: {what}" for what in left)
     return replace(found, notes=(*found.notes, *(f"warned: {text}" for text in warned[:WARNINGS]), *lost))
+
+
+def _by_blocks(model: Runnable, found: Measurement) -> Measurement:
+    """Add what can be said of a model whose weights are never there all at once: the passes alone, no experiments."""
+    parameters = model.parameters()
+    if found.nonfinite_forward is None and found.stopped_at is None and all(map(found.learning.learns, parameters)):
+        sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+        found = replace(found, trainability=Trainability(sizes, model.frozen))
+    return replace(found, notes=(*found.notes, "what moves all weights, as a rehearsal and other draws do, was left out"))
 
 
 def _examine(model: Runnable, found: Measurement, *, seeds: int, seed: int, progress: Progress, budget: Budget) -> Measurement:

@@ -121,6 +121,8 @@ def _is_flat(weight: torch.Tensor) -> bool:
     """Return whether a matrix holds one number other than zero throughout."""
     if weight.ndim < 2 or not weight.numel():
         return False
+    if (known := getattr(weight, "is_flat", None)) is not None:  # a weight of a block, which would have to be drawn
+        return bool(known)
     ends = weight.detach()[(0,) * weight.ndim], weight.detach()[(-1,) * weight.ndim]
     return bool(ends[0] == ends[1]) and bool(ends[0]) and bool((weight.detach() == ends[0]).all())
 

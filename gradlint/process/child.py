@@ -84,6 +84,13 @@ def _explain(target: str, options: Any, progress: Callable[[str], None], request
 _JOBS = {"check": _check, "explain": _explain}
 
 
+def _bytes(target: str) -> int:
+    """Return how many bytes reading a target may bring into memory: of a folder, its weights and their copy of another dtype."""
+    if not os.path.isdir(target):  # noqa: PTH112
+        return os.path.getsize(target)  # noqa: PTH202
+    return 3 * sum(entry.stat().st_size for entry in os.scandir(target) if entry.name.endswith(".safetensors"))
+
+
 def _answer(request: dict[str, Any]) -> None:
     from gradlint.frontends.discover import FileTarget  # noqa: PLC0415
     from gradlint.options import Options  # noqa: PLC0415
@@ -98,7 +105,7 @@ def _answer(request: dict[str, Any]) -> None:
             sys.stdin = open(request["stdin"], encoding="utf-8")  # noqa: PTH123, SIM115 - closed with the next one
         else:
             target = FileTarget(target)
-            size = os.path.getsize(target) / 2**30  # noqa: PTH202
+            size = _bytes(target) / 2**30
         memory = options.limits.memory
         _limit(memory=min(memory, _READING + size), seconds=options.limits.seconds)
 

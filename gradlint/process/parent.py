@@ -93,10 +93,13 @@ def _is_parsed(target: object, options: Options) -> bool:
 
 
 def _is_file(target: object) -> bool:
-    """Return whether a target is a file that has to be parsed, or stdin."""
+    """Return whether a target is a file that has to be parsed, a folder with a model, or stdin."""
     if isinstance(target, str) and target == "-":
         return True
-    return isinstance(target, (str, Path)) and Path(target).suffix.lower() in _PARSED and Path(target).is_file()
+    if not isinstance(target, (str, Path)):
+        return False
+    path = Path(target)
+    return (path / "config.json").exists() if path.is_dir() else path.suffix.lower() in _PARSED and path.is_file()
 
 
 class Worker:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradlint.graph import Ref, Weight
+from gradlint.graph import Ref, Statistics, Weight
 
 View = Callable[[Tensor], Tensor]
 _NAMES_SHOWN = 4
@@ -88,6 +88,19 @@ def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     return tensor.numpy()
 
 
+class Initial(Protocol):
+    """The values of weights that have none, or none at all times; see `blocks.Blocks`."""
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether the values of a tensor have to be asked for."""
+
+    def statistics(self, tensor: Tensor) -> Statistics | None:
+        """Return the statistics of its values, if they are known."""
+
+    def values(self, tensor: Tensor) -> Tensor:
+        """Return the values of a tensor that is held."""
+
+
 class Lineage:
     """The origins of all tensors in one run.
 
@@ -95,7 +108,7 @@ class Lineage:
     memory of a view was written after the view was made, then the view has the origin of its base.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], initial: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], initial: Initial | None = None) -> None:
         self._initial = initial
         self._made: dict[int, _Made] = {}
         self._weights: dict[int, tuple[Any, tuple[str, ...]]] = {}
@@ -140,10 +153,9 @@ class Lineage:
         return Origin(None, self.origin(base).weights if base is not None else (), now)
 
     def _valued(self, tensor: Tensor, view: View | None) -> Tensor:
-        """Return the values that a tensor on the meta device will start with."""
-        assert self._initial is not None
-        found = self._initial(tensor)
-        return view(found) if view else found
+        """Return the values of a weight; of one that has none, those that it will start with."""
+        values = self._initial.values(tensor) if self._initial is not None and self._initial.holds(tensor) else tensor.detach()
+        return view(values) if view else values
 
     def weight(self, tensor: Tensor, *, out_axis: int = 0, view: View | None = None) -> Weight:
         """Return a parameter, a buffer, or a tensor computed from them as a `Weight` of the graph.
@@ -164,9 +176,12 @@ class Lineage:
             name,
             tuple(values.shape),
             dtype_name(values.dtype),
-            lambda: to_numpy(self._valued(tensor, view) if values.is_meta else values),
+            lambda: to_numpy(self._valued(tensor, view)),
             out_axis=min(out_axis, max(values.ndim - 1, 0)),
             trainable=tensor.requires_grad,
+            statistics=self._initial.statistics(tensor)
+            if self._initial is not None and values.numel() == tensor.numel()
+            else None,
         )
         if own:
             self._seen[id(tensor), out_axis] = tensor, weight  # keep the tensor, so that no other one gets its id

@@ -19,6 +19,7 @@ from gradlint.errors import ForwardError, TargetError
 from gradlint.frontends.base import Edit, Restartable, Tap, Tensors
 from gradlint.frontends.inputs import InputSpec, without_blank
 from gradlint.frontends.torch import state
+from gradlint.frontends.torch.blocks import Blocks
 from gradlint.frontends.torch.infer.search import infer
 from gradlint.frontends.torch.infer.trial import Trial
 from gradlint.frontends.torch.inputs import Feed, feed_given, feed_values
@@ -78,6 +79,7 @@ class TorchRunnable:
         self.notes: list[str] = []
         self.module: nn.Module = getattr(module, "_orig_mod", module)  # unwrap what torch.compile wraps
         self._graph: Graph | None = None
+        self._blocks: Blocks | None = None
         self._guarded = False
         self._strategy = ""  # the one that later runs use
         feed: Feed | None = None
@@ -99,6 +101,15 @@ class TorchRunnable:
             raise RuntimeError("the graph of a torch module is drawn by its first forward")
         return self._graph
 
+    @property
+    def by_blocks(self) -> bool:
+        """Whether its weights have values only while they are read, so that nothing may hold or change all of them."""
+        return self._blocks is not None
+
+    def draw_by_blocks(self, blocks: Blocks) -> None:
+        """Run the copy of the module of which one block at a time has values, instead of the module itself."""
+        self.module, self._blocks = blocks.module, blocks
+
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Put the module into `mode`; on exit, restore the module and the process. See `state.untouched`."""
@@ -106,6 +117,15 @@ class TorchRunnable:
             yield
             return
         left: list[str] = []
+        if self._blocks is not None:  # a copy that nobody else has
+            with state.untouched_process(self.module), self._blocks:
+                self._guarded = True
+                self.module.train(self.mode == "train")
+                try:
+                    yield
+                finally:
+                    self._guarded = False
+            return
         try:
             with state.untouched(self.module, self._leaves) as left:
                 self._guarded = True
@@ -163,7 +183,7 @@ class TorchRunnable:
         return list(_STRATEGIES)[scripted:]  # "calls" misses the operators inside a script
 
     def _traced(self, strategy: str, inputs: Sequence[Any], tap: Tap | None, edit: Edit | None) -> Tensors:
-        recorder = Recorder(self.module, tap=tap, edit=edit, known=self._graph, stop=_run.__code__)
+        recorder = Recorder(self.module, tap=tap, edit=edit, known=self._graph, stop=_run.__code__, blocks=self._blocks)
         with torch.enable_grad():
             pairs = zip(self.inputs, self._tensors(inputs), strict=True)
             args, kwargs = self._arguments([recorder.feed(spec.name or "input", tensor) for spec, tensor in pairs])
@@ -172,6 +192,8 @@ class TorchRunnable:
             results = recorder.results(returned)
         if recorder.failure is not None:
             raise recorder.failure
+        if self._blocks is not None:
+            self._blocks.refuse_lost()
         if self._graph is None:
             if strategy == "calls" and recorder.lost:
                 raise _LostTensorError

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gradlint.frontends.base import Edit, Tap
 from gradlint.frontends.torch import ops
+from gradlint.frontends.torch.blocks import Blocks
 from gradlint.frontends.torch.lineage import Lineage, Origin, dtype_name, replaced, tensors, unwrapped, version
-from gradlint.frontends.torch.meta import InitialValues
 from gradlint.frontends.torch.source import Definitions
 from gradlint.frontends.user_code import calling_line
 from gradlint.graph import Graph, Node, Ref, Weight
@@ -39,11 +39,18 @@ class Recorder:
     """
 
     def __init__(
-        self, module: nn.Module, *, tap: Tap | None, edit: Edit | None, known: Graph | None, stop: CodeType | None = None
+        self,
+        module: nn.Module,
+        *,
+        tap: Tap | None,
+        edit: Edit | None,
+        known: Graph | None,
+        stop: CodeType | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         weights: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         weights.update(module.named_buffers(remove_duplicate=False))
-        self.lineage = Lineage({_path(name): tensor for name, tensor in weights.items()}, InitialValues(module))
+        self.lineage = Lineage({_path(name): tensor for name, tensor in weights.items()}, blocks)
         self.nodes: list[Node] = []
         self.failure: Exception | None = None
         self.depth = 0  # positive while recording is paused, as inside a call that is one node

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +29,84 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_LONGEST_HEADER = 100 << 20
+_LONGEST_HEADER = 16 << 20  # bytes: those of 100 000 tensors
+_LONGEST_NAME, _MOST_AXES, _LARGEST, _ENDS = 1 << 13, 64, 1 << 62, 2
 _SHOWN = 5
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path, label: Path | None = None) -> dict[str, Tensor]:
     """Return the tensors of a `.safetensors` file by name. Their memory is that of the file, mapped and never written.
 
-    Raises TargetError if the file cannot be read or is damaged, and UnsafeFileError for another kind of file.
+    Messages call the file `label`. Raises TargetError if the file cannot be read or is damaged, and UnsafeFileError for another
+    kind of file.
     """
-    if path.suffix.lower() != ".safetensors":
+    label = label or path
+    if label.suffix.lower() != ".safetensors":
         hint = "save the weights with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
-        raise UnsafeFileError(f"{path}: weights are read from .safetensors alone, since a pickle runs code", hint=hint)
+        raise UnsafeFileError(f"{label}: weights are read from .safetensors alone, since a pickle runs code", hint=hint)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise TargetError(f"{label}: it is no file")
         with path.open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        raise TargetError(f"{path}: cannot read it: {getattr(error, 'strerror', None) or error}") from error
+        raise TargetError(f"{label}: cannot read it: {getattr(error, 'strerror', None) or error}") from error
     try:
         size, header = _header(memory)
-        return {name: _tensor(memory, 8 + size, entry) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
-        raise TargetError(f"{path}: it is no .safetensors file, or damaged: {error}") from error
+        _check_places(header, len(memory) - 8 - size)
+        return {name: _tensor(memory, 8 + size, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError, OverflowError) as error:
+        raise TargetError(f"{label}: it is no .safetensors file, or damaged: {error!s:.200}") from error
 
 
-def _header(memory: mmap.mmap) -> tuple[int, Any]:
+def _header(memory: mmap.mmap) -> tuple[int, dict[str, Any]]:
     size = int.from_bytes(memory[:8], "little")
     if not 0 < size <= min(_LONGEST_HEADER, len(memory) - 8):
         raise ValueError(f"its header is said to have {size} bytes")
-    return size, json.loads(memory[8 : 8 + size])
+    header = json.loads(memory[8 : 8 + size].decode("utf-8"), object_pairs_hook=unique_names)
+    if not isinstance(header, dict):
+        raise TypeError("its header is no JSON object")
+    header.pop("__metadata__", None)
+    return size, header
+
+
+def unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict. Raises ValueError if a name stands there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
+
+
+def _check_places(header: Mapping[str, Any], total: int) -> None:
+    """Raise ValueError unless the tensors lie one behind another and fill the `total` bytes of the file."""
+    longest = max(map(len, header), default=0)
+    if longest > _LONGEST_NAME:
+        raise ValueError(f"a name has {longest} characters")
+    places = []
+    for entry in header.values():
+        if not isinstance(entry, dict) or entry.get("dtype") not in _DTYPES:
+            raise ValueError(f"a tensor has the dtype {entry.get('dtype') if isinstance(entry, dict) else None!r:.40}")
+        numbers = [*entry["shape"], *entry["data_offsets"]]
+        if not isinstance(entry["shape"], list) or len(entry["shape"]) > _MOST_AXES or len(entry["data_offsets"]) != _ENDS:
+            raise ValueError("a tensor has no shape and place")
+        if any(type(number) is not int or not 0 <= number <= _LARGEST for number in numbers):
+            raise ValueError("a size is no number of elements or bytes")
+        places.append(tuple(entry["data_offsets"]))
+    end = 0
+    for start, stop in sorted(places):
+        if start != end or stop < start:
+            raise ValueError(f"bytes {min(start, end)} to {max(start, end)} belong to two tensors or to none")
+        end = stop
+    if end != total:
+        raise ValueError(f"its tensors take {end} bytes, and {total} are there")
 
 
 def _tensor(memory: mmap.mmap, start: int, entry: Mapping[str, Any]) -> Tensor:
-    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]], entry["data_offsets"]
+    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
     count = math.prod(shape)
-    if min(shape, default=0) < 0 or not 0 <= begin <= end <= len(memory) - start or end - begin != count * dtype.itemsize:
-        raise ValueError(f"a tensor of shape {shape} does not lie in the file")
+    if end - begin != count * dtype.itemsize:
+        raise ValueError(f"a tensor of shape {shape} does not take {end - begin} bytes")
     if not count:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=start + begin).reshape(shape)
