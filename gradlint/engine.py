@@ -123,7 +123,7 @@ def _judged(
         growth=counted(growth.decades, learning) if growth is not None else None,
         conclusive=conclusive and growth is not None,
         learning=learning,
-        recipe=subject.task.recipe,
+        task=subject.task,
     )
     return judgment.verdict, known, scored(known, judgment.most) if judgment.most is not None else None
 

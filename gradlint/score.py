@@ -88,10 +88,10 @@ def judge(
         return Judgment(Verdict.NON_FINITE, 0)
     if not state.trains:
         return Judgment(Verdict.NOTHING_TO_TRAIN, None)
-    if state.idle or (measurement is not None and _stops(measurement)):
-        return Judgment(Verdict.UNTRAINABLE, 0)
     rehearsed = measurement.rehearsal if measurement is not None else None
     learned = rehearsed is not None and rehearsed.learned
+    if state.idle or (measurement is not None and _stops(measurement)):
+        return Judgment(Verdict.UNTRAINABLE, 100 if learned else 0)
     doubt = 100 if learned else _DOUBT
     decades = counted(growth.decades, learning or Learning()) if growth is not None else 0.0
     if abs(decades) >= LIMIT and (state.conclusive or measurement is not None) and not learned:

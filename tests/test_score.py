@@ -244,10 +244,10 @@ def test_a_rehearsal_that_may_have_failed_is_no_verdict():
 
 @pytest.mark.parametrize("growth", [0.0, 9.0, -9.0])
 def test_a_rehearsal_that_clearly_learned_overrules_growth_and_lifts_the_limit_of_errors(growth):
-    """Not that of a pass that is not finite, nor of weights without any gradient."""
+    """But not that of a pass that is not finite."""
     learned = {"rehearsal": replace(REHEARSED, chance=1.0)}
     assert judged(measurement(**learned), growth, [finding()]) == (Verdict.HEALTHY, 100)
-    assert judged(measurement(**learned, dead=True), growth) == (Verdict.UNTRAINABLE, 0)
+    assert judged(measurement(**learned, dead=True), growth) == (Verdict.UNTRAINABLE, 100)
     assert judged(measurement(**learned, nonfinite_forward=NON_FINITE), growth) == (Verdict.NON_FINITE, 0)
     for less in ({"chance": 0.6}, {"chance": None}, {"chance": 1.0, "stands_in": SURROGATE}):
         assert (judged(measurement(rehearsal=replace(REHEARSED, **less)), growth)[0] is Verdict.HEALTHY) is (growth == 0.0)

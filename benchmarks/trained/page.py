@@ -97,12 +97,11 @@ def _reliability(cases: Sequence[Known]) -> str:
 def _signs(case: Known) -> dict[str, float]:
     """Single quantities that others look at, the larger the worse."""
     e = case.evidence
-    known_floor = e.constant if e.constant is not None else e.first
     last = np.inf if e.last is None or not np.isfinite(e.last) else e.last
     return {
         "gradient norm (alarm over 100)": np.inf if e.gradient is None or not np.isfinite(e.gradient) else e.gradient,
         "first loss over that of a constant": (e.value or np.inf) / abs(e.constant) if e.constant else 1.0,
-        "rehearsal ends over a constant": last / abs(known_floor) if known_floor else np.inf,
+        "rehearsal ends over a constant": last / abs(e.floor) if e.floor else np.inf,
         "worst loss over the first": np.inf
         if e.peak is None or not e.first or not np.isfinite(e.peak)
         else e.peak / abs(e.first),

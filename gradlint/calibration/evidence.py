@@ -10,7 +10,7 @@ from typing import Any
 from gradlint.measurements.evidence import Evidence, Level
 from gradlint.measurements.learning import Learning
 from gradlint.measurements.reach import shortest_reach
-from gradlint.recipe import Recipe
+from gradlint.recipe import Task
 from gradlint.result import Confidence, Finding, Measurement, Severity
 
 
@@ -21,7 +21,7 @@ def evidence(
     growth: float | None,
     conclusive: bool,
     learning: Learning,
-    recipe: Recipe | None,
+    task: Task,
 ) -> Evidence:
     """Collect the evidence of one check. `growth` is the growth that counts, in decades, or None if it is unknown."""
     held = [finding for finding in findings if finding.confidence is not Confidence.REFUTED]
@@ -43,7 +43,7 @@ def evidence(
         "silent": max((units.always for units in measurement.units), default=0.0),
         "inputs": max((_decades(facts.rms) for facts in measurement.inputs), default=0.0),
     }
-    known |= _of_loss(measurement) | _of_rehearsal(measurement, recipe)
+    known |= _of_loss(measurement) | _of_rehearsal(measurement, task)
     rehearsed = measurement.rehearsal is not None and not measurement.rehearsal.is_surrogate
     level = Level.RECIPE if rehearsed else Level.LOSS if measurement.loss is not None else Level.MODEL
     return Evidence(level, **known)
@@ -68,8 +68,8 @@ def _of_loss(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _of_rehearsal(measurement: Measurement, recipe: Recipe | None) -> dict[str, Any]:
-    found, curvature = measurement.rehearsal, measurement.curvature
+def _of_rehearsal(measurement: Measurement, task: Task) -> dict[str, Any]:
+    found, curvature, recipe = measurement.rehearsal, measurement.curvature, task.recipe
     told: dict[str, Any] = {}
     if recipe is not None and curvature is not None and not curvature.is_surrogate and 0.0 < curvature.limit < math.inf:
         told["rate"] = recipe.lr / max(recipe.warmup, 1) / curvature.limit
@@ -81,6 +81,7 @@ def _of_rehearsal(measurement: Measurement, recipe: Recipe | None) -> dict[str, 
         "last": found.last,
         "peak": max(finite, default=math.nan),
         "steps": found.steps,
+        "late": found.longer,
         "diverged": found.diverged_at is not None,
         "outlook": str(found.outlook or ""),
         "broken": found.dead is not None or found.breaks,

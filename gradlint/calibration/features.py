@@ -32,19 +32,17 @@ def _outside(evidence: Evidence) -> float:
     return 0.0 if tangent is None else max(_capped(tangent, 6.0, STRONG), _capped(-tangent, 6.0, -QUIET))
 
 
-def _over(value: float | None, constant: float | None) -> float:
-    """Return by how many decades a loss is above that of the best constant, from 0 to 6."""
-    if value is None or constant is None or constant <= 0.0 or value <= 0.0:
+def _over(value: float | None, evidence: Evidence) -> float:
+    """Return by how many decades a loss is above the floor, from 0 to 6."""
+    floor = evidence.floor
+    if value is None or floor is None or floor <= 0.0 or value <= 0.0:
         return 0.0 if value is None or math.isfinite(value) else 6.0
-    return _capped(_decades(value / constant), 6.0)
+    return _capped(_decades(value / floor), 6.0)
 
 
 def unlearned(evidence: Evidence) -> float:
-    """Return 1 for a rehearsal that ends at the best constant or above, and 0 for one that ends `LEARNED_CLEARLY` below it.
-
-    Where no constant is known, the first loss stands for it.
-    """
-    last, floor = evidence.last, evidence.constant if evidence.constant is not None else evidence.first
+    """Return 1 for a rehearsal that ends at the floor or above, and 0 for one that ends `LEARNED_CLEARLY` below it."""
+    last, floor = evidence.last, evidence.floor
     if last is None or floor is None:
         return 0.0
     if not math.isfinite(last):
@@ -65,13 +63,14 @@ MODEL: Mapping[str, Callable[[Evidence], float]] = {
     "inputs": lambda e: _capped(e.inputs, 4.0, 0.5),
 }
 LOSS: Mapping[str, Callable[[Evidence], float]] = {
-    "excess": lambda e: _over(e.value, e.constant) if e.ratio else 0.0,
+    "excess": lambda e: _over(e.value, e) if e.ratio else 0.0,
     "gradient": lambda e: _capped(_decades(e.gradient), 6.0, math.log10(USUAL)) if e.gradient else 0.0,
     "faint": lambda e: _capped(-_decades(e.gradient), 6.0, -math.log10(FAINT)) if e.gradient is not None else 0.0,
 }
 RECIPE: Mapping[str, Callable[[Evidence], float]] = {
     "unlearned": unlearned,
-    "above": lambda e: _over(e.last, e.constant if e.constant is not None else e.first),
+    "late": lambda e: float(e.late),
+    "above": lambda e: _over(e.last, e),
     "peak": lambda e: _capped(_decades(e.peak / abs(e.first)), 4.0, 0.5) if e.peak and e.first else 0.0,
     "diverged": lambda e: float(e.diverged),
     "lost": lambda e: float(e.outlook not in {"", "open"}),

@@ -44,6 +44,7 @@ class Evidence:
         last: Last loss of the rehearsal; NaN if it is not finite.
         peak: Largest loss of the rehearsal.
         steps: Updates that were taken.
+        late: Whether the rehearsal was made longer, as the loss had not come below that of the best constant.
         diverged: Whether the rehearsal diverged.
         outlook: `Outlook` of a rehearsal that ended no better than the best constant.
         broken: Whether a layer died, or a weight left its domain.
@@ -77,6 +78,7 @@ class Evidence:
     last: float | None = None
     peak: float | None = None
     steps: int = 0
+    late: bool = False
     diverged: bool = False
     outlook: str = ""
     broken: bool = False
@@ -84,6 +86,12 @@ class Evidence:
     stalled: bool = False
     moved: float | None = None
     skipped: float = 0.0
+
+    @property
+    def floor(self) -> float | None:
+        """The loss that training must fall below: that of the best constant or of a neutral prediction, else the first one."""
+        known = (self.constant, self.neutral, self.first)
+        return next((value for value in known if value is not None), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,7 @@ class Rehearsal:
 
     Attributes:
         asked: Number of steps that were requested.
+        longer: Whether more steps than by default were taken, as the loss had not come below that of the best constant.
         losses: Loss before each update, and once after the last.
         gradient_norms: Gradient norm over all weights before each update, before clipping.
         layers: The same for single weights, by name, for those whose norm rose most.
@@ -181,6 +182,7 @@ class Rehearsal:
     chance: float | None = None
     outlook: Outlook | None = None
     leaving: tuple[Leaving, ...] = field(default=())
+    longer: bool = False
 
     @property
     def steps(self) -> int:

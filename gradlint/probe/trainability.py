@@ -173,7 +173,8 @@ def _moved(parameters: Mapping[str, torch.Tensor]) -> Iterator[Callable[[Mapping
                 norm = _rms(gradient)
                 if norm > 0.0 and np.isfinite(norm):
                     length = _STEP * max(_rms(kept[name]), _LEAST)
-                    parameters[name].add_(gradient, alpha=length / norm)
+                    unit = gradient / gradient.abs().max()  # squares and inverses of tiny numbers do not exist
+                    parameters[name].add_(unit, alpha=length / _rms(unit))
 
     try:
         yield move

@@ -28,12 +28,13 @@ _WORDS: Mapping[str, Callable[[Evidence], str]] = {
     "errors": lambda e: count(len(e.errors), "error"),
     "warnings": lambda e: count(len(e.warnings), "warning"),
     "unknown": lambda _: "parts that were not followed",
-    "excess": lambda e: f"a first loss {_times(e.value, e.constant)} that of the best constant",
+    "excess": lambda e: f"a first loss {_times(e.value, e.floor)} that of the best constant",
     "gradient": lambda e: f"a gradient norm of {e.gradient or 0.0:.2g}",
     "faint": lambda e: f"a gradient norm of {e.gradient or 0.0:.2g}",
     "inputs": lambda e: f"inputs {e.inputs:.1f} decades from 1",
     "unlearned": lambda e: "the rehearsal ends where a constant does" if _at_constant(e) else "the rehearsal learns little",
-    "above": lambda e: f"the rehearsal ends at {_times(e.last, e.constant if e.constant is not None else e.first)} chance",
+    "above": lambda e: f"the rehearsal ends at {_times(e.last, e.floor)} chance",
+    "late": lambda e: f"nothing learned in the first of {e.steps} updates",
     "peak": lambda e: f"its loss rises {_times(e.peak, e.first)} on the way",
     "diverged": lambda _: "the rehearsal diverges",
     "lost": lambda _: "more steps would not help",
@@ -64,7 +65,7 @@ def _moves(made: Score, evidence: Evidence) -> list[str]:
 
 
 def _at_constant(evidence: Evidence) -> bool:
-    last, floor = evidence.last, evidence.constant if evidence.constant is not None else evidence.first
+    last, floor = evidence.last, evidence.floor
     return last is None or floor is None or not last < floor - 0.03 * abs(floor)
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 import gradlint
 from gradlint.errors import ConfigError, InputError
 from gradlint.measurements.rehearsal import Cause
+from gradlint.probe.trainability import _moved
 from gradlint.recipe import Task
 from tests.models.rehearsal_cases import ce, mlp, mse, probed
 from tests.models.versions import skip_from
@@ -137,7 +138,7 @@ def test_a_weight_that_shares_its_memory_cannot_be_trained_and_is_handed_back():
     model[0].weight = nn.Parameter(torch.randn(1, 4).expand(4, 4))
     kept = model[0].weight.detach().clone()
     found = probed(model, batch(), RECIPE, loss=mse, target=batch())
-    assert any(note.startswith("rehearsal: not measured, the optimizer raised") for note in found.notes)
+    assert any(note.startswith("rehearsal: not measured, the optimizer ") for note in found.notes)
     assert torch.equal(model[0].weight, kept)
 
 
@@ -182,3 +183,14 @@ def test_a_negative_number_of_steps_is_refused():
         gradlint.check(nn.Linear(4, 3), batch(), recipe=RECIPE, rehearse=-1)
     with pytest.raises(ConfigError, match="rehearse is -2"):
         Task(rehearse=-2)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-42, 1e-38, 1e-20, 1.0])
+def test_a_virtual_step_has_its_length_whatever_the_size_of_the_gradient(scale):
+    """The inverse of a gradient of next to nothing is not a float."""
+    weight = torch.ones(4)
+    with _moved({"weight": weight}) as move:
+        move({"weight": torch.full((4,), scale)})
+        assert torch.allclose(weight - 1.0, (weight - 1.0)[:1].expand(4))
+        assert 0.0 < float(weight[0] - 1.0) < 0.1
+    assert torch.equal(weight, torch.ones(4))

@@ -64,7 +64,7 @@ class Optimizers:
             try:
                 optimizer.step(closure) if _needs_closure(optimizer) else optimizer.step()
             except (RuntimeError, TypeError, ValueError, MemoryError) as error:
-                raise ForwardError(f"{type(optimizer).__name__} raised {described(error)}") from error
+                raise ForwardError(f"the optimizer {type(optimizer).__name__} raised {described(error)}") from error
 
 
 def copies_of(recipe: Recipe) -> int:

@@ -108,7 +108,8 @@ class _Rehearser:
         before = dead_units(self.setting)
         self.bare = bare_weights(self.objective) if self.setting.task.loss is not None else {}
         trainer, run = self._run(self.recipe)
-        if self._is_too_short(run):
+        too_short = self._is_too_short(run)
+        if too_short:
             self.setting.progress(f"rehearsing {LONGER * self.steps} steps, as the loss is that of a constant")
             longer = self._run(self.recipe, LONGER * self.steps, min(self.until, time.monotonic() + SECONDS_LONGER))
             self.steps = max(len(longer[1].losses) - 1, 1)
@@ -148,6 +149,7 @@ class _Rehearser:
             chance=self.chance,
             outlook=self._outlook(run, last) if diverged is None and dead is None else None,
             leaving=gone,
+            longer=too_short,
         )
         doubtful = found.fails or self._may_lag(found) or self._is_long(found)
         return self._with_cause(found) if doubtful and not self.setting.budget.is_spent else found
