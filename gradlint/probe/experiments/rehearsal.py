@@ -37,7 +37,7 @@ from gradlint.probe.experiments.training import Run, Trainer, batch_of, check_me
 from gradlint.recipe import Recipe
 from gradlint.signal_path import is_weight_layer
 
-STEPS = 40  # the default number of steps
+STEPS = 40  # the default number of steps, four times those over which a momentum of 0.9 averages
 LONGER = 5  # times as many, where the loss has not fallen below that of the best constant
 ENOUGH = 20  # steps in which a loss should change
 SETTLED = 5  # losses in a row that lie far below the constant
@@ -94,7 +94,7 @@ class _Rehearser:
         self.recipe = recipe
         self.objective = setting.objective
         self.restore = restore
-        self.steps = self.asked = setting.task.rehearse or STEPS
+        self.steps = self.asked = setting.task.rehearse or _default_steps(recipe)
         own = time.monotonic() + (SECONDS if setting.task.rehearse is None else math.inf)
         self.until = min(own, setting.budget.end)
         specs = self.objective.model.inputs
@@ -170,7 +170,7 @@ class _Rehearser:
 
     def _is_too_short(self, run: Run) -> bool:
         """Return whether a run of default length ended without fault and no better than the best constant."""
-        if self.setting.task.rehearse is not None or self._constant is None or run.ended or run.stopped:
+        if self.setting.task.rehearse is not None or self.steps > STEPS or self._constant is None or run.ended or run.stopped:
             return False
         first, last = self._ends(run)
         return last >= self._constant - LEARNED * abs(self._constant) and last <= first + (DIVERGED - 1.0) * abs(first)
@@ -208,7 +208,7 @@ class _Rehearser:
         self.restore()
         self.objective.restart()
         trainer = Trainer(self.objective, recipe, self.bare)
-        own = self.setting.task.rehearse is not None or steps is not None
+        own = self.setting.task.rehearse is not None or steps is not None or self.steps > STEPS
         enough = self._has_learned if not own else lambda _: False
         run = trainer.run(steps or self.steps, min(until, self.until), enough)
         self._first_losses.setdefault(0, run.losses[0])
@@ -344,6 +344,12 @@ class _Rehearser:
         graph = self.setting.graph
         layer = breach.node in graph and is_weight_layer(graph[breach.node])
         return not layer and all(max(abs(low), abs(high)) < ORDINARY for low, high in breach.operands)
+
+
+def _default_steps(recipe: Recipe) -> int:
+    """Return how many steps are rehearsed: four times those over which the momentum averages, within bounds."""
+    beta = recipe.betas[0] if recipe.optimizer.startswith(("adam", "nadam", "radam")) else recipe.momentum
+    return int(min(max(STEPS, round(4.0 / max(1.0 - beta, 1e-3))), LONGER * STEPS))
 
 
 def is_post_norm(setting: Setting) -> bool:
