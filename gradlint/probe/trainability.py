@@ -166,15 +166,18 @@ def _holds_numbers(returned: object) -> bool:
 def _moved(parameters: Mapping[str, torch.Tensor]) -> Iterator[Callable[[Mapping[str, torch.Tensor]], None]]:
     """Yield a function that moves parameters along their gradients; on exit they have their values back, to the bit."""
     kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    step = _STEP
 
     def move(gradients: Mapping[str, torch.Tensor]) -> None:
+        nonlocal step
         with torch.no_grad():
             for name, gradient in gradients.items():
                 norm = _rms(gradient)
                 if norm > 0.0 and np.isfinite(norm):
-                    length = _STEP * max(_rms(kept[name]), _LEAST)
+                    length = step * max(_rms(kept[name]), _LEAST)
                     unit = gradient / gradient.abs().max()  # squares and inverses of tiny numbers do not exist
                     parameters[name].add_(unit, alpha=length / _rms(unit))
+        step *= 0.7  # whatever their signs, steps of such lengths do not lead back to a start of zero
 
     try:
         yield move

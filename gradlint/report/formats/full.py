@@ -28,7 +28,7 @@ _VERDICT_STYLE = {
     Verdict.UNKNOWN: "bold magenta",
 }
 _SEVERITY_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold dark_orange3", Severity.NOTE: "bold cyan"}
-_SOUND = 90  # a healthy model of a lower score is not green
+_SOUND = 10  # points under the best score from which on a healthy model is not green
 _DIM = "dim"
 _INDENT = " " * 8
 
@@ -142,7 +142,8 @@ class _Page:
 
     def _verdict(self, report: TargetReport, rows: Sequence[Row]) -> Iterator[Line]:
         verdict = report.verdict.value.upper()
-        doubtful = report.verdict is Verdict.HEALTHY and (report.score or 0) < _SOUND
+        best = report.made.best if report.made is not None else 100
+        doubtful = report.verdict is Verdict.HEALTHY and (report.score or 0) < best - _SOUND
         style = "bold dark_orange3" if doubtful else _VERDICT_STYLE[report.verdict]
         score, sentence = f"   {scored(report)}", printable(headline(report, rows))
         fits = len(verdict + score + sentence) + 5 <= self.width
