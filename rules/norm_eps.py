@@ -96,8 +96,13 @@ class NormEps(Rule):
 
     @staticmethod
     def _ratio(subject: Subject, norm: Node) -> float | None:
-        """The eps over the mean square of what enters a norm; None if that was not measured, is zero, or is raw input."""
+        """The eps over the mean square of what enters a norm; None if that was not measured, is zero, or is raw input.
+
+        A norm that divides by running statistics does not look at what enters it.
+        """
         parents = subject.graph.parents(norm.id)
+        if norm.op == "batch_norm" and not norm.attrs.get("training", subject.graph.mode == "train"):
+            return None
         if subject.measurement is None or not parents or parents[0].id not in subject.measurement.gains:
             return None
         node = parents[0]
