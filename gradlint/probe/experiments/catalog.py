@@ -53,7 +53,7 @@ def run_experiments(
     """Run every experiment and return `found` with the fields that they fill.
 
     An experiment that fails adds a note, and does not affect the others. No experiment runs if the probe stopped early. Raises
-    InputError if the user's own loss fails.
+    InputError if the user's own loss fails, unless the model is known to be cut off from it.
     """
     if found.stopped_at is not None:
         return found
@@ -67,8 +67,13 @@ def run_experiments(
         try:
             setting.found = replace(setting.found, **run(setting))
         except (GradlintError, PartialRun, RuntimeError) as error:  # torch raises RuntimeError for unsupported shapes and types
-            if isinstance(error, InputError) and task.loss is not None:
+            if isinstance(error, InputError) and task.loss is not None and not _is_cut_off(setting.found):
                 raise
             note = f"{name}: not measured, {shorten(str(error).splitlines()[0], _LONGEST)}"
             setting.found = replace(setting.found, notes=(*setting.found.notes, note))
     return setting.found
+
+
+def _is_cut_off(found: Measurement) -> bool:
+    """Return whether no weight gets a gradient, so that no loss can depend on one."""
+    return found.dead or any(cut.stops_all for cut in found.cuts)

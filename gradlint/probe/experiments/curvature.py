@@ -183,6 +183,8 @@ def extremes(product: Product, start: Tensor, *, steps: int = STEPS, accuracy: f
         diagonal.append(float(torch.dot(following, current)))
         following -= diagonal[-1] * current
         rest = float(torch.linalg.vector_norm(following))
+        if not math.isfinite(diagonal[-1] + rest):
+            raise ForwardError("products with the second derivative of the loss overflow")
         values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
         scale = max(abs(values[-1]), 1e-3 * abs(values[0]))
         residual = rest * abs(vectors[-1, -1])

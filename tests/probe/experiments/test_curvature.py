@@ -166,3 +166,8 @@ def test_evaluation_is_the_same_function_under_dropout_and_spectral_norm():
         gradient_of(found, 3)
         assert loss_of(found) == first
         assert measure_curvature(found, Recipe("adam")) == measure_curvature(found, Recipe("adam"))
+
+
+def test_products_that_overflow_are_an_error_of_their_own():
+    with pytest.raises(ForwardError, match="overflow"):
+        extremes(lambda vector: vector * math.inf, torch.ones(4))
