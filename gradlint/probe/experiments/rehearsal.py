@@ -169,11 +169,13 @@ class _Rehearser:
         return self.setting.found.loss.chance if own and self.setting.found.loss is not None else None
 
     def _is_too_short(self, run: Run) -> bool:
-        """Return whether a run of default length ended without fault and no better than the best constant."""
-        if self.setting.task.rehearse is not None or self.steps > STEPS or self._constant is None or run.ended or run.stopped:
+        """Return whether a run of default length ended without fault, and no better than the best constant, or than it began."""
+        own = self.setting.task.loss is not None and self.setting.task.rehearse is None and self.steps == STEPS
+        if not own or run.ended or run.stopped:
             return False
         first, last = self._ends(run)
-        return last >= self._constant - LEARNED * abs(self._constant) and last <= first + (DIVERGED - 1.0) * abs(first)
+        floor = self._constant if self._constant is not None else first
+        return last >= floor - LEARNED * abs(floor) and last <= first + (DIVERGED - 1.0) * abs(first)
 
     def _outlook(self, run: Run, last: float) -> Outlook | None:
         loss = self.setting.found.loss
