@@ -22,7 +22,7 @@ from gradlint.calibration.features import FEATURES
 from gradlint.measurements.evidence import Level
 
 COEFFICIENTS = Path(__file__).parents[2] / "gradlint" / "calibration" / "coefficients.json"
-RIDGE = 5.0  # strength of the penalty on squared coefficients of standardized features; with families left out, 2 to 10 do as well
+RIDGE = 5.0  # of the penalty on squared coefficients of standardized features; with families left out, 2 to 10 do as well
 LEAST = 0.02  # coefficients under it, of standardized features, are left out
 ALARMS = 0.05  # share of false alarms at which recall is told
 BINS = 10
