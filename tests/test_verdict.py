@@ -240,3 +240,19 @@ def test_layers_that_all_have_the_same_symmetric_weight_are_no_random_ones(tied)
         assert finding.evidence["measured"] == pytest.approx(0.5 * math.log10(catalan), abs=0.15)
         assert finding.evidence["predicted"] == pytest.approx(0.0, abs=0.05)
         assert "its weight" in finding.remedy.summary
+
+
+def test_a_loss_of_outputs_that_are_cut_off_is_a_verdict_and_no_mistake_of_the_user():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.layer(x).detach()
+
+    task = {"loss": nn.functional.cross_entropy, "target": torch.zeros(8, dtype=torch.int64)}
+    for more in ({}, {"recipe": "adam lr=1e-3"}):
+        report = gradlint.check(Cut(), torch.randn(8, 8), seeds=1, **task, **more)
+        assert (report.verdict, report.score) == ("untrainable", 0)
+        assert any("the loss does not depend on the model's weights" in note for note in report.result.notes)

@@ -390,19 +390,3 @@ def test_two_layers_of_zeros_in_one_branch_never_open():
     report = linted(Shut, (16, 8))
     assert report.verdict == "untrainable"
     assert errors(report).keys() == {"GL104", "GL806"}
-
-
-def test_a_loss_of_outputs_that_are_cut_off_is_a_verdict_and_no_mistake_of_the_user():
-    class Cut(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(8, 4)
-
-        def forward(self, x):
-            return self.layer(x).detach()
-
-    task = {"loss": nn.functional.cross_entropy, "target": torch.zeros(8, dtype=torch.int64)}
-    for more in ({}, {"recipe": "adam lr=1e-3"}):
-        report = gradlint.check(Cut(), torch.randn(8, 8), seeds=1, **task, **more)
-        assert (report.verdict, report.score) == ("untrainable", 0)
-        assert any("the loss does not depend on the model's weights" in note for note in report.result.notes)
