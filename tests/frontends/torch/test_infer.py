@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -305,3 +306,23 @@ def test_a_trial_knows_where_tensors_come_from_and_what_failed():
     assert (trial.function, trial.sources(trial.args[0])) == ("linear", ("a", "b"))
     assert type(trial.layers[-1][0]) is nn.Linear
     assert trial.uses == {"a": ["cat"], "b": ["cat"]}
+
+
+def test_modules_that_run_in_another_thread_are_not_taken_for_layers():
+    trial, entered, done = Trial(), threading.Event(), threading.Event()
+
+    class Waiting(nn.Module):
+        def forward(self, value):
+            entered.set()
+            done.wait(10.0)
+            return value
+
+    other, x = Waiting(), torch.randn(2, 4)
+    with trial.watching(["x"], [x], time.perf_counter() + 60.0):
+        thread = threading.Thread(target=other, args=(torch.randn(1, 3),))
+        thread.start()
+        assert entered.wait(10.0)
+        layers = list(trial.layers)
+        done.set()
+        thread.join()
+    assert layers == []

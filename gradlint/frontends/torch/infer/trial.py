@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradlint.frontends.torch.ops import function_name
+from gradlint.frontends.turns import own_thread
 
 _VIEWS = frozenset({"view", "reshape"})
 _SHAPES = frozenset({"shape", "size", "ndim", "dim"})
@@ -68,11 +69,14 @@ class Trial:
         for name, tensor in zip(names, tensors, strict=True):
             self.mark(tensor, (name,))
 
+        mine = own_thread()  # the hooks are called for modules that run in other threads, too
+
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self.layers.append((module, args))
+            if mine():
+                self.layers.append((module, args))
 
         def after(module: nn.Module, _args: Any, _outcome: Any) -> None:
-            while self.layers and self.layers.pop()[0] is not module:
+            while mine() and self.layers and self.layers.pop()[0] is not module:
                 pass
 
         hooks = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
