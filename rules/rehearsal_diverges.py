@@ -1,20 +1,21 @@
 """GL807 rehearsal-diverges: a few dozen steps of the recipe, taken in memory and undone, do not train the model.
 
 What it finds:
-    With a recipe, gradlint takes its first optimizer steps (40, or as many as asked for) on the given batches, or on drawn ones.
-    It reports a loss or a gradient that is not finite, and a loss that raises on what the model has become; a loss that stays
-    over ten times what it was on the same batches; a layer of rectifiers whose units are all zero afterwards; a loss at chance
-    that does not move; and one that does not come down, or not below chance, although the same steps bring it down with a warm-up
-    or a lower learning rate. With the loss and the target of the user, chance is the best constant: the lowest loss of a
-    prediction that is the same for every sample. A loss that has not fallen 3 % below it is rehearsed for five times as many
-    steps, and then extrapolated along the line of its second half. It is an error if a run of 100000 steps would not come below
-    the constant, if it shows no trend although the updates together were as long as the weights or smaller steps learn in the
-    same time, or if it began at more than a thousand times the constant and stays over ten times; it is a warning if the steps
-    are too few to tell; and nothing is said of a loss that falls steadily. A weight that stands bare under a log, a root or a
-    fraction bar is extrapolated too: it is reported, with the update, if it comes to zero within 100000 of them and the gradient
-    points there all the way; that is an error if as many updates are taken and break the loss, and nothing is said if they do
-    not. The cause is found by trying: the operator that breaks is looked for in the step that broke, the other ones are told by
-    the change that makes the model train. Where no loss was given, a surrogate stands in, and what is found is a warning.
+    With a recipe, gradlint takes its first optimizer steps (40, or as many as asked for) on the given batches, or on drawn
+    ones. It reports a loss or a gradient that is not finite, and a loss that raises on what the model has become; a loss that
+    stays over ten times what it was on the same batches; a layer of rectifiers whose units are all zero afterwards; a loss at
+    chance that does not move; and one that does not come down, or not below chance, although the same steps bring it down with
+    a warm-up or a lower learning rate. With the loss and the target of the user, chance is the best constant: the lowest loss
+    of a prediction that is the same for every sample. A loss that has not fallen 3 % below it is rehearsed for five times as
+    many steps, and then extrapolated along the line of its second half. It is an error if a run of 100000 steps would not come
+    below the constant, if it shows no trend although the updates together were as long as the weights or smaller steps learn in
+    the same time, or if it began at more than a thousand times the constant and stays over ten times; it is a warning if the
+    steps are too few to tell, or if a loss without a known constant ends where it began; and nothing is said of a loss that
+    falls steadily. A weight that stands bare under a log, a root or a fraction bar is extrapolated too: it is reported, with
+    the update, if it comes to zero within 100000 of them and the gradient points there all the way; that is an error if as many
+    updates are taken and break the loss, and nothing is said if they do not. The cause is found by trying: the operator that
+    breaks is looked for in the step that broke, the other ones are told by the change that makes the model train. Where no loss
+    was given, a surrogate stands in, and what is found is a warning.
 
 Why it explodes:
     A step longer than 2 / sharpness overshoots, and the loss grows from step to step. One long step can push all units of a
@@ -103,7 +104,10 @@ class RehearsalDiverges(Rule):
             lambda: _builder(loss=(2.3, 1.1), leaving=(probed.Leaving("fc.weight", "log", 0.9, -1e-3, 940, confirmed=True),)),
             fires_on=("fc",),
         ),
+        Example(lambda: _builder(loss=(2.3, 2.25), longer=True), fires_on=("fc",)),
         Example(lambda: _builder(loss=(2.3, 22.0))),
+        Example(lambda: _builder(loss=(2.3, 2.2), longer=True)),
+        Example(lambda: _builder(loss=(2.3, 2.25))),
         Example(lambda: _builder(loss=(2.3, 2.3), chance=2.3)),
         Example(lambda: _builder(loss=(2.3, 1.1))),
     )
@@ -125,7 +129,7 @@ class RehearsalDiverges(Rule):
         if found is None:
             return
         yield from self._leaving(subject, found)
-        if not (found.fails or found.outlook):
+        if not (found.fails or found.outlook or found.lingers):
             return
         loss = subject.training.loss
         seen = (loss and loss.breach) or (found.breach and subject.probe.nonfinite_backward)

@@ -209,6 +209,15 @@ class Rehearsal:
         return (broke or self.is_lost or (self.behind and self._is_high)) and not self.is_surrogate
 
     @property
+    def lingers(self) -> bool:
+        """Whether a longer run ended where it began, of a loss whose best constant is not known."""
+        return self.longer and self.chance is None and not self.is_surrogate and not self.fails and not self._fell
+
+    @property
+    def _fell(self) -> bool:
+        return self.last < self.first - LEARNED * abs(self.first)
+
+    @property
     def learned(self) -> bool:
         """Whether the loss that the model will have came down clearly below that of the best constant."""
         if self.chance is None or self.is_surrogate or self.fails:
