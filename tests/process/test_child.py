@@ -236,7 +236,9 @@ def _alive(pid):
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_when_the_parent_ends(sent, tmp_path):
     code = (
-        "import sys, threading; from gradlint.process.parent import worker, check\n"
+        "import signal, sys, threading; from gradlint.process.parent import worker, check\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup\n"
         "threading.Thread(target=check, args=(sys.argv[1],), daemon=True).start()\n"
         "while worker._process is None: pass\n"
         "print(worker._process.pid, flush=True); threading.Event().wait()"
