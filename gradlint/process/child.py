@@ -48,15 +48,24 @@ def _listen(waiting: queue.SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def _limit(*, memory: float | None = None, seconds: float | None = None) -> None:
-    """Limit the gigabytes of this process from now on, and its processor time to that of so many seconds on all cores."""
+def _held() -> int:
+    """Return the bytes of data that this process holds: libraries, and what earlier targets made them load. 0 if unknown."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 - no other path is ever read
+            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmData:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def _limit(*, held: int, memory: float | None = None, seconds: float | None = None) -> None:
+    """Limit the gigabytes that a target takes beyond what was held before, and the processor time to so many seconds a core."""
     try:
         import resource  # noqa: PLC0415 - not on Windows, where only time is limited
     except ImportError:
         return
     bounds = {}
     if memory is not None:
-        bounds[resource.RLIMIT_DATA] = memory * 2**30
+        bounds[resource.RLIMIT_DATA] = held + memory * 2**30
     if seconds is not None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         bounds[resource.RLIMIT_CPU] = used.ru_utime + used.ru_stime + (seconds + _SPARE) * (os.cpu_count() or 1)
@@ -118,11 +127,12 @@ def _answer(request: dict[str, Any]) -> None:
             size = _bytes(target) / 2**30
         memory = options.limits.memory
         _tidy()
-        _limit(memory=min(memory, _READING + size), seconds=options.limits.seconds)
+        held = _held()
+        _limit(held=held, memory=min(memory, _READING + size), seconds=options.limits.seconds)
 
         def progress(stage: str) -> None:
             if stage.startswith("probing"):  # the file is read: the rest is for running the model
-                _limit(memory=memory)
+                _limit(held=held, memory=memory)
             _send(progress=stage)
 
         _send(**_JOBS[request["job"]](target, options, progress, request))
