@@ -212,7 +212,7 @@ LINEAR = nn.Linear(6, 6)
         (model(counted, body=LINEAR), {"x": "float32[8,6]"}),
         (model(unpacked_shape, body=LINEAR), {"query": "float32[8,16,6]", "key": "float32[8,16,6]"}),
         (model(positions, patch=nn.Conv2d(3, 8, 8, 8), at=nn.Embedding(36, 8)), {"img": "float32[8,3,48,48]"}),
-        (model(waveform, conv=nn.Conv1d(1, 4, 80, 16)), {"wave": "float32[8,224]"}),
+        (model(waveform, conv=nn.Conv1d(1, 4, 80, 16)), {"wave": "float32[8,1024]"}),
         (model(fields, table=nn.Embedding(30, 4), head=nn.Linear(12, 1)), {"x": "int64[8,3]<6"}),
         (
             model(pyramid, first=nn.Conv2d(3, 4, 3), second=nn.Conv2d(5, 4, 3)),
