@@ -98,6 +98,25 @@ class Recipe:
         return int(found[1]) if found else 0
 
     @property
+    def first_rate(self) -> float:
+        """The learning rate of the first step."""
+        return self.lr / max(self.warmup, 1)
+
+    def share_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0, as a share of that after the warm-up."""
+        return min(1.0, (step + 1) / max(self.warmup, 1))
+
+    @property
+    def averages(self) -> bool:
+        """Whether steps follow the running mean of gradients, as those of Adam and its variants do."""
+        return self.optimizer.startswith(("adam", "nadam", "radam"))
+
+    @property
+    def beta(self) -> float:
+        """The share of its momentum, or of the mean of gradients, that a step keeps of the one before."""
+        return self.betas[0] if self.averages else self.momentum
+
+    @property
     def adaptive(self) -> bool:
         """Whether the optimizer divides the gradient of each weight by a running estimate of its size."""
         return self.optimizer not in _PLAIN
@@ -130,10 +149,9 @@ class Recipe:
         """
         if not self.is_modeled:
             return math.inf
-        averaged = self.optimizer in {"adam", "adamw", "adamax", "nadam", "radam"}
-        beta = self.betas[0] if averaged else self.momentum if self.optimizer != "adagrad" else 0.0
+        beta = self.beta if self.optimizer != "adagrad" else 0.0
         ahead = 1.0 + 2.0 * beta if self.nesterov or self.optimizer == "nadam" else 1.0
-        inverse = eigenvalue * ahead * (1.0 - beta if averaged else 1.0) / (2.0 * (1.0 + beta))
+        inverse = eigenvalue * ahead * (1.0 - beta if self.averages else 1.0) / (2.0 * (1.0 + beta))
         inverse += 0.5 * self.weight_decay if self.decoupled and eigenvalue > 0.0 else 0.0
         return 1.0 / inverse if inverse > 0.0 else math.inf
 

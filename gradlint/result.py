@@ -250,6 +250,11 @@ class Measurement:
         return {name: value for name in _OBSERVED if (value := getattr(self, name))}
 
     @property
+    def is_cut_off(self) -> bool:
+        """Whether no weight gets a gradient: every one is zero, or a cut stops all of them."""
+        return self.dead or any(cut.stops_all for cut in self.cuts)
+
+    @property
     def spine_gains(self) -> Mapping[str, Gains]:
         """The gains along `spine`: those of nodes, or of all tensors of a cut together."""
         return {**self.gains, **self.cut_gains}

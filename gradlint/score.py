@@ -115,7 +115,7 @@ def _is_not_finite(measurement: Measurement) -> bool:
 def _stops(measurement: Measurement) -> bool:
     """Return whether no weight can learn: every gradient is zero, that of the user's loss is, or a cut stops all of them."""
     is_flat = measurement.loss is not None and measurement.loss.is_flat
-    return measurement.dead or is_flat or any(cut.stops_all for cut in measurement.cuts)
+    return measurement.is_cut_off or is_flat
 
 
 def failing(finding: Finding, fail_on: Severity) -> bool:

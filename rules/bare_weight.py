@@ -87,6 +87,6 @@ def _updates(subject: Subject, item: probed.Bare) -> float | None:
     recipe = subject.task.recipe
     if recipe is None:
         return None
-    first = recipe.lr / max(recipe.warmup, 1)
+    first = recipe.first_rate
     length = first if recipe.adaptive else None if item.gradient is None else first * item.gradient
     return item.least / length if length else None if length is None else math.inf

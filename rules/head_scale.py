@@ -125,5 +125,5 @@ def _is_cause(subject: Subject, gain: float) -> bool:
     curvature, recipe = subject.training.curvature, subject.task.recipe
     if recipe is None or curvature is None or curvature.is_surrogate or not subject.training.diverges:
         return False
-    first = recipe.lr / max(recipe.warmup, 1)
+    first = recipe.first_rate
     return curvature.limit < first <= gain**2 * curvature.limit

@@ -117,7 +117,7 @@ class LearningRateAboveStabilityLimit(Rule):
         recipe, curvature, rehearsal = subject.recipe, subject.training.curvature, subject.training.rehearsal
         if curvature is None:
             return
-        first = recipe.lr / max(recipe.warmup, 1)
+        first = recipe.first_rate
         far = MOMENTUM if recipe.momentum else PLAIN
         if rehearsal is not None:
             if first > curvature.limit and rehearsal.fails and not rehearsal.stalled and rehearsal.cause not in OTHERS:
@@ -133,7 +133,7 @@ class LearningRateAboveStabilityLimit(Rule):
         cure = failed.cure if failed is not None else None
         lower = cure is not None and cure.lr < recipe.lr
         advice = f"{cure.lr:.2g}, with which it trains" if cure is not None and lower else f"{limit:.2g} or less"
-        first = recipe.lr / max(recipe.warmup, 1)
+        first = recipe.first_rate
         rate = f"learning rate {recipe.lr:g}" if first == recipe.lr else f"learning rate {first:.2g} of the first step"
         return self.finding(
             subject,

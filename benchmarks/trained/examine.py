@@ -24,6 +24,7 @@ import gradlint
 from benchmarks.trained.case import Case, task
 from benchmarks.trained.evidence import FILE
 from benchmarks.trained.kept import Trained, read
+from benchmarks.trained.optimizers import schedule_text
 from gradlint.errors import GradlintError
 from gradlint.measurements.evidence import Level
 
@@ -45,7 +46,7 @@ def asked(case: Case, level: Level, *, several: bool = False) -> dict[str, Any]:
 def recipe_of(case: Case, model: torch.nn.Module) -> gradlint.Recipe:
     """The recipe of the training run, with its own optimizer."""
     training = case.spec.training
-    schedule = "+".join([f"warmup:{training.warmup}"] * bool(training.warmup) + ["cosine"] * training.cosine)
+    schedule = schedule_text(training)
     return gradlint.Recipe.from_optimizer(
         case.optimizer_factory(model),
         clip_norm=training.clip_norm,

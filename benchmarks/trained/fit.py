@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from benchmarks.trained import evidence, kept
 from benchmarks.trained.evidence import Known, known
-from gradlint.calibration.features import FEATURES
+from gradlint.calibration.features import FEATURES, features
+from gradlint.calibration.score import Coefficients
 from gradlint.measurements.evidence import Level
 
 COEFFICIENTS = Path(__file__).parents[2] / "gradlint" / "calibration" / "coefficients.json"
@@ -55,21 +55,7 @@ def calibration_error(probabilities: Values, fails: NDArray[np.bool_], bins: int
     return float(sum(gaps) / len(fails))
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A logistic function: its offset and its coefficients by feature."""
-
-    offset: float
-    weights: Mapping[str, float]
-
-    def __call__(self, table: Mapping[str, Values]) -> Values:
-        """The probabilities of failing, one for each row of the table."""
-        total = self.offset + sum((weight * table[name] for name, weight in self.weights.items()), np.zeros(1))
-        size = len(next(iter(table.values())))
-        return 1.0 / (1.0 + np.exp(-np.broadcast_to(total, (size,))))
-
-
-def fit(table: Mapping[str, Values], fails: NDArray[np.bool_], ridge: float = RIDGE) -> Fitted:
+def fit(table: Mapping[str, Values], fails: NDArray[np.bool_], ridge: float = RIDGE) -> Coefficients:
     """Fit coefficients of 0 and more by projected gradient descent with momentum, which ends at the one optimum."""
     names = [name for name, column in table.items() if column.std() > 0.0]
     scale = np.array([table[name].std() for name in names])
@@ -88,7 +74,7 @@ def fit(table: Mapping[str, Values], fails: NDArray[np.bool_], ridge: float = RI
         if moved < 1e-9:
             break
     kept = {name: float(w / s) for name, w, s in zip(names, weights, scale, strict=True) if w >= LEAST}
-    return Fitted(float(offset), kept)
+    return Coefficients(float(offset), kept)
 
 
 def table_of(cases: Sequence[Known], level: Level) -> dict[str, Values]:
@@ -96,12 +82,12 @@ def table_of(cases: Sequence[Known], level: Level) -> dict[str, Values]:
     return {name: np.array([value(case.evidence) for case in cases], float) for name, value in FEATURES[level].items()}
 
 
-def chances_of(cases: Sequence[Known], level: Level, fitted: Fitted) -> Values:
+def chances_of(cases: Sequence[Known], level: Level, fitted: Coefficients) -> Values:
     """The probabilities of failing, at least those that the verdicts allow."""
-    return np.maximum(fitted(table_of(cases, level)), [case.least for case in cases])
+    return np.array([max(fitted.probability(features(case.evidence, level)), case.least) for case in cases])
 
 
-def fit_to(cases: Sequence[Known], level: Level) -> Fitted:
+def fit_to(cases: Sequence[Known], level: Level) -> Coefficients:
     """Fit the coefficients of a level to the cases that a verdict does not decide."""
     open_ones = [case for case in cases if not case.is_certain]
     return fit(table_of(open_ones, level), np.array([case.fails for case in open_ones]))

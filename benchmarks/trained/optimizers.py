@@ -121,6 +121,11 @@ def rate(training: Training, step: int, steps: int) -> float:
     return training.lr * factor * (0.5 * (1 + math.cos(math.pi * step / steps)) if training.cosine else 1.0)
 
 
+def schedule_text(training: Training) -> str:
+    """The schedule in gradlint's words; "" for a constant learning rate."""
+    return "+".join([f"warmup:{training.warmup}"] * bool(training.warmup) + ["cosine"] * training.cosine)
+
+
 def recipe_text(training: Training) -> str | None:
     """The recipe in gradlint's words, or None for an optimizer that has no name there."""
     if training.optimizer in {"adadelta", "lion", "muon", "lbfgs"}:
@@ -136,7 +141,7 @@ def recipe_text(training: Training) -> str | None:
         "clip_value": training.clip_value and f"{training.clip_value:g}",
         "precision": training.precision != "fp32" and training.precision,
         "loss_scale": training.loss_scale and f"{training.loss_scale:g}",
-        "schedule": "+".join([f"warmup:{training.warmup}"] * bool(training.warmup) + ["cosine"] * training.cosine),
+        "schedule": schedule_text(training),
     }
     told = [f"{name}={value}" for name, value in settings.items() if value]
     return " ".join(["sgd" if nesterov else training.optimizer, *told])

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from benchmarks.trained.causes import NAMES, names_cause, names_place
 from benchmarks.trained.evidence import Known, known
-from benchmarks.trained.fit import Values, auc, calibration_error, recall
+from benchmarks.trained.fit import Values, auc, calibration_error, chances_of, recall
 from benchmarks.trained.kept import read
-from gradlint.calibration.features import features
 from gradlint.calibration.score import coefficients
 from gradlint.measurements.evidence import Level
 
@@ -45,8 +44,7 @@ def _fails(cases: Sequence[Known]) -> NDArray[np.bool_]:
 
 
 def _chances(cases: Sequence[Known], level: Level) -> Values:
-    fitted = coefficients()[level]
-    return np.array([max(fitted.probability(features(case.evidence, level)), case.least) for case in cases])
+    return chances_of(cases, level, coefficients()[level])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

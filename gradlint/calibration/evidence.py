@@ -72,7 +72,7 @@ def _of_rehearsal(measurement: Measurement, task: Task) -> dict[str, Any]:
     found, curvature, recipe = measurement.rehearsal, measurement.curvature, task.recipe
     told: dict[str, Any] = {}
     if recipe is not None and curvature is not None and not curvature.is_surrogate and 0.0 < curvature.limit < math.inf:
-        told["rate"] = recipe.lr / max(recipe.warmup, 1) / curvature.limit
+        told["rate"] = recipe.first_rate / curvature.limit
     if found is None or found.is_surrogate:
         return told
     finite = [loss for loss in found.losses if math.isfinite(loss)]

@@ -18,6 +18,11 @@ LEARNED_CLEARLY = 0.25  # of the best constant: a run that ends so far below it 
 CLEARLY = 1.25  # the factor by which the progress of one run must exceed that of another to be clearly better
 
 
+def below(loss: float, share: float = LEARNED) -> float:
+    """Return the loss that is lower by a share of the size of `loss`."""
+    return loss - share * abs(loss)
+
+
 class Cause(StrEnum):
     """The cause of a failed rehearsal."""
 
@@ -215,14 +220,14 @@ class Rehearsal:
 
     @property
     def _fell(self) -> bool:
-        return self.last < self.first - LEARNED * abs(self.first)
+        return self.last < below(self.first)
 
     @property
     def learned(self) -> bool:
         """Whether the loss that the model will have came down clearly below that of the best constant."""
         if self.chance is None or self.is_surrogate or self.fails:
             return False
-        return self.last <= self.chance - LEARNED_CLEARLY * abs(self.chance)
+        return self.last <= below(self.chance, LEARNED_CLEARLY)
 
     @property
     def breaks(self) -> bool:

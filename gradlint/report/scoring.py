@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from gradlint.measurements.evidence import Evidence, Level, Score
+from gradlint.measurements.rehearsal import below
 from gradlint.report.wording import count
 from gradlint.result import TargetReport
 
@@ -66,7 +67,7 @@ def _moves(made: Score, evidence: Evidence) -> list[str]:
 
 def _at_constant(evidence: Evidence) -> bool:
     last, floor = evidence.last, evidence.floor
-    return last is None or floor is None or not last < floor - 0.03 * abs(floor)
+    return last is None or floor is None or not last < below(floor)
 
 
 def _times(value: float | None, unit: float | None) -> str:

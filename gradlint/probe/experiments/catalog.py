@@ -67,13 +67,8 @@ def run_experiments(
         try:
             setting.found = replace(setting.found, **run(setting))
         except (GradlintError, PartialRun, RuntimeError) as error:  # torch raises RuntimeError for unsupported shapes and types
-            if isinstance(error, InputError) and task.loss is not None and not _is_cut_off(setting.found):
+            if isinstance(error, InputError) and task.loss is not None and not setting.found.is_cut_off:
                 raise
             note = f"{name}: not measured, {shorten(str(error).splitlines()[0], _LONGEST)}"
             setting.found = replace(setting.found, notes=(*setting.found.notes, note))
     return setting.found
-
-
-def _is_cut_off(found: Measurement) -> bool:
-    """Return whether no weight gets a gradient, so that no loss can depend on one."""
-    return found.dead or any(cut.stops_all for cut in found.cuts)

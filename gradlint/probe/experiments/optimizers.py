@@ -55,7 +55,7 @@ class Optimizers:
         `closure` computes the loss and its gradients anew; only optimizers that need it get it. Raises ForwardError if a step
         raises.
         """
-        share = min(1.0, (index + 1) / max(self.recipe.warmup, 1))
+        share = self.recipe.share_at(index)
         for optimizer, rates in zip(self.each, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 if "lr" not in group:

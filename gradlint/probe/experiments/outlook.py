@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradlint.measurements.rehearsal import LEARNED, Outlook
+from gradlint.measurements.rehearsal import Outlook, below
 from gradlint.probe.experiments.training import Run
 from gradlint.recipe import Recipe
 
@@ -62,7 +62,7 @@ def outlook(run: Run, recipe: Recipe, last: float, chance: float, *, varies: boo
         chance: The loss of the best constant.
         varies: Whether the steps have different batches, whose losses are noisy and are fitted later than that of one batch.
     """
-    bar = chance - LEARNED * abs(chance)
+    bar = below(chance)
     steps = len(run.losses) - 1
     if last < bar or steps < FEWEST:
         return None
@@ -103,4 +103,4 @@ def _needed(way: float, fall: float) -> float:
 
 def _rate_share(recipe: Recipe, steps: int) -> float:
     """Return the mean learning rate of the second half of a run, as a share of that after the warm-up."""
-    return float(np.mean([min(1.0, (step + 1) / max(recipe.warmup, 1)) for step in range(steps // 2, steps)]))
+    return float(np.mean([recipe.share_at(step) for step in range(steps // 2, steps)]))

@@ -25,6 +25,7 @@ from gradlint.measurements.rehearsal import (
     Outlook,
     Rehearsal,
     Trial,
+    below,
     rise_of,
 )
 from gradlint.probe.experiments.dead_layers import dead_layer, dead_units, gradient_vanished
@@ -121,7 +122,7 @@ class _Rehearser:
         dead = dead_layer(before, dead_units(self.setting)) if not run.ended and gradient_vanished(run) else None
         gone = self._confirmed(leaving(self.objective, self.bare, run.paths)) if not run.ended and not self.recipe.warmup else ()
         first, last = self._ends(run)
-        if self._constant is not None and last < self._constant - LEARNED * abs(self._constant):
+        if self._constant is not None and last < below(self._constant):
             dead = None  # units may be dead where others learn
         size = max(abs(first), 1e-12)
         diverged = None
@@ -175,7 +176,7 @@ class _Rehearser:
             return False
         first, last = self._ends(run)
         floor = self._constant if self._constant is not None else first
-        return last >= floor - LEARNED * abs(floor) and last <= first + (DIVERGED - 1.0) * abs(first)
+        return last >= below(floor) and last <= first + (DIVERGED - 1.0) * abs(first)
 
     def _outlook(self, run: Run, last: float) -> Outlook | None:
         loss = self.setting.found.loss
@@ -203,7 +204,7 @@ class _Rehearser:
     def _is_long(self, found: Rehearsal) -> bool:
         """Return whether the learning rate is far above the stability limit, and the loss of one batch fell by less than half."""
         curvature = self.setting.found.curvature
-        long = curvature is not None and self.recipe.lr / max(self.recipe.warmup, 1) >= LONG * curvature.limit
+        long = curvature is not None and self.recipe.first_rate >= LONG * curvature.limit
         return long and not self.varies and found.steps >= ENOUGH and found.last > found.floor - 0.5 * abs(found.floor)
 
     def _run(self, recipe: Recipe, steps: int | None = None, until: float = math.inf) -> tuple[Trainer, Run]:
@@ -220,9 +221,9 @@ class _Rehearser:
         """Return whether a loss came down smoothly, and stays far below that of the best constant: more steps tell no more."""
         if self._constant is None or self.varies or len(losses) <= ENOUGH:
             return False
-        below = self._constant - 2.0 * LEARNED_CLEARLY * abs(self._constant)
+        bar = below(self._constant, 2.0 * LEARNED_CLEARLY)
         lately = losses[-SETTLED:]
-        return max(lately) <= below and lately[-1] <= lately[0] and max(losses) <= SMOOTH * abs(losses[0])
+        return max(lately) <= bar and lately[-1] <= lately[0] and max(losses) <= SMOOTH * abs(losses[0])
 
     def _confirmed(self, items: tuple[Leaving, ...]) -> tuple[Leaving, ...]:
         """Take as many steps as the first weight needs to leave its domain, and return the weights if the run breaks.
@@ -313,8 +314,8 @@ class _Rehearser:
         self.setting.progress(f"rehearsing again with {change}")
         _, run = self._run(recipe)
         first, last = self._ends(run)
-        below = found.floor - LEARNED * abs(found.floor)
-        return Trial(change, first, last, trains=last < min(below, first - CURED * abs(first)), lr=recipe.lr)
+        bar = below(found.floor)
+        return Trial(change, first, last, trains=last < min(bar, first - CURED * abs(first)), lr=recipe.lr)
 
     def _cause(self, found: Rehearsal) -> Cause:
         cure = found.cure or next((trial for trial in found.trials if trial.falls), None)
@@ -350,8 +351,7 @@ class _Rehearser:
 
 def _default_steps(recipe: Recipe) -> int:
     """Return how many steps are rehearsed: four times those over which the momentum averages, within bounds."""
-    beta = recipe.betas[0] if recipe.optimizer.startswith(("adam", "nadam", "radam")) else recipe.momentum
-    return int(min(max(STEPS, round(4.0 / max(1.0 - beta, 1e-3))), LONGER * STEPS))
+    return int(min(max(STEPS, round(4.0 / max(1.0 - recipe.beta, 1e-3))), LONGER * STEPS))
 
 
 def is_post_norm(setting: Setting) -> bool:
